@@ -1,0 +1,44 @@
+# Everything here sets itself up: on Debian 12 it needs git, make, python3 and root (or sudo), nothing else.
+
+PYTHON ?= python3
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup packages test demo bench lab-up lab-down docs format clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1 - /p' Makefile
+
+setup: .venv/.ready  ## system packages, and .venv with asrcore and its driver
+
+packages:
+	@.ci/setup packages
+
+# Made again only when what it was made from is newer.
+.venv/.ready: pyproject.toml drivers/libvirt/pyproject.toml .ci/setup | packages
+	@.ci/setup venv
+
+test: setup  ## all tests; STEPS="lint py311" runs some of them
+	@.ci/test $(STEPS)
+
+demo: setup  ## the main job: a guest is protected, its site is lost, it carries on, and comes home
+	@.ci/as-root .venv/bin/python -m tests.system.demo
+
+bench: setup  ## measure beside nbdcopy, virtnbdbackup, rsync, ...; ONLY=delta,verify some of it, QUICK=1 in 3 minutes
+	@.ci/as-root .venv/bin/python -m tests.bench --only "$(ONLY)" $(if $(QUICK),--quick)
+
+lab-up: setup  ## two libvirt sites with guests, to play with
+	@.ci/as-root .venv/bin/python -m tests.lab up
+
+lab-down: setup  ## take them away again
+	@.ci/as-root .venv/bin/python -m tests.lab down
+
+docs: setup  ## write the generated pages of docs/reference anew
+	@.venv/bin/python -m tests.docs.generate
+
+format: setup  ## format the code as `make test` wants it
+	@.venv/bin/ruff format .
+
+clean:  ## remove what was built, environments and guest images included
+	@test ! -x .venv/bin/python || .ci/as-root .venv/bin/python -m tests.lab down --dead
+	@.ci/as-root rm -rf .venv .tox build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,88 @@
+"""How `asr` talks: tables for people, one JSON document for scripts, errors with cause and next action."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Annotated, Any
+
+import attrs
+import typer
+
+from asrcore.errors import AsrError
+
+__all__ = ["Json", "fail", "plain", "show", "show_findings", "table", "tell"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def plain(value: object) -> Any:
+    """A value of the model as JSON has it: enums by value, attrs classes by field, bytes by size."""
+    if isinstance(value, Enum):
+        return value.value
+    kind: Any = type(value)
+    if attrs.has(kind):
+        return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(kind)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
+
+
+def show(document: object, text: str, *, as_json: bool) -> None:
+    """Print the document as JSON, or the text."""
+    if as_json:
+        typer.echo(json.dumps(plain(document), indent=2))
+    elif text:
+        typer.echo(text)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    """Print a table that fits the terminal; cut off nothing when the output is no terminal."""
+    rows = list(rows)
+    if not rows:
+        typer.echo(empty)
+        return
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        for row in (columns, *rows):
+            typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+        return
+    from rich.console import Console  # noqa: PLC0415 - 60 ms that only people pay
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*map(escape, row))
+    Console().print(grid)
+
+
+def tell(text: str) -> None:
+    """A line about what goes on; never on standard output, which belongs to the result."""
+    typer.echo(text, err=True)
+
+
+def show_findings(findings: Iterable[Any]) -> str:
+    """Findings as text: what, cause, next action."""
+    lines = []
+    for item in findings:
+        lines.append(f"{item.severity.value:8} [{item.code}] {item.what}")
+        lines.append(f"         cause: {item.cause}")
+        lines.append(f"         next:  {item.action}")
+    return "\n".join(lines)
+
+
+def fail(error: AsrError, *, as_json: bool) -> int:
+    """Print an error of the catalogue; returns the exit code of its class."""
+    if as_json:
+        sys.stdout.write(json.dumps({"error": error.as_dict()}, indent=2) + "\n")
+    sys.stderr.write(f"error [{error.code}]: {error}\n  cause: {error.cause_text}\n  next:  {error.action_text}\n")
+    return error.category.value

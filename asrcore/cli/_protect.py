@@ -1,0 +1,141 @@
+"""Protecting and replicating: `protect`, `unprotect`, `run`, `replicate`, `resync`, `verify`, `reprotect`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from asrcore.cli import _output, _session
+from asrcore.cli._output import Json
+from asrcore.errors import InvalidValue
+
+__all__ = ["register"]
+
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not follow the job (needs a running service).")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the application."""
+    for verb in (protect, unprotect, run, replicate, resync, verify, reprotect):
+        app.command(verb.__name__)(verb)
+
+
+def _networks(pairs: list[str] | None) -> dict[str, str]:
+    result = {}
+    for item in pairs or []:
+        source, equals, target = item.partition("=")
+        if not equals or not source or not target:
+            raise InvalidValue(what="network mapping", value=item, wanted="SOURCE=TARGET")
+        result[source] = target
+    return result
+
+
+def protect(
+    context: typer.Context,
+    machine: str,
+    source: Annotated[str, typer.Option("--from", help="Site where the machine runs.")],
+    target: Annotated[str, typer.Option("--to", help="Site that keeps the replica.")],
+    policy: Annotated[str, typer.Option(help="Replication policy.")],
+    network: Annotated[
+        list[str] | None, typer.Option(help="SOURCE=TARGET network after a failover; repeatable.")
+    ] = None,
+    test_network: Annotated[str, typer.Option(help="Network for tests (default: an isolated one).")] = "",
+    check: Annotated[bool, typer.Option("--check", help="Only show the readiness findings.")] = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Protect a machine: readiness checks, replica, initial copy. Deltas follow while `asr run` runs."""
+    with _session.engine(context) as opened:
+        if check:
+            mapped = _networks(network)
+            found = opened.readiness(machine, source=source, target=target, policy=policy, networks=mapped)
+            _output.show({"findings": found}, _output.show_findings(found) or "ready", as_json=as_json)
+            return
+        job = opened.protect(
+            machine,
+            source=source,
+            target=target,
+            policy=policy,
+            networks=_networks(network),
+            test_network=test_network,
+        )
+        _session.finish(opened, job, as_json=as_json, wait=not no_wait)
+
+
+def unprotect(context: typer.Context, machine: str, as_json: Json = False) -> None:
+    """End protection: tracking stops, the replica and its points go. The machine itself is left alone."""
+    with _session.engine(context) as opened:
+        _session.finish(opened, opened.unprotect(machine), as_json=as_json)
+
+
+def run(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every cycle.")] = False,
+) -> None:
+    """Run the replication service in the foreground until Ctrl-C or SIGTERM."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for noisy in ("sqlalchemy", "alembic", "dbos"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(_session.INTERRUPTED) if stop.is_set() else stop.set())
+    with _session.engine(context) as opened:
+        opened.start()
+        _output.tell(f"replicating with {opened.vault.url}; Ctrl-C stops, nothing is lost")
+        opened.run(stop)
+        _output.tell("stopping; cycles under way go on at the next start")
+
+
+def replicate(
+    context: typer.Context,
+    machine: str,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep this point as the policy keeps points.")] = False,
+    as_json: Json = False,
+) -> None:
+    """One replication cycle now; an interrupted copy is gone on with."""
+    with _session.engine(context) as opened:
+        _session.finish(opened, opened.replicate(machine, keep=keep), as_json=as_json)
+
+
+def resync(
+    context: typer.Context,
+    machine: str,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for the policy's window.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare source and replica and send what differs."""
+    with _session.engine(context) as opened:
+        job = opened.resync(machine, now=now)
+        if job is None:
+            window = opened.vault.policy(opened.vault.protection(machine).policy).resync_window
+            document = {"machine": machine, "window": str(window)}
+            _output.show(document, f"{machine} is marked; it is compared in the window {window}", as_json=as_json)
+            return
+        _session.finish(opened, job, as_json=as_json)
+
+
+def verify(
+    context: typer.Context,
+    machine: str,
+    repair: Annotated[bool, typer.Option("--repair", help="Send again what differs.")] = False,
+    sha256: Annotated[
+        bool, typer.Option("--sha256", help="Tell SHA-256 of each whole disk at both sides, too (reads all; slow).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Prove, byte by byte, that the replica equals the frozen source."""
+    with _session.engine(context) as opened:
+        _session.finish(opened, opened.verify(machine, repair=repair, sha256=sha256), as_json=as_json)
+
+
+def reprotect(context: typer.Context, machine: str, as_json: Json = False) -> None:
+    """After a committed failover: replicate the other way round, sending only what differs."""
+    with _session.engine(context) as opened:
+        _session.finish(opened, opened.reprotect(machine), as_json=as_json)

@@ -1,0 +1,123 @@
+"""Opening the vault for a verb, and following a job with a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from asrcore.cli import _output
+from asrcore.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from asrcore.engine import Engine
+    from asrcore.vault import Job
+
+INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
+__all__ = ["INTERRUPTED", "default_vault", "engine", "finish", "result_of", "vault_url"]
+
+
+def default_vault() -> str:
+    """Where the vault is when nothing names it: /var/lib/asrcore for root, else the user's data directory."""
+    if os.geteuid() == 0:
+        return "/var/lib/asrcore/vault.db"
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return str(Path(base) / "asrcore" / "vault.db")
+
+
+def vault_url(context: typer.Context) -> str:
+    """The vault that --vault or ASR_VAULT names."""
+    return str(context.obj or default_vault())
+
+
+@contextmanager
+def engine(context: typer.Context) -> Iterator[Engine]:
+    """The opened engine of a verb."""
+    from asrcore.engine import Engine  # noqa: PLC0415 - `asr --help` needs no database
+
+    with Engine.open(vault_url(context)) as opened:
+        yield opened
+
+
+def finish(opened: Engine, job: Job, *, as_json: bool, wait: bool = True) -> Job:
+    """Follow a job to its end and show its result; raises the job's error."""
+    if not wait:
+        _output.show(job, f"job {job.id} ({job.kind}) is queued; follow it with `asr jobs {job.id}`", as_json=as_json)
+        return job
+    try:
+        done = _followed(opened, job, quiet=as_json)
+    except KeyboardInterrupt:
+        _output.tell(f"\ninterrupted; job {job.id} is kept and goes on with the service or the next verb (`asr jobs`)")
+        signal.signal(signal.SIGINT, _leave_at_once)
+        raise
+    if as_json:
+        _output.show({"job": done, "result": result_of(done)}, "", as_json=True)
+    else:
+        took = (done.ended_at or 0) - (done.started_at or 0)
+        typer.echo(f"{done.kind} of {done.machine}: done in {format_duration(took)}")
+        for name, value in result_of(done).items():
+            typer.echo(f"  {name}: {_figure(name, value)}")
+    return done
+
+
+def _leave_at_once(*_: object) -> None:
+    """A second Ctrl-C does not wait for the step under way: it is resumed as after a kill."""
+    os._exit(INTERRUPTED)
+
+
+def result_of(job: Job) -> dict[str, object]:
+    """The facts that a job told."""
+    return dict(json.loads(job.result)) if job.result else {}
+
+
+def _figure(name: str, value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and "bytes" in name:
+        return f"{format_size(value)} ({value})"
+    if isinstance(value, float) and "seconds" in name:
+        return format_duration(value)
+    return str(_output.plain(value))
+
+
+def _followed(opened: Engine, job: Job, *, quiet: bool) -> Job:
+    if quiet:
+        return opened.wait(job)
+    if not sys.stderr.isatty():
+        return _followed_in_lines(opened, job)
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(job.kind, total=None)
+
+        def on_change(now: Job) -> None:
+            work = f"{now.kind}: {now.step or 'waiting'}" + (f", {now.progress_work}" if now.progress_work else "")
+            bar.update(task, description=work, completed=now.progress_done, total=now.progress_total or None)
+
+        return opened.wait(job, on_change)
+
+
+def _followed_in_lines(opened: Engine, job: Job) -> Job:
+    shown = ""
+
+    def on_change(now: Job) -> None:
+        nonlocal shown
+        line = f"{now.kind} of {now.machine}: {now.step or 'waiting'}"
+        if line != shown:
+            shown = line
+            _output.tell(line)
+
+    return opened.wait(job, on_change)

@@ -1,0 +1,382 @@
+"""The front door: everything `asr` does, for Python.
+
+    with asrcore.Engine.open("vault.db") as engine:
+        job = engine.wait(engine.failover_test("web1"))
+
+Verbs that change something are jobs. An engine that has `start`ed runs them itself; while another process works on
+the vault (`asr run`), they are handed to that one. Either way `wait` follows a job to its end.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import attrs
+
+from asrcore.errors import (
+    AlreadyExists,
+    AmbiguousName,
+    InvalidSetting,
+    MachineNotFound,
+    VaultInUse,
+)
+from asrcore.model.health import Health, assess, rpo
+from asrcore.model.point import RecoveryPoint
+from asrcore.model.policy import Policy
+from asrcore.model.protection import NetworkMap, Protection, Site
+from asrcore.model.state import Event, State, allowed
+from asrcore.replication.context import Context
+from asrcore.replication.ids import new_id
+from asrcore.replication.procedure import Arguments, Procedure
+from asrcore.service import due
+from asrcore.vault import CycleStats, Job, Vault
+
+if TYPE_CHECKING:
+    from asrcore import driver
+    from asrcore.jobs import Jobs
+    from asrcore.model.finding import Finding
+    from asrcore.model.machine import Machine
+    from asrcore.plugins import Plugins
+    from asrcore.replication.protect import Pairing
+
+__all__ = ["Engine", "MachineStatus"]
+
+
+@attrs.frozen
+class MachineStatus:
+    """A protected machine as `asr status` shows it. `rpo_seconds`: now minus the instant of the newest point."""
+
+    protection: Protection
+    policy: Policy
+    health: Health
+    points: int
+    last_point: RecoveryPoint | None
+    last_cycle: CycleStats | None
+    rpo_seconds: float | None
+    working_on: str
+
+
+class Engine:
+    """One vault and what works on it. Not to be shared between processes; safe to use from several threads."""
+
+    def __init__(self, vault: Vault, loaded: Plugins | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.vault = vault
+        self.context = Context(vault, loaded, clock)
+        self._working = ExitStack()
+        self._jobs: Jobs | None = None
+
+    @classmethod
+    def create(cls, vault: str, loaded: Plugins | None = None) -> Self:
+        """Make a new vault at a path or database URL. Raises AlreadyExists, NotAVault, VaultUnavailable."""
+        return cls(Vault.create(vault), loaded)
+
+    @classmethod
+    def open(cls, vault: str, loaded: Plugins | None = None) -> Self:
+        """Open a vault. Raises VaultNotFound, NotAVault, VaultTooNew, VaultUnavailable."""
+        return cls(Vault.open(vault), loaded)
+
+    @property
+    def plugins(self) -> Plugins:
+        """The plug-ins in use; the installed ones are loaded when they are first needed."""
+        return self.context.plugins
+
+    # -- working ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Become the one that runs this vault's jobs; interrupted ones go on. Raises VaultInUse."""
+        if self._jobs is not None:
+            return
+        from asrcore.jobs import Jobs  # noqa: PLC0415 - DBOS takes a second to import; `asr status` does not need it
+
+        with ExitStack() as stack:
+            stack.enter_context(self.vault.engine_lock(_holder()))
+            jobs = Jobs(self.context, procedures())
+            stack.callback(jobs.close)
+            jobs.start()
+            self._jobs = jobs
+            self._working = stack.pop_all()
+
+    def run(self, stop: threading.Event) -> None:
+        """Be the replication service until `stop` is set (`asr run`). Raises VaultInUse."""
+        from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
+
+        self.start()
+        Scheduler(self.context, lambda kind, protection: self._submit(kind, protection, Arguments())).run(stop)
+
+    def close(self) -> None:
+        """Let go what runs (it goes on at the next start), connections and the vault."""
+        self._jobs = None
+        self._working.close()
+        self.context.close()
+        self.vault.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- sites and policies ------------------------------------------------------------------------------------------
+
+    def add_site(self, name: str, driver_name: str, settings: Mapping[str, str]) -> Site:
+        """Record a site, after a connection has proved its settings. Raises what `Driver.connect` raises."""
+        site = Site(name, driver_name, dict(settings))
+        if any(other.name == name for other in self.vault.sites()):
+            raise AlreadyExists(kind="site", name=name)
+        self._prove(site)
+        self.vault.add_site(site)
+        return site
+
+    def update_site(self, name: str, settings: Mapping[str, str]) -> Site:
+        """Change some settings of a site ("" removes one), after a connection has proved them."""
+        former = self.vault.site(name)
+        merged = {key: value for key, value in {**former.settings, **settings}.items() if value != ""}
+        site = attrs.evolve(former, settings=merged)
+        self._prove(site)
+        self.vault.update_site(site)
+        self.context.forget_site(name)
+        return site
+
+    def _prove(self, site: Site) -> None:
+        chosen = self.plugins.driver(site.driver)
+        known = {setting.name: setting for setting in chosen.info.settings}
+        for name in site.settings:
+            if name not in known:
+                names = ", ".join(sorted(known))
+                raise InvalidSetting(setting=name, driver=site.driver, problem=f"unknown; there are: {names}")
+        for setting in known.values():
+            if setting.required and not site.settings.get(setting.name):
+                raise InvalidSetting(setting=setting.name, driver=site.driver, problem="is required")
+        with chosen.connect(site.name, site.settings) as connected:
+            connected.status()
+
+    def site_status(self, name: str) -> driver.SiteStatus:
+        """What the site says of itself now."""
+        return self.context.site(name).status()
+
+    def machines(self, site: str) -> list[Machine]:
+        """The machines of a site."""
+        return self.context.site(site).inventory.machines()
+
+    # -- protection --------------------------------------------------------------------------------------------------
+
+    def protect(
+        self,
+        machine: str,
+        *,
+        source: str,
+        target: str,
+        policy: str,
+        networks: Mapping[str, str] | None = None,
+        test_network: str = "",
+    ) -> Job:
+        """Start protecting a machine, given by name or id. Raises NotReady when a readiness check forbids it."""
+        from asrcore.replication.protect import check_ready  # noqa: PLC0415
+
+        pairing = self._pairing(machine, source=source, target=target, policy=policy, networks=networks)
+        if any(other.name == pairing.name for other in self.vault.protections()):
+            raise AlreadyExists(kind="machine", name=pairing.name)
+        check_ready(self.context, pairing)
+        protection = Protection(
+            id=new_id("m"),
+            name=pairing.name,
+            policy=policy,
+            home_site=source,
+            source_site=source,
+            source_machine=pairing.machine_id,
+            target_site=target,
+            replica_id=new_id("r"),
+            networks=pairing.networks,
+            test_network=test_network,
+            created_at=self.context.clock(),
+        )
+        self.vault.add_protection(protection)
+        return self._submit("protect", protection, Arguments())
+
+    def readiness(
+        self, machine: str, *, source: str, target: str, policy: str, networks: Mapping[str, str] | None = None
+    ) -> list[Finding]:
+        """Findings for protecting a machine, the worst first; `protect` refuses when one is an ERROR."""
+        from asrcore.replication.protect import readiness  # noqa: PLC0415
+
+        pairing = self._pairing(machine, source=source, target=target, policy=policy, networks=networks)
+        return readiness(self.context, pairing)
+
+    def _pairing(
+        self, machine: str, *, source: str, target: str, policy: str, networks: Mapping[str, str] | None
+    ) -> Pairing:
+        from asrcore.replication.protect import Pairing  # noqa: PLC0415
+
+        self.vault.policy(policy)
+        found = self._find(source, machine)
+        return Pairing(found.name, policy, source, found.id, target, NetworkMap(dict(networks or {})))
+
+    def _find(self, site: str, machine: str) -> Machine:
+        matches = [item for item in self.machines(site) if machine in (item.id, item.name)]
+        if not matches:
+            raise MachineNotFound(site=site, machine=machine)
+        if len(matches) > 1:
+            raise AmbiguousName(kind="machine", name=machine, matches=", ".join(item.id for item in matches))
+        return matches[0]
+
+    def unprotect(self, machine: str) -> Job:
+        """End protection and remove the replica; the machine itself is left alone."""
+        return self._verb("unprotect", machine, Event.DISABLE)
+
+    def replicate(self, machine: str, *, keep: bool = False) -> Job:
+        """One cycle now. `keep`: its point is kept as the policy keeps points, whatever the point interval says.
+
+        An initial copy or a reversal that failed is gone on with.
+        """
+        protection = self.vault.protection(machine)
+        resumed = {
+            State.ENABLING: "protect",
+            State.INITIAL_COPY: "protect",
+            State.FINALIZING: "protect",
+            State.RESYNCING: "resync",
+            State.REVERSING: "reprotect",
+        }
+        if protection.state in resumed:
+            return self._submit(resumed[protection.state], protection, Arguments())
+        return self._verb("replicate", machine, Event.REPLICATE, keep=keep)
+
+    def resync(self, machine: str, *, now: bool = False) -> Job | None:
+        """Compare source and replica: in the policy's window (returns None), or `now`."""
+        if now:
+            return self._verb("resync", machine, Event.START_RESYNC)
+        protection = self.vault.protection(machine)
+        if protection.state is not State.RESYNC_PENDING:
+            self.vault.transition(protection.id, Event.LOSE_TRACKING, resync_reason="A resync was asked for.")
+        return None
+
+    def verify(self, machine: str, *, repair: bool = False, sha256: bool = False) -> Job:
+        """Prove that the replica equals the frozen source; `repair` sends what differs, `sha256` tells this of each
+        whole disk at both sides, too."""
+        return self._verb("verify", machine, Event.VERIFY, repair=repair, sha256=sha256)
+
+    # -- failover ----------------------------------------------------------------------------------------------------
+
+    def failover_test(self, machine: str, *, point: str = "latest", network: str | None = None) -> Job:
+        """Run a point in isolation beside replication. `network`: plug it into that network of the target."""
+        protection = self.vault.protection(machine)
+        wanted = protection.test_network if network is None else network
+        return self._verb("failover-test", machine, Event.TEST, point=point, network=wanted)
+
+    def failover_cleanup(self, machine: str) -> Job:
+        """Remove the test machine and everything it wrote."""
+        return self._submit("failover-cleanup", self.vault.protection(machine), Arguments())
+
+    def failover_planned(self, machine: str, *, force_off: bool = False, timeout: float = 120.0) -> Job:
+        """Shut the source down, send the last delta, run the machine at the target. Nothing is lost."""
+        return self._verb("failover-planned", machine, Event.FAIL_OVER, force_off=force_off, timeout=timeout)
+
+    def failover_unplanned(self, machine: str, *, point: str = "latest") -> Job:
+        """Run a point at the target; the source is lost or given up."""
+        return self._verb("failover-unplanned", machine, Event.FAIL_OVER, point=point)
+
+    def failover_undo(self, machine: str) -> Job:
+        """Before commit: remove the machine at the target; the source owns it again."""
+        return self._verb("failover-undo", machine, Event.UNDO)
+
+    def failover_commit(self, machine: str) -> Job:
+        """Accept the machine at the target; older points go."""
+        return self._verb("failover-commit", machine, Event.COMMIT)
+
+    def reprotect(self, machine: str) -> Job:
+        """Replicate the other way round, sending only what differs."""
+        return self._verb("reprotect", machine, Event.REPROTECT)
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def status(self) -> list[MachineStatus]:
+        """All protected machines, by name. Asks no site: it works with the primary gone."""
+        now = self.context.clock()
+        protections = self.vault.protections()
+        policies = {policy.name: policy for policy in self.vault.policies()}
+        active = {job.machine: job.kind for job in self.vault.jobs(limit=1000, active=True)}
+        heads, counts, cycles = self.vault.heads(), self.vault.point_counts(), self.vault.last_cycles()
+        load = due.load(protections, policies, now) if self.vault.engine_holder() else None
+        return [
+            MachineStatus(
+                protection=protection,
+                policy=(policy := policies[protection.policy]),
+                health=assess(protection, policy, (head := heads.get(protection.id)), now, load=load),
+                points=counts.get(protection.id, 0),
+                last_point=head,
+                last_cycle=cycles.get(protection.id),
+                rpo_seconds=rpo(head, now),
+                working_on=active.get(protection.name, ""),
+            )
+            for protection in protections
+        ]
+
+    def points(self, machine: str) -> list[RecoveryPoint]:
+        """Recovery points of a machine, oldest first."""
+        return self.vault.points(self.vault.protection(machine).id)
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def wait(self, job: Job, on_change: Callable[[Job], None] | None = None, timeout: float | None = None) -> Job:
+        """Follow a job to its end, whoever runs it. Raises the job's error if it failed; TimedOut after `timeout`."""
+        from asrcore.jobs import follow  # noqa: PLC0415
+
+        return follow(self.vault, job.id, on_change, timeout)
+
+    def cancel(self, job: Job) -> None:
+        """Ask for the job's end; what it copied stays for the next time."""
+        self.vault.request_cancel(job.id)
+
+    def _verb(self, kind: str, machine: str, event: Event, **arguments: object) -> Job:
+        protection = self.vault.protection(machine)
+        allowed(protection.name, protection.state, event)
+        return self._submit(kind, protection, Arguments(**arguments))  # type: ignore[arg-type]
+
+    def _submit(self, kind: str, protection: Protection, arguments: Arguments) -> Job:
+        if self._jobs is None and self.vault.engine_holder() is None:
+            with suppress(VaultInUse):  # another one was quicker; it will run the job
+                self.start()
+        if self._jobs is not None:
+            return self._jobs.submit(kind, protection, arguments)
+        from asrcore.jobs import enqueue  # noqa: PLC0415
+
+        return enqueue(self.vault, kind, protection, arguments, now=self.context.clock())
+
+
+def procedures() -> dict[str, Procedure]:
+    """All kinds of jobs."""
+    from asrcore.failover import procedures as failover  # noqa: PLC0415
+    from asrcore.failover.reprotect import REPROTECT  # noqa: PLC0415
+    from asrcore.replication import operate, protect, verify  # noqa: PLC0415
+
+    return {
+        procedure.kind: procedure
+        for procedure in (
+            protect.PROTECT,
+            protect.UNPROTECT,
+            operate.REPLICATE,
+            operate.RESYNC,
+            verify.VERIFY,
+            failover.TEST,
+            failover.CLEANUP,
+            failover.PLANNED,
+            failover.UNPLANNED,
+            failover.UNDO,
+            failover.COMMIT,
+            REPROTECT,
+        )
+    }
+
+
+def _holder() -> str:
+    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119 - argv is no path
+    return f"process {os.getpid()} on {socket.gethostname()}: {command}"

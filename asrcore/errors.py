@@ -1,0 +1,469 @@
+"""The error catalogue: every expected failure, with a stable code, a cause and a next action.
+
+An error is a class: its template says what happened, its attributes fill the template, its code never changes.
+Anything that is not an `AsrError` and reaches a person is a bug and shows a traceback.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from string import Formatter
+from typing import Any, ClassVar, final
+
+__all__ = ["AsrError", "Category", "catalogue"]  # and every error class: completed at the end of the module
+
+
+class Category(Enum):
+    """The class of an error; the value is the exit code of `asr`."""
+
+    USAGE = 2
+    NOT_FOUND = 3
+    CONFLICT = 4
+    REFUSED = 5
+    UNREACHABLE = 6
+    ACCESS = 7
+    CAPACITY = 8
+    INTEGRITY = 9
+    VAULT = 10
+    DRIVER = 11
+    CANCELLED = 12
+
+
+_catalogue: dict[str, type[AsrError]] = {}
+
+
+class AsrError(Exception):
+    """Base of the tree. Subclasses set the class attributes; instances carry the attributes of the template.
+
+    `retry` says whether waiting may help: a full disk or a cut link may mend, a wrong password does not (W6).
+    """
+
+    code: ClassVar[str]
+    category: ClassVar[Category]
+    happened: ClassVar[str]
+    cause: ClassVar[str]
+    action: ClassVar[str]
+    retry: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if cls.code in _catalogue:
+            raise TypeError(f"error code {cls.code!r} is taken by {_catalogue[cls.code].__name__}")
+        _catalogue[cls.code] = cls
+
+    def __init__(self, **attributes: object) -> None:
+        missing = self.fields() - set(attributes)
+        if missing:
+            raise TypeError(f"{type(self).__name__} needs {', '.join(sorted(missing))}")
+        self.attributes = attributes
+        super().__init__(self.happened.format(**attributes))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.attributes))
+
+    @classmethod
+    def fields(cls) -> set[str]:
+        """Names of the attributes that the templates use."""
+        texts = (cls.happened, cls.cause, cls.action)
+        return {name for text in texts for _, name, _, _ in Formatter().parse(text) if name}
+
+    @final
+    @property
+    def cause_text(self) -> str:
+        """Why it happened, filled in."""
+        return self.cause.format(**self.attributes)
+
+    @final
+    @property
+    def action_text(self) -> str:
+        """What to do next, filled in."""
+        return self.action.format(**self.attributes)
+
+    @final
+    def as_dict(self) -> dict[str, object]:
+        """For `--json`: code, category, what happened, cause, next action, whether a retry may help."""
+        return {
+            "code": self.code,
+            "category": self.category.name.lower(),
+            "happened": str(self),
+            "cause": self.cause_text,
+            "action": self.action_text,
+            "retry": self.retry,
+        }
+
+
+def _rebuild(kind: type[AsrError], attributes: dict[str, object]) -> AsrError:
+    return kind(**attributes)
+
+
+def catalogue() -> dict[str, type[AsrError]]:
+    """Every known error class by its code, drivers' own included once they are imported."""
+    return dict(sorted(_catalogue.items()))
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------
+
+
+class InvalidValue(AsrError):
+    code = "invalid-value"
+    category = Category.USAGE
+    happened = "{what}: {value!r} is not accepted"
+    cause = "{what} must be {wanted}."
+    action = "Call again with a value of that form."
+
+
+class InvalidSetting(AsrError):
+    code = "invalid-setting"
+    category = Category.USAGE
+    happened = "setting {setting!r} of driver {driver}: {problem}"
+    cause = "The driver does not accept the site's settings as given."
+    action = "`asr drivers` lists the settings of each driver; correct them with `asr site add`."
+
+
+class AlreadyExists(AsrError):
+    code = "already-exists"
+    category = Category.CONFLICT
+    happened = "{kind} {name!r} exists already"
+    cause = "Names are unique in a vault."
+    action = "Choose another name, or use the existing one."
+
+
+class AlreadyProtected(AsrError):
+    code = "already-protected"
+    category = Category.CONFLICT
+    happened = "{what} is protected already, as {name!r}"
+    cause = "A machine is protected once, under a name of its own in the vault."
+    action = "Look at it with `asr status`. To protect another machine, give it a name that is free."
+
+
+class StillInUse(AsrError):
+    code = "still-in-use"
+    category = Category.CONFLICT
+    happened = "{kind} {name!r} is in use by {users}"
+    cause = "Protected machines depend on it."
+    action = "Nothing was removed. `asr unprotect` these machines first."
+
+
+class NotFound(AsrError):
+    code = "not-found"
+    category = Category.NOT_FOUND
+    happened = "{kind} {name!r} is not in the vault"
+    cause = "It was never added, or was removed."
+    action = "See what is there with `{listing}`."
+
+
+class MachineNotFound(AsrError):
+    code = "machine-not-found"
+    category = Category.NOT_FOUND
+    happened = "site {site!r} has no machine {machine!r}"
+    cause = "The machine was removed or renamed at the site, or the name is misspelt."
+    action = "See the site's machines with `asr site machines {site}`."
+
+
+class AmbiguousName(AsrError):
+    code = "ambiguous-name"
+    category = Category.USAGE
+    happened = "{name!r} names more than one {kind}"
+    cause = "It matches: {matches}."
+    action = "Use the id instead of the name."
+
+
+class PointNotFound(AsrError):
+    code = "point-not-found"
+    category = Category.NOT_FOUND
+    happened = "machine {machine!r} has no recovery point {point!r}"
+    cause = "It never existed, was thinned by retention, or lies before the oldest kept point."
+    action = "See the points with `asr points {machine}`."
+
+
+class ReplicaNotFound(AsrError):
+    code = "replica-not-found"
+    category = Category.NOT_FOUND
+    happened = "site {site!r} has no replica {replica!r}"
+    cause = "It was deleted, or the replica directory is not the one it was written to."
+    action = "Check the target site with `asr site show {site}`; mount the right directory, then repeat."
+
+
+# -- states ------------------------------------------------------------------------------------------------------
+
+
+class WrongState(AsrError):
+    code = "wrong-state"
+    category = Category.CONFLICT
+    happened = "{machine!r} cannot {event} while it is {state}"
+    cause = "{reason}"
+    action = "Possible now: {possible}."
+
+
+class MachineBusy(AsrError):
+    code = "machine-busy"
+    category = Category.CONFLICT
+    happened = "{machine!r} is busy with {work}"
+    cause = "One job at a time may work on a machine."
+    action = "Wait for it (`asr jobs`), then repeat."
+    retry = True
+
+
+class StaleEpoch(AsrError):
+    code = "stale-epoch"
+    category = Category.CONFLICT
+    happened = "replica {replica!r} refuses epoch {epoch}: it is owned at epoch {owner}"
+    cause = "A failover or a reversal happened since; the writer belongs to the time before it."
+    action = "Nothing was written. Check with `asr status` which site owns the machine; do not force it."
+
+
+class StaleBase(AsrError):
+    code = "stale-base"
+    category = Category.INTEGRITY
+    happened = "replica {replica!r} stands at point {head}, the cycle is based on {base}"
+    cause = "The vault and the replica differ about the last sealed point."
+    action = "Nothing was written. `asr resync {replica} --now` compares and makes them equal."
+    retry = True
+
+
+class NotReady(AsrError):
+    code = "not-ready"
+    category = Category.REFUSED
+    happened = "{machine!r} cannot be protected: {findings}"
+    cause = "Readiness checks found what would make the replica incomplete or unbootable."
+    action = "Mend each finding as it says, then protect again."
+
+
+class UnsupportedOperation(AsrError):
+    code = "unsupported-operation"
+    category = Category.REFUSED
+    happened = "driver {driver} cannot {operation}"
+    cause = "The platform or this driver does not offer it."
+    action = "`asr drivers` shows what each driver can do."
+
+
+# -- drivers and sites ---------------------------------------------------------------------------------------------
+
+
+class DriverNotFound(AsrError):
+    code = "driver-not-found"
+    category = Category.NOT_FOUND
+    happened = "there is no driver {driver!r}"
+    cause = "Its package is not installed beside asrcore, or failed to load."
+    action = "`asr drivers` lists the drivers and why one failed to load."
+
+
+class DriverIncompatible(AsrError):
+    code = "driver-incompatible"
+    category = Category.DRIVER
+    happened = "driver {driver!r} speaks contract {theirs}, this engine {ours}"
+    cause = "The driver's package and asrcore are of different major versions of the contract."
+    action = "Install versions of both that belong together."
+
+
+class DriverFailed(AsrError):
+    code = "driver-failed"
+    category = Category.DRIVER
+    happened = "{operation} failed at site {site!r}: {detail}"
+    cause = "The platform refused or broke the operation."
+    action = "The detail is the platform's own message; mend it there and repeat. Nothing was lost."
+    retry = True
+
+
+class SiteUnreachable(AsrError):
+    code = "site-unreachable"
+    category = Category.UNREACHABLE
+    happened = "site {site!r} cannot be reached: {detail}"
+    cause = "The host is down, the link is cut, or its service does not run."
+    action = "Check host and link, then repeat. If the site is lost: `asr failover unplanned MACHINE`."
+    retry = True
+
+
+class AccessDenied(AsrError):
+    code = "access-denied"
+    category = Category.ACCESS
+    happened = "site {site!r} refused access: {detail}"
+    cause = "User, key, certificate or permission is wrong; a retry cannot help."
+    action = "Correct the credentials in the site's settings, then repeat."
+
+
+class TimedOut(AsrError):
+    code = "timed-out"
+    category = Category.UNREACHABLE
+    happened = "{operation} did not end within {seconds:g} seconds"
+    cause = "The other side hangs or is overloaded. {detail}"
+    action = "Check the other side, then repeat."
+    retry = True
+
+
+class HostIncomplete(AsrError):
+    code = "host-incomplete"
+    category = Category.DRIVER
+    happened = "this host lacks {what}"
+    cause = "A program or library that the driver calls is not installed. {detail}"
+    action = "`asr doctor` shows what is missing and the command that installs it."
+
+
+# -- source --------------------------------------------------------------------------------------------------------
+
+
+class ViewLost(AsrError):
+    code = "view-lost"
+    category = Category.UNREACHABLE
+    happened = "the frozen view of {machine!r} ended early: {detail}"
+    cause = "The machine was stopped, started or killed, or its host failed, while it was read."
+    action = "The cycle is repeated by itself; what was copied is kept."
+    retry = True
+
+
+class TrackingLost(AsrError):
+    code = "tracking-lost"
+    category = Category.INTEGRITY
+    happened = "changes of {machine!r} since the last point are not known: {detail}"
+    cause = "The change log was lost or damaged (a crash of the machine or its host, or a replaced disk)."
+    action = "Source and replica are compared in the policy's window; now: `asr resync {machine} --now`."
+    retry = True
+
+
+class ShutdownFailed(AsrError):
+    code = "shutdown-failed"
+    category = Category.CONFLICT
+    happened = "{machine!r} did not shut down within {seconds:g} seconds"
+    cause = "The guest ignores or delays the request of the host."
+    action = "Shut it down from inside and repeat; or repeat with `--force-off`, as if the power were cut."
+
+
+# -- target --------------------------------------------------------------------------------------------------------
+
+
+class TargetFull(AsrError):
+    code = "target-full"
+    category = Category.CAPACITY
+    happened = "the target has no space left at {where}"
+    cause = "Replica, points and journal fill the file system. {detail}"
+    action = "Free or add space there; replication goes on by itself. Sealed points are whole."
+    retry = True
+
+
+class TargetReadOnly(AsrError):
+    code = "target-read-only"
+    category = Category.ACCESS
+    happened = "the target cannot be written at {where}"
+    cause = "The directory is read-only or belongs to another user. {detail}"
+    action = "Remount it writable or correct its owner, then repeat. Sealed points are whole."
+
+
+class ReplicaDamaged(AsrError):
+    code = "replica-damaged"
+    category = Category.INTEGRITY
+    happened = "replica {replica!r} is damaged: {detail}"
+    cause = "A file of the replica was changed, lost or truncated by something else than asrcore."
+    action = "`asr verify {replica} --repair` mends content; missing files need unprotect and protect again."
+
+
+class VerifyFailed(AsrError):
+    code = "verify-failed"
+    category = Category.INTEGRITY
+    happened = "{different} bytes of {machine!r} differ between source and replica"
+    cause = "Content of the replica is not what was sent: a fault of storage, memory or software."
+    action = "`asr verify {machine} --repair` sends just these blocks again; then check the target's storage."
+
+
+# -- vault and jobs --------------------------------------------------------------------------------------------------
+
+
+class VaultNotFound(AsrError):
+    code = "vault-not-found"
+    category = Category.VAULT
+    happened = "there is no vault at {url}"
+    cause = "`asr init` was not run, or --vault and ASR_VAULT name another place."
+    action = "Create one with `asr --vault {url} init`, or name the right one."
+
+
+class VaultMoved(AsrError):
+    code = "vault-moved"
+    category = Category.VAULT
+    happened = "the vault at {url} was moved away"
+    cause = "`asr vault move` carried it to the other recovery site; its last content here is {left}."
+    action = "Use the one that was carried away. Were it lost, give {left} its old name again."
+
+
+class VaultExists(AsrError):
+    code = "vault-exists"
+    category = Category.CONFLICT
+    happened = "there is a vault at {url} already"
+    cause = "`asr init` was run before, by you or by somebody else."
+    action = "It was left as it is: use it, or name another place with --vault."
+
+
+class NotAVault(AsrError):
+    code = "not-a-vault"
+    category = Category.VAULT
+    happened = "{url} is not a vault"
+    cause = "The file or database holds something else. {detail}"
+    action = "It was left as it is. Name the vault with --vault or ASR_VAULT."
+
+
+class VaultTooNew(AsrError):
+    code = "vault-too-new"
+    category = Category.VAULT
+    happened = "the vault at {url} is of a newer version ({found}) than this asrcore knows ({known})"
+    cause = "A newer asrcore has upgraded it."
+    action = "It was left as it is. Install that newer asrcore here too."
+
+
+class VaultDamaged(AsrError):
+    code = "vault-damaged"
+    category = Category.VAULT
+    happened = "the vault at {url} is damaged: {detail}"
+    cause = "Something else than asrcore wrote to it, or its storage lost or changed bytes."
+    action = "Nothing was changed. Stop the engine and put a backup of the vault in its place."
+
+
+class VaultInUse(AsrError):
+    code = "vault-in-use"
+    category = Category.CONFLICT
+    happened = "another engine works on this vault: {holder}"
+    cause = "One engine at a time runs jobs and cycles of a vault."
+    action = "Use that one (verbs of `asr` hand their job to it), or stop it first."
+    retry = True
+
+
+class VaultUnavailable(AsrError):
+    code = "vault-unavailable"
+    category = Category.VAULT
+    happened = "the vault at {url} cannot be used: {detail}"
+    cause = "Its file system is full, read-only or gone, or the database does not answer."
+    action = "Mend that, then repeat. Nothing was recorded."
+    retry = True
+
+
+class WrongCycle(AsrError):
+    code = "wrong-cycle"
+    category = Category.INTEGRITY
+    happened = "cycle {cycle} of {machine!r} is not the one under way: {detail}"
+    cause = "A second engine worked on the machine, or asrcore has a defect."
+    action = "Nothing was recorded; the next cycle starts from what is. If it happens again, report it."
+    retry = True
+
+
+class JobFailed(AsrError):
+    code = "job-failed"
+    category = Category.DRIVER
+    happened = "job {job} failed: {detail}"
+    cause = "A step of the job raised an error that is not in the catalogue."
+    action = "This is a defect: report it with the traceback that `asr jobs {job}` shows."
+
+
+class EngineStopped(AsrError):
+    code = "engine-stopped"
+    category = Category.UNREACHABLE
+    happened = "job {job} has not ended, and no engine works on the vault any more"
+    cause = "The process that ran it was stopped or died."
+    action = "Nothing is lost: the job goes on at its step as soon as `asr run` or any job starts an engine."
+    retry = True
+
+
+class Cancelled(AsrError):
+    code = "cancelled"
+    category = Category.CANCELLED
+    happened = "{work} was cancelled"
+    cause = "Somebody asked for it."
+    action = "Repeat the command: it goes on where it was."
+
+
+__all__ += sorted(kind.__name__ for kind in _catalogue.values())  # noqa: PLE0605 - the classes above, by construction

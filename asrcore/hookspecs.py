@@ -1,0 +1,75 @@
+"""The hooks a plug-in may implement, as typed functions. Implementations are marked with `hookimpl`.
+
+    from asrcore.hookspecs import hookimpl
+
+    @hookimpl
+    def asr_register_drivers() -> list[Driver]:
+        return [MyDriver()]
+
+Rules for every implementation:
+- It takes the parameters it needs, by the names given here and without defaults; a misspelt hook or parameter
+  makes the plug-in refused.
+- Events are told, not asked: nothing is returned. What an implementation raises is logged, and neither the engine
+  nor another plug-in notices. It runs on the thread of the work it is told of, which waits for it: be quick, or
+  hand over to a thread of your own.
+- Events may be told twice (a job that was killed goes on at its last step) and, when a host dies, not at all.
+"""
+
+from __future__ import annotations
+
+import pluggy
+
+from asrcore.driver import Driver
+from asrcore.model.event import FailoverKind, FinishedJob
+from asrcore.model.health import Health
+from asrcore.model.point import RecoveryPoint
+from asrcore.model.protection import Protection
+
+__all__ = [
+    "PROJECT",
+    "asr_after_failover",
+    "asr_before_failover",
+    "asr_health_changed",
+    "asr_job_finished",
+    "asr_recovery_point_created",
+    "asr_register_drivers",
+    "hookimpl",
+]
+
+PROJECT = "asrcore"
+"""Name of the hooks' project in pluggy, and of the entry point group."""
+
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks an implementation in a plug-in."""
+
+_hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+@_hookspec
+def asr_register_drivers() -> list[Driver]:  # type: ignore[empty-body]
+    """Offer drivers; called once, when plug-ins are loaded. Connecting to anything belongs into `Driver.connect`."""
+
+
+@_hookspec
+def asr_recovery_point_created(machine: Protection, point: RecoveryPoint) -> None:
+    """A point is sealed at the target and recorded in the vault; `machine` is as recorded with it."""
+
+
+@_hookspec
+def asr_health_changed(machine: Protection, old: Health, new: Health) -> None:
+    """The level or the reasons of a machine's health are others than before."""
+
+
+@_hookspec
+def asr_before_failover(machine: Protection, kind: FailoverKind) -> None:
+    """A failover was asked for and is possible; nothing has been done yet. It cannot be prevented here."""
+
+
+@_hookspec
+def asr_after_failover(machine: Protection, kind: FailoverKind) -> None:
+    """The machine has been started at the target and the vault says so."""
+
+
+@_hookspec
+def asr_job_finished(job: FinishedJob) -> None:
+    """A job ended, well or not."""

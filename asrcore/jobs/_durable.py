@@ -1,0 +1,192 @@
+"""The only place that knows DBOS: one generic workflow, and which workflows it has under way.
+
+What is pinned, and why:
+- `executor_id`: DBOS takes up the interrupted workflows of its own executor id only. One engine at a time works on a
+  vault (its lock sees to that), so the engine that comes next is the same executor.
+- `application_version`: by default a hash of the workflow's source, and workflows of another version are not taken up.
+  Ours is generic: what a job does is in its procedure's steps, which are idempotent, so a new release goes on with an
+  old one's jobs. If a release changed the steps of a kind, DBOS finds that the logged names do not match and the job
+  fails, nothing being undone; the verb can be given again. Only a change of the workflow itself needs a new version.
+- JSON instead of pickles: the log can be read by any release, and loading it runs no code.
+
+Not to be used in a program that uses DBOS itself: DBOS is one per process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import sqlalchemy
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+
+from asrcore.errors import VaultUnavailable
+from asrcore.jobs._failure import Failure
+from asrcore.jobs._run import Durably
+
+__all__ = ["Durable"]
+
+_log = logging.getLogger(__name__)
+
+_EXECUTOR = "engine"
+_VERSION = "asrcore-1"
+_WORKFLOW = "asrcore.job"
+_SCHEMA = "asrcore_jobs"  # on PostgreSQL; SQLite has a file of its own
+_GOES_ON = ("PENDING", "ENQUEUED")
+_BUSY_MILLISECONDS = 30_000
+# On Python 3.12 and newer DBOS counts on unixepoch('subsec'), its tables' defaults too; without it, rows are refused
+# with `NOT NULL constraint failed`. Debian 12 has SQLite 3.40, whichever Python is built against it.
+_SUBSEC_SINCE = (3, 42)
+_SETTLE = 5.0  # seconds for threads that have nothing left to do but end
+
+_one_per_process = threading.Lock()
+
+
+class Durable:
+    """`body(job_id, durably)` is a job's workflow. It must end with an exception that is no Exception to be gone on
+    with at the next launch; whatever else it does is its end."""
+
+    def __init__(self, url: URL, body: Callable[[str, Durably], None]) -> None:
+        is_file = url.get_backend_name() == "sqlite"
+        self._shown = str(url.database) if is_file else url.render_as_string(hide_password=True)
+        self._body = body
+        self._finishing: set[str] = set()  # the body has returned, DBOS has yet to log that
+        self._before = set(threading.enumerate())
+        try:
+            self._engine = _sqlite(url) if is_file else sqlalchemy.create_engine(url)
+        except OSError as problem:
+            raise VaultUnavailable(url=self._shown, detail=problem.strerror or str(problem)) from problem
+        if not _one_per_process.acquire(blocking=False):
+            raise RuntimeError("another engine runs in this process")
+        self._open = True
+
+    def launch(self) -> None:
+        """Start; interrupted workflows go on within about a second. Raises VaultUnavailable."""
+        _quiet()
+        config: DBOSConfig = {
+            "name": "asrcore",
+            "system_database_engine": self._engine,
+            "dbos_system_schema": _SCHEMA,
+            "executor_id": _EXECUTOR,
+            "application_version": _VERSION,
+            "serializer": DBOSPortableJSONSerializer(),
+            "enable_otlp": False,
+            "log_level": "WARNING",
+            "notification_listener_polling_interval_sec": 0.2,  # it sleeps so long before it sees that it shall end
+        }
+        DBOS(config=config)
+
+        def workflow(job_id: str) -> None:  # DBOS marks what it wraps, and a method cannot be marked
+            self._body(job_id, self._step)
+            self._finishing.add(job_id)
+
+        self._workflow = DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)(workflow)
+        try:
+            DBOS.launch()
+        except DBAPIError as problem:
+            raise self._unavailable(problem) from problem
+
+    def _step(self, name: str, work: Callable[[], Failure | None]) -> Failure | None:
+        try:
+            return DBOS.run_step({"name": name, "retries_allowed": False}, work)
+        except DBAPIError as problem:  # steps raise nothing, so this is about the log
+            raise self._unavailable(problem) from problem
+
+    def begin(self, job_id: str) -> None:
+        """Start the workflow of a job; one that is known already is left alone. Raises VaultUnavailable."""
+        try:
+            with SetWorkflowID(job_id):
+                DBOS.start_workflow(self._workflow, job_id)
+        except DBAPIError as problem:
+            raise self._unavailable(problem) from problem
+
+    def sort_out(self) -> set[str]:
+        """Ids of the workflows that go on by themselves. All others are forgotten: they ended, or nobody takes them up.
+
+        Raises VaultUnavailable.
+        """
+        try:
+            known = DBOS.list_workflows(load_input=False, load_output=False)
+            mine = {
+                status.workflow_id
+                for status in known
+                if status.status in _GOES_ON and status.executor_id == _EXECUTOR and status.app_version == _VERSION
+            }
+            others = [status.workflow_id for status in known if status.workflow_id not in mine]
+            if others:
+                DBOS.delete_workflows(others)
+        except DBAPIError as problem:
+            raise self._unavailable(problem) from problem
+        return mine
+
+    def close(self) -> None:
+        """End; bodies must have returned. A second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self._settle()
+            DBOS.destroy(destroy_registry=True)
+            # DBOS does not wait for its threads; a connection they still hold would outlive the engine.
+            for thread in threading.enumerate():
+                if thread not in self._before and thread.name.startswith("dbos-executor-"):
+                    thread.join(_SETTLE)
+        finally:
+            self._engine.dispose()
+            _one_per_process.release()
+
+    def _settle(self) -> None:
+        """Let DBOS log the ends of workflows whose bodies have returned. One that it cannot log is run again at the
+        next launch, and its body sees that the job has ended."""
+        ends = time.monotonic() + _SETTLE
+        pause = threading.Event()
+        try:
+            while self._finishing and time.monotonic() < ends:
+                known = DBOS.list_workflows(status=list(_GOES_ON), load_input=False, load_output=False)
+                if self._finishing.isdisjoint(status.workflow_id for status in known):
+                    break
+                pause.wait(0.005)
+        except DBAPIError as problem:
+            _log.warning("%s", self._unavailable(problem))
+
+    def _unavailable(self, problem: DBAPIError) -> VaultUnavailable:
+        return VaultUnavailable(url=self._shown, detail=str(problem.orig))
+
+
+def _sqlite(url: URL) -> sqlalchemy.Engine:
+    """WAL and FULL as the vault has it: a step that is logged stays logged when the power fails."""
+    if url.database is None:
+        raise ValueError("jobs are kept in a file")
+    Path(url.database).touch(mode=0o600)  # as private as the vault: errors tell of sites and paths
+    engine = sqlalchemy.create_engine(url, max_overflow=-1)
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connected(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = "IMMEDIATE"  # what DBOS counts on: a transaction that reads first may write
+        settings = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_MILLISECONDS}")
+        for setting in settings:
+            connection.execute(f"PRAGMA {setting}").close()
+        if sqlite3.sqlite_version_info < _SUBSEC_SINCE:
+            connection.create_function("unixepoch", 1, _unixepoch)
+
+    return engine
+
+
+def _unixepoch(modifier: str) -> float:
+    if modifier != "subsec":
+        raise ValueError(f"unixepoch({modifier!r}) is not known here")
+    return time.time()
+
+
+def _quiet() -> None:
+    """DBOS prints to a handler of its own unless its logger has one; ours goes where all logging goes."""
+    logger = logging.getLogger("dbos")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    logger.propagate = True

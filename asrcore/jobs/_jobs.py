@@ -1,0 +1,208 @@
+"""Runs the jobs of a vault in the process that holds its engine lock.
+
+The vault's record comes first and is the only thing that other processes write; the engine looks for records that
+nobody has taken up. So nothing is lost, whichever side is killed: a record that never became a workflow becomes one at
+the next look or start, and a workflow's id is the job's id, so that it cannot become two.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from asrcore.crashpoint import reach
+from asrcore.errors import AsrError
+from asrcore.jobs._record import enqueue, follow
+from asrcore.jobs._run import Durably, Run
+from asrcore.model.protection import Protection
+from asrcore.model.watch import Stopped
+from asrcore.replication.context import Context
+from asrcore.replication.procedure import Arguments, Procedure
+from asrcore.vault import Job
+
+if TYPE_CHECKING:
+    from asrcore.jobs._durable import Durable
+
+__all__ = ["Jobs"]
+
+_log = logging.getLogger(__name__)
+
+LOOK = 0.2  # seconds between looks for new jobs and requests to cancel; `submit` does not wait for it
+PROGRESS = 0.25  # seconds between writes of a job's progress
+_SAY_SO = 5.0  # seconds that `close` waits for a step before it says what it waits for
+
+
+class Jobs:
+    """`procedures` by kind. Only `start` needs the engine lock; the caller holds it until after `close`.
+
+    One at a time in a process. Safe to use from several threads.
+    """
+
+    def __init__(self, context: Context, procedures: Mapping[str, Procedure]) -> None:
+        self._context = context
+        self._vault = context.vault
+        self._procedures = procedures
+        self._durable: Durable | None = None
+        self._looker: threading.Thread | None = None
+        self._ready = threading.Event()
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._changed = threading.Condition()
+        self._runs: dict[str, Run] = {}
+        self._taken: set[str] = set()
+        self._wrote_at = 0.0
+        self._trouble = ""
+
+    # -- any process ---------------------------------------------------------------------------------------------------
+
+    def submit(self, kind: str, protection: Protection, arguments: Arguments | None = None) -> Job:
+        """Record a job, durable when it returns; it starts at once if this is the engine."""
+        job = enqueue(self._vault, kind, protection, arguments or Arguments(), now=self._context.clock())
+        self._wake.set()
+        return job
+
+    def wait(self, job_id: str, on_change: Callable[[Job], None] | None = None, timeout: float | None = None) -> Job:
+        """See `follow`."""
+        return follow(self._vault, job_id, on_change, timeout)
+
+    def cancel(self, job_id: str) -> bool:
+        """Ask a job to end at its next check; False if it has ended. Raises NotFound."""
+        asked = self._vault.request_cancel(job_id)
+        self._wake.set()
+        return asked
+
+    # -- the engine ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Run this vault's jobs; interrupted ones go on. Raises VaultUnavailable."""
+        if self._durable is not None:
+            return
+        if self._vault.engine_holder() is None:
+            raise RuntimeError("jobs run only where the vault's engine lock is held")
+        from asrcore.jobs._durable import Durable  # noqa: PLC0415 - DBOS takes long to import
+
+        self._ready.clear()
+        self._stopping.clear()
+        self._taken.clear()
+        self._durable = Durable(self._vault.jobs_url, self._body)
+        try:
+            # Places in line are taken before anything runs, so that jobs keep the order they were asked for in.
+            interrupted = [self._take(job) for job in self._untaken()]
+            self._durable.launch()
+            going_on = self._durable.sort_out()
+            for run in interrupted:
+                if run.job.id not in going_on:
+                    self._durable.begin(run.job.id)
+        except BaseException:
+            self._stopping.set()
+            self._shut()
+            raise
+        finally:
+            self._ready.set()
+        self._looker = threading.Thread(target=self._look_on, name="asr-jobs", daemon=True)
+        self._looker.start()
+
+    def close(self) -> None:
+        """Leave what runs as a kill would leave it: it goes on at the next start. A second call does nothing.
+
+        Waits until running steps have noticed, for nothing may work on the vault after its lock was given up. Each
+        step has time limits of its own; a process that cannot wait for them may just end.
+        """
+        if self._durable is None:
+            return
+        self._stopping.set()
+        self._wake.set()
+        if self._looker is not None:
+            self._looker.join()
+            self._looker = None
+        self._shut()
+
+    def _shut(self) -> None:
+        runs = list(self._runs.values())
+        for run in runs:
+            run.stop()
+        with self._changed:
+            while active := [run for run in self._runs.values() if run.active]:
+                if not self._changed.wait(_SAY_SO):
+                    waiting = ", ".join(f"{run.job.id} ({run.job.kind}, {run.job.step})" for run in active)
+                    _log.warning("waiting for the running steps of jobs %s", waiting)
+        for run in runs:
+            run.leave()
+        self._runs.clear()
+        if self._durable is not None:
+            self._durable.close()
+            self._durable = None
+
+    def _body(self, job_id: str, durably: Durably) -> None:
+        self._ready.wait()
+        with self._changed:
+            if self._stopping.is_set():
+                raise Stopped
+            run = self._runs.get(job_id)
+            if run is None or run.active:
+                return  # it ended right before the kill, or belongs to a vault that was here before
+            run.active = True
+        try:
+            run.execute(durably)
+        finally:
+            with self._changed:
+                del self._runs[job_id]
+                self._changed.notify_all()
+
+    def _look_on(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._look()
+                self._trouble = ""
+            except AsrError as problem:  # the vault's disk is full, say; said once, not ten times a second
+                if str(problem) != self._trouble:
+                    _log.error("jobs wait: %s; %s", problem, problem.action_text)
+                self._trouble = str(problem)
+            except Exception:  # noqa: BLE001 - the engine lives on; the next look may find things mended
+                _log.exception("looking for jobs failed")
+            self._wake.wait(LOOK)
+            self._wake.clear()
+
+    def _look(self) -> None:
+        if self._durable is None:
+            return
+        for job in self._untaken():
+            run = self._take(job)
+            reach("jobs.taken")
+            try:
+                self._durable.begin(job.id)
+            except BaseException:
+                run.leave()
+                del self._runs[job.id]
+                self._taken.discard(job.id)
+                raise
+            reach("jobs.begun")
+        with self._changed:
+            runs = list(self._runs.values())
+        for run in runs:
+            if self._vault.cancel_requested(run.job.id):
+                run.watch.cancel()
+        if time.monotonic() - self._wrote_at >= PROGRESS:
+            self._wrote_at = time.monotonic()
+            for run in runs:
+                run.write_progress()
+
+    def _untaken(self) -> list[Job]:
+        """Jobs to take up, oldest first."""
+        active = self._vault.jobs(active=True)
+        # A job that ends now may still be in this list; it is remembered as taken until it is in no list any more.
+        with self._changed:
+            self._taken &= {job.id for job in active} | set(self._runs)
+        return [job for job in reversed(active) if job.id not in self._taken]
+
+    def _take(self, job: Job) -> Run:
+        run = Run(self._context, job, self._procedures.get(job.kind))
+        if self._vault.cancel_requested(job.id):
+            run.watch.cancel()
+        with self._changed:
+            self._runs[job.id] = run
+        self._taken.add(job.id)
+        return run

@@ -1,0 +1,97 @@
+"""A job as a record in the vault: added and followed by any process, whoever runs it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+
+import attrs
+
+from asrcore.errors import EngineStopped, TimedOut
+from asrcore.jobs._failure import error_of
+from asrcore.model.protection import Protection
+from asrcore.replication.ids import new_id
+from asrcore.replication.procedure import Arguments
+from asrcore.vault import Job, JobState, Vault
+
+__all__ = ["Order", "arguments_of", "enqueue", "follow"]
+
+LOOK = 0.1  # seconds between looks at a followed job: one indexed read
+PATIENCE = 3.0  # seconds without an engine until its end is believed: a service that restarts takes the job up again
+
+
+@attrs.frozen
+class Order:
+    """The durable input of a job. The protection's id, not its name: a name may be given anew once it is free."""
+
+    protection_id: str
+    arguments: Arguments
+
+    def to_json(self) -> str:
+        """For the job's record."""
+        return json.dumps({"protection": self.protection_id, "arguments": json.loads(self.arguments.to_json())})
+
+    @classmethod
+    def of(cls, job: Job) -> Order:
+        """From the job's record. Raises ValueError, KeyError, TypeError if another version wrote it otherwise."""
+        value = json.loads(job.arguments)
+        return cls(value["protection"], Arguments.from_json(json.dumps(value["arguments"])))
+
+
+def arguments_of(job: Job) -> Arguments:
+    """What was given with the verb."""
+    return Order.of(job).arguments
+
+
+def enqueue(vault: Vault, kind: str, protection: Protection, arguments: Arguments, *, now: float) -> Job:
+    """Record a job; durable when it returns. The engine finds it, if need be at its next start."""
+    job = Job(
+        id=new_id("j"),
+        kind=kind,
+        machine=protection.name,
+        state=JobState.QUEUED,
+        arguments=Order(protection.id, arguments).to_json(),
+        created_at=now,
+    )
+    return vault.add_job(job)
+
+
+def follow(
+    vault: Vault,
+    job_id: str,
+    on_change: Callable[[Job], None] | None = None,
+    timeout: float | None = None,
+    *,
+    alive: Callable[[], bool] = lambda: True,
+) -> Job:
+    """Wait until a job has ended; `on_change` gets every change that is seen, the first look and the last included.
+
+    `alive` tells whether an engine works on the vault. Raises the error of a job that failed or was cancelled,
+    TimedOut after `timeout` seconds (the job goes on), EngineStopped when no engine is left.
+    """
+    began = time.monotonic()
+    seen: Job | None = None
+    missed_at: float | None = None
+    pause = threading.Event()
+    while True:
+        job = vault.job(job_id)
+        if on_change is not None and job != seen:
+            on_change(job)
+        seen = job
+        if job.state.ended:
+            error = error_of(job) if job.state is not JobState.DONE else None
+            if error is not None:
+                raise error
+            return job
+        now = time.monotonic()
+        if timeout is not None and now - began >= timeout:
+            raise TimedOut(operation=f"job {job.id} ({job.kind})", seconds=timeout, detail="It goes on.")
+        if alive():
+            missed_at = None
+        elif missed_at is None:
+            missed_at = now
+        elif now - missed_at >= PATIENCE:
+            raise EngineStopped(job=job.id)
+        pause.wait(LOOK)

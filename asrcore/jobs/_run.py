@@ -1,0 +1,204 @@
+"""One job in the process that runs it: its locks, steps, progress and end. Knows nothing of DBOS.
+
+The vault's record says what people see; the durable log says which steps are done. Each step leaves its facts in the
+vault before it is logged as done. A kill between the two runs the step again, as steps allow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Unpack
+
+from asrcore.crashpoint import reach
+from asrcore.errors import JobFailed, NotFound, VaultUnavailable
+from asrcore.jobs._failure import Failure, caught, is_cancelled
+from asrcore.jobs._record import Order
+from asrcore.model.event import FinishedJob, Outcome
+from asrcore.model.protection import Protection
+from asrcore.model.watch import Stopped, Watch
+from asrcore.replication.context import Context, Lock, Turn
+from asrcore.replication.procedure import Holds, Procedure, Step, Work
+from asrcore.vault import Job, JobChanges, JobState
+
+__all__ = ["Durably", "Run"]
+
+_log = logging.getLogger(__name__)
+
+Durably = Callable[[str, Callable[[], Failure | None]], Failure | None]
+"""Runs a named step, or returns what it returned if it was done before the engine was killed."""
+
+# The order is the same for all jobs, so that no two wait for each other.
+_LOCKS = {
+    Holds.MACHINE: (Lock.TESTS, Lock.REPLICATION),
+    Holds.REPLICATION: (Lock.REPLICATION,),
+    Holds.TEST: (Lock.TESTS,),
+}
+_RETRY = 1.0  # seconds between attempts to record the end of a job in a vault whose disk is full
+_OUTCOMES = {
+    JobState.DONE: Outcome.SUCCEEDED,
+    JobState.FAILED: Outcome.FAILED,
+    JobState.CANCELLED: Outcome.CANCELLED,
+}
+
+
+class Run:
+    """A job that this engine took up. Places in the machine's lines are taken here, so that jobs keep their order."""
+
+    def __init__(self, context: Context, job: Job, procedure: Procedure | None) -> None:
+        self.job = job
+        self.active = False
+        self.watch = Watch(self._report)
+        self._context = context
+        self._vault = context.vault
+        self._procedure = procedure
+        self._stopped = threading.Event()
+        self._writing = threading.Lock()
+        self._progress = ("", 0, 0)
+        self._written = self._progress
+        self._begun = False
+        self._work: Work | None = None
+        self._turns: Sequence[Turn] = ()
+        self._problem: Failure | None = caught(job.id, self._prepare)
+
+    def _prepare(self) -> None:
+        job, procedure = self.job, self._procedure
+        if procedure is None:
+            raise JobFailed(job=job.id, detail=f"this engine knows no jobs of kind {job.kind!r}")
+        order = Order.of(job)
+        try:
+            protection = self._vault.protection(order.protection_id)
+        except NotFound:
+            # The last step of ending protection removes the record; killed right after it, there is nothing left to do.
+            if job.state is JobState.RUNNING and job.step == procedure.steps[-1].name:
+                return
+            raise NotFound(kind="machine", name=job.machine, listing="asr status") from None
+        facts: dict[str, object] = json.loads(job.result) if job.result else {}
+        self._work = Work(self._context, job.id, protection.id, order.arguments, self.watch, facts, self._save_facts)
+        self._turns = self._line_up(procedure, protection)
+
+    def _line_up(self, procedure: Procedure, protection: Protection) -> Sequence[Turn]:
+        line_up = partial(self._context.locks.line_up, protection, procedure.kind, self.watch)
+        return [line_up(lock=lock, preempt=procedure.preempts) for lock in _LOCKS[procedure.holds]]
+
+    # -- from outside ------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """The engine ends: leave the job as a kill would leave it. It goes on at the next start."""
+        self._stopped.set()
+        self.watch.stop()
+
+    def leave(self) -> None:
+        """Give up the places in line."""
+        for turn in self._turns:
+            turn.leave()
+
+    def write_progress(self) -> None:
+        """Write the progress down if there is any since the last call. Raises VaultUnavailable."""
+        with self._writing:
+            if self._progress != self._written and not self._stopped.is_set():
+                self._written = work, done, total = self._progress
+                changes = JobChanges(progress_work=work, progress_done=done, progress_total=total)
+                if not self._begun:  # it still waits for the machine, and the work says for what
+                    changes["step"] = work
+                self._vault.update_job(self.job.id, **changes)
+
+    def _report(self, work: str, done: int, total: int) -> None:
+        self._progress = (work, done, total)  # written by the engine's thread: copying never waits for the vault
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def execute(self, durably: Durably) -> None:
+        """Run the job to its end. Raises Stopped when the engine ends before it."""
+        try:
+            with ExitStack() as stack:
+                failure = self._problem or caught(self.job.id, partial(self._all_steps, durably, stack))
+                self._record_end(failure)
+        finally:
+            self.leave()
+        self._tell()
+
+    def _all_steps(self, durably: Durably, held: ExitStack) -> Failure | None:
+        work, procedure = self._work, self._procedure
+        if work is None or procedure is None:
+            return None
+        for turn in self._turns:
+            held.enter_context(turn.hold(math.inf))
+        with self._writing:
+            self._begun = True
+        started = self._context.clock() if self.job.started_at is None else self.job.started_at
+        self._update(state=JobState.RUNNING, started_at=started)
+        for step in procedure.steps:
+            failure = durably(step.name, partial(self._step, step, work))
+            reach(f"job.{procedure.kind}.{step.name}.logged")
+            if failure is not None:
+                return failure
+        return None
+
+    def _step(self, step: Step, work: Work) -> Failure | None:
+        def run() -> None:
+            self.watch.check()
+            self.watch.start(step.name, 0)
+            self._update(step=step.name, progress_work=step.name, progress_done=0, progress_total=0)
+            reach(f"job.{self.job.kind}.{step.name}.begun")
+            step.run(work)
+
+        failure = caught(self.job.id, run)
+        # What a failed step found out is kept too: a verification says what differs, and then fails.
+        unrecorded = caught(self.job.id, self._save_facts)
+        reach(f"job.{self.job.kind}.{step.name}.done")
+        return failure or unrecorded
+
+    def _save_facts(self) -> None:
+        if self._work is not None:
+            self._update(result=json.dumps(self._work.facts, default=str))
+
+    def _update(self, **changes: Unpack[JobChanges]) -> None:
+        with self._writing:
+            self.job = self._vault.update_job(self.job.id, **changes)
+
+    def _record_end(self, failure: Failure | None) -> None:
+        state = JobState.DONE
+        if failure is not None:
+            state = JobState.CANCELLED if is_cancelled(failure) else JobState.FAILED
+        trouble = ""
+        while True:
+            work, done, total = self._progress
+            try:
+                self._update(
+                    state=state,
+                    error=failure,
+                    ended_at=self._context.clock(),
+                    progress_work=work,
+                    progress_done=done,
+                    progress_total=total,
+                )
+            except VaultUnavailable as problem:
+                if str(problem) != trouble:  # said once, not every second
+                    _log.error("the end of job %s cannot be recorded yet: %s", self.job.id, problem)
+                trouble = str(problem)
+                if self._stopped.wait(_RETRY):
+                    raise Stopped from problem
+            else:
+                break
+        self._written = self._progress
+        reach(f"job.{self.job.kind}.ended")
+
+    def _tell(self) -> None:
+        job = self.job
+        ended = job.ended_at or self._context.clock()
+        finished = FinishedJob(
+            id=job.id,
+            work=job.kind,
+            machine=job.machine,
+            outcome=_OUTCOMES[job.state],
+            started_at=ended if job.started_at is None else job.started_at,
+            ended_at=ended,
+            error=job.error,
+        )
+        self._context.plugins.job_finished(finished)

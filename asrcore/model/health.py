@@ -1,0 +1,279 @@
+"""Health: how well the protection of a machine goes, with a reason for each doubt. Pure: time is an argument.
+
+State says where a machine stands; health says whether somebody should look. Nothing here is stored.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import attrs
+
+from asrcore.model.finding import Finding, Severity
+from asrcore.model.machine import PowerState
+from asrcore.model.point import Consistency, RecoveryPoint
+from asrcore.model.policy import Policy
+from asrcore.model.protection import Protection
+from asrcore.model.state import State
+from asrcore.units import DAY, format_duration
+
+__all__ = ["RPO_CRITICAL", "RPO_WARNING", "TEST_DUE", "Health", "Level", "Load", "assess", "rpo"]
+
+RPO_WARNING = 2.0
+RPO_CRITICAL = 3.0
+"""Times the policy's interval: one interval is normal, the rest is what a slow or repeated cycle may take."""
+
+TEST_DUE = 90 * DAY
+"""A failover that nobody tried for a quarter of a year is a hope."""
+
+
+class Level(Enum):
+    """The worst of the reasons: an ERROR makes CRITICAL, a WARNING makes WARNING, INFO leaves it OK."""
+
+    OK = "ok"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+@attrs.frozen
+class Health:
+    """Reasons with the worst first; a machine that is well may have INFO ones."""
+
+    reasons: tuple[Finding, ...] = ()
+
+    @property
+    def level(self) -> Level:
+        """The worst of the reasons."""
+        severities = {reason.severity for reason in self.reasons}
+        if Severity.ERROR in severities:
+            return Level.CRITICAL
+        return Level.WARNING if Severity.WARNING in severities else Level.OK
+
+
+@attrs.frozen
+class Load:
+    """How the replication service keeps up: of `machines` that have deltas, `late` ones are due for longer than their
+    interval; it works on at most `at_a_time`."""
+
+    late: int
+    machines: int
+    at_a_time: int
+
+    @property
+    def saturated(self) -> bool:
+        """More are late than it can be working on: they wait for the service, not for their own cycles."""
+        return self.late > self.at_a_time
+
+
+_WORST_FIRST = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+# Where cycles are expected, so that the age of the newest point says something.
+_REPLICATING = (State.FINALIZING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
+_RANK = (Consistency.CRASH, Consistency.FILESYSTEM, Consistency.APPLICATION, Consistency.OFFLINE)
+
+
+def rpo(newest: RecoveryPoint | None, now: float) -> float | None:
+    """The true RPO in seconds: what would be lost if the source were lost now. None without a point.
+
+    It is counted from the instant that the newest point shows, not from when it was sealed. The newest is the one
+    recorded last: an older one may claim a later time, if the clock was wrong then.
+    """
+    return None if newest is None else max(0.0, now - newest.taken_at)
+
+
+def assess(
+    protection: Protection,
+    policy: Policy,
+    newest: RecoveryPoint | None,
+    now: float,
+    power: PowerState = PowerState.UNKNOWN,
+    load: Load | None = None,
+) -> Health:
+    """Judge a protected machine by its newest sealed point, at the time `now`. `power` is the source machine's, if
+    known; `load` that of the replication service, if one runs."""
+    found = [
+        *_of_state(protection, policy),
+        *_of_point(protection, policy, newest, now, power, load),
+        *_of_error(protection, now),
+        *_of_fence(protection),
+        *_of_tests(protection, now),
+    ]
+    return Health(tuple(sorted(found, key=lambda finding: _WORST_FIRST.index(finding.severity))))
+
+
+def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
+    name = protection.name
+    match protection.state:
+        case State.ENABLING | State.INITIAL_COPY | State.FINALIZING:
+            return [
+                Finding(
+                    "initial-copy",
+                    Severity.INFO,
+                    f"{name!r} is not protected yet",
+                    "The initial copy and its settings are not complete.",
+                    "None: it goes on by itself.",
+                )
+            ]
+        case State.RESYNC_PENDING:
+            return [
+                Finding(
+                    "resync-pending",
+                    Severity.WARNING,
+                    f"deltas of {name!r} wait for a resynchronisation",
+                    protection.resync_reason or "Changes since the last point are not known.",
+                    f"None: it starts in the policy's window ({policy.resync_window}); now: `asr resync {name} --now`.",
+                )
+            ]
+        case State.RESYNCING:
+            return [
+                Finding(
+                    "resyncing",
+                    Severity.INFO,
+                    f"source and replica of {name!r} are being compared",
+                    protection.resync_reason or "A comparison was asked for.",
+                    "None: deltas resume when it is done.",
+                )
+            ]
+        case State.FAILED_OVER:
+            return [
+                Finding(
+                    "commit-pending",
+                    Severity.WARNING,
+                    f"{name!r} runs at {protection.target_site!r}, not committed and not protected",
+                    "A failover waits for somebody to accept it.",
+                    f"`asr failover commit {name}`, or `asr failover undo {name}`.",
+                )
+            ]
+        case State.COMMITTED:
+            return [
+                Finding(
+                    "not-protected",
+                    Severity.WARNING,
+                    f"{name!r} runs at {protection.target_site!r} and is not protected",
+                    "After a committed failover nothing replicates.",
+                    f"`asr reprotect {name}`.",
+                )
+            ]
+        case State.REVERSING:
+            return [
+                Finding(
+                    "reprotecting",
+                    Severity.WARNING,
+                    f"{name!r} is not protected until its re-protect is done",
+                    "The replica in the new direction has no recovery point yet.",
+                    "None: it goes on by itself.",
+                )
+            ]
+        case _:  # a job is at work; the job tells how it goes
+            return []
+
+
+def _of_point(
+    protection: Protection,
+    policy: Policy,
+    newest: RecoveryPoint | None,
+    now: float,
+    power: PowerState,
+    load: Load | None,
+) -> list[Finding]:
+    age = rpo(newest, now)
+    if newest is None or age is None or protection.state not in _REPLICATING:
+        return []
+    found = []
+    if _RANK.index(newest.consistency) < _RANK.index(policy.consistency):
+        found.append(
+            Finding(
+                "consistency-lower",
+                Severity.WARNING,
+                f"the newest point of {protection.name!r} is {newest.consistency.value}-consistent, "
+                f"the policy asks for {policy.consistency.value}",
+                "The guest's agent does not answer, or the site cannot freeze it.",
+                "Install or start the agent in the guest; the next point tries again.",
+            )
+        )
+    if power is PowerState.OFF and newest.consistency is Consistency.OFFLINE:
+        # Shut down when the point was taken and still: nothing can be lost, however old the point is.
+        found.append(
+            Finding(
+                "source-off",
+                Severity.INFO,
+                f"{protection.name!r} is shut down; its newest point holds all of it",
+                "It was stopped at the source.",
+                "None: replication goes on when it is started.",
+            )
+        )
+    elif age > RPO_WARNING * policy.interval:
+        critical = age > RPO_CRITICAL * policy.interval
+        found.append(
+            Finding(
+                "rpo-exceeded",
+                Severity.ERROR if critical else Severity.WARNING,
+                f"the newest point of {protection.name!r} is {format_duration(age)} old, "
+                f"the interval is {format_duration(policy.interval)}",
+                "Cycles fail, wait, or take longer than the interval.",
+                f"See the other reasons; does `asr run` run? One cycle now: `asr replicate {protection.name}`.",
+            )
+        )
+        if load is not None and load.saturated:
+            found.append(
+                Finding(
+                    "service-saturated",
+                    Severity.WARNING,
+                    f"the replication service cannot keep up: {load.late} of {load.machines} machines are late",
+                    f"Their cycles are due faster than they are done; at most {load.at_a_time} run at a time.",
+                    "Lengthen the interval of policies, or move machines to a vault and service on another host.",
+                )
+            )
+    return found
+
+
+def _of_error(protection: Protection, now: float) -> list[Finding]:
+    error = protection.error
+    if error is None:
+        return []
+    if protection.retry_at is None:
+        severity, again = Severity.ERROR, "no retry: it cannot mend by itself"
+    else:
+        severity = Severity.WARNING
+        again = f"try {protection.attempt + 1} in {format_duration(max(0.0, protection.retry_at - now))}"
+    return [
+        Finding(
+            str(error.get("code", "unknown-error")),
+            severity,
+            f"{error.get('happened', 'replication failed')} ({again})",
+            str(error.get("cause", "")),
+            str(error.get("action", "")),
+        )
+    ]
+
+
+def _of_fence(protection: Protection) -> list[Finding]:
+    if not protection.fence_due:
+        return []
+    return [
+        Finding(
+            "fence-due",
+            Severity.WARNING,
+            f"the old {protection.name!r} at {protection.source_site!r} is not quarantined yet",
+            "The site could not be reached at the failover; the old machine may still run there.",
+            "None: it is quarantined as soon as the site answers. Do not start it there.",
+        )
+    ]
+
+
+def _of_tests(protection: Protection, now: float) -> list[Finding]:
+    if protection.state is not State.PROTECTED:
+        return []
+    last = protection.last_test_at
+    since = protection.created_at if last is None else last
+    if now - since <= TEST_DUE:
+        return []
+    when = "never" if last is None else f"{format_duration(now - last)} ago"
+    return [
+        Finding(
+            "test-due",
+            Severity.INFO,
+            f"the failover of {protection.name!r} was last tested: {when}",
+            "Only a test shows that the machine really boots and works at the target.",
+            f"`asr failover test {protection.name}`; it disturbs nothing.",
+        )
+    ]

@@ -1,0 +1,1 @@
+"""The data plane: cycle, copy and comparison, retention, retry."""

@@ -1,0 +1,223 @@
+"""What all work needs: the vault, connected sites, the clock, plug-ins, and one job at a time per machine."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from asrcore.errors import MachineBusy
+from asrcore.model.policy import Policy
+from asrcore.model.protection import Protection, Site
+from asrcore.model.watch import Watch
+from asrcore.replication.throttle import Throttle
+from asrcore.vault import Vault
+
+if TYPE_CHECKING:
+    from asrcore import driver
+    from asrcore.plugins import Plugins
+
+__all__ = ["Context", "Lock", "MachineLocks", "Turn"]
+
+_log = logging.getLogger(__name__)
+
+_LOOK = 0.2  # seconds until somebody who waits in a line notices that his work was cancelled
+
+
+class Lock(Enum):
+    """What is held of a machine."""
+
+    REPLICATION = "replication"
+    """Its source, replica and record: cycles, and all jobs but those of tests."""
+    TESTS = "tests"
+    """Its tests, beside which replication goes on."""
+
+
+class MachineLocks:
+    """One piece of work at a time on a machine. Only one engine works on a vault, so locks of a process suffice.
+
+    Who comes first is served first. Work that preempts goes before all that does not, and cancels what holds the lock,
+    but never other work that preempts: a second failover must not undo the first one.
+    """
+
+    def __init__(self) -> None:
+        self._freed = threading.Condition()
+        self._lines: dict[tuple[str, Lock], list[Turn]] = {}
+
+    def line_up(
+        self,
+        protection: Protection,
+        work: str,
+        watch: Watch,
+        *,
+        lock: Lock = Lock.REPLICATION,
+        preempt: bool = False,
+    ) -> Turn:
+        """Take a place in the line; it must be held or left. Somebody who does both locks takes TESTS first."""
+        line_of = (protection.id, lock)
+        with self._freed:
+            line = self._lines.setdefault(line_of, [])
+            turn = Turn(protection.name, work, watch, preempt, self._freed, line)
+            behind = [place for place, other in enumerate(line) if not (preempt and other.yields)]
+            line.insert(behind[-1] + 1 if behind else 0, turn)
+        return turn
+
+    @contextmanager
+    def hold(
+        self,
+        protection: Protection,
+        work: str,
+        watch: Watch,
+        *,
+        lock: Lock = Lock.REPLICATION,
+        wait: float = 0.0,
+        preempt: bool = False,
+    ) -> Iterator[None]:
+        """Hold the machine, waiting up to `wait` seconds for it to be free; `preempt` cancels what holds it.
+
+        Raises MachineBusy, naming the work that holds it, and what `watch` raises.
+        """
+        with self.line_up(protection, work, watch, lock=lock, preempt=preempt).hold(wait):
+            yield
+
+    def busy(self, protection_id: str) -> str | None:
+        """What holds a machine's replication or is next to, or None."""
+        with self._freed:
+            line = self._lines.get((protection_id, Lock.REPLICATION))
+            return line[0].work if line else None
+
+
+class Turn:
+    """A place in the line for a lock; the first in the line holds it."""
+
+    def __init__(
+        self, machine: str, work: str, watch: Watch, preempt: bool, freed: threading.Condition, line: list[Turn]
+    ) -> None:
+        self.work = work
+        self._machine = machine
+        self._watch = watch
+        self._preempt = preempt
+        self._freed = freed
+        self._line = line
+        self._held = False
+
+    @property
+    def yields(self) -> bool:
+        """Whether work that preempts goes before it."""
+        return not self._held and not self._preempt
+
+    @contextmanager
+    def hold(self, wait: float) -> Iterator[None]:
+        """Hold the lock, waiting up to `wait` seconds (may be infinite); see `MachineLocks.hold`."""
+        try:
+            self._wait(time.monotonic() + wait)
+            yield
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Give the place up; a second call does nothing."""
+        with self._freed:
+            if self in self._line:
+                self._line.remove(self)
+                self._freed.notify_all()
+
+    def _wait(self, ends: float) -> None:
+        told = ""
+        while True:
+            self._watch.check()
+            with self._freed:
+                first = self._line[0]
+                if first is self:
+                    self._held = True
+                    return
+                if self._preempt and not first._preempt:
+                    first._watch.cancel()
+                left = ends - time.monotonic()
+                if left <= 0:
+                    raise MachineBusy(machine=self._machine, work=first.work)
+                if first.work == told:
+                    self._freed.wait(min(left, _LOOK))
+            if first.work != told:  # told outside of the lock, for it may be written down
+                told = first.work
+                self._watch.start(f"waiting for {told}", 0)
+
+
+class Context:
+    """Shared by everything that an engine runs. `clock` gives seconds since the epoch.
+
+    `plugins`: by default the installed ones, loaded when they are first needed.
+    """
+
+    def __init__(self, vault: Vault, plugins: Plugins | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.vault = vault
+        self.clock = clock
+        self.locks = MachineLocks()
+        self._plugins = plugins
+        self._loading = threading.Lock()
+        self._lock = threading.Lock()
+        self._sites: dict[str, tuple[Site, driver.Site]] = {}
+        self._connecting: dict[str, threading.Lock] = {}
+        self._throttles: dict[str, Throttle] = {}
+
+    @property
+    def plugins(self) -> Plugins:
+        """The plug-ins in use, drivers among them."""
+        from asrcore import plugins  # noqa: PLC0415 - looking at a vault needs no driver, and not what drivers import
+
+        with self._loading:
+            if self._plugins is None:
+                self._plugins = plugins.load()
+            return self._plugins
+
+    def site(self, name: str) -> driver.Site:
+        """The connected site; connects at first use and when its settings were changed, by any process.
+
+        Raises what `Driver.connect` raises, NotFound.
+        """
+        record = self.vault.site(name)
+        with self._lock:
+            known = self._sites.get(name)
+            if known is not None and known[0] == record:
+                return known[1]
+            connecting = self._connecting.setdefault(name, threading.Lock())
+        with connecting:  # a site that does not answer keeps nobody from the others
+            with self._lock:
+                known = self._sites.get(name)
+            if known is not None and known[0] == record:
+                return known[1]
+            site = self.plugins.driver(record.driver).connect(name, record.settings)
+            with self._lock:
+                self._sites[name] = (record, site)
+        if known is not None:
+            known[1].close()
+        return site
+
+    def throttle(self, policy: Policy) -> Throttle:
+        """What all machines of a policy send through, with the policy's rules as they are now."""
+        with self._lock:
+            throttle = self._throttles.setdefault(policy.name, Throttle(self.clock))
+            throttle.rules = policy.bandwidth
+        return throttle
+
+    def forget_site(self, name: str) -> None:
+        """Close the connection, if there is one; the next use connects anew."""
+        with self._lock:
+            known = self._sites.pop(name, None)
+        if known is not None:
+            known[1].close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            sites = [site for _, site in self._sites.values()]
+            self._sites.clear()
+        for site in sites:
+            try:
+                site.close()
+            except Exception as problem:  # noqa: BLE001 - the others are closed all the same
+                _log.warning("closing site %s: %s", site.name, problem)

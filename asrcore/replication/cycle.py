@@ -1,0 +1,416 @@
+"""One replication cycle: frozen view -> extents -> transfer -> replica -> sealed recovery point -> vault.
+
+The order of the steps is what keeps the invariants; each may be the last one before a crash:
+
+1. The view is opened; its new mark exists at the source, nobody relies on it yet.
+2. The vault records the cycle as pending, with the view's mark and the plan, before a byte is copied.
+3. Content goes to the replica's journal and is flushed; the target knows what is done.
+4. The view is confirmed, the cycle is sealed at the target: now the point exists.
+5. The vault records the point and advances the mark in one transaction.
+6. Older marks are released, retention runs.
+
+After a crash before 4 the cycle is resumed; between 4 and 5 the sealed point is found at the target and recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+import attrs
+
+from asrcore import driver
+from asrcore.crashpoint import reach
+from asrcore.errors import AsrError, Cancelled, StaleBase, TargetFull, TrackingLost
+from asrcore.model.extent import Extent, union
+from asrcore.model.point import RecoveryPoint
+from asrcore.model.policy import Policy
+from asrcore.model.protection import CycleMode, PendingCycle, Protection
+from asrcore.model.state import Event, State
+from asrcore.model.watch import Watch
+from asrcore.replication import plan, retention
+from asrcore.replication.context import Context
+from asrcore.replication.ids import new_id
+from asrcore.replication.record import adopt_sealed, record_sealed
+from asrcore.replication.transfer import Counts, Transfer
+
+__all__ = ["AfterSeal", "CycleResult", "run_cycle", "thin"]
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class CycleResult:
+    """What a cycle did. `resumed`: it went on with an interrupted one."""
+
+    point: RecoveryPoint
+    mode: CycleMode
+    counts: Counts
+    resumed: bool
+
+
+_ENDED_BY_A_POINT = (State.INITIAL_COPY, State.RESYNCING, State.REVERSING)
+"""States whose work is done with the next point, whenever it was taken."""
+
+AfterSeal = Callable[[driver.MachineView, driver.Replica, PendingCycle], None]
+
+
+def run_cycle(
+    context: Context,
+    protection_id: str,
+    watch: Watch,
+    *,
+    keep: bool = False,
+    compare: bool = False,
+    again: Mapping[str, Sequence[Extent]] | None = None,
+    after_seal: AfterSeal | None = None,
+) -> CycleResult:
+    """Run one cycle of a machine that nobody else works on (see `MachineLocks`).
+
+    The mode follows from the state: INITIAL_COPY copies all, RESYNCING and REVERSING compare (as does any state with
+    `compare`), else a delta. `keep` makes the point a kept one even if the policy's point interval has not passed.
+    `again`: extents by disk to be sent beside what changed. `after_seal` is called with the view still frozen, and with
+    the cycle as it was sealed.
+
+    Raises TrackingLost when a delta cannot go on (a PROTECTED machine is then RESYNC_PENDING), and what drivers raise.
+    """
+    protection = context.vault.protection(protection_id)
+    source = context.site(protection.source_site).source
+    if protection.attempt:
+        _sweep(source, protection)
+    try:
+        result = _run(
+            context, protection, source, watch, keep=keep, compare=compare, again=again or {}, after_seal=after_seal
+        )
+    except TargetFull:
+        thin(context, protection_id, watch)  # else points past their age would keep the space that is missing
+        raise
+    _sweep(source, context.vault.protection(protection_id))
+    # Not where a point was asked for: in a planned failover the workload stands still meanwhile.
+    thin(context, protection_id, watch, tidy=result.point.kept and not keep)
+    return result
+
+
+def _run(
+    context: Context,
+    protection: Protection,
+    source: driver.Source,
+    watch: Watch,
+    *,
+    keep: bool,
+    compare: bool,
+    again: Mapping[str, Sequence[Extent]],
+    after_seal: AfterSeal | None,
+) -> CycleResult:
+    adopted = adopt_sealed(context, protection)
+    if adopted is not None and protection.pending is not None and protection.state in _ENDED_BY_A_POINT:
+        return CycleResult(adopted, protection.pending.mode, Counts(), resumed=True)
+    # A point that was sealed before a crash shows that moment; what is asked for now is a view of now.
+    protection = context.vault.protection(protection.id)
+    return _Cycle(context, protection, source, watch, keep, compare, again, after_seal).run()
+
+
+def thin(context: Context, protection_id: str, watch: Watch, *, tidy: bool = False) -> None:
+    """Drop the points that the policy no longer keeps. A failure is left to the next cycle.
+
+    With `tidy` the target is told even if none goes: see `Replica.drop_points`.
+    """
+    vault = context.vault
+    protection = vault.protection(protection_id)
+    policy = vault.policy(protection.policy)
+    now = context.clock()
+    # Of thousands of points only those that may go are read.
+    due = retention.to_drop(vault.points(protection_id, before=retention.cutoff(policy, now)), policy, now)
+    if due:
+        vault.mark_dropping(protection_id, [point.id for point in due])
+        reach("retention.marked")
+    dropping = vault.dropping(protection_id)
+    if not dropping and not tidy:
+        return
+    try:
+        replica = context.site(protection.target_site).target.replica(protection.replica_id)
+        replica.drop_points(dropping, protection.epoch, watch)
+    except Cancelled:
+        raise
+    except AsrError as problem:
+        _log.warning("%s: retention is left to the next cycle: %s", protection.name, problem)
+        return
+    if not dropping:
+        return
+    reach("retention.dropped")
+    vault.forget_points(protection_id, dropping)
+    reach("retention.forgotten")
+
+
+def _sweep(source: driver.Source, protection: Protection) -> None:
+    """Release all marks but the recorded ones. Never an error: what stays is released by a later call."""
+    pending = protection.pending.view_mark if protection.pending else None
+    keep = [mark for mark in (protection.mark, pending) if mark is not None]
+    try:
+        source.keep_marks(protection.source_machine, keep)
+    except AsrError as problem:
+        _log.warning("%s: releasing older marks is left to the next cycle: %s", protection.name, problem)
+    reach("cycle.marks-released")
+
+
+def _mode(protection: Protection) -> CycleMode:
+    if protection.state in (State.RESYNCING, State.REVERSING):
+        return CycleMode.COMPARE
+    if protection.head_point is None:
+        return CycleMode.COMPARE if protection.seed_machine else CycleMode.FULL
+    return CycleMode.DELTA
+
+
+@attrs.define
+class _Cycle:
+    context: Context
+    protection: Protection
+    source: driver.Source
+    watch: Watch
+    keep: bool
+    compare: bool
+    again: Mapping[str, Sequence[Extent]]
+    after_seal: AfterSeal | None
+    replica: driver.Replica = attrs.field(init=False)
+    info: driver.ReplicaInfo = attrs.field(init=False)
+    policy: Policy = attrs.field(init=False)
+    started: float = attrs.field(init=False)
+    counts: Counts = attrs.field(factory=Counts, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.started = self.context.clock()
+        self.policy = self.context.vault.policy(self.protection.policy)
+        self.replica = self.context.site(self.protection.target_site).target.replica(self.protection.replica_id)
+        self.info = self.replica.info()
+
+    # -- the way of the data -----------------------------------------------------------------------------------------
+
+    def run(self) -> CycleResult:
+        mode = CycleMode.COMPARE if self.compare else _mode(self.protection)
+        pending = self.protection.pending
+        if pending is not None and (pending.mode is not mode or self.info.pending not in (None, pending.id)):
+            self._give_up(pending)
+            pending = None
+        base = self._base(mode)
+        since = pending.view_mark if pending else self.protection.mark
+        cycle_id = pending.id if pending else new_id("c")
+        request = driver.ViewRequest(self.protection.source_machine, cycle_id, since)
+        view = self.source.open_view(
+            [request], consistency=self.policy.consistency, freeze_limit=self.policy.freeze_limit
+        )
+        with view:
+            reach("cycle.view-opened")
+            machine = view.machines[self.protection.source_machine]
+            facts = self._facts(machine)
+            try:
+                if pending is None:
+                    result, sealed = self._fresh(cycle_id, mode, base, view, machine, facts)
+                else:
+                    result, sealed = self._resume(pending, base, view, machine, facts)
+            except plan.ResyncDue as due:
+                if self.protection.pending is not None:
+                    self._give_up(self.protection.pending)
+                if self.protection.state is State.PROTECTED:
+                    self.context.vault.transition(self.protection.id, Event.LOSE_TRACKING, resync_reason=due.reason)
+                raise TrackingLost(machine=self.protection.name, detail=due.reason) from due
+            if self.after_seal is not None:
+                self.after_seal(machine, self.replica, sealed)
+        reach("cycle.view-closed")
+        return result
+
+    def _base(self, mode: CycleMode) -> str | None:
+        """The point the cycle builds on. A comparison builds on whatever is there; a delta must agree with it."""
+        if mode is CycleMode.DELTA and self.info.head != self.protection.head_point:
+            raise StaleBase(
+                replica=self.protection.name, head=self.info.head, base=self.protection.head_point or "nothing"
+            )
+        return self.info.head
+
+    def _facts(self, machine: driver.MachineView) -> dict[str, plan.DiskFacts]:
+        return {
+            disk_id: plan.DiskFacts(disk_id, view.disk.size, view.tracking, view.reason, self.info.disks.get(disk_id))
+            for disk_id, view in machine.disks.items()
+        }
+
+    def _fresh(
+        self,
+        cycle_id: str,
+        mode: CycleMode,
+        base: str | None,
+        view: driver.FrozenView,
+        machine: driver.MachineView,
+        facts: Mapping[str, plan.DiskFacts],
+    ) -> tuple[CycleResult, PendingCycle]:
+        work = {disk_id: self._plan(fact, mode, machine.disks[disk_id]) for disk_id, fact in facts.items()}
+        pending = PendingCycle(
+            id=cycle_id,
+            point_id=new_id("p"),
+            mode=mode,
+            base_point=base,
+            taken_at=view.taken_at,
+            view_mark=machine.mark,
+            plan={disk_id: item.plan for disk_id, item in work.items()},
+        )
+        self.context.vault.begin_cycle(self.protection.id, pending)
+        reach("cycle.begun")
+        with self._open(pending, machine) as writer:
+            self._transfer(work, machine, writer)
+            return self._seal(pending, view, machine, writer, resumed=False)
+
+    def _plan(self, fact: plan.DiskFacts, mode: CycleMode, view: driver.DiskView) -> plan.DiskWork:
+        method = plan.method_of(fact, mode)
+        extents: Sequence[Extent] = ()
+        if method is plan.Method.CHANGES:
+            extents = view.changed()
+        elif method is plan.Method.ALL:
+            extents = view.allocated()
+        work = plan.work_of(fact, method, extents, self.policy.resync_threshold)
+        return plan.work_with(work, fact.size, self.again.get(fact.id, ()))
+
+    def _resume(
+        self,
+        pending: PendingCycle,
+        base: str | None,
+        view: driver.FrozenView,
+        machine: driver.MachineView,
+        facts: Mapping[str, plan.DiskFacts],
+    ) -> tuple[CycleResult, PendingCycle]:
+        reopened = abs(view.taken_at - pending.taken_at) < 1e-3
+        first: dict[str, plan.DiskWork] = {}
+        rest: dict[str, plan.DiskWork] = {}
+        with self._open(pending, machine) as writer:
+            for disk_id, fact in facts.items():
+                planned = pending.plan.get(disk_id)
+                if planned is None:
+                    first[disk_id] = plan.DiskWork()
+                    rest[disk_id] = self._plan(fact, pending.mode, machine.disks[disk_id])
+                    continue
+                first[disk_id], left = plan.work_resumed(
+                    fact,
+                    pending.mode,
+                    planned=planned,
+                    done=writer.done(disk_id),
+                    changed=() if reopened else self._changed(fact, pending.mode, machine.disks[disk_id]),
+                )
+                rest[disk_id] = plan.work_with(left, fact.size, self.again.get(disk_id, ()))
+            if not reopened:
+                # Until these are durable the cycle counts as reading from the interrupted view: its mark is kept.
+                self._transfer(first, machine, writer)
+                writer.flush()
+                reach("cycle.caught-up")
+                pending = attrs.evolve(
+                    pending,
+                    taken_at=view.taken_at,
+                    view_mark=machine.mark,
+                    base_point=base,
+                    plan={
+                        disk_id: tuple(union([*first[disk_id].plan, *pending.plan.get(disk_id, rest[disk_id].plan)]))
+                        for disk_id in facts
+                    },
+                )
+                self.context.vault.replan_cycle(self.protection.id, pending)
+                reach("cycle.replanned")
+            self._transfer(rest, machine, writer)
+            return self._seal(pending, view, machine, writer, resumed=True)
+
+    def _changed(self, fact: plan.DiskFacts, mode: CycleMode, view: driver.DiskView) -> Sequence[Extent] | None:
+        """What changed since the interrupted view; None where it is not known and comparing is in order."""
+        if fact.tracking is driver.Tracking.CHANGED:
+            return view.changed()
+        if fact.at_target is None:
+            return view.allocated()  # all of it again, zeroes too: the interrupted copy may have put data there
+        if fact.tracking is driver.Tracking.LOST and mode is CycleMode.DELTA:
+            raise plan.ResyncDue(f"disk {fact.id}: {fact.reason or 'its change log is lost'}")
+        return None
+
+    def _open(self, pending: PendingCycle, machine: driver.MachineView) -> driver.CycleWriter:
+        spec = driver.CycleSpec(
+            cycle_id=pending.id,
+            epoch=self.protection.epoch,
+            base_point=pending.base_point,
+            disks={disk_id: view.disk.size for disk_id, view in machine.disks.items()},
+        )
+        writer = self.replica.open_cycle(spec)
+        reach("cycle.opened")
+        return writer
+
+    def _transfer(
+        self, work: Mapping[str, plan.DiskWork], machine: driver.MachineView, writer: driver.CycleWriter
+    ) -> None:
+        self.watch.start("copying", plan.total_bytes(work))
+        for disk_id, item in work.items():
+            if not item.bytes:
+                continue
+            throttle = self.context.throttle(self.policy)
+            transfer = Transfer(machine.disks[disk_id], writer, self.counts, self.watch, throttle)
+            try:
+                transfer.copy(item.copy)
+                if item.compare:
+                    transfer.compare(item.compare, self.replica, self.info.disks.get(disk_id, 0))
+            except BaseException:
+                # What has arrived is not sent again: a cut link or a cancelled copy costs nothing but time.
+                with suppress(AsrError):
+                    writer.flush()
+                raise
+            reach("cycle.disk-copied")
+
+    def _seal(
+        self,
+        pending: PendingCycle,
+        view: driver.FrozenView,
+        machine: driver.MachineView,
+        writer: driver.CycleWriter,
+        *,
+        resumed: bool,
+    ) -> tuple[CycleResult, PendingCycle]:
+        self.watch.check()
+        writer.flush()
+        pending = self._settle(pending, view, machine, writer)
+        view.confirm()
+        reach("cycle.confirmed")
+        stored = writer.seal(
+            driver.SealSpec(
+                point_id=pending.point_id,
+                taken_at=view.taken_at,
+                consistency=machine.consistency,
+                keep=self.keep or self._point_is_due(view.taken_at),
+                description=machine.description,
+            )
+        )
+        reach("cycle.sealed")
+        point = record_sealed(self.context, self.protection, pending, stored, self.counts, self.started)
+        reach("cycle.recorded")
+        return CycleResult(point, pending.mode, self.counts, resumed), pending
+
+    def _settle(
+        self,
+        pending: PendingCycle,
+        view: driver.FrozenView,
+        machine: driver.MachineView,
+        writer: driver.CycleWriter,
+    ) -> PendingCycle:
+        """Read again what the source could not hold still, and record the instant that it then shows."""
+        again = view.settle().get(self.protection.source_machine, {})
+        work = {disk_id: plan.DiskWork(copy=tuple(union(extents))) for disk_id, extents in again.items()}
+        if work:
+            self._transfer(work, machine, writer)
+            writer.flush()
+        if machine.mark != pending.view_mark or view.taken_at != pending.taken_at:
+            pending = attrs.evolve(pending, view_mark=machine.mark, taken_at=view.taken_at)
+            self.context.vault.replan_cycle(self.protection.id, pending)
+        return pending
+
+    def _point_is_due(self, taken_at: float) -> bool:
+        return retention.point_due(self.policy, self.context.vault.last_kept_at(self.protection.id), taken_at)
+
+    def _give_up(self, pending: PendingCycle) -> None:
+        """Forget an interrupted cycle that cannot be gone on with."""
+        self.info = self.replica.info()
+        if self.info.pending == pending.id:
+            spec = driver.CycleSpec(pending.id, self.protection.epoch, pending.base_point, self.info.disks)
+            with self.replica.open_cycle(spec) as writer:
+                writer.discard()
+        self.context.vault.abandon_cycle(self.protection.id, pending.id)
+        self.protection = self.context.vault.protection(self.protection.id)
+        self.info = self.replica.info()

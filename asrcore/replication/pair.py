@@ -1,0 +1,125 @@
+"""One disk at both sites, as one worker of a comparison reads it.
+
+Where both sides are read here they are compared byte by byte: that is faster than hashing them (memcmp against BLAKE3:
+65 against 4 GB/s a core, measured). Where a side has its own hands digests are computed there, and only they travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from asrcore.driver import DIGEST_BLOCK, DiskReader, DiskView, Replica, block_digests
+from asrcore.model.extent import Extent, intersect, split
+from asrcore.units import KiB, MiB
+
+__all__ = ["COMPARE_WORKERS", "Pair", "both_zero", "piece_size"]
+
+# More than there are cores: some wait for a disk or a link while others compare.
+COMPARE_WORKERS = 4
+# Both buffers of a worker stay in a core's cache (512 KiB; measured beside 256 KiB, 1 and 4 MiB). Where digests travel
+# a piece is one question and one answer.
+NEAR_PIECE = 512 * KiB
+FAR_PIECE = 4 * MiB
+READ_PIECE = 1 * MiB
+
+
+def piece_size(view: DiskView, replica: Replica) -> int:
+    """How many bytes to compare at a time, a multiple of DIGEST_BLOCK."""
+    return FAR_PIECE if view.hashes_at_source or replica.hashes_at_target else NEAR_PIECE
+
+
+def both_zero(view: DiskView, replica: Replica, extents: Sequence[Extent]) -> list[Extent]:
+    """Whole digest blocks in the extents that are known to be zero at both sides: nothing needs to be read of them."""
+    theirs = (item for item in replica.allocated(view.disk.id) if item.zero)
+    ours = (item for item in view.allocated() if item.zero)
+    zero = intersect(intersect(extents, ours), theirs)
+    inner = ((-(-item.offset // DIGEST_BLOCK) * DIGEST_BLOCK, item.end // DIGEST_BLOCK * DIGEST_BLOCK) for item in zero)
+    return [Extent(start, end - start) for start, end in inner if start < end]
+
+
+def _nobody(count: int) -> None:
+    pass
+
+
+class Pair:
+    """For one thread. `read` is told of bytes that were read at the source."""
+
+    def __init__(self, view: DiskView, replica: Replica, stack: ExitStack, read: Callable[[int], None]) -> None:
+        """Not for use: see `open`."""
+        size = piece_size(view, replica)
+        self._view, self._replica, self._stack, self._read = view, replica, stack, read
+        self._ours, self._theirs = bytearray(size), bytearray()
+        self._loaded: Extent | None = None
+        self._source: DiskReader | None = None
+        self._copy: DiskReader | None = None
+        if not view.hashes_at_source and not replica.hashes_at_target:
+            self._theirs = bytearray(size)
+            self._copy = stack.enter_context(replica.reader(view.disk.id))
+
+    @classmethod
+    @contextmanager
+    def open(cls, view: DiskView, replica: Replica, read: Callable[[int], None] = _nobody) -> Iterator[Pair]:
+        """Closes its readers in the end."""
+        with ExitStack() as stack:
+            yield cls(view, replica, stack, read)
+
+    def different(self, piece: Extent) -> list[Extent]:
+        """Blocks of the piece that differ, neighbours joined."""
+        if self._copy is not None:
+            return self._different_bytes(piece)
+        ours = self._our_digests(piece)
+        return self._replica.compare(self._view.disk.id, piece, ours, self._view.digest)
+
+    def digests(self, piece: Extent) -> tuple[bytes, bytes]:
+        """Of the piece's blocks at the source and in the replica. Bytes that were compared equal are hashed once."""
+        if self._copy is None:
+            ours = self._our_digests(piece)
+            return ours, self._replica.digests(self._view.disk.id, piece, self._view.digest)
+        equal = not self._different_bytes(piece)
+        ours = block_digests(self._content(piece), self._view.digest)
+        return ours, ours if equal else block_digests(memoryview(self._theirs)[: piece.length], self._view.digest)
+
+    def content(self, piece: Extent, part: Extent) -> memoryview:
+        """The source's content of a part of the piece that was just compared; valid until the next call."""
+        if self._loaded != piece:
+            data = memoryview(self._ours)[: part.length]
+            self._fill(part.offset, data)
+            return data
+        return memoryview(self._ours)[part.offset - piece.offset : part.end - piece.offset]
+
+    def _content(self, piece: Extent) -> memoryview:
+        self._loaded = None
+        data = memoryview(self._ours)[: piece.length]
+        for part in split([piece], READ_PIECE):
+            self._fill(part.offset, data[part.offset - piece.offset :][: part.length])
+        self._loaded = piece
+        return data
+
+    def _fill(self, offset: int, data: memoryview) -> None:
+        if self._source is None:
+            self._source = self._stack.enter_context(self._view.reader())
+        self._source.read_into(offset, data)
+        self._read(len(data))
+
+    def _our_digests(self, piece: Extent) -> bytes:
+        if self._view.hashes_at_source:
+            self._loaded = None
+            return self._view.digests(piece)
+        return block_digests(self._content(piece), self._view.digest)
+
+    def _different_bytes(self, piece: Extent) -> list[Extent]:
+        assert self._copy is not None
+        ours, theirs = self._content(piece), memoryview(self._theirs)[: piece.length]
+        self._copy.read_into(piece.offset, theirs)
+        # Whole buffers and bytes are compared by memcmp; memoryviews item by item, 100 x slower.
+        if piece.length == len(self._ours) and self._ours == self._theirs:
+            return []
+        result: list[Extent] = []
+        for block in split([piece], DIGEST_BLOCK):
+            at, end = block.offset - piece.offset, block.end - piece.offset
+            if bytes(ours[at:end]) == bytes(theirs[at:end]):
+                continue
+            start = result.pop().offset if result and result[-1].end == block.offset else block.offset
+            result.append(Extent(start, block.end - start))
+        return result

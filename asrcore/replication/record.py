@@ -1,0 +1,73 @@
+"""Recording a sealed point in the vault, also one whose engine was killed between seal and record."""
+
+from __future__ import annotations
+
+from asrcore import driver
+from asrcore.model.point import RecoveryPoint
+from asrcore.model.protection import PendingCycle, Protection
+from asrcore.model.state import Event, State
+from asrcore.replication.context import Context
+from asrcore.replication.transfer import Counts
+from asrcore.vault import CycleStats
+
+__all__ = ["adopt_sealed", "record_sealed"]
+
+_EVENTS = {
+    State.INITIAL_COPY: Event.COPIED,
+    State.PROTECTED: Event.REPLICATE,
+    State.RESYNCING: Event.RESYNCED,
+    State.REVERSING: Event.REVERSED,
+}
+"""What a recorded point does to the state. In all other states (a planned failover's last delta) it stays."""
+
+
+def record_sealed(
+    context: Context,
+    protection: Protection,
+    pending: PendingCycle,
+    stored: driver.StoredPoint,
+    counts: Counts,
+    started: float,
+) -> RecoveryPoint:
+    """Record the point and advance the mark, in one transaction (invariant 2)."""
+    point = RecoveryPoint(
+        id=stored.id,
+        taken_at=stored.taken_at,
+        sealed_at=stored.sealed_at,
+        consistency=stored.consistency,
+        kept=stored.kept,
+        pinned=stored.pinned,
+        bytes_sent=counts.sent,
+    )
+    stats = CycleStats(
+        id=pending.id,
+        mode=pending.mode,
+        taken_at=stored.taken_at,
+        started_at=started,
+        sealed_at=stored.sealed_at,
+        bytes_read=counts.read,
+        bytes_sent=counts.sent,
+        bytes_zeroed=counts.zeroed,
+        bytes_same=counts.same,
+    )
+    event = _EVENTS.get(protection.state)
+    recorded = context.vault.record_point(protection.id, pending.id, point, event=event, stats=stats)
+    context.plugins.recovery_point_created(recorded, point)
+    return point
+
+
+def adopt_sealed(context: Context, protection: Protection) -> RecoveryPoint | None:
+    """Record the point of a cycle that is sealed at the target but not recorded; None if there is no such.
+
+    Asks only the target. Whoever chooses a recovery point does this first: until then the vault may name a head that
+    the sealed point has replaced.
+    """
+    pending = protection.pending
+    if pending is None:
+        return None
+    info = context.site(protection.target_site).target.replica(protection.replica_id).info()
+    if not info.points or info.points[-1].id != pending.point_id:
+        return None
+    stored = info.points[-1]
+    # What was sent is not known any more; the point is what counts.
+    return record_sealed(context, protection, pending, stored, Counts(), stored.sealed_at)

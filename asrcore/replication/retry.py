@@ -1,0 +1,37 @@
+"""When a failed cycle is tried again (W6): after 1, 2, 4, 8, 10 minutes, then every 30; never where it cannot help."""
+
+from __future__ import annotations
+
+import attrs
+
+from asrcore.errors import AsrError
+from asrcore.units import MINUTE
+
+__all__ = ["DELAYS", "LAST_DELAY", "Decision", "decide"]
+
+DELAYS = (1 * MINUTE, 2 * MINUTE, 4 * MINUTE, 8 * MINUTE, 10 * MINUTE)
+LAST_DELAY = 30 * MINUTE
+
+
+@attrs.frozen
+class Decision:
+    """`attempt`: failures in a row, this one included, to be recorded. `delay`: seconds to wait; None: no retry."""
+
+    attempt: int
+    delay: float | None
+
+    def at(self, now: float) -> float | None:
+        """When to try again, in seconds since the epoch; None: not by itself."""
+        return None if self.delay is None else now + self.delay
+
+
+def decide(error: BaseException, attempt: int) -> Decision:
+    """What to do about an error after `attempt` earlier failures in a row.
+
+    A catalogued error says itself whether a retry may help. Anything else is a defect: every step may be repeated
+    without harm, so it is retried like a recoverable one rather than leaving the machine without protection.
+    """
+    attempt = max(0, attempt)
+    if isinstance(error, AsrError) and not error.retry:
+        return Decision(attempt + 1, None)
+    return Decision(attempt + 1, DELAYS[attempt] if attempt < len(DELAYS) else LAST_DELAY)

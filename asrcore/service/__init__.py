@@ -1,0 +1,1 @@
+"""What runs for long: the replication service of `asr run`."""

@@ -1,0 +1,225 @@
+"""The replication service: runs what is due, a bounded number of machines at a time, until it is stopped.
+
+Cycles are no jobs: each commits to the vault, and a killed one is gone on with. What takes a person's decision or
+moves a state is a job. The service also keeps fences: a source that returns after an unplanned failover is
+quarantined as soon as its site answers, and put down again should somebody start it.
+
+A look reads the vault's records and queues what is due, and when; a cycle that ends starts the next one. The records
+are the truth: what is queued is checked again when its turn comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from heapq import heapify, heappop
+
+from asrcore import driver
+from asrcore.errors import AsrError, Cancelled, MachineBusy, MachineNotFound, TrackingLost, WrongState
+from asrcore.model.health import Health, Load, assess
+from asrcore.model.policy import Policy
+from asrcore.model.protection import Protection
+from asrcore.model.state import State
+from asrcore.model.watch import Watch
+from asrcore.replication.context import Context
+from asrcore.replication.cycle import run_cycle
+from asrcore.replication.failure import recorded_failure
+from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load
+from asrcore.service.pool import Lanes
+
+__all__ = ["Scheduler"]
+
+_log = logging.getLogger(__name__)
+
+TICK = 0.25  # seconds between two looks into the queue for what has come due
+LOOK_SHARE = 20  # a look at the vault costs 40 us a machine; it is repeated after 20 times as long as it took
+JOBS = 8  # jobs at a time that the service asks for: 500 comparisons may come due in one minute
+FENCE_EVERY = 5.0  # seconds between looks at a machine that has to stay quarantined
+SATURATED_FOR = 30.0  # seconds until it is told that the service cannot keep up: after a pause all machines are late
+HEALTH_EVERY = 5.0  # seconds between judgements of the machines' health
+
+_SOURCE_FENCED = (State.FAILED_OVER, State.COMMITTING, State.COMMITTED)
+_TARGET_FENCED = (State.REVERSING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
+_JOBS = {Action.PROTECT: "protect", Action.RESYNC: "resync", Action.REPROTECT: "reprotect"}
+
+
+class _Queue:
+    """Machines by source site, each with the time its cycle is due; what is due first comes first."""
+
+    def __init__(self) -> None:
+        self._heaps: dict[str, list[tuple[float, str]]] = {}
+        self._lock = threading.Lock()
+
+    def fill(self, due: Mapping[str, list[tuple[float, str]]]) -> None:
+        """Take the place of all that was queued: by site, times and machines' ids."""
+        for heap in due.values():
+            heapify(heap)
+        with self._lock:
+            self._heaps = dict(due)
+
+    def pop(self, now: float, has_room: Callable[[str], bool]) -> tuple[str, str] | None:
+        """Site and id of the machine that waited longest, of the sites that have room; None if none is due."""
+        with self._lock:
+            heads = [(heap[0], site) for site, heap in self._heaps.items() if heap and heap[0][0] <= now]
+            for (_, machine), site in sorted(heads):
+                if has_room(site):
+                    heappop(self._heaps[site])
+                    return site, machine
+        return None
+
+
+class Scheduler:
+    """`submit(kind, protection)` starts a job; it may raise, and is called again at the next look."""
+
+    def __init__(self, context: Context, submit: Callable[[str, Protection], object]) -> None:
+        self._context = context
+        self._submit = submit
+        self._queue = _Queue()
+        self._policies: Mapping[str, Policy] = {}
+        self._fence_at: dict[str, float] = {}
+        self._health_at = 0.0
+        self._health: dict[str, Health] = {}
+        self._saturated = False
+        self._keeps_up_at = 0.0
+        self._starting = threading.Lock()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; then let go what runs (it is resumed at the next start) and return."""
+        self._cycles = Lanes("cycle", quick=QUICK, slow=SLOW, ended=self._start_cycles)
+        self._fences = Lanes("fence", quick=1)  # apart: a lost site that swallows connections must not hold up cycles
+        look_at = 0.0
+        try:
+            while not stop.wait(TICK):
+                began = time.monotonic()
+                if began >= look_at:
+                    try:
+                        self._look()
+                    except AsrError as problem:  # the vault's disk is full, say: go on when it answers again
+                        _log.error("%s; %s", problem, problem.action_text)
+                    ended = time.monotonic()
+                    look_at = ended + LOOK_SHARE * (ended - began)
+                self._start_cycles()
+        finally:
+            self._cycles.close()
+            self._fences.close()
+
+    def _start_cycles(self) -> None:
+        with self._starting:
+            while (found := self._queue.pop(self._context.clock(), self._cycles.has_room)) is not None:
+                site, machine = found
+                self._cycles.start(machine, site, partial(self._cycle, machine))
+
+    def _look(self) -> None:
+        vault, now = self._context.vault, self._context.clock()
+        protections = vault.protections()
+        self._policies = policies = {policy.name: policy for policy in vault.policies()}
+        for policy in policies.values():
+            self._context.throttle(policy)  # a limit that was changed holds for what is under way, too
+        active = {job.machine for job in vault.jobs(limit=1000, active=True)}
+        due: dict[str, list[tuple[float, str]]] = {}
+        wanted = []
+        for protection in protections:
+            if _to_fence(protection) is not None and self._fence_is_due(protection, now):
+                self._fences.start(protection.id, protection.source_site, partial(self._fence, protection))
+            if protection.name in active or self._context.locks.busy(protection.id):
+                continue
+            policy = policies[protection.policy]
+            at = cycle_at(protection, policy)
+            if at is not None:
+                due.setdefault(protection.source_site, []).append((at, protection.id))
+            elif due_action(protection, policy, now) in _JOBS:
+                wanted.append(protection)
+        self._queue.fill(due)
+        if now >= self._health_at:
+            self._health_at = now + HEALTH_EVERY
+            self._tell_load(service := load(protections, policies, now), now)
+            self._tell_health(protections, service, now)
+        for protection in wanted[: max(0, JOBS - len(active))]:
+            self._submit(_JOBS[due_action(protection, policies[protection.policy], now)], protection)
+
+    def _cycle(self, protection_id: str, watch: Watch) -> None:
+        try:
+            protection = self._context.vault.protection(protection_id)
+            policy = self._policies.get(protection.policy)
+            if policy is None or due_action(protection, policy, self._context.clock()) is not Action.CYCLE:
+                return  # its record has changed since it was queued
+            with (
+                self._context.locks.hold(protection, "a replication cycle", watch),
+                recorded_failure(self._context, protection.id, of_a_job=False),
+            ):
+                run_cycle(self._context, protection.id, watch)
+        except (Cancelled, MachineBusy, WrongState):
+            pass  # a job took over, or the service stops
+        except TrackingLost as problem:
+            _log.warning("%s", problem)
+        except AsrError as problem:
+            _log.warning("%s: %s; %s", protection_id, problem, problem.action_text)
+
+    def _fence_is_due(self, protection: Protection, now: float) -> bool:
+        if now < self._fence_at.get(protection.id, 0.0):
+            return False
+        self._fence_at[protection.id] = now + FENCE_EVERY
+        return True
+
+    def _fence(self, protection: Protection, watch: Watch) -> None:
+        watch.check()
+        place = _to_fence(protection)
+        if place is None:
+            return
+        site, machine = place
+        try:
+            inventory = self._context.site(site).inventory
+            now = self._context.vault.protection(protection.id)
+            if now.epoch != protection.epoch or _to_fence(now) != place:
+                return  # connecting took so long that the machine was given back meanwhile
+            inventory.fence(machine, driver.Fence(now.epoch, f"{now.name} is owned elsewhere since epoch {now.epoch}"))
+        except MachineNotFound:
+            pass  # a site that was built anew: there is nothing left to quarantine
+        except AsrError as problem:
+            _log.info("%s: quarantine at %s waits: %s", protection.name, site, problem)
+            return
+        if protection.fence_due:
+            self._context.vault.update(protection.id, fence_due=False)
+            text = f"the machine came back at {site} and was quarantined"
+            self._context.vault.add_event(
+                at=self._context.clock(), machine=protection.name, kind="quarantine", text=text
+            )
+            _log.warning("%s: %s", protection.name, text)
+
+    def _tell_health(self, protections: Sequence[Protection], service: Load, now: float) -> None:
+        heads, former = self._context.vault.heads(), self._health
+        self._health = {
+            item.id: assess(item, self._policies[item.policy], heads.get(item.id), now, load=service)
+            for item in protections
+        }
+        for item in protections:
+            old, new = former.get(item.id, Health()), self._health[item.id]
+            if old.level is not new.level:
+                self._context.plugins.health_changed(item, old, new)
+
+    def _tell_load(self, service: Load, now: float) -> None:
+        if not service.saturated or not self._keeps_up_at:
+            self._keeps_up_at = now
+        if not self._saturated and now - self._keeps_up_at < SATURATED_FOR:
+            return
+        if self._saturated and service.late > service.at_a_time // 2:
+            return
+        text = f"{service.late} of {service.machines} machines are late"
+        text = f"the service cannot keep up: {text}" if service.saturated else f"the service keeps up again: {text}"
+        self._saturated = service.saturated
+        _log.warning("%s", text)
+        self._context.vault.add_event(at=now, machine="", kind="service", text=text)
+
+
+def _to_fence(protection: Protection) -> tuple[str, str] | None:
+    """Site and machine that must not run: the former source, or after a reversal the machine the replica began with."""
+    if protection.state is State.UNDOING:
+        return None  # the source is being given back: a fence that is still owed would be put on behind the undo
+    if protection.fence_due or protection.state in _SOURCE_FENCED:
+        return protection.source_site, protection.source_machine
+    if protection.seed_machine is not None and protection.state in _TARGET_FENCED:
+        return protection.target_site, protection.seed_machine
+    return None

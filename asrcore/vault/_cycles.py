@@ -1,0 +1,340 @@
+"""Cycles under way, recovery points, and the reversal: what invariants 1 and 2 hang on.
+
+A source's mark changes in three places only: `record_point` (with the point, in one transaction), `forget_mark`, and
+`start_reverse`. Nothing else in the vault writes the columns `mark` and `head_point`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import attrs
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+
+from asrcore.crashpoint import reach
+from asrcore.errors import PointNotFound, StaleBase, WrongCycle, WrongState
+from asrcore.model.point import RecoveryPoint
+from asrcore.model.protection import CycleMode, NetworkMap, PendingCycle, Protection
+from asrcore.model.state import Event, State, allowed
+from asrcore.units import DAY
+from asrcore.vault import _rows, _schema
+from asrcore.vault._registry import Registry
+from asrcore.vault._values import CycleStats
+
+__all__ = ["STATISTICS_AGE", "STATISTICS_ROWS", "Cycles"]
+
+STATISTICS_ROWS = 10_000
+"""Statistics of at most so many cycles are kept per machine: 14 hours at an interval of 5 s."""
+STATISTICS_AGE = 30 * DAY
+
+_IN_ONE_STATEMENT = 500  # ids; SQLite takes at most 999 parameters in older builds
+
+
+class Cycles(Registry):
+    """The part of the vault that knows cycles and recovery points."""
+
+    # -- a cycle under way -------------------------------------------------------------------------------------------
+
+    def begin_cycle(self, protection_id: str, pending: PendingCycle) -> Protection:
+        """Record a cycle before its first byte is copied; the same id again replaces what was recorded.
+
+        Raises WrongCycle while another one is under way, StaleBase for a delta that is not based on the head.
+        """
+        with self._write("begin-cycle") as connection:
+            protection = self._protection(connection, protection_id)
+            if protection.pending is not None and protection.pending.id != pending.id:
+                detail = f"{protection.pending.id} is pending"
+                raise WrongCycle(machine=protection.name, cycle=pending.id, detail=detail)
+            return self._put_pending(connection, protection, pending)
+
+    def replan_cycle(self, protection_id: str, pending: PendingCycle) -> Protection:
+        """Replace the record of the cycle under way, when it goes on with a new view.
+
+        Raises WrongCycle when it is not this one, StaleBase like `begin_cycle`.
+        """
+        with self._write("replan-cycle") as connection:
+            protection = self._protection(connection, protection_id)
+            self._check_pending(protection, pending.id)
+            return self._put_pending(connection, protection, pending)
+
+    def abandon_cycle(self, protection_id: str, cycle_id: str) -> Protection:
+        """Forget the cycle under way, its content having been discarded at the target. If there is none, nothing
+        changes. Raises WrongCycle when it is another one."""
+        with self._write("abandon-cycle") as connection:
+            protection = self._protection(connection, protection_id)
+            if protection.pending is None:
+                return protection
+            self._check_pending(protection, cycle_id)
+            return self._drop_pending(connection, protection)
+
+    def record_point(
+        self,
+        protection_id: str,
+        cycle_id: str,
+        point: RecoveryPoint,
+        *,
+        event: Event | None = None,
+        stats: CycleStats,
+    ) -> Protection:
+        """Record a sealed point: in one transaction the point, the head, the source's mark (that of the cycle's
+        view), the end of the cycle, its statistics, and what the event does to the state. The former head goes,
+        unless it is kept or pinned. A point that is recorded already changes nothing.
+
+        Raises WrongCycle when the cycle is not the one under way or the point not its point, WrongState.
+        """
+        with self._write("record-point") as connection:
+            protection = self._protection(connection, protection_id)
+            if self._has_point(connection, protection.id, point.id):
+                return protection
+            pending = self._check_pending(protection, cycle_id)
+            if pending.point_id != point.id:
+                detail = f"it makes point {pending.point_id}, not {point.id}"
+                raise WrongCycle(machine=protection.name, cycle=cycle_id, detail=detail)
+            state = allowed(protection.name, protection.state, event).target if event else protection.state
+            self._replace_head(connection, protection, point)
+            reach("vault.record-point.inserted")
+            self._add_statistics(connection, protection.id, stats)
+            return self._store(
+                connection,
+                self._drop_pending(connection, protection),
+                state=state,
+                head_point=point.id,
+                mark=pending.view_mark,
+                last_cycle_at=point.sealed_at,
+                resync_reason="" if state is State.PROTECTED else protection.resync_reason,
+                attempt=0,
+                retry_at=None,
+                error=None,
+            )
+
+    # -- points ------------------------------------------------------------------------------------------------------
+
+    def points(self, protection_id: str, *, before: float | None = None) -> list[RecoveryPoint]:
+        """Oldest first, the last one is the head; points that are being dropped are not among them. `before`: only
+        those that show an earlier instant, and the head.
+
+        The order is that of recording: it is the order of the content even if a clock was set back.
+        """
+        table = _schema.points
+        statement = select(table).where(table.c.protection_id == protection_id, ~table.c.dropping)
+        if before is not None:
+            head = select(_schema.protections.c.head_point).where(_schema.protections.c.id == protection_id)
+            statement = statement.where((table.c.taken_at < before) | (table.c.id == head.scalar_subquery()))
+        with self._read() as connection:
+            rows = connection.execute(statement.order_by(table.c.number)).mappings().all()
+        return [self._value(_rows.point_of, row, f"point {row['id']}") for row in rows]
+
+    def last_kept_at(self, protection_id: str) -> float | None:
+        """The latest instant that a kept point shows; None without one."""
+        table = _schema.points
+        kept = select(table.c.taken_at).where(table.c.protection_id == protection_id, table.c.kept, ~table.c.dropping)
+        with self._read() as connection:
+            return connection.execute(kept.order_by(table.c.taken_at.desc()).limit(1)).scalar()
+
+    def heads(self) -> dict[str, RecoveryPoint]:
+        """The newest point of each machine that has one, by the machine's id: one statement, whatever the number of
+        points."""
+        table, protections = _schema.points, _schema.protections
+        newest = (table.c.protection_id == protections.c.id) & (table.c.id == protections.c.head_point)
+        with self._read() as connection:
+            rows = connection.execute(select(table).select_from(protections.join(table, newest))).mappings().all()
+        return {row["protection_id"]: self._value(_rows.point_of, row, f"point {row['id']}") for row in rows}
+
+    def point_counts(self) -> dict[str, int]:
+        """How many points each machine has, by the machine's id; those that are being dropped do not count."""
+        table = _schema.points
+        statement = select(table.c.protection_id, func.count()).where(~table.c.dropping).group_by(table.c.protection_id)
+        with self._read() as connection:
+            return dict(connection.execute(statement).tuples().all())
+
+    def mark_dropping(self, protection_id: str, point_ids: Iterable[str]) -> list[str]:
+        """Note that points are to go, before the target drops them; returns those that were marked now.
+
+        Left alone: the head, pinned points, the point of a failover or of a running test, and unknown ids.
+        """
+        table = _schema.points
+        marked: list[str] = []
+        with self._write("mark-dropping") as connection:
+            protection = self._protection(connection, protection_id)
+            stay = {protection.head_point, protection.failover_point}
+            stay.add(protection.test.point_id if protection.test else None)
+            for some in _portions(point_id for point_id in point_ids if point_id not in stay):
+                chosen = (
+                    table.c.protection_id == protection_id,
+                    table.c.id.in_(some),
+                    ~table.c.pinned,
+                    ~table.c.dropping,
+                )
+                marked += connection.execute(select(table.c.id).where(*chosen).order_by(table.c.number)).scalars()
+                connection.execute(update(table).where(*chosen).values(dropping=True))
+        return marked
+
+    def dropping(self, protection_id: str) -> list[str]:
+        """Ids of points that are being dropped, oldest first."""
+        table = _schema.points
+        statement = select(table.c.id).where(table.c.protection_id == protection_id, table.c.dropping)
+        with self._read() as connection:
+            return list(connection.execute(statement.order_by(table.c.number)).scalars())
+
+    def forget_points(self, protection_id: str, point_ids: Iterable[str]) -> None:
+        """Forget points that are gone at the target; unknown ones are forgotten already. The head stays, except in a
+        commit, which removes the whole replica."""
+        table = _schema.points
+        point_ids = list(point_ids)
+        with self._write("forget-points") as connection:
+            protection = self._protection(connection, protection_id)
+            head = protection.head_point
+            if head in point_ids and protection.state is State.COMMITTING:
+                self._store(connection, protection, head_point=None, mark=None)
+                head = None
+            for some in _portions(point_id for point_id in point_ids if point_id != head):
+                connection.execute(delete(table).where(table.c.protection_id == protection_id, table.c.id.in_(some)))
+
+    def pin_point(self, protection_id: str, point_id: str, pinned: bool) -> None:
+        """Keep a point from retention, or let it go. Raises PointNotFound, also for one that is being dropped."""
+        table = _schema.points
+        with self._write("pin-point") as connection:
+            protection = self._protection(connection, protection_id)
+            chosen = (table.c.protection_id == protection_id, table.c.id == point_id, ~table.c.dropping)
+            if connection.execute(update(table).where(*chosen).values(pinned=pinned)).rowcount == 0:
+                raise PointNotFound(machine=protection.name, point=point_id)
+
+    # -- statistics --------------------------------------------------------------------------------------------------
+
+    def cycles(self, protection_id: str, *, since: float | None = None, limit: int | None = None) -> list[CycleStats]:
+        """Statistics of recorded cycles, oldest first: those sealed at `since` or later, the newest `limit` of them.
+
+        Kept are 10,000 cycles per machine, for 30 days.
+        """
+        table = _schema.cycles
+        statement = select(table).where(table.c.protection_id == protection_id).order_by(table.c.number.desc())
+        if since is not None:
+            statement = statement.where(table.c.sealed_at >= since)
+        with self._read() as connection:
+            rows = connection.execute(statement.limit(limit)).mappings().all()
+        return [self._value(_rows.cycle_of, row, f"cycle {row['id']}") for row in reversed(rows)]
+
+    def last_cycles(self) -> dict[str, CycleStats]:
+        """Statistics of each machine's newest cycle, by the machine's id."""
+        table, inner, machines = _schema.cycles, _schema.cycles.alias(), _schema.protections
+        newest = select(func.max(inner.c.number)).where(inner.c.protection_id == machines.c.id).scalar_subquery()
+        its = (table.c.protection_id == machines.c.id) & (table.c.number == newest)
+        with self._read() as connection:
+            rows = connection.execute(select(table).select_from(machines.join(table, its))).mappings().all()
+        return {row["protection_id"]: self._value(_rows.cycle_of, row, f"cycle {row['id']}") for row in rows}
+
+    # -- the other direction -----------------------------------------------------------------------------------------
+
+    def start_reverse(
+        self,
+        protection_id: str,
+        *,
+        replica_id: str,
+        source_machine: str,
+        seed_machine: str | None,
+        networks: NetworkMap,
+        test_network: str = "",
+    ) -> Protection:
+        """Turn a committed machine round (event REPROTECT), in one transaction: the sites swap, `source_machine` (at
+        what was the target) replicates to the new replica, a higher epoch begins. There is no mark and no point
+        yet, and those of the old direction are forgotten. `seed_machine` is the old source, stopped, whose disks
+        the replica starts from; `networks` and `test_network` are those of the new direction.
+
+        A machine that is REVERSING already is returned as it is: an interrupted re-protect goes on with it.
+        Raises WrongState, also while the old source is not quarantined (`fence_due`): it may still run.
+        Raises AlreadyProtected when `source_machine` is protected under another name.
+        """
+        with self._write("start-reverse") as connection:
+            protection = self._protection(connection, protection_id)
+            row = allowed(protection.name, protection.state, Event.REPROTECT)
+            if protection.state is State.REVERSING:
+                return protection
+            if protection.fence_due:
+                raise WrongState(
+                    machine=protection.name,
+                    event=Event.REPROTECT.value,
+                    state=protection.state.value,
+                    reason=f"Its old self at site {protection.source_site!r} is not quarantined yet and may run.",
+                    possible="re-protect, as soon as that site has returned",
+                )
+            turned = attrs.evolve(protection, source_site=protection.target_site, source_machine=source_machine)
+            self._check_free(connection, turned)
+            points = _schema.points
+            connection.execute(delete(points).where(points.c.protection_id == protection_id))
+            return self._store(
+                connection,
+                self._drop_pending(connection, protection),
+                state=row.target,
+                source_site=turned.source_site,
+                source_machine=turned.source_machine,
+                target_site=protection.source_site,
+                replica_id=replica_id,
+                seed_machine=seed_machine,
+                networks=networks,
+                test_network=test_network,
+                replica_kind="",
+                epoch=protection.epoch + 1,
+                mark=None,
+                head_point=None,
+                target_machine=None,
+                failover_point=None,
+                planned=False,
+                test=None,
+                last_cycle_at=None,
+                resync_reason="",
+                attempt=0,
+                retry_at=None,
+                error=None,
+            )
+
+    # -- parts of the transactions -----------------------------------------------------------------------------------
+
+    def _check_pending(self, protection: Protection, cycle_id: str) -> PendingCycle:
+        pending = protection.pending
+        if pending is None or pending.id != cycle_id:
+            detail = "none is pending" if pending is None else f"{pending.id} is pending"
+            raise WrongCycle(machine=protection.name, cycle=cycle_id, detail=detail)
+        return pending
+
+    def _put_pending(self, connection: Connection, protection: Protection, pending: PendingCycle) -> Protection:
+        if pending.mode is CycleMode.DELTA and pending.base_point != protection.head_point:
+            raise StaleBase(replica=protection.name, head=protection.head_point, base=pending.base_point)
+        protection = self._drop_pending(connection, protection)
+        connection.execute(insert(_schema.pending_cycles).values(_rows.pending_row(protection.id, pending)))
+        return self._store(connection, protection, pending=pending)
+
+    def _drop_pending(self, connection: Connection, protection: Protection) -> Protection:
+        table = _schema.pending_cycles
+        connection.execute(delete(table).where(table.c.protection_id == protection.id))
+        return self._store(connection, protection, pending=None)
+
+    def _has_point(self, connection: Connection, protection_id: str, point_id: str) -> bool:
+        table = _schema.points
+        chosen: tuple[ColumnElement[bool], ...] = (table.c.protection_id == protection_id, table.c.id == point_id)
+        return connection.execute(select(table.c.number).where(*chosen)).scalar() is not None
+
+    def _replace_head(self, connection: Connection, protection: Protection, point: RecoveryPoint) -> None:
+        table = _schema.points
+        # The new row first: a deleted last row would give its number away again.
+        connection.execute(insert(table).values(_rows.point_row(protection.id, point)))
+        former = (table.c.protection_id == protection.id, table.c.id == protection.head_point)
+        connection.execute(delete(table).where(*former, ~table.c.kept, ~table.c.pinned))
+
+    def _add_statistics(self, connection: Connection, protection_id: str, stats: CycleStats) -> None:
+        table = _schema.cycles
+        ours = table.c.protection_id == protection_id
+        last: int | None = connection.execute(select(func.max(table.c.number)).where(ours)).scalar()
+        number = (last or 0) + 1
+        connection.execute(insert(table).values(_rows.cycle_row(protection_id, number, stats)))
+        connection.execute(delete(table).where(ours, table.c.number <= number - STATISTICS_ROWS))
+        # By age: only from the old end, so that no more than a few rows are looked at each time.
+        oldest = select(table.c.number, table.c.sealed_at).where(ours).order_by(table.c.number).limit(100)
+        aged = [row.number for row in connection.execute(oldest) if row.sealed_at < stats.sealed_at - STATISTICS_AGE]
+        if aged:
+            connection.execute(delete(table).where(ours, table.c.number.in_(aged)))
+
+
+def _portions(ids: Iterable[str]) -> Iterator[list[str]]:
+    ordered = list(ids)
+    for start in range(0, len(ordered), _IN_ONE_STATEMENT):
+        yield ordered[start : start + _IN_ONE_STATEMENT]

@@ -1,0 +1,182 @@
+"""Jobs, and the log of what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Unpack
+
+import attrs
+from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select, update
+
+from asrcore.errors import AmbiguousName, MachineBusy, NotFound
+from asrcore.units import DAY
+from asrcore.vault import _rows, _schema
+from asrcore.vault._store import Store, row_of
+from asrcore.vault._values import Job, JobChanges, JobState, LogEntry
+
+__all__ = ["JOBS", "LOG_ENTRIES", "TRIM_AGE", "Journal"]
+
+TRIM_AGE = 90 * DAY
+"""What is older goes: the same quarter of a year after which the test of a failover is due again."""
+LOG_ENTRIES = 1000
+"""So many of a machine are kept in the log at most; cycles are not logged, so that this is years of a quiet one."""
+JOBS = 200
+"""So many ended jobs of a machine are kept at most."""
+
+_ACTIVE = tuple(state.value for state in JobState if not state.ended)
+_CHANGEABLE = frozenset(JobChanges.__annotations__)
+
+
+class Journal(Store):
+    """The part of the vault that knows jobs and the log."""
+
+    # -- jobs ------------------------------------------------------------------------------------------------------
+
+    def add_job(self, job: Job, *, exclusive: bool = False) -> Job:
+        """Record a job; returns it as recorded. The same id again changes nothing.
+
+        Ended jobs that are older than 90 days, or not among the newest 200 of the machine, are forgotten with it.
+
+        `exclusive`: raises MachineBusy while another job of the same machine has not ended, checked in the same
+        transaction, so that of two people asking at once one is refused.
+        """
+        table = _schema.jobs
+        with self._write("add-job") as connection:
+            known = row_of(connection, table, id=job.id)
+            if known is not None:
+                return self._job(known)
+            if exclusive and job.machine:
+                same = (table.c.machine == job.machine, table.c.state.in_(_ACTIVE))
+                busy = connection.execute(select(table.c.kind, table.c.id).where(*same)).first()
+                if busy is not None:
+                    raise MachineBusy(machine=job.machine, work=f"{busy.kind} (job {busy.id})")
+            connection.execute(insert(table).values(cancel_requested=False, **_rows.job_row(job)))
+            _trim(connection, table, job.machine, JOBS, table.c.created_at < job.created_at - TRIM_AGE, _ended(table))
+        return job
+
+    def update_job(self, job_id: str, **changes: Unpack[JobChanges]) -> Job:
+        """Change fields of a job. Raises NotFound, TypeError for other fields."""
+        refused = sorted(set(changes) - _CHANGEABLE)
+        if refused:
+            raise TypeError(f"{', '.join(refused)} of a job never change")
+        table = _schema.jobs
+        with self._write("update-job") as connection:
+            known = row_of(connection, table, id=job_id)
+            if known is None:
+                raise _no_job(job_id)
+            job = attrs.evolve(self._job(known), **changes)
+            row = _rows.job_row(job)
+            if changes:
+                values = {name: row[name] for name in changes}
+                connection.execute(update(table).where(table.c.id == job_id).values(values))
+        return job
+
+    def job(self, id_or_prefix: str) -> Job:
+        """By id, or by the beginning of one. Raises NotFound, AmbiguousName."""
+        table = _schema.jobs
+        begins = func.substr(table.c.id, 1, len(id_or_prefix)) == id_or_prefix
+        with self._read() as connection:
+            rows = [known] if (known := row_of(connection, table, id=id_or_prefix)) else []
+            if not rows and id_or_prefix:
+                rows = list(connection.execute(select(table).where(begins).limit(5)).mappings())
+        if not rows:
+            raise _no_job(id_or_prefix)
+        if len(rows) > 1:
+            raise AmbiguousName(kind="job", name=id_or_prefix, matches=", ".join(row["id"] for row in rows))
+        return self._job(rows[0])
+
+    def jobs(self, limit: int | None = None, *, machine: str | None = None, active: bool = False) -> list[Job]:
+        """Newest first; of one machine, or only those that have not ended."""
+        table = _schema.jobs
+        statement = select(table).order_by(table.c.number.desc()).limit(limit)
+        if machine is not None:
+            statement = statement.where(table.c.machine == machine)
+        if active:
+            statement = statement.where(table.c.state.in_(_ACTIVE))
+        with self._read() as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [self._job(row) for row in rows]
+
+    def request_cancel(self, job_id: str) -> bool:
+        """Ask a job to end at its next step; False if it has ended already. Raises NotFound."""
+        table = _schema.jobs
+        with self._write("request-cancel") as connection:
+            known = row_of(connection, table, id=job_id)
+            if known is None:
+                raise _no_job(job_id)
+            if self._job(known).state.ended:
+                return False
+            connection.execute(update(table).where(table.c.id == job_id).values(cancel_requested=True))
+        return True
+
+    def cancel_requested(self, job_id: str) -> bool:
+        """Whether somebody asked. Raises NotFound."""
+        with self._read() as connection:
+            known = row_of(connection, _schema.jobs, id=job_id)
+        if known is None:
+            raise _no_job(job_id)
+        return bool(known["cancel_requested"])
+
+    def _job(self, row: _rows.Row) -> Job:
+        return self._value(_rows.job_of, row, f"job {row['id']}")
+
+    # -- the log ---------------------------------------------------------------------------------------------------
+
+    def add_event(
+        self, at: float, machine: str, kind: str, text: str, data: Mapping[str, object] | None = None
+    ) -> None:
+        """Append to the log. `data` is what a program may want to know of it, as JSON.
+
+        Entries that are older than 90 days, or not among the newest 1,000 of the machine, are forgotten with it.
+        """
+        table = _schema.events
+        row = {"at": at, "machine": machine, "kind": kind, "text": text, "data": _rows.entry_data(data or {})}
+        with self._write("add-event") as connection:
+            connection.execute(insert(table).values(row))
+            _trim(connection, table, machine, LOG_ENTRIES, table.c.at < at - TRIM_AGE)
+
+    def events(
+        self,
+        *,
+        machine: str | None = None,
+        kinds: Iterable[str] | None = None,
+        since: float | None = None,
+        limit: int | None = None,
+    ) -> list[LogEntry]:
+        """The newest `limit` entries that match, oldest first."""
+        table = _schema.events
+        statement = select(table).order_by(table.c.number.desc()).limit(limit)
+        if machine is not None:
+            statement = statement.where(table.c.machine == machine)
+        if kinds is not None:
+            statement = statement.where(table.c.kind.in_(list(kinds)))
+        if since is not None:
+            statement = statement.where(table.c.at >= since)
+        with self._read() as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [self._value(_rows.entry_of, row, f"log entry {row['number']}") for row in reversed(rows)]
+
+
+def _ended(table: Table) -> ColumnElement[bool]:
+    return table.c.state.not_in(_ACTIVE)
+
+
+def _trim(
+    connection: Connection,
+    table: Table,
+    machine: str,
+    most: int,
+    aged: ColumnElement[bool],
+    *which: ColumnElement[bool],
+) -> None:
+    """Delete what one more row of the machine makes too many, and what is aged, whosever it is."""
+    its = (table.c.machine == machine, *which)
+    surplus = select(table.c.number).where(*its).order_by(table.c.number.desc()).offset(most).limit(1)
+    connection.execute(delete(table).where(*its, table.c.number <= surplus.scalar_subquery()))
+    # By age only from the old end, so that no more than a few rows are looked at each time.
+    oldest = select(table.c.number).order_by(table.c.number).limit(100)
+    connection.execute(delete(table).where(table.c.number.in_(oldest), aged, *which))
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(kind="job", name=job_id, listing="asr jobs")

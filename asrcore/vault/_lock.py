@@ -1,0 +1,126 @@
+"""One engine per vault. The kernel (or the database server) lets go of the lock when the process dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, text
+
+from asrcore.errors import VaultInUse
+
+__all__ = ["UseLock", "holder_of_file", "holder_of_server", "lock_file", "lock_server"]
+
+_STARTING = "an engine that is just starting"
+_TRIES, _PAUSE = 10, 0.02  # somebody who asks for the holder has the lock shared for microseconds
+_KEY = 0x41735256  # of PostgreSQL's advisory lock; such locks are per database
+
+
+@contextmanager
+def lock_file(path: Path, holder: str) -> Iterator[None]:
+    """Hold the lock, with the holder's text in the file. Raises VaultInUse, OSError.
+
+    The file stays for ever: removing it would let two processes lock two files of one name.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if not _lock(descriptor):
+            raise VaultInUse(holder=_text(descriptor))
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder.encode("utf-8", "replace"), 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # the text is a courtesy; the lock goes with the descriptor
+                os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+class UseLock:
+    """Shared by all that have a vault open; `vault move` needs it alone, so that nobody writes into what stays behind.
+
+    A file of its own: closing any descriptor of the database would drop SQLite's own locks on it (POSIX).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError, and VaultInUse while the vault is being moved."""
+        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not _lock(self._descriptor, fcntl.LOCK_SH):
+            self.close()
+            raise VaultInUse(holder="asr vault move")
+
+    def alone(self) -> None:
+        """Keep everybody else out until `close`. Raises VaultInUse while another one has the vault open."""
+        if self._descriptor is None or not _lock(self._descriptor, fcntl.LOCK_EX):
+            raise VaultInUse(holder="another `asr` command, or a program that has it open")
+
+    def close(self) -> None:
+        """Let go; a second call does nothing."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            threading.Event().wait(_PAUSE)
+        else:
+            return True
+    return False
+
+
+def holder_of_file(path: Path) -> str | None:
+    """Text of the process that holds the lock, or None. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _text(descriptor)
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _text(descriptor: int) -> str:
+    return os.pread(descriptor, 4096, 0).decode("utf-8", "replace") or _STARTING
+
+
+@contextmanager
+def lock_server(engine: Engine, holder: str) -> Iterator[None]:
+    """The same on PostgreSQL, for as long as one connection lives; it tells others by its application name."""
+    with engine.connect() as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")  # noqa: PLW2901 - the same one
+        if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _KEY}).scalar():
+            raise VaultInUse(holder=_server_holder(connection) or _STARTING)
+        connection.execute(text("SELECT set_config('application_name', :name, false)"), {"name": holder[:63]})
+        try:
+            yield
+        finally:
+            connection.invalidate()  # closing the session is what lets go for certain
+
+
+def holder_of_server(engine: Engine) -> str | None:
+    """The same on PostgreSQL."""
+    with engine.connect() as connection:
+        return _server_holder(connection)
+
+
+def _server_holder(connection: Connection) -> str | None:
+    statement = (
+        "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid"
+        " WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objid = :key"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return connection.execute(text(statement), {"key": _KEY}).scalar()

@@ -1,0 +1,133 @@
+"""Where a vault is: a file for SQLite, a URL for PostgreSQL. What is shown of it never has a password in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import attrs
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from asrcore.errors import AsrError, InvalidValue, NotAVault, VaultMoved, VaultNotFound, VaultUnavailable
+from asrcore.vault._schema import APPLICATION_ID
+
+__all__ = ["Place"]
+
+_WANTED = "a file path, sqlite:///PATH, or postgresql://USER@HOST/DATABASE"
+_MAGIC = b"SQLite format 3\0"
+_APPLICATION_ID_AT = 68  # of the header, https://www.sqlite.org/fileformat2.html#application_id
+_HEADER_SIZE = 100
+
+
+@attrs.frozen
+class Place:
+    """`path` is the SQLite file, links resolved; None: a database server. `shown` is for people."""
+
+    url: URL = attrs.field(repr=False)
+    path: Path | None
+    shown: str
+
+    @classmethod
+    def of(cls, url_or_path: str | os.PathLike[str]) -> Place:
+        """From what a person gave. Raises InvalidValue."""
+        text = os.fspath(url_or_path)
+        if "://" not in text:
+            return cls._file(text, text)
+        shown = _redact(text)
+        try:
+            url = make_url(text)
+        except (ArgumentError, ValueError):
+            url = None
+        if url is None:  # outside of the handler: the parser's own message holds all of the text
+            raise InvalidValue(what="vault", value=shown, wanted=_WANTED)
+        if url.drivername in ("sqlite", "sqlite+pysqlite") and not url.query and not url.host:
+            return cls._file(url.database or "", shown)
+        if url.drivername in ("postgresql", "postgresql+psycopg") and url.database:
+            return cls(url.set(drivername="postgresql+psycopg"), None, shown)
+        raise InvalidValue(what="vault", value=shown, wanted=_WANTED)
+
+    @classmethod
+    def _file(cls, text: str, shown: str) -> Place:
+        if not text.isprintable() or text in ("", ":memory:") or text.startswith("file:"):
+            raise InvalidValue(what="vault", value=shown, wanted=_WANTED)
+        try:
+            path = Path(os.path.realpath(Path(text).expanduser()))
+        except RuntimeError:  # ~somebody who is not known here
+            path = None
+        if path is None:
+            raise InvalidValue(what="vault", value=shown, wanted=_WANTED)
+        return cls(URL.create("sqlite+pysqlite", database=str(path)), path, shown)
+
+    def beside(self, suffix: str) -> Path:
+        """A file beside the SQLite file: its name and a suffix."""
+        if self.path is None:
+            raise ValueError("a database server has no files")
+        return self.path.with_name(self.path.name + suffix)
+
+    def check_file(self) -> None:
+        """Tell a vault from whatever else may be there, by the header alone: nothing is opened by SQLite, so
+        nothing of a foreign database is touched, its journal included.
+
+        Raises VaultNotFound, NotAVault, VaultUnavailable.
+        """
+        assert self.path is not None
+        try:
+            mode = self.path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise NotAVault(url=self.shown, detail="It is not a regular file.")
+            with self.path.open("rb") as file:
+                header = file.read(_HEADER_SIZE)
+        except (FileNotFoundError, NotADirectoryError) as problem:
+            if self.beside(".moved").exists():
+                raise VaultMoved(url=self.shown, left=str(self.beside(".moved"))) from problem
+            raise VaultNotFound(url=self.shown) from problem
+        except OSError as problem:
+            raise self.unavailable(problem) from problem
+        if not header:
+            raise NotAVault(url=self.shown, detail="The file is empty.")
+        if len(header) < _HEADER_SIZE or not header.startswith(_MAGIC):
+            raise NotAVault(url=self.shown, detail="The file is not a database.")
+        found = int.from_bytes(header[_APPLICATION_ID_AT : _APPLICATION_ID_AT + 4], "big")
+        if found != APPLICATION_ID:
+            raise NotAVault(url=self.shown, detail="It is a SQLite database of another program.")
+
+    def unavailable(self, problem: BaseException | str) -> AsrError:
+        """The error for a problem below the vault, with what the file system says of itself."""
+        detail = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem).strip()
+        return VaultUnavailable(url=self.shown, detail=self._scrub(detail) + self._hint())
+
+    def _hint(self) -> str:
+        """SQLite says `disk I/O error` or `unable to open database file` for most; the file system knows more."""
+        if self.path is None:
+            return ""
+        try:
+            status = os.statvfs(self.path.parent)
+        except OSError:
+            return f" ({self.path.parent} is not there)"
+        if status.f_flag & os.ST_RDONLY:
+            return " (its file system is mounted read-only)"
+        if status.f_bavail == 0 or (status.f_files and status.f_favail == 0):
+            return " (its file system is full)"
+        return ""
+
+    def _scrub(self, text: str) -> str:
+        for secret in _secrets(self.url):
+            for form in (secret, quote(secret, safe=""), quote_plus(secret)):
+                text = text.replace(form, "***")
+        return text
+
+
+def _secrets(url: URL) -> list[str]:
+    values = [url.password] if url.password else []
+    values += [str(value) for key, value in url.query.items() if "pass" in key.lower()]
+    return sorted(filter(None, map(str, values)), key=len, reverse=True)
+
+
+def _redact(text: str) -> str:
+    """Works on what cannot be parsed as well. A password may hold an unescaped @ or /."""
+    text = re.sub(r"://([^:@/]*):.*@", r"://\1:***@", text, flags=re.DOTALL)
+    return re.sub(r"([?&][^=&]*pass[^=&]*=)[^&]*", r"\1***", text, flags=re.IGNORECASE)

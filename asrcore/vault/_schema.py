@@ -1,0 +1,187 @@
+"""Tables of the vault. Plain types only, so that SQLite and PostgreSQL hold the same; migrations make them.
+
+What is compared, joined or listed is a column; what is only carried along is JSON text (`_rows`).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+__all__ = [
+    "APPLICATION_ID",
+    "REVISIONS",
+    "VERSION_TABLE",
+    "cycles",
+    "events",
+    "jobs",
+    "metadata",
+    "pending_cycles",
+    "points",
+    "policies",
+    "protections",
+    "sites",
+]
+
+APPLICATION_ID = 0x41735256
+"""In the header of every SQLite file that is a vault: foreign ones are told apart without SQLite touching them."""
+
+VERSION_TABLE = "asr_version"
+
+REVISIONS = ("0001", "0002", "0003")
+"""Known schema versions, oldest first; the same as in migrations/versions, without importing Alembic to know."""
+
+# Constraints that have names can be altered by a later migration on both databases.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+sites = Table(
+    "sites",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("driver", String(64), nullable=False),
+    Column("settings", Text, nullable=False),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+protections = Table(
+    "protections",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("policy", String(64), ForeignKey("policies.name"), nullable=False),
+    Column("home_site", String(64), ForeignKey("sites.name"), nullable=False),
+    Column("source_site", String(64), ForeignKey("sites.name"), nullable=False),
+    Column("source_machine", Text, nullable=False),
+    Column("target_site", String(64), ForeignKey("sites.name"), nullable=False),
+    Column("replica_id", Text, nullable=False),
+    Column("networks", Text, nullable=False),
+    Column("test_network", Text, nullable=False),
+    Column("replica_kind", Text, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("mark", Text),
+    Column("head_point", String(64)),
+    Column("target_machine", Text),
+    Column("failover_point", String(64)),
+    Column("planned", Boolean, nullable=False),
+    Column("fence_due", Boolean, nullable=False),
+    Column("seed_machine", Text),
+    Column("test", Text),
+    Column("created_at", Float, nullable=False),
+    Column("last_cycle_at", Float),
+    Column("last_test_at", Float),
+    Column("resync_reason", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("retry_at", Float),
+    Column("error", Text),
+    UniqueConstraint("source_site", "source_machine"),
+)
+
+# Apart from `protections`, because a plan may be large and is written twice or so in the life of a cycle.
+pending_cycles = Table(
+    "pending_cycles",
+    metadata,
+    Column("protection_id", String(64), ForeignKey("protections.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", String(64), nullable=False),
+    Column("point_id", String(64), nullable=False),
+    Column("mode", String(32), nullable=False),
+    Column("base_point", String(64)),
+    Column("taken_at", Float, nullable=False),
+    Column("view_mark", Text),
+    Column("plan", LargeBinary, nullable=False),
+)
+
+points = Table(
+    "points",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("protection_id", String(64), ForeignKey("protections.id", ondelete="CASCADE"), nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("taken_at", Float, nullable=False),
+    Column("sealed_at", Float, nullable=False),
+    Column("consistency", String(32), nullable=False),
+    Column("kept", Boolean, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("bytes_sent", BigInteger, nullable=False),
+    Column("dropping", Boolean, nullable=False),
+    UniqueConstraint("protection_id", "id"),
+    Index("ix_points_protection_id_taken_at", "protection_id", "taken_at"),
+)
+
+cycles = Table(
+    "cycles",
+    metadata,
+    Column("protection_id", String(64), ForeignKey("protections.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("id", String(64), nullable=False),
+    Column("mode", String(32), nullable=False),
+    Column("taken_at", Float, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("sealed_at", Float, nullable=False),
+    Column("bytes_read", BigInteger, nullable=False),
+    Column("bytes_sent", BigInteger, nullable=False),
+    Column("bytes_zeroed", BigInteger, nullable=False),
+    Column("bytes_same", BigInteger, nullable=False),
+    Column("extents", Integer, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("kind", String(64), nullable=False),
+    Column("machine", Text, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("step", Text, nullable=False),
+    Column("progress_done", BigInteger, nullable=False),
+    Column("progress_total", BigInteger, nullable=False),
+    Column("progress_work", Text, nullable=False),
+    Column("arguments", Text, nullable=False),
+    Column("result", Text),
+    Column("error", Text),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("cancel_requested", Boolean, nullable=False),
+    Index(None, "machine", "number"),
+    Index("ix_jobs_state", "state"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("machine", Text, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Index(None, "machine", "number"),
+)

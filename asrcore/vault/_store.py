@@ -1,0 +1,168 @@
+"""The database behind the vault: connections, transactions, and its failures as errors of the catalogue."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, select
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from asrcore.crashpoint import reach
+from asrcore.errors import AsrError, HostIncomplete, InvalidValue, NotAVault, VaultDamaged
+from asrcore.vault._place import Place
+from asrcore.vault._rows import Row
+from asrcore.vault._schema import VERSION_TABLE
+
+__all__ = ["Store", "make_engine", "recorded_version", "row_of", "translated"]
+
+_BUSY_SECONDS = 30  # a write of another process takes milliseconds; an upgrade of a large vault some seconds
+_CONNECT_SECONDS = 10
+
+T = TypeVar("T")
+
+
+def make_engine(place: Place, *, foreign_keys: bool = True) -> Engine:
+    """An engine for the place; nothing is opened yet.
+
+    SQLite: WAL, so that readers and the writer do not wait for each other; synchronous=FULL, because a recorded
+    point must survive a power cut (NORMAL syncs only at checkpoints). BEGIN is sent by us, for the driver
+    would begin neither before a SELECT nor IMMEDIATE: a read-modify-write would fail or see an older moment.
+    """
+    if place.path is None:
+        try:
+            return create_engine(
+                place.url, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_SECONDS}
+            )
+        except ImportError as problem:
+            raise HostIncomplete(what="psycopg", detail=f"It connects to PostgreSQL: {problem}.") from problem
+    engine = create_engine(
+        place.url,
+        hide_parameters=True,  # parameters hold the settings of sites, and those hold passwords
+        max_overflow=-1,  # a thread never waits for another's connection
+        connect_args={"timeout": _BUSY_SECONDS},
+    )
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", f"foreign_keys={int(foreign_keys)}"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("asr_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+class Store:
+    """Base of the parts of `Vault`: read and write transactions on one engine, from any thread."""
+
+    def __init__(self, place: Place, engine: Engine) -> None:
+        self._place = place
+        self._engine = engine
+        self._closed = False
+        # SQLite has one writer at a time and lets the others poll; a lock is fair and wakes at once.
+        self._writing = threading.Lock() if place.path is not None else nullcontext()
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the vault throughout."""
+        with self._translated(), self._connect() as connection:
+            if self._place.path is None:  # there every statement would see its own moment
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")  # noqa: PLW2901
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _write(self, name: str) -> Iterator[Connection]:
+        """A transaction that is the only writer on SQLite; on PostgreSQL `_row` locks the rows it reads.
+
+        Crash points `vault.NAME.written` and `vault.NAME.committed`.
+        """
+        with self._translated(), self._writing:
+            with self._connect() as connection:
+                connection = connection.execution_options(asr_writes=True)  # noqa: PLW2901 - the same one
+                with connection.begin():
+                    yield connection
+                    reach(f"vault.{name}.written")
+            reach(f"vault.{name}.committed")
+
+    def _connect(self) -> Connection:
+        if self._closed:
+            raise RuntimeError("the vault is closed")
+        return self._engine.connect()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as problem:
+            error = translated(self._place, problem)
+            if error is None:
+                raise
+            raise error from problem
+
+    def _damaged(self, detail: str) -> VaultDamaged:
+        return VaultDamaged(url=self._place.shown, detail=detail)
+
+    def _value(self, make: Callable[[Row], T], row: Row, what: str) -> T:
+        """The value of a row; raises VaultDamaged when the row does not make one."""
+        try:
+            return make(row)
+        except (ValueError, KeyError, TypeError, InvalidValue) as problem:
+            raise self._damaged(f"{what}: {problem}") from problem
+
+
+def row_of(connection: Connection, table: Table, **equal: object) -> Row | None:
+    """The row of a table with these values, or None. A write transaction locks it where rows can be locked."""
+    statement = select(table).filter_by(**equal)
+    if connection.get_execution_options().get("asr_writes"):
+        statement = statement.with_for_update()
+    return connection.execute(statement).mappings().one_or_none()
+
+
+def recorded_version(connection: Connection) -> str | None:
+    """The schema version that the database says it has; None if it does not say."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalars().all()
+    return str(found[0]) if len(found) == 1 else None
+
+
+def translated(place: Place, problem: DBAPIError | sqlite3.Error) -> AsrError | None:
+    """The error of the catalogue for one of the database, or None when it is a defect of ours."""
+    cause = problem.orig if isinstance(problem, DBAPIError) else problem
+    if isinstance(cause, sqlite3.Error):
+        code = getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the class of an extended code
+        if code == sqlite3.SQLITE_NOTADB:
+            return NotAVault(url=place.shown, detail="The file is not a database.")
+        if code == sqlite3.SQLITE_CORRUPT:
+            return VaultDamaged(url=place.shown, detail=str(cause))
+        if code in _UNAVAILABLE:
+            return place.unavailable(cause)
+        return None
+    if isinstance(problem, OperationalError | InterfaceError):
+        return place.unavailable(cause or problem)
+    return None
+
+
+_UNAVAILABLE = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOLFS,
+        sqlite3.SQLITE_AUTH,
+    }
+)

@@ -1,0 +1,116 @@
+"""What the vault keeps besides the values of the model: jobs, cycle statistics, the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TypedDict
+
+import attrs
+
+from asrcore.model.protection import CycleMode, NetworkMap, TestRun
+
+__all__ = ["Changes", "CycleStats", "Job", "JobChanges", "JobState", "LogEntry"]
+
+
+@attrs.frozen
+class CycleStats:
+    """What a recorded cycle did. Times are seconds since the epoch; `bytes_zeroed` were sent as zeroes, not data;
+    `bytes_same` were compared and found equal."""
+
+    id: str
+    mode: CycleMode
+    taken_at: float
+    started_at: float
+    sealed_at: float
+    bytes_read: int = 0
+    bytes_sent: int = 0
+    bytes_zeroed: int = 0
+    bytes_same: int = 0
+    extents: int = 0
+
+
+class JobState(Enum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will happen to the job."""
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+@attrs.frozen
+class Job:
+    """Work that somebody asked for. `machine` is "" when it is about none.
+
+    `arguments` and `result` are JSON text, understood by the job's kind; `error` is `AsrError.as_dict`.
+    """
+
+    id: str
+    kind: str
+    machine: str = ""
+    state: JobState = JobState.QUEUED
+    step: str = ""
+    progress_done: int = 0
+    progress_total: int = 0
+    progress_work: str = ""
+    arguments: str = "{}"
+    result: str | None = None
+    error: Mapping[str, object] | None = None
+    created_at: float = 0.0
+    started_at: float | None = None
+    ended_at: float | None = None
+
+
+@attrs.frozen
+class LogEntry:
+    """Something that happened to a machine ("" for none), for people and audits. `number` rises with time."""
+
+    number: int
+    at: float
+    machine: str
+    kind: str
+    text: str
+    data: Mapping[str, object]
+
+
+class Changes(TypedDict, total=False):
+    """Fields of a protection that `update` and `transition` may change. The others have methods of their own."""
+
+    name: str
+    policy: str
+    networks: NetworkMap
+    test_network: str
+    replica_kind: str
+    epoch: int
+    target_machine: str | None
+    failover_point: str | None
+    planned: bool
+    fence_due: bool
+    seed_machine: str | None
+    test: TestRun | None
+    last_test_at: float | None
+    resync_reason: str
+    attempt: int
+    retry_at: float | None
+    error: Mapping[str, object] | None
+
+
+class JobChanges(TypedDict, total=False):
+    """Fields of a job that `update_job` may change."""
+
+    state: JobState
+    step: str
+    progress_done: int
+    progress_total: int
+    progress_work: str
+    result: str | None
+    error: Mapping[str, object] | None
+    started_at: float | None
+    ended_at: float | None

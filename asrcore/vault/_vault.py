@@ -1,0 +1,178 @@
+"""The vault itself: creating, opening, closing, and the lock of the one engine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Engine, inspect
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+
+from asrcore.errors import NotAVault, VaultNotFound, VaultTooNew
+from asrcore.units import format_time
+from asrcore.vault import _lock
+from asrcore.vault._cycles import Cycles
+from asrcore.vault._journal import Journal
+from asrcore.vault._place import Place
+from asrcore.vault._schema import REVISIONS
+from asrcore.vault._store import make_engine, recorded_version, translated
+
+__all__ = ["Vault"]
+
+
+class Vault(Cycles, Journal):
+    """Everything that must outlive a crash: sites, policies, protected machines, points, jobs, the log.
+
+    Safe to use from several threads and processes; every method is one transaction, durable when it returns.
+    Any method raises VaultUnavailable (disk full, read-only, database gone: nothing was recorded) and VaultDamaged.
+    Times are seconds since the epoch, given by the caller.
+    """
+
+    _use: _lock.UseLock | None = None
+
+    @classmethod
+    def create(cls, url_or_path: str | os.PathLike[str]) -> Vault:
+        """Make a new vault and open it. A file is made with its directories, readable by its owner only, since the
+        settings of sites may be secret.
+
+        Raises InvalidValue, VaultExists, NotAVault (something else is there), VaultUnavailable.
+        """
+        from asrcore.vault import _upgrade  # noqa: PLC0415 - Alembic is slow to import
+
+        place = Place.of(url_or_path)
+        if place.path is not None:
+            _upgrade.create_file(place)
+        else:
+            _upgrade.create_on_server(place)
+        return cls.open(url_or_path)
+
+    @classmethod
+    def open(cls, url_or_path: str | os.PathLike[str]) -> Vault:
+        """Open a vault. An older one is upgraded; of a SQLite file a copy is kept beside it before.
+
+        Raises InvalidValue, VaultNotFound, NotAVault, VaultTooNew, VaultDamaged, VaultInUse (an engine works on a
+        vault that must be upgraded), VaultUnavailable.
+        """
+        place = Place.of(url_or_path)
+        use = None
+        if place.path is not None:
+            place.check_file()
+            try:
+                use = _lock.UseLock(place.beside(".users"))
+                place.check_file()  # it may have been moved while we waited
+            except OSError as problem:
+                raise place.unavailable(problem) from problem
+        engine = make_engine(place)
+        try:
+            found = _version(place, engine)
+            if found not in REVISIONS:
+                raise VaultTooNew(url=place.shown, found=found, known=REVISIONS[-1])
+            if found != REVISIONS[-1]:
+                from asrcore.vault import _upgrade  # noqa: PLC0415 - Alembic is slow to import
+
+                _upgrade.upgrade(place, found)
+        except BaseException:
+            engine.dispose()
+            if use is not None:
+                use.close()
+            raise
+        vault = cls(place, engine)
+        vault._use = use
+        return vault
+
+    def fold(self) -> None:
+        """Fold SQLite's journal into the file and close the connections, so that the file alone is the vault."""
+        if self._place.path is not None:
+            with self._translated(), self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
+        self._closed = True
+        self._engine.dispose()
+
+    @property
+    def url(self) -> str:
+        """Where the vault is, as it was named, without passwords."""
+        return self._place.shown
+
+    @property
+    def jobs_url(self) -> URL:
+        """Where the job engine keeps its own records: a file beside the SQLite file, or the same database."""
+        if self._place.path is None:
+            return self._place.url
+        return self._place.url.set(database=str(self._place.beside(".jobs")))
+
+    def close(self) -> None:
+        """Close all connections; a second call does nothing."""
+        self._closed = True
+        self._engine.dispose()
+        if self._use is not None:
+            self._use.close()
+
+    @contextmanager
+    def kept_from_others(self, holder: str) -> Iterator[None]:
+        """Close the vault to everybody else, engine or not, until `close`. Raises VaultInUse."""
+        with self.engine_lock(holder):
+            if self._use is not None:
+                self._use.alone()
+            yield
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- one engine ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def engine_lock(self, holder: str, *, since: float | None = None) -> Iterator[None]:
+        """Be the one engine of this vault. `holder` is what others are told (`asr run`), with process, host and
+        `since` (seconds since the epoch). The lock ends with the process, however that ends.
+
+        Raises VaultInUse, naming the holder.
+        """
+        told = f"{holder} (pid {os.getpid()} on {socket.gethostname()}"
+        told += f", since {format_time(since)})" if since is not None else ")"
+        with ExitStack() as stack:
+            try:
+                if self._place.path is not None:
+                    stack.enter_context(_lock.lock_file(self._place.beside(".lock"), told))
+                else:
+                    with self._translated():
+                        stack.enter_context(_lock.lock_server(self._engine, told))
+            except OSError as problem:
+                raise self._place.unavailable(problem) from problem
+            yield
+
+    def engine_holder(self) -> str | None:
+        """What the engine that works on this vault says of itself; None if there is none."""
+        try:
+            if self._place.path is not None:
+                return _lock.holder_of_file(self._place.beside(".lock"))
+            with self._translated():
+                return _lock.holder_of_server(self._engine)
+        except OSError as problem:
+            raise self._place.unavailable(problem) from problem
+
+
+def _version(place: Place, engine: Engine) -> str:
+    try:
+        with engine.connect() as connection:
+            found = recorded_version(connection)
+            if found is not None:
+                return found
+            empty = not inspect(connection).get_table_names()
+    except DBAPIError as problem:
+        error = translated(place, problem)
+        if error is None:
+            raise
+        raise error from problem
+    if empty and place.path is None:
+        raise VaultNotFound(url=place.shown)
+    raise NotAVault(url=place.shown, detail="It has no schema version of a vault.")

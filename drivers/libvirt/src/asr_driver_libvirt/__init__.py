@@ -1,0 +1,1 @@
+"""asrcore driver for libvirt/KVM sites."""

@@ -1,0 +1,314 @@
+"""Durable and sparse files: what Python's `os` lacks for them, and their errors told in the catalogue's words."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import struct
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from asrcore.errors import AsrError, DriverFailed, TargetFull, TargetReadOnly
+from asrcore.model.extent import Extent
+from asrcore.units import MiB, format_size
+
+__all__ = [
+    "SparseFile",
+    "clone_file",
+    "clones_files",
+    "copy_range",
+    "count_extents",
+    "data_map",
+    "fsync_directory",
+    "fsync_file",
+    "missing_space",
+    "remove_left_over",
+    "remove_tree",
+    "rounded",
+    "storage_errors",
+    "write_durably",
+]
+
+_FICLONE = 0x40049409
+_FIEMAP = 0xC020660B
+_FIEMAP_HEADER = struct.Struct("=QQIIII")  # start, length, flags, mapped extents, room for extents, reserved
+_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
+_SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_CLONES = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS}
+
+# Written pages are sent to the disk as they come and dropped this many bytes later: a copy of a large disk then
+# neither fills the page cache nor ends in one long sync (measured: 0.87 of the time of leaving it to the kernel).
+_BEHIND = 32 * MiB
+
+_libc = ctypes.CDLL(None, use_errno=True)  # foreign calls release the GIL
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+
+
+# -- errors ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def storage_errors(site: str, where: Path, operation: str, wanted: int = 0) -> Iterator[None]:
+    """Translate OSError: no space -> TargetFull, not permitted -> TargetReadOnly, others -> DriverFailed.
+
+    `wanted`: bytes that the work needs, for the message.
+    """
+    try:
+        yield
+    except AsrError:
+        raise
+    except OSError as problem:
+        raise storage_error(problem, site, where, operation, wanted) from problem
+
+
+def storage_error(problem: OSError, site: str, where: Path, operation: str, wanted: int = 0) -> AsrError:
+    """The catalogue's error for an OSError of storage."""
+    if problem.errno in _FULL:
+        return TargetFull(where=str(where), detail=missing_space(where, wanted))
+    if problem.errno in _FORBIDDEN:
+        return TargetReadOnly(where=str(problem.filename or where), detail=f"The system says: {problem.strerror}.")
+    return DriverFailed(operation=operation, site=site, detail=str(problem))
+
+
+def missing_space(where: Path, wanted: int) -> str:
+    """How many bytes are missing, for people."""
+    try:
+        status = os.statvfs(where)
+    except OSError:
+        return "Its free space cannot be asked for."
+    free = status.f_bavail * status.f_frsize
+    text = f"{free} bytes ({format_size(free)}) are free"
+    if wanted > free:
+        text += f", {wanted} are wanted: {wanted - free} bytes ({format_size(wanted - free)}) are missing"
+    return text + "."
+
+
+# -- durability --------------------------------------------------------------------------------------------------
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make created, renamed and removed names of a directory durable."""
+    fsync_file(directory)
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's content durable, whoever wrote it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file in one step: afterwards, and after a crash at any moment, it is the old one or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    temporary.rename(path)
+    fsync_directory(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, durably, and never half under its own name: it is renamed first.
+
+    What a crash leaves of it is removed by `remove_left_over`.
+    """
+    if not path.exists():
+        return
+    gone = path.with_name(f".gone-{path.name}")
+    if gone.exists():
+        shutil.rmtree(gone)
+    path.rename(gone)
+    fsync_directory(path.parent)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def remove_left_over(directory: Path) -> None:
+    """Remove what an interrupted `remove_tree` left in a directory."""
+    for path in directory.glob(".gone-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# -- sparse files ------------------------------------------------------------------------------------------------
+
+
+def rounded(size: int) -> int:
+    """Size of the image of a disk of `size` bytes: QEMU knows whole sectors of 512 bytes only."""
+    return -(-size // 512) * 512
+
+
+def clones_files(directory: Path) -> bool:
+    """Whether the file system of an existing directory clones files, found by trying. Raises OSError."""
+    source, copy = directory / f".probe-{os.getpid()}-{threading.get_ident()}", None
+    try:
+        source.write_bytes(bytes(4096))
+        copy = source.with_name(source.name + "-copy")
+        try:
+            clone_file(source, copy)
+        except OSError as problem:
+            if problem.errno in _NO_CLONES:
+                return False
+            raise
+        return True
+    finally:
+        for path in (source, copy):
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+
+def clone_file(source: Path, copy: Path) -> None:
+    """Make `copy` share all blocks of `source`; durable. Raises OSError, with EOPNOTSUPP or EXDEV if impossible."""
+    from_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        to_fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.ioctl(to_fd, _FICLONE, from_fd)
+            os.fsync(to_fd)
+        finally:
+            os.close(to_fd)
+    finally:
+        os.close(from_fd)
+
+
+def copy_range(source: int, target: int, offset: int, length: int) -> None:
+    """Copy a range to the same place of another file inside the kernel.
+
+    On XFS and btrfs whole blocks are shared, not copied: it needs no space, and durable it is 2-4 times as fast as
+    writing (measured: 64 MiB in pieces of 64 KiB 0.05 against 0.13 s, of 1 MiB 0.017 against 0.06 s).
+    """
+    end = offset + length
+    while offset < end:
+        copied = os.copy_file_range(source, target, end - offset, offset, offset)
+        if copied == 0:
+            raise OSError(errno.EIO, f"the file ends at {offset}, before {end}")
+        offset += copied
+
+
+def count_extents(path: Path) -> int:
+    """In how many pieces a file lies on its disk; 0 where the file system does not tell. Raises OSError."""
+    request = bytearray(_FIEMAP_HEADER.pack(0, 2**64 - 1, 0, 0, 0, 0))
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _FIEMAP, request)
+    except OSError as problem:
+        if problem.errno in _NO_CLONES:
+            return 0
+        raise
+    finally:
+        os.close(fd)
+    return int(_FIEMAP_HEADER.unpack(request)[3])
+
+
+def data_map(fd: int, start: int, end: int) -> list[Extent]:
+    """A range of a file without gaps, holes (and what lies behind its end) as `zero`."""
+    result: list[Extent] = []
+    at = start
+    while at < end:
+        try:
+            data = min(os.lseek(fd, at, os.SEEK_DATA), end)
+        except OSError as problem:
+            if problem.errno != errno.ENXIO:  # ENXIO: no data from here on
+                raise
+            data = end
+        if data > at:
+            result.append(Extent(at, data - at, zero=True))
+        at = min(os.lseek(fd, data, os.SEEK_HOLE), end) if data < end else end
+        if at > data:
+            result.append(Extent(data, at - data))
+    return result
+
+
+class SparseFile:
+    """A raw sparse file, written and read at offsets by several threads."""
+
+    def __init__(self, path: Path, *, write: bool) -> None:
+        """With `write` the file is created where it is missing. Raises OSError."""
+        self.path = path
+        self.fd = os.open(path, (os.O_RDWR | os.O_CREAT if write else os.O_RDONLY) | os.O_CLOEXEC, 0o600)
+        self._lock = threading.Lock()
+        self._behind: deque[tuple[int, int]] = deque()
+        self._behind_bytes = 0
+        self._failed: OSError | None = None
+
+    def grow(self, size: int) -> None:
+        """Make the file at least `size` bytes long."""
+        if os.fstat(self.fd).st_size < size:
+            os.ftruncate(self.fd, size)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of it; the pages go to the disk at once, without waiting, and are dropped some time later."""
+        length = len(data)
+        at = offset
+        while data:
+            written = os.pwrite(self.fd, data, at)
+            at += written
+            data = data[written:]
+        self._push(offset, length)
+
+    def _push(self, offset: int, length: int) -> None:
+        _libc.sync_file_range(self.fd, offset, length, _SYNC_WRITE)  # a hint: its failure shows in fdatasync
+        old: list[tuple[int, int]] = []
+        with self._lock:
+            self._behind.append((offset, length))
+            self._behind_bytes += length
+            while self._behind_bytes > _BEHIND:
+                old.append(self._behind.popleft())
+                self._behind_bytes -= old[-1][1]
+        for start, count in old:
+            if _libc.sync_file_range(self.fd, start, count, _SYNC_WAIT_BEFORE | _SYNC_WRITE | _SYNC_WAIT_AFTER):
+                self._note_failure(ctypes.get_errno())
+            os.posix_fadvise(self.fd, start, count, os.POSIX_FADV_DONTNEED)
+
+    def _note_failure(self, number: int) -> None:
+        # Waiting for a write takes its error away: fdatasync on this descriptor would not tell it again.
+        if number not in (errno.EINVAL, errno.ESPIPE, errno.ENOSYS):
+            self._failed = OSError(number, os.strerror(number), str(self.path))
+            raise self._failed
+
+    def punch(self, offset: int, length: int) -> None:
+        """Make a range a hole: it reads as zeroes and takes no space. The size stays."""
+        if length and _libc.fallocate(self.fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(self.path))
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer; what lies behind the end of the file is zeroes."""
+        while buffer:
+            count = os.preadv(self.fd, [buffer], offset)
+            if count == 0:
+                buffer[:] = bytes(len(buffer))
+                return
+            buffer = buffer[count:]
+            offset += count
+
+    def drop(self, offset: int, length: int) -> None:
+        """Let go of a range's clean pages: what is read once, from end to end, must not push others' out of memory."""
+        os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def sync(self) -> None:
+        """Make all that was written durable. After a failure it never succeeds again: the file is to be reopened."""
+        if self._failed is not None:
+            raise self._failed
+        os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        """Twice is fine."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,133 @@
+"""Readiness findings: facts in, codes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+
+from asr_driver_libvirt._domain import DiskKind, DomainDisk, DomainModel, parse_domain
+from asr_driver_libvirt._facts import SourceFacts
+from asr_driver_libvirt._qemu_img import ImageInfo
+from asr_driver_libvirt._readiness import disk_findings, findings
+from asrcore.model.finding import Severity
+from asrcore.model.machine import Firmware
+from asrcore.model.point import Consistency
+from asrcore.model.policy import Policy
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+
+GOOD = parse_domain(
+    """<domain type='kvm'><name>good</name><uuid>u</uuid><memory>1024</memory><os><type>hvm</type></os>
+    <cpu mode='host-model'/><devices>
+      <disk type='file' device='disk'>
+        <driver type='qcow2'/><source file='/vm/a'/><target dev='vda' bus='virtio'/>
+      </disk>
+      <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel>
+    </devices></domain>"""
+)
+DISK = GOOD.disks[0]
+IMAGE = ImageInfo("qcow2", 1, 1, 65536, None, None, None, None, False, False, False, (), ())
+CRASH, FILESYSTEM = Policy("p"), Policy("p", consistency=Consistency.FILESYSTEM)
+APPLICATION = Policy("p", consistency=Consistency.APPLICATION)
+
+
+def facts(model: DomainModel = GOOD, **changes: Any) -> SourceFacts:
+    return attrs.evolve(SourceFacts(model=model, active=True), **changes)
+
+
+def model(**changes: Any) -> DomainModel:
+    return attrs.evolve(GOOD, **changes)
+
+
+def codes(given: SourceFacts, policy: Policy = CRASH) -> dict[str, Severity]:
+    return {item.code: item.severity for item in findings(given, policy)}
+
+
+@pytest.mark.parametrize("policy", [CRASH, FILESYSTEM])
+def test_a_good_machine_has_no_findings(policy: Policy) -> None:
+    assert codes(facts(), policy) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "severity"),
+    [
+        (facts(libvirt_version=7_000_000), "libvirt-too-old", ERROR),
+        (facts(nbd_in_the_clear=True), "nbd-in-the-clear", WARNING),
+        (facts(persistent=False), "transient-domain", ERROR),
+        (facts(snapshots=2), "machine-has-snapshots", ERROR),
+        (facts(foreign_checkpoints=("theirs",)), "machine-has-foreign-checkpoints", INFO),
+        (facts(foreign_backup=True), "foreign-backup-running", WARNING),
+        (facts(managed_save=True, active=False), "managed-save-present", WARNING),
+        (facts(block_jobs=("vda",)), "active-block-job", ERROR),
+        (facts(autostart=True), "autostart", INFO),
+        (facts(active=False, local=False), "machine-off-remote", INFO),
+        (facts(nvram_readable=False), "nvram-unreadable", WARNING),
+        (facts(missing={"vda": "no such file"}), "disk-unreadable", ERROR),
+        (facts(model(disks=())), "no-disks", ERROR),
+        (facts(model(host_devices=("pci",))), "host-device", ERROR),
+        (facts(model(launch_security=True)), "launch-security", ERROR),
+        (facts(model(nvdimms=1)), "persistent-memory", ERROR),
+        (facts(model(tpm=True)), "tpm-present", WARNING),
+        (facts(model(cpu_mode="host-passthrough")), "cpu-passthrough", WARNING),
+        (facts(model(shared_folders=("x",))), "shared-folder", WARNING),
+        (facts(model(shared_memory=True)), "shared-memory", WARNING),
+        (facts(model(direct_kernel=True)), "direct-kernel", WARNING),
+        (facts(model(media=("sdb",))), "removable-medium", INFO),
+        (facts(model(firmware=Firmware.UEFI)), "nvram-not-made-yet", INFO),
+        (facts(images={"vda": attrs.evolve(IMAGE, encrypted=True)}), "disk-encrypted", ERROR),
+        (facts(images={"vda": attrs.evolve(IMAGE, data_file="/d")}), "disk-data-file", ERROR),
+        (facts(images={"vda": attrs.evolve(IMAGE, corrupt=True)}), "disk-corrupt", ERROR),
+        (facts(images={"vda": attrs.evolve(IMAGE, snapshots=("s",))}), "machine-has-snapshots", ERROR),
+        (facts(images={"vda": attrs.evolve(IMAGE, backing_file="/b")}), "backing-format", ERROR),
+    ],
+)
+def test_what_is_found(given: SourceFacts, code: str, severity: Severity) -> None:
+    assert codes(given) == {code: severity}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "severity"),
+    [
+        ({"kind": DiskKind.OTHER, "source_type": "network"}, "disk-unsupported", ERROR),
+        ({"format": "vmdk"}, "disk-format", ERROR),
+        ({"format": ""}, "disk-format", ERROR),
+        ({"format": "raw"}, "disk-raw", WARNING),
+        ({"device": "lun"}, "disk-passthrough", ERROR),
+        ({"read_only": True}, "disk-read-only", ERROR),
+        ({"shareable": True}, "disk-shareable", ERROR),
+        ({"transient": True}, "disk-transient", ERROR),
+        ({"encrypted": True}, "disk-encrypted", ERROR),
+        ({"sliced": True}, "disk-slice", ERROR),
+        ({"data_file": True}, "disk-data-file", ERROR),
+        ({"mirrored": True}, "active-block-job", ERROR),
+    ],
+)
+def test_what_is_found_of_a_disk(changes: dict[str, Any], code: str, severity: Severity) -> None:
+    changed: DomainDisk = attrs.evolve(DISK, **changes)
+    assert [(item.code, item.severity) for item in disk_findings(changed)] == [(code, severity)]
+    assert "vda" in disk_findings(changed)[0].what
+
+
+@pytest.mark.parametrize(
+    ("given", "policy", "code"),
+    [
+        (facts(model(agent_channel=False, agent_connected=False)), FILESYSTEM, "guest-agent-missing"),
+        (facts(model(agent_connected=False)), APPLICATION, "guest-agent-missing"),
+        (facts(), APPLICATION, "application-consistency-unknown"),
+    ],
+)
+def test_the_guest_agent_is_looked_for_where_the_policy_needs_it(given: SourceFacts, policy: Policy, code: str) -> None:
+    assert list(codes(given, policy)) == [code]
+    assert codes(given, CRASH) == {}
+
+
+def test_an_agent_of_a_machine_that_is_off_is_not_missed() -> None:
+    assert codes(facts(model(agent_connected=False), active=False), FILESYSTEM) == {}
+
+
+def test_errors_come_first_and_each_finding_says_what_to_do() -> None:
+    found = findings(facts(model(tpm=True, media=("sdb",)), snapshots=1, autostart=True), CRASH)
+    assert [item.severity for item in found] == [ERROR, WARNING, INFO, INFO]
+    assert all(item.what and item.cause and item.action for item in found)

@@ -1,0 +1,186 @@
+"""Does one thing to a replica in a process of its own: inside a site of the lab, and to be killed at named steps.
+
+python drive.py SITE_URI REPLICA_DIR COMMAND [ARGUMENT...]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from asr_driver_libvirt._describe import DOMAIN_XML, NVRAM, PLATFORM
+from asr_driver_libvirt._domain import machine_of, parse_domain
+from asr_driver_libvirt._settings import SiteSettings
+from asr_driver_libvirt._site import LibvirtSite
+from asrcore.driver import CycleSpec, Fence, PromoteSpec, ReplicaSpec, SealSpec, TestSpec
+from asrcore.errors import AsrError
+from asrcore.model.extent import Extent, split
+from asrcore.model.machine import Artifact, Description, PowerState
+from asrcore.model.point import Consistency
+from asrcore.model.policy import Policy
+from asrcore.model.protection import NetworkMap
+from asrcore.model.watch import Watch
+
+MIB = 1024 * 1024
+
+
+def described(directory: Path) -> Description:
+    """The machine in a directory: domain.xml, nvram, and a raw image per disk."""
+    xml = (directory / "domain.xml").read_bytes()
+    model = parse_domain(xml)
+    sizes = {disk.id: (directory / f"{disk.id}.raw").stat().st_size for disk in model.hard_disks}
+    artifacts = [Artifact(DOMAIN_XML, xml)]
+    if (directory / "nvram").exists():
+        artifacts.append(Artifact(NVRAM, (directory / "nvram").read_bytes()))
+    return Description(machine_of(model, sizes, PowerState.OFF), PLATFORM, tuple(artifacts))
+
+
+def create(site: LibvirtSite, replica_id: str, directory: str, seed: str = "") -> object:
+    description = described(Path(directory))
+    spec = ReplicaSpec(replica_id, description.machine.name, 1, description, seed or None)
+    site.target.create_replica(spec, Watch())
+    return site.target.replica(replica_id).info().disks
+
+
+def cycle(site: LibvirtSite, replica_id: str, directory: str, cycle_id: str, point_id: str, keep: str) -> object:
+    """A cycle that compares: it sends what differs from the head."""
+    description = described(Path(directory))
+    replica = site.target.replica(replica_id)
+    info = replica.info()
+    if info.head == point_id:
+        return "sealed before"
+    disks = {disk.id: disk.size for disk in description.machine.disks}
+    sent = 0
+    with replica.open_cycle(CycleSpec(cycle_id, info.epoch, info.head, disks)) as writer:
+        for disk_id, size in disks.items():
+            with (Path(directory) / f"{disk_id}.raw").open("rb") as file, replica.reader(disk_id) as reader:
+                buffer = memoryview(bytearray(MIB))
+                for piece in split([Extent(0, size)], MIB):
+                    file.seek(piece.offset)
+                    data = file.read(piece.length)
+                    if piece.end <= info.disks.get(disk_id, 0):
+                        reader.read_into(piece.offset, buffer[: piece.length])
+                        if data == buffer[: piece.length].tobytes():
+                            writer.same(disk_id, piece.offset, piece.length)
+                            continue
+                    sent += piece.length
+                    if any(data):
+                        writer.write(disk_id, piece.offset, memoryview(data))
+                    else:
+                        writer.zero(disk_id, piece.offset, piece.length)
+        writer.flush()
+        writer.seal(SealSpec(point_id, 1.0, Consistency.CRASH, keep == "keep", description))
+    return sent
+
+
+def read(site: LibvirtSite, replica_id: str, point_id: str, directory: str) -> object:
+    """Whether a point's disks are those in the directory."""
+    replica = site.target.replica(replica_id)
+    point = next(point for point in replica.info().points if point.id == point_id)
+    for disk_id, size in point.disks.items():
+        with (Path(directory) / f"{disk_id}.raw").open("rb") as file, replica.reader(disk_id, point_id) as reader:
+            for piece in split([Extent(0, size)], MIB):
+                buffer = bytearray(piece.length)
+                reader.read_into(piece.offset, memoryview(buffer))
+                file.seek(piece.offset)
+                if file.read(piece.length) != buffer:
+                    return f"{disk_id} differs at {piece.offset}"
+    return "equal"
+
+
+def info(site: LibvirtSite, replica_id: str) -> object:
+    found = site.target.replica(replica_id).info()
+    return {"points": [point.id for point in found.points], "pending": found.pending, "epoch": found.epoch}
+
+
+def drop(site: LibvirtSite, replica_id: str, epoch: str, *points: str) -> object:
+    site.target.replica(replica_id).drop_points(points, int(epoch))
+    return None
+
+
+def start_test(site: LibvirtSite, replica_id: str, test_id: str, point_id: str, name: str) -> object:
+    instance = site.failover.start_test(TestSpec(test_id, replica_id, point_id, name), Watch())
+    return [instance.machine_id, instance.name]
+
+
+def stop_test(site: LibvirtSite, replica_id: str, test_id: str) -> object:
+    site.failover.stop_test(replica_id, test_id)
+    return site.failover.tests(replica_id)
+
+
+def promote(site: LibvirtSite, replica_id: str, point_id: str, epoch: str) -> object:
+    spec = PromoteSpec(replica_id, point_id, int(epoch), NetworkMap())
+    instance = site.failover.promote(spec, Watch())
+    return [instance.machine_id, instance.name]
+
+
+def undo(site: LibvirtSite, replica_id: str, epoch: str) -> object:
+    site.failover.undo(replica_id, int(epoch))
+    return None
+
+
+def commit(site: LibvirtSite, replica_id: str, epoch: str) -> object:
+    site.failover.commit(replica_id, int(epoch), Watch())
+    return site.target.replicas()
+
+
+def fence(site: LibvirtSite, machine_id: str, epoch: str) -> object:
+    site.inventory.fence(machine_id, Fence(int(epoch), "a test"))
+    return None
+
+
+def fenced(site: LibvirtSite, machine_id: str) -> object:
+    found = site.inventory.fenced(machine_id)
+    return None if found is None else found.epoch
+
+
+def findings(site: LibvirtSite, directory: str, policy: str) -> object:
+    found = site.target.findings(described(Path(directory)), Policy(policy))
+    return {finding.code: finding.severity.value for finding in found}
+
+
+def details(site: LibvirtSite) -> object:
+    return dict(site.status().details)
+
+
+def delete(site: LibvirtSite, replica_id: str, epoch: str) -> object:
+    site.target.delete_replica(replica_id, int(epoch))
+    return site.target.replicas()
+
+
+COMMANDS = {
+    work.__name__.replace("_", "-"): work
+    for work in (
+        create,
+        cycle,
+        read,
+        info,
+        drop,
+        start_test,
+        stop_test,
+        promote,
+        undo,
+        commit,
+        fence,
+        fenced,
+        findings,
+        details,
+        delete,
+    )
+}
+
+
+def main() -> None:
+    uri, replica_dir, command, *arguments = sys.argv[1:]
+    site = LibvirtSite("site", SiteSettings.parse({"uri": uri, "replica_dir": replica_dir}))
+    try:
+        with site:
+            print(json.dumps(COMMANDS[command](site, *arguments)))
+    except AsrError as problem:
+        print(json.dumps({"error": problem.code, "text": str(problem)}))
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

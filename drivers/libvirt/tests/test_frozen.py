@@ -1,0 +1,36 @@
+"""A view's connections and its end, which must not meet."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from asr_driver_libvirt._backup import NbdServer
+from asr_driver_libvirt._frozen import JobFrozen
+from asr_driver_libvirt._mark import CheckpointName
+from asr_driver_libvirt._nbd import NbdError
+from asr_driver_libvirt._settings import SiteSettings
+from asr_driver_libvirt._site import LibvirtSite
+from asrcore.errors import ViewLost
+from asrcore.model.point import Consistency
+
+
+def test_a_view_is_not_closed_while_a_connection_is_being_made() -> None:
+    site = LibvirtSite("a", SiteSettings.parse({"uri": "qemu:///system"}))  # not connected: the job is left alone
+    name = CheckpointName.make("view", 1.0, Consistency.CRASH)
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(2) as pool:
+        host, port = server.getsockname()
+        frozen = JobFrozen(site, "machine", name, NbdServer(host=host, port=port), held=False)
+        connecting = pool.submit(frozen.connect, "vda", "")
+        client, _ = server.accept()
+        with client:
+            closing = pool.submit(frozen.close)
+            with pytest.raises(TimeoutError):
+                closing.result(0.3)
+        with pytest.raises(NbdError):  # hung up on
+            connecting.result(10)
+        closing.result(10)
+    with pytest.raises(ViewLost):
+        frozen.connect("vda", "")

@@ -1,0 +1,141 @@
+"""NBD over TCP with TLS, against real servers with certificates made here."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from asr_driver_libvirt import _qemu_img
+from asr_driver_libvirt._nbd import NbdClient, NbdError, NbdTimeout, TlsFiles
+from asr_driver_libvirt._qemu_nbd import QemuNbd
+from asrcore.units import MiB
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.qcow2"
+    _qemu_img.create(path, 16 * MiB, "qcow2")
+    return path
+
+
+def make_ca(directory: Path, name: str) -> Path:
+    """A certificate authority: NAME.pem and NAME-key.pem."""
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    out: list[str | Path] = ["-keyout", directory / f"{name}-key.pem", "-out", directory / f"{name}.pem"]
+    usage = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
+    subprocess.run(["openssl", "req", "-x509", *new, *out, *usage], check=True, capture_output=True)
+    return directory / f"{name}.pem"
+
+
+def make_leaf(ca: Path, directory: Path, role: str, names: str, *, trusts: Path) -> Path:
+    """DIRECTORY with ROLE-cert.pem signed by CA, its key, and TRUSTS as ca-cert.pem."""
+    directory.mkdir()
+    shutil.copy(trusts, directory / "ca-cert.pem")
+    key, request, extension = directory / f"{role}-key.pem", directory / "request", directory / "extension"
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={directory.name}"]
+    subprocess.run(["openssl", "req", *new, "-keyout", key, "-out", request], check=True, capture_output=True)
+    extension.write_text(
+        f"subjectAltName={names}\nbasicConstraints=CA:FALSE\nkeyUsage=digitalSignature\n"
+        "extendedKeyUsage=serverAuth,clientAuth\n"
+    )
+    signer: list[str | Path] = [
+        "-CA",
+        ca,
+        "-CAkey",
+        ca.with_name(f"{ca.stem}-key.pem"),
+        "-CAcreateserial",
+        "-days",
+        "2",
+    ]
+    out: list[str | Path] = ["-extfile", extension, "-out", directory / f"{role}-cert.pem"]
+    subprocess.run(["openssl", "x509", "-req", "-in", request, *signer, *out], check=True, capture_output=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pki")
+    ours, other = make_ca(directory, "ours"), make_ca(directory, "other")
+    make_leaf(ours, directory / "server", "server", "DNS:localhost,IP:127.0.0.1", trusts=ours)
+    make_leaf(ours, directory / "elsewhere", "server", "DNS:elsewhere.example", trusts=ours)
+    make_leaf(ours, directory / "client", "client", "DNS:site-a", trusts=ours)
+    make_leaf(ours, directory / "misled", "client", "DNS:site-a", trusts=other)
+    make_leaf(other, directory / "stranger", "client", "DNS:site-a", trusts=ours)
+    return directory
+
+
+@contextmanager
+def tls_server(image: Path, certificates: Path) -> Iterator[int]:
+    """qemu-nbd on TCP, its clients' certificates verified; yields the port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    credentials = f"tls-creds-x509,id=t,endpoint=server,dir={certificates},verify-peer=yes"
+    tls = ["--object", credentials, "--tls-creds", "t"]
+    listen = ["--bind=127.0.0.1", f"--port={port}", "--persistent", "--shared=0"]
+    with subprocess.Popen(
+        ["qemu-nbd", *tls, *listen, "-r", "-f", "qcow2", image], stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            for _ in range(200):
+                with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.02)
+                    pytest.fail("qemu-nbd did not start")
+            yield port
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_tls_reads(image: Path, pki: Path, host: str) -> None:
+    with QemuNbd(image, "qcow2", writable=True) as server, server.connect() as client:
+        client.write(b"secret" * 500_000, 0)
+    with (
+        tls_server(image, pki / "server") as port,
+        NbdClient.connect_tcp(host, port, "", tls=TlsFiles(pki / "client")) as client,
+    ):
+        back = bytearray(3_000_000)
+        client.read_into(back, 0)
+        assert back == b"secret" * 500_000
+
+
+@pytest.mark.parametrize(
+    ("server_files", "client_files"),
+    [
+        pytest.param("server", "misled", id="server-of-another-ca"),
+        pytest.param("elsewhere", "client", id="server-of-another-name"),
+        pytest.param("server", "stranger", id="client-of-another-ca"),
+        pytest.param("server", None, id="client-without-tls"),
+        pytest.param("server", "nowhere", id="certificates-missing"),
+    ],
+)
+def test_tls_refuses(image: Path, pki: Path, server_files: str, client_files: str | None) -> None:
+    tls = None if client_files is None else TlsFiles(pki / client_files)
+    with tls_server(image, pki / server_files) as port, pytest.raises(NbdError) as caught:
+        NbdClient.connect_tcp("localhost", port, "", tls=tls, timeout=5).close()
+    assert not isinstance(caught.value, NbdTimeout)
+
+
+def test_tls_is_never_given_up_for_a_server_without_it(pki: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    pid = tmp_path / "pid"
+    with subprocess.Popen(["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "-P", pid, "memory", "1M"]) as process:
+        try:
+            while not pid.exists():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.02)
+                    pytest.fail("nbdkit did not start")
+            with pytest.raises(NbdError, match="TLS"):
+                NbdClient.connect_tcp("127.0.0.1", port, "", tls=TlsFiles(pki / "client"), timeout=5)
+            with NbdClient.connect_tcp("127.0.0.1", port, "", timeout=5) as client:
+                assert client.size == MiB
+        finally:
+            process.kill()

@@ -1,0 +1,1 @@
+"""Tests of the whole project: unit, system, typing, and the lab that the system tests run in."""

@@ -1,0 +1,83 @@
+"""The bench: python -m tests.bench [--only SECTION,...] [--quick]."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from tests.bench._report import machine_facts, show, show_profile, write
+from tests.bench._stats import Result
+from tests.lab._images import build_images
+from tests.lab._packages import install_packages, missing_packages
+from tests.lab._run import LabError
+
+PACKAGES = ("virtnbdbackup", "borgbackup", "nbdkit", "libnbd-bin", "rsync", "socat", "zstd", "qemu-utils")
+SECTIONS = ("initial", "delta", "resync", "verify", "points", "idle", "status", "secure")
+ROUNDS = 5
+QUICK_ROUNDS = 2
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def _names(text: str) -> list[str]:
+    """Sections by comma or blank. Raises ValueError, which argparse tells."""
+    names = text.replace(",", " ").split()
+    if unknown := [name for name in names if name not in SECTIONS]:
+        raise argparse.ArgumentTypeError(f"no section {unknown[0]!r}; there are: {', '.join(SECTIONS)}")
+    return names
+
+
+def measure(names: Sequence[str], rounds: int, *, quick: bool, profile: bool) -> list[Result]:
+    """Run the sections; what belongs to them is gone afterwards, also after Ctrl-C, but for the disk's template."""
+    from tests.bench._disk import build_disk
+    from tests.bench._field import field
+
+    disk = build_disk(build_images(_say), _say)
+    results = []
+    with field(disk, rounds, _say, quick=quick, profile=profile) as place:
+        for name in names:
+            section = importlib.import_module(f"tests.bench.sections.{name}")
+            _say(f"{name}: {section.TITLE}")
+            results.append(section.measure(place))
+            show(results[-1])
+            if profile:
+                show_profile(place.profile)
+                place.profile.clear()
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", default=[], type=_names, help=f"sections, by comma: {', '.join(SECTIONS)}")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer peers, fewer points: 3 minutes")
+    parser.add_argument("--rounds", type=int, default=0, help=f"{ROUNDS}, with --quick {QUICK_ROUNDS}")
+    parser.add_argument("--profile", action="store_true", help="also tell where our engine's time goes; ours is slower")
+    arguments = parser.parse_args()
+    if missing := missing_packages(PACKAGES):
+        _say(f"installing the peers: {' '.join(missing)}")
+        install_packages(missing)
+    rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
+    begun = time.monotonic()
+    try:
+        results = measure(arguments.only or SECTIONS, rounds, quick=arguments.quick, profile=arguments.profile)
+    except LabError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; nothing is left running", file=sys.stderr)
+        return 130
+    for path in write(results, machine_facts(quick=arguments.quick)):
+        _say(f"written: {path}")
+    _say(f"done after {time.monotonic() - begun:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""Where it is measured: the lab's two sites, guests that run from the bench's disk, our engine, and the peers."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import libvirt
+import libvirt_qemu
+
+from asrcore.units import MiB
+from tests.bench._change import Change, contents, plan_change, total
+from tests.bench._disk import DATA_START, DISK_SIZE, BenchDisk
+from tests.bench._stats import Measured, order
+from tests.lab import Kind, Lab, LabError
+from tests.lab._run import run
+from tests.system.cockpit import ASR
+from tests.system.rig import Pilot, Rig
+
+__all__ = ["BORG", "ENGINE", "PLACE", "SOURCE", "TARGET", "Field", "PeerFailed", "field", "synced"]
+
+SOURCE, ENGINE = "a", "b"
+"""Sites of the lab: guests run at the one, engine and replicas are at the other."""
+TARGET = "xfs"
+VAULT = "/srv/asr-bench.db"
+PLACE = "/srv/xfs"
+"""The replicas' file system; what the peers write goes there as well."""
+BORG = f"BORG_BASE_DIR={PLACE}/borg-own BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes borg"
+BORG_CHUNKS = "--chunker-params fixed,1048576"
+PEER_SECONDS = 600.0
+REPLICA_BYTES = 12288 * MiB
+MONITOR_COMMAND = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+
+
+class PeerFailed(Exception):
+    """A peer did not do its work; what it printed is in the message."""
+
+
+@attrs.define
+class Field:
+    """Made by `field`. `disk`: what every guest's disk begins as. `quick`: only contenders that a figure names."""
+
+    lab: Lab
+    rig: Rig
+    disk: BenchDisk
+    say: Callable[[str], None]
+    rounds: int
+    quick: bool
+    blocks: list[int]
+    pool: bytes
+    profile: dict[str, int] = attrs.field(factory=dict)
+    """With --profile: samples of our engine by the place where it was, summed over the rounds of a section."""
+    _seed: int = 0
+
+    @property
+    def worker(self) -> Pilot:
+        """Our engine."""
+        return self.rig.pilot
+
+    def path(self, name: str) -> Path:
+        """The host's way to a file beside the replicas."""
+        return self.lab.host_path(ENGINE, f"{PLACE}/{name}")
+
+    # -- guests ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def guest(self, name: str) -> Iterator[str]:
+        """A running guest at site a whose only disk is the bench's; its workload rests."""
+        self.say(f"guest {name} boots from its copy of the disk")
+        self.lab.define_guest(SOURCE, Kind.BIOS_DISK, name, rate=1)
+        image = self.lab.host_path(SOURCE, f"/srv/images/{name}-vda.qcow2")
+        convert: list[str | Path] = [
+            "qemu-img",
+            "convert",
+            "-q",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            "-W",
+            self.disk.raw,
+            image,
+        ]
+        run(convert, timeout=PEER_SECONDS)
+        self.rig.start(name)
+        self.lab.command(SOURCE, name, "pause")
+        self.lab.command(SOURCE, name, "sync")
+        yield name
+        self.rig.forget(name)  # after an error or Ctrl-C the whole lab goes
+
+    def change(self, guests: Sequence[str], files: Sequence[Path], *, scattered: int, sequential: int = 0) -> int:
+        """Make the same change in running guests' disks and in raw files; returns its bytes.
+
+        QEMU itself writes it into the guest's disk, by `qemu-io` on its monitor: its bitmaps and its backup see what
+        they would see of the guest's own writes. An emulated processor would need minutes for it.
+        """
+        self._seed += 1
+        changes = plan_change(
+            self.blocks, DISK_SIZE, self._seed, scattered=scattered, sequential=sequential, first=DATA_START
+        )
+        for file in files:
+            _write_file(file, changes, self.pool)
+        connection = libvirt.open(self.lab.uri(SOURCE))
+        try:
+            for guest in guests:
+                self._write_guest(connection.lookupByName(guest), changes)
+        finally:
+            connection.close()
+        return total(changes)
+
+    def _write_guest(self, domain: Any, changes: Sequence[Change]) -> None:
+        device = "/machine/peripheral/virtio-disk0/virtio-backend"
+        block = self.lab.host_path(SOURCE, "/srv/images/change.bin")
+        log = self.lab.sites[SOURCE].disk_dir / f"log/qemu/{domain.name()}.log"  # where qemu-io's output goes
+        before = log.stat().st_size
+        for offset, data in contents(changes, self.pool):
+            block.write_bytes(data)
+            line = f'qemu-io -d {device} "write -s /srv/images/change.bin {offset} {len(data)}"'
+            said = libvirt_qemu.qemuMonitorCommand(domain, line, MONITOR_COMMAND)
+            if said.strip():
+                raise LabError(f"the monitor of {domain.name()} does not write: {said.strip()}")
+        block.unlink()
+        wrote = log.read_bytes()[before:].count(b"\nwrote ")
+        if wrote < len(changes) - 1:  # the first may stand at the start of the part
+            raise LabError(f"QEMU of {domain.name()} wrote {wrote} of {len(changes)} blocks, see {log}")
+
+    def asr(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start an `asr` command beside our engine, as somebody types it there."""
+        return self.lab.popen_in(ENGINE, [ASR, "--vault", VAULT, *words, "--json"], stdout=subprocess.DEVNULL)
+
+    # -- measuring -------------------------------------------------------------------------------------------------
+
+    def ours(self, verb: str, *arguments: Any, **options: Any) -> Measured:
+        """A verb of the engine that is a job, from the call to its end."""
+        return self.measured("measured", verb, *arguments, **options)
+
+    def measured(self, verb: str, *arguments: Any, **options: Any) -> Measured:
+        """A verb of the worker that measures."""
+        report = self.worker(verb, *arguments, timeout=PEER_SECONDS, **options)
+        for place, samples in report.get("profile", {}).items():
+            self.profile[place] = self.profile.get(place, 0) + samples
+        return _measured(report)
+
+    def peer(self, script: str, site: str = ENGINE) -> Measured:
+        """A shell script inside a site, to its end; it says itself what it syncs. Raises PeerFailed."""
+        with self.begun(script, site) as finish:
+            return finish()
+
+    @contextmanager
+    def begun(self, script: str, site: str) -> Iterator[Callable[[], Measured]]:
+        """A shell script that runs beside what is done here; call what is given to wait for its end."""
+        with tempfile.TemporaryFile() as log:
+            command = ["bash", "-eo", "pipefail", "-c", script]
+            begun = time.monotonic()
+            process = self.lab.popen_in(site, command, stdout=log.fileno(), stderr=subprocess.STDOUT)
+
+            def finish() -> Measured:
+                _, status, usage = os.wait4(process.pid, 0)
+                seconds = time.monotonic() - begun
+                process.returncode = os.waitstatus_to_exitcode(status)
+                if process.returncode:
+                    log.seek(0)
+                    printed = log.read()[-3000:].decode(errors="replace")
+                    raise PeerFailed(f"{script}: exit status {process.returncode}\n{printed}")
+                return Measured(seconds, usage.ru_utime + usage.ru_stime)
+
+            try:
+                yield finish
+            finally:
+                if process.returncode is None:
+                    process.kill()  # what it started goes with the lab
+                    process.wait()
+
+    def reader(self, guest: str, script: str) -> Measured:
+        """A peer's script that reads the guest's frozen disk at `$URI`, from the export that our cycles read."""
+        uri = self.worker("open_export", SOURCE, guest)
+        done = self.peer(f"URI={shlex.quote(uri)}; {script}")
+        self.worker("close_export", SOURCE, guest)
+        return done
+
+    def remove(self, path: str, site: str = ENGINE) -> None:
+        """Remove a file or directory of a site, if it is there."""
+        self.lab.run_in(site, ["rm", "-rf", path])
+
+    def interleave(
+        self,
+        contenders: dict[str, Callable[[], Measured]],
+        *,
+        before: Callable[[], object] = lambda: None,
+        rounds: int | None = None,
+    ) -> dict[str, list[Measured]]:
+        """Each contender once a round, another one first each time; nothing is left to be written when one begins."""
+        found: dict[str, list[Measured]] = {name: [] for name in contenders}
+        total = rounds or self.rounds
+        for number in range(total):
+            before()
+            for name in order(list(contenders), number):
+                run(["sync"], timeout=PEER_SECONDS)
+                item = contenders[name]()
+                found[name].append(item)
+                self.say(f"  round {number + 1} of {total}: {name} {item.seconds:.2f} s, CPU {item.cpu_seconds:.2f} s")
+        return found
+
+
+def synced(script: str) -> str:
+    """The script, and then what it left in memory is made durable."""
+    return f"{script} && sync -f {PLACE}"
+
+
+def _measured(report: dict[str, Any]) -> Measured:
+    """What the worker measured."""
+    facts = {key: float(value) for key, value in report.get("facts", {}).items() if "bytes" in key}
+    return Measured(
+        report["seconds"],
+        report["cpu_seconds"],
+        report["peak_rss"],
+        {**{key: float(report[key]) for key in ("link_bytes", "from_view_seconds") if key in report}, **facts},
+    )
+
+
+def _write_file(path: Path, changes: Sequence[Change], pool: bytes) -> None:
+    with path.open("r+b") as file:
+        for offset, data in contents(changes, pool):
+            os.pwrite(file.fileno(), data, offset)
+
+
+def _make_room(lab: Lab, site: str) -> None:
+    """Grow the replicas' file system, a file itself, and allocate all of it: no round pays for the file's growth."""
+    backing = lab.sites[site].disk_dir / f"{TARGET}.img"
+    run(["fallocate", "-l", str(REPLICA_BYTES), backing], timeout=PEER_SECONDS)
+    device = run(["losetup", "--noheadings", "--output", "NAME", "--associated", backing]).stdout.strip()
+    run(["losetup", "--set-capacity", device])
+    lab.run_in(site, ["xfs_growfs", PLACE])
+
+
+@contextmanager
+def field(disk: BenchDisk, rounds: int, say: Callable[[str], None], *, quick: bool, profile: bool) -> Iterator[Field]:
+    """The lab with our engine at site b."""
+    with Lab(f"bench-{os.getpid()}", say) as lab:
+        for site in lab.sites:
+            _make_room(lab, site)
+        pilot = Pilot(lab, VAULT, "tests.bench._worker")
+        try:
+            rig = Rig(lab, pilot)
+            rig.set_up()
+            pilot("profile", profile)
+            yield Field(lab, rig, disk, say, rounds, quick, disk.blocks(), disk.pool())
+        finally:
+            pilot.close()

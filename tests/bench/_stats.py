@@ -1,0 +1,73 @@
+"""Rounds, medians and ratios. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+__all__ = ["OURS", "Measured", "Result", "document", "median", "order", "ratio"]
+
+OURS = "asrcore"
+
+
+@attrs.frozen
+class Measured:
+    """One round of one contender. `cpu_seconds`: of the contender's processes and threads, QEMU's not counted;
+    `peak_rss`: bytes, 0 where it was not looked at; `more`: further numbers, such as bytes sent."""
+
+    seconds: float
+    cpu_seconds: float = 0.0
+    peak_rss: int = 0
+    more: Mapping[str, float] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Result:
+    """What a section found: `rounds` by contender, `figures` by key of build/bench.json, `missing`: what was not
+    measured and why."""
+
+    section: str
+    title: str
+    rounds: Mapping[str, Sequence[Measured]]
+    figures: Mapping[str, float] = attrs.field(factory=dict)
+    missing: Sequence[str] = ()
+
+
+def median(rounds: Sequence[Measured], field: str = "") -> float:
+    """Median seconds, or of a number among `more`."""
+    return statistics.median(item.more[field] if field else item.seconds for item in rounds)
+
+
+def ratio(rounds: Mapping[str, Sequence[Measured]], peer: str, field: str = "") -> float:
+    """How many times faster we are than the peer: its median by ours. `field`: compares that one of ours instead."""
+    return median(rounds[peer]) / median(rounds[OURS], field)
+
+
+def order(names: Sequence[str], number: int) -> list[str]:
+    """The contenders in the order of a round: each is first in turn, as what comes first finds other caches."""
+    start = number % len(names) if names else 0
+    return [*names[start:], *names[:start]]
+
+
+def document(results: Sequence[Result], machine: Mapping[str, object]) -> dict[str, object]:
+    """build/bench.json."""
+    figures = {key: float(f"{value:.4g}") for result in results for key, value in result.figures.items()}
+    rounds = {
+        result.section: {
+            name: [
+                {
+                    "seconds": round(item.seconds, 4),
+                    "cpu_seconds": round(item.cpu_seconds, 4),
+                    "peak_rss_bytes": item.peak_rss,
+                    **{key: round(value, 4) for key, value in item.more.items()},
+                }
+                for item in items
+            ]
+            for name, items in result.rounds.items()
+        }
+        for result in results
+    }
+    missing = [f"{result.section}: {text}" for result in results for text in result.missing]
+    return {"figures": figures, "rounds": rounds, "machine": dict(machine), "not_measured": missing}

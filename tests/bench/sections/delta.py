@@ -1,0 +1,70 @@
+"""A delta: 5 % of the disk in random blocks of 64 KiB and 100 MiB in a row, from the command to the durable point."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from asrcore.units import MiB
+from tests.bench._disk import DISK_SIZE
+from tests.bench._field import BORG, BORG_CHUNKS, PLACE, SOURCE, Field, synced
+from tests.bench._stats import OURS, Measured, Result, ratio
+
+TITLE = "Delta of 5 % in random blocks and 100 MiB in a row"
+SCATTERED = DISK_SIZE // 20
+SEQUENTIAL = 100 * MiB
+BACKUP = f"{PLACE}/virtnbdbackup"
+REPOSITORY = f"{PLACE}/borg"
+COPY, MIRROR = "/srv/copy.raw", f"{PLACE}/mirror.raw"
+
+
+def measure(field: Field) -> Result:
+    """Against virtnbdbackup of an equal guest, and borg and rsync of a raw file with the same changes."""
+    with field.guest("delta") as guest, field.guest("delta-peer") as other:
+        field.rig.protect(guest)
+        _virtnbdbackup(field, other, "full")
+        copy = field.lab.host_path("b", COPY)
+        dirty = 0
+        archives = iter(range(1000))
+        contenders: dict[str, Any] = {
+            OURS: lambda: field.ours("replicate", guest, keep=True),
+            "virtnbdbackup": lambda: _virtnbdbackup(field, other, "inc"),
+        }
+        files = []
+        if not field.quick:
+            files = [copy]
+            field.lab.run_in("b", ["cp", "--sparse=always", field.disk.raw, COPY], timeout=600)
+            field.lab.run_in("b", ["cp", "--sparse=always", field.disk.raw, MIRROR], timeout=600)
+            field.peer(f"{BORG} init -e none {REPOSITORY} && {BORG} create {BORG_CHUNKS} {REPOSITORY}::first {COPY}")
+            contenders["rsync"] = lambda: field.peer(
+                synced(f"rsync --inplace --no-whole-file --ignore-times {COPY} {MIRROR}")
+            )
+            contenders["borg"] = lambda: field.peer(
+                synced(f"{BORG} create {BORG_CHUNKS} {REPOSITORY}::{next(archives)} {COPY}")
+            )
+
+        def change() -> None:
+            nonlocal dirty
+            dirty = field.change([guest, other], files, scattered=SCATTERED, sequential=SEQUENTIAL)
+
+        rounds = field.interleave(contenders, before=change)
+        for site, path in (("b", COPY), ("b", MIRROR), ("b", REPOSITORY), ("a", BACKUP)):
+            field.remove(path, site)
+    ours = rounds[OURS]
+    return Result(
+        "delta",
+        TITLE,
+        rounds,
+        {
+            "delta_vs_virtnbdbackup": ratio(rounds, "virtnbdbackup"),
+            "delta_bytes_read_ratio": median(item.more["bytes_read"] for item in ours) / dirty,
+            "delta_bytes_wire_ratio": median(item.more["link_bytes"] for item in ours) / dirty,
+        },
+    )
+
+
+def _virtnbdbackup(field: Field, guest: str, level: str) -> Measured:
+    """It runs at the guest's own site, since its remote mode wants SSH: a unix socket instead of the link, to its
+    advantage. It writes to a file system made as the replicas' is."""
+    options = f"-S /srv/images -f /run/virtnbdbackup.sock -n -o {BACKUP}"
+    return field.peer(synced(f"virtnbdbackup -d {guest} -l {level} {options}"), SOURCE)

@@ -1,0 +1,179 @@
+"""A folder with all that outlives an engine: vault, two memory worlds, the clock, and what is known to be true.
+
+The truth is written down by the test, never by the engine: what each disk of the machine held from when on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+import asrcore.testing.memory
+from asrcore.engine import Engine
+from asrcore.model.machine import PowerState
+from asrcore.model.point import Consistency
+from asrcore.model.policy import ALWAYS, Policy
+from asrcore.model.protection import Protection
+from asrcore.plugins import Plugins
+from asrcore.testing.memory import MemoryMachine, MemoryWorld
+from asrcore.units import KiB, MiB
+from asrcore.vault import Vault
+
+__all__ = ["MACHINE", "Clock", "Stage", "Truth"]
+
+MACHINE = "web"
+POLICY = Policy(
+    "gold", interval=60.0, point_interval=120.0, consistency=Consistency.FILESYSTEM, resync_window=ALWAYS
+)  # at 60 s nothing is due by itself while a test runs; time passes when the story says so
+
+
+class Clock:
+    """Real time plus what the story let pass; the same in every process that works on the folder."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._ahead = float(file.read_text()) if file.exists() else 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self._ahead
+
+    def forward(self, seconds: float) -> None:
+        """Let time pass."""
+        self._ahead += seconds
+        self._file.write_text(str(self._ahead))
+
+
+@attrs.frozen
+class Truth:
+    """What the machine at `site` held from the time `at` on: SHA-256 by disk, and what a frozen view of it offers."""
+
+    at: float
+    site: str
+    disks: Mapping[str, str]
+    consistency: Consistency
+
+
+class Stage:
+    """Opens a folder, or makes it. Reading and writing the worlds past the engine is what guest and storage do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = Clock(folder / "clock")
+        self.home = MemoryWorld("home", path=folder / "home", clock=self.clock)
+        self.away = MemoryWorld("away", path=folder / "away", clock=self.clock)
+        self.worlds = {"a": self.home, "b": self.away}
+        self.notes: dict[str, Any] = self._read_notes()
+
+    @classmethod
+    def make(cls, folder: Path) -> Stage:
+        """A vault, sites `a` and `b`, and the machine at `a`, running."""
+        folder.mkdir()
+        stage = cls(folder)
+        with Engine.create(str(stage.vault_path), _plugins()) as engine:
+            engine.context.clock = stage.clock
+            for name, world in stage.worlds.items():
+                engine.add_site(name, "memory", {"world": world.name, "path": str(folder / world.name)})
+            engine.vault.add_policy(POLICY)
+        machine = stage.home.add_machine(MACHINE, {"vda": 2 * MiB, "vdb": 1 * MiB}, networks=("lan",))
+        machine.write("vda", 0, _noise("vda", 448 * KiB))
+        machine.write("vdb", 64 * KiB, _noise("vdb", 160 * KiB))
+        stage.learn("a")
+        return stage
+
+    @property
+    def vault_path(self) -> Path:
+        """The vault's file."""
+        return self.folder / "vault.db"
+
+    def vault(self) -> Vault:
+        """The vault, to look at without an engine."""
+        return Vault.open(self.vault_path)
+
+    def engine(self) -> Engine:
+        """An engine that is not started."""
+        # The sites' settings name the folder that the story was first told in; worlds are found by name before.
+        return Engine(self.vault(), _plugins(), self.clock)
+
+    # -- notes of the test -------------------------------------------------------------------------------------------
+
+    def _read_notes(self) -> dict[str, Any]:
+        file = self.folder / "notes.json"
+        notes: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        return notes
+
+    def note(self, **notes: object) -> None:
+        """Write something down for the processes to come."""
+        self.notes.update(notes)
+        (self.folder / "notes.json").write_text(json.dumps(self.notes))
+
+    # -- the machine -------------------------------------------------------------------------------------------------
+
+    def machine(self, site: str) -> MemoryMachine:
+        """The machine at a site."""
+        return self.worlds[site].machine(MACHINE)
+
+    def power(self, site: str) -> PowerState | None:
+        """Of the machine at a site; None if there is none."""
+        with self.worlds[site].look() as state:
+            found = state.machines.get(MACHINE)
+            return found.power if found else None
+
+    def sha256(self, site: str) -> dict[str, str]:
+        """Content of the machine's disks at a site."""
+        machine = self.machine(site)
+        return {disk.id: machine.sha256(disk.id) for disk in machine.value.disks}
+
+    def write(self, site: str, seed: int, length: int = 160 * KiB) -> None:
+        """The guest overwrites ranges of both disks and discards one."""
+        machine = self.machine(site)
+        some = random.Random(seed)
+        for disk in machine.value.disks:
+            for part in (length // 2, length // 4):
+                machine.write(disk.id, some.randrange(0, disk.size - part), some.randbytes(part))
+            machine.discard(disk.id, some.randrange(0, disk.size - 16 * KiB), 16 * KiB)
+        self.learn(site)
+
+    def learn(self, site: str) -> None:
+        """Write down what the machine holds from now on."""
+        with self.worlds[site].look() as state:
+            offers = state.machine(MACHINE).consistency
+        known = Consistency.CRASH if offers is Consistency.CRASH else POLICY.consistency
+        line = {"at": self.clock(), "site": site, "disks": self.sha256(site), "consistency": known.value}
+        with (self.folder / "truth").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def truth(self, site: str, at: float) -> Truth:
+        """What the machine at a site held at that time."""
+        found = None
+        for text in (self.folder / "truth").read_text().splitlines():
+            line = json.loads(text)
+            if line["site"] == site and line["at"] <= at:
+                found = Truth(line["at"], site, line["disks"], Consistency(line["consistency"]))
+        assert found is not None, f"nothing is known of site {site} at {at}"
+        return found
+
+    def running_at(self) -> list[str]:
+        """Sites where a copy of the machine runs; tests are no copies, they are isolated."""
+        return [site for site in self.worlds if self.power(site) is PowerState.RUNNING]
+
+    def lives_at(self, protection: Protection | None) -> str | None:
+        """Where the machine whose writes count runs: at its source as long as that runs; None between two lives."""
+        site = protection.source_site if protection else "a"
+        return site if site in self.running_at() else None
+
+
+def _plugins() -> Plugins:
+    plugins = Plugins()
+    assert plugins.register("memory", asrcore.testing.memory), plugins.broken
+    return plugins
+
+
+def _noise(seed: str, length: int) -> bytes:
+    return random.Random(hashlib.sha256(seed.encode()).digest()).randbytes(length)

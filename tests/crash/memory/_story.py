@@ -1,0 +1,426 @@
+"""The story of a protected machine in chapters: each is one verb, and begins from the folder another one left.
+
+Life goes on between the chapters (`before`); the engine is killed within them (`verb`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+import attrs
+
+from asrcore.engine import Engine
+from asrcore.errors import AsrError, TargetFull, TrackingLost, WrongState
+from asrcore.model.extent import Extent
+from asrcore.model.point import Consistency
+from asrcore.model.state import State
+from asrcore.replication import transfer
+from asrcore.testing.memory._content import BLOCK
+from asrcore.units import HOUR, KiB
+from asrcore.vault import Job
+from tests.crash.memory._stage import MACHINE, Stage
+
+__all__ = ["CHAPTERS", "Chapter"]
+
+Verb = Callable[[Stage, Engine], Job | None]
+
+
+@attrs.frozen
+class Chapter:
+    """`after`: the chapter whose end it begins from; with `killed` the engine died at that place of it.
+
+    `again` is what a person does when the kill came before the job was recorded. `fails`: errors that the job may end
+    with. `gives_up`: an interrupted cycle need not be gone on with.
+    """
+
+    name: str
+    after: str
+    verb: Verb
+    reaches: Callable[[Stage, Engine], bool]
+    killed: str = ""
+    before: Callable[[Stage], None] = lambda stage: None
+    again: Verb | None = None
+    mended: Callable[[Stage], None] = lambda stage: None
+    fails: tuple[type[AsrError], ...] = ()
+    gives_up: bool = False
+    again_read: int = 0
+    """Bytes that may be read a second time, because the source could not hold still."""
+    writes: bool = True
+    """Whether the guest may write between kill and restart."""
+
+
+def _state(wanted: State) -> Callable[[Stage, Engine], bool]:
+    return lambda stage, engine: engine.vault.protection(MACHINE).state is wanted
+
+
+_protected = _state(State.PROTECTED)
+
+
+# -- protection ----------------------------------------------------------------------------------------------------
+
+
+def _protect(stage: Stage, engine: Engine) -> Job:
+    return engine.protect(MACHINE, source="a", target="b", policy="gold")
+
+
+def _protect_again(stage: Stage, engine: Engine) -> Job:
+    """The machine may be known already, its job not: then it is gone on with, as the service does."""
+    return engine.replicate(MACHINE) if engine.vault.protections() else _protect(stage, engine)
+
+
+def _life(seed: int, hours: float = 0.1) -> Callable[[Stage], None]:
+    """The guest writes where it lives."""
+
+    def live(stage: Stage) -> None:
+        stage.clock.forward(hours * HOUR)
+        with stage.vault() as vault:
+            protection = next(iter(vault.protections()), None)
+        site = stage.lives_at(protection)
+        assert site is not None
+        stage.write(site, seed)
+
+    return live
+
+
+def _view_lost(seed: int) -> Callable[[Stage], None]:
+    """The guest writes, and what the interrupted cycle was reading from is gone."""
+
+    def live(stage: Stage) -> None:
+        _life(seed)(stage)
+        for world in stage.worlds.values():
+            with world.change() as state:
+                for machine in state.machines.values():
+                    machine.views.clear()
+
+    return live
+
+
+def _going_on(stage: Stage, engine: Engine) -> Job | None:
+    """Nothing new: the engine that was started goes on with what was interrupted."""
+    return next(iter(engine.vault.jobs(active=True)), None)
+
+
+def _weaker_guest(stage: Stage) -> None:
+    """Its agent has died: points are less consistent from now on, and have to say so."""
+    stage.machine("a").configure(consistency=Consistency.CRASH)
+    _life(3)(stage)
+
+
+def _three_cycles(stage: Stage, engine: Engine) -> Callable[[], bool]:
+    """Of 70 s each: the point of the second is not kept, the third takes its place."""
+    heads = [engine.vault.protection(MACHINE).head_point]
+    stage.clock.forward(70)
+
+    def there() -> bool:
+        head = engine.vault.protection(MACHINE).head_point
+        if head != heads[-1]:
+            heads.append(head)
+            stage.clock.forward(70)
+        return len(heads) > 3
+
+    return there
+
+
+def _until_quarantined(stage: Stage, engine: Engine) -> Callable[[], bool]:
+    return lambda: _quarantined(stage, engine)
+
+
+def _serve(until: Callable[[Stage, Engine], Callable[[], bool]]) -> Verb:
+    """`asr run` until something has happened."""
+
+    def serve(stage: Stage, engine: Engine) -> None:
+        stop, there = threading.Event(), until(stage, engine)
+
+        def watch() -> None:
+            while not there() and not stop.wait(0.02):
+                pass
+            stop.set()
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            engine.run(stop)
+        finally:
+            stop.set()
+            watcher.join()
+
+    return serve
+
+
+def _replicate(stage: Stage, engine: Engine) -> Job:
+    return engine.replicate(MACHINE, keep=True)
+
+
+def _restless(stage: Stage) -> None:
+    """The source cannot hold a disk still: it is read as it lives, and settled at the end."""
+    stage.machine("a").configure(holds_still=False)
+    _life(21)(stage)
+
+
+def _replicate_restless(stage: Stage, engine: Engine) -> Job:
+    """The guest writes while the copy is under way."""
+    copy = transfer.Transfer.copy
+    wrote: list[int] = []
+
+    def copy_while_it_writes(self: transfer.Transfer, extents: Iterable[Extent]) -> None:
+        copy(self, extents)
+        if not wrote:
+            wrote.append(1)
+            stage.write("a", 22, 64 * KiB)
+
+    transfer.Transfer.copy = copy_while_it_writes  # type: ignore[method-assign]
+    return _replicate(stage, engine)
+
+
+def _thinned(stage: Stage, engine: Engine) -> bool:
+    """After 30 hours only what is younger is left."""
+    now = stage.clock()
+    return _protected(stage, engine) and all(now - point.taken_at < 24 * HOUR for point in engine.points(MACHINE))
+
+
+def _lose_tracking(stage: Stage) -> None:
+    _life(6)(stage)
+    stage.machine("a").lose_tracking()
+    stage.note(**{"tracking lost": True})
+
+
+def _resync(stage: Stage, engine: Engine) -> Job | None:
+    return engine.resync(MACHINE, now=True)
+
+
+def _resynced(stage: Stage, engine: Engine) -> bool:
+    stage.note(**{"tracking lost": False})
+    return _protected(stage, engine)
+
+
+def _tamper(stage: Stage) -> None:
+    """Storage at the target goes bad, in the head and in the point that is the same file."""
+    _life(8)(stage)
+    with stage.away.change() as state:
+        (replica,) = state.replicas.values()
+        newest = replica.points[-1]
+        for disks in (replica.head, newest.disks):
+            disks["vda"].write(5 * BLOCK, b"\xff" * BLOCK)
+            disks["vdb"].write(0, b"rot")
+        first = newest.point.taken_at
+    stage.note(tampered=(first, float("inf")))
+
+
+def _repair(stage: Stage, engine: Engine) -> Job:
+    return engine.verify(MACHINE, repair=True)
+
+
+def _repaired(stage: Stage, engine: Engine) -> bool:
+    """The newest point is the one that was mended."""
+    first, _ = stage.notes["tampered"]
+    stage.note(tampered=(first, engine.points(MACHINE)[-1].taken_at))
+    return _protected(stage, engine)
+
+
+# -- tests ---------------------------------------------------------------------------------------------------------
+
+
+def _test(stage: Stage, engine: Engine) -> Job:
+    return engine.failover_test(MACHINE, point=engine.points(MACHINE)[0].id)
+
+
+def _test_latest(stage: Stage, engine: Engine) -> Job:
+    return engine.failover_test(MACHINE)
+
+
+def _tested(stage: Stage, engine: Engine) -> bool:
+    """The test machine holds what its point holds, apart from all others."""
+    run = engine.vault.protection(MACHINE).test
+    assert run is not None
+    point = next(point for point in engine.points(MACHINE) if point.id == run.point_id)
+    with stage.away.look() as state:
+        machine = state.machine(run.machine_id)
+        assert all(nic.network == "" for nic in machine.base.nics)
+        assert machine.power.value == "running"
+    test = stage.away.machine(run.machine_id)
+    found = {disk.id: test.sha256(disk.id) for disk in test.value.disks}
+    assert found == stage.truth("a", point.taken_at).disks
+    return _protected(stage, engine)
+
+
+def _scribble(stage: Stage) -> None:
+    """The test machine writes; that must never be seen anywhere else."""
+    with stage.vault() as vault:
+        run = vault.protection(MACHINE).test
+    assert run is not None
+    stage.away.machine(run.machine_id).write("vda", 0, b"a test wrote this")
+    _life(10)(stage)
+
+
+def _cleaned(stage: Stage, engine: Engine) -> bool:
+    return engine.vault.protection(MACHINE).test is None and _protected(stage, engine)
+
+
+# -- failover ------------------------------------------------------------------------------------------------------
+
+
+def _cut(stage: Stage) -> None:
+    _life(12)(stage)
+    stage.home.cut()
+
+
+def _older(stage: Stage, engine: Engine) -> Job:
+    """Not to the newest point: what the source wrote since is given up."""
+    return engine.failover_unplanned(MACHINE, point=engine.points(MACHINE)[0].id)
+
+
+def _latest(stage: Stage, engine: Engine) -> Job:
+    return engine.failover_unplanned(MACHINE)
+
+
+def _failed_over(stage: Stage, engine: Engine) -> bool:
+    protection = engine.vault.protection(MACHINE)
+    point = next(point for point in engine.points(MACHINE) if point.id == protection.failover_point)
+    stage.note(**{"failover taken at": point.taken_at})
+    return protection.state is State.FAILED_OVER
+
+
+def _failed_over_planned(stage: Stage, engine: Engine) -> bool:
+    """Nothing is lost: what runs is what the source held when it stopped."""
+    moved = _failed_over(stage, engine)
+    source = engine.vault.protection(MACHINE).source_site
+    assert stage.truth(source, stage.notes["failover taken at"]) == stage.truth(source, stage.clock())
+    return moved
+
+
+def _failed_over_owing(stage: Stage, engine: Engine) -> bool:
+    assert engine.vault.protection(MACHINE).fence_due
+    return _failed_over(stage, engine)
+
+
+def _failed_over_to_newest(stage: Stage, engine: Engine) -> bool:
+    """To what the target had sealed last, though the engine died before it could write that down."""
+    with stage.away.look() as state:
+        (replica,) = state.replicas.values()
+        replica.apply()
+        newest = replica.points[-1].point.id
+    return engine.vault.protection(MACHINE).failover_point == newest and _failed_over_owing(stage, engine)
+
+
+def _return(stage: Stage) -> None:
+    stage.home.restore()
+
+
+def _quarantined(stage: Stage, engine: Engine) -> bool:
+    return _failed_over(stage, engine) and not engine.vault.protection(MACHINE).fence_due
+
+
+def _undo(stage: Stage, engine: Engine) -> Job:
+    return engine.failover_undo(MACHINE)
+
+
+def _undone(stage: Stage, engine: Engine) -> bool:
+    return _protected(stage, engine) and stage.running_at() == ["a"] and stage.power("b") is None
+
+
+def _planned(stage: Stage, engine: Engine) -> Job:
+    return engine.failover_planned(MACHINE)
+
+
+def _full(stage: Stage) -> None:
+    _life(15)(stage)
+    stage.away.fill(100)
+
+
+def _aborted(stage: Stage, engine: Engine) -> bool:
+    """A planned failover whose last delta fails leaves the machine where it was, running.
+
+    Killed before it had failed, it goes on and succeeds, for the target has room by then.
+    """
+    if engine.vault.protection(MACHINE).state is State.FAILED_OVER:
+        return _failed_over_planned(stage, engine)
+    return _undone(stage, engine)
+
+
+def _commit(stage: Stage, engine: Engine) -> Job:
+    return engine.failover_commit(MACHINE)
+
+
+def _reprotect(stage: Stage, engine: Engine) -> Job:
+    return engine.reprotect(MACHINE)
+
+
+def _works_there(stage: Stage) -> None:
+    """The machine works at the site it failed over to."""
+    with stage.vault() as vault:
+        site = vault.protection(MACHINE).target_site
+    stage.learn(site)
+    stage.write(site, 16)
+
+
+def _committed_back(stage: Stage, engine: Engine) -> bool:
+    """The first site's own disks are kept, whatever was done to the machine there."""
+    assert stage.home.left_disks == [f"{MACHINE}/vda", f"{MACHINE}/vdb"]
+    return _state(State.COMMITTED)(stage, engine)
+
+
+def _unprotect(stage: Stage, engine: Engine) -> Job:
+    return engine.unprotect(MACHINE)
+
+
+def _unprotected(stage: Stage, engine: Engine) -> bool:
+    """Nothing is left at either site but the machine."""
+    assert stage.machine("a").marks == stage.machine("a").views == []
+    return engine.vault.protections() == [] and stage.running_at() == ["a"]
+
+
+def _unprotect_again(stage: Stage, engine: Engine) -> Job | None:
+    return _unprotect(stage, engine) if engine.vault.protections() else None
+
+
+CHAPTERS = {
+    chapter.name: chapter
+    for chapter in (
+        Chapter("enable", "", _protect, _protected, again=_protect_again),
+        Chapter("delta", "enable", _replicate, _protected, before=_life(1)),
+        Chapter("service", "delta", _serve(_three_cycles), _protected, before=_weaker_guest),
+        Chapter("retention", "service", _replicate, _thinned, before=_life(5, hours=30)),
+        Chapter(
+            "lost", "retention", _replicate, _state(State.RESYNC_PENDING), before=_lose_tracking,
+            fails=(TrackingLost, WrongState),
+        ),
+        Chapter("resync", "lost", _resync, _resynced, before=_life(7)),
+        Chapter("repair", "resync", _repair, _repaired, before=_tamper, gives_up=True),
+        Chapter("test", "repair", _test, _tested, before=_life(9)),
+        Chapter("test-again", "test", _test_latest, _tested, before=_scribble),
+        Chapter("cleanup", "test-again", lambda stage, engine: engine.failover_cleanup(MACHINE), _cleaned),
+        Chapter("site-lost", "cleanup", _older, _failed_over_owing, before=_cut),
+        Chapter("returns", "site-lost", _serve(_until_quarantined), _quarantined, before=_return),
+        Chapter("undo", "returns", _undo, _undone),
+        Chapter("undo-owing", "site-lost", _undo, _undone, before=_return),
+        Chapter("unplanned", "undo", _older, _failed_over, before=_life(13)),
+        Chapter("planned", "undo", _planned, _failed_over_planned, before=_life(14)),
+        Chapter(
+            "aborted", "undo", _planned, _aborted, before=_full, fails=(TargetFull, WrongState),
+            mended=lambda stage: stage.away.make_room(), writes=False,
+        ),
+        Chapter("commit", "planned", _commit, _state(State.COMMITTED)),
+        Chapter("reprotect", "commit", _reprotect, _protected, before=_works_there),
+        Chapter("back", "reprotect", _planned, _failed_over_planned, before=_life(17)),
+        Chapter("commit-back", "back", _commit, _committed_back),
+        Chapter("reprotect-back", "commit-back", _reprotect, _protected, before=_works_there),
+        Chapter("unprotect", "reprotect-back", _unprotect, _unprotected, again=_unprotect_again),
+        # Killed twice: what goes on from an interrupted state is interrupted again.
+        Chapter("copy-resumed", "enable", _going_on, _protected, killed="cycle.flushed:3", before=_view_lost(2)),
+        Chapter("delta-resumed", "delta", _going_on, _protected, killed="cycle.flushed:2", before=_view_lost(4)),
+        Chapter("resync-resumed", "resync", _going_on, _resynced, killed="cycle.flushed:2", before=_view_lost(18)),
+        Chapter(
+            "reprotect-resumed", "reprotect", _going_on, _protected, killed="cycle.flushed:2", before=_view_lost(19)
+        ),
+        Chapter(
+            "restless", "delta", _replicate_restless, _protected, before=_restless, again_read=256 * KiB
+        ),
+        Chapter("given-up", "service", _resync, _resynced, killed="cycle.flushed:2", before=_life(20), gives_up=True),
+        # The newest point is sealed but not recorded, the one before is gone, and so is the source.
+        Chapter(
+            "lost-after-seal", "service", _latest, _failed_over_to_newest, killed="cycle.sealed:3", before=_cut,
+            gives_up=True,
+        ),
+    )
+}  # fmt: skip

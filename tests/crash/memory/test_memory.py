@@ -1,0 +1,114 @@
+"""The engine is killed at every place that it names, in every chapter of a protected machine's life.
+
+Each case: the chapter runs in a process that kills itself at the place; the invariants are checked as the kill left
+things; a new process goes on to the end of the interrupted work; the invariants are checked again; then the machine
+is brought back to a delta that must be equal. `places.txt` names the places; it is compared with what is found.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+import asrcore
+from tests.crash.memory import places
+from tests.crash.memory._lanes import Lanes, Outcome, Story
+from tests.crash.memory._story import CHAPTERS
+
+pytestmark = pytest.mark.crash
+
+# A case mostly waits: for the log of jobs to be taken up, for the disk.
+LANES = 3 * (os.cpu_count() or 1)
+CASES = [(chapter, "") for chapter in CHAPTERS] + places.cases()
+
+# What no chapter has: making, moving and upgrading a vault, which its own tests kill, and single calls by hand.
+ELSEWHERE = {
+    "vault.create.filled",
+    "vault.move.copied",
+    "vault.move.renamed",
+    "vault.upgrade.committed",
+    "vault.upgrade.copied",
+    "vault.upgrade.written",
+    "target.pinned",
+    "vault.forget-mark.*",
+    "vault.pin-point.*",
+    "vault.request-cancel.*",
+}
+
+
+def case_id(case: tuple[str, str]) -> str:
+    chapter, place = case
+    return f"{chapter}/{place or 'undisturbed'}"
+
+
+@pytest.fixture(scope="module")
+def story() -> Iterator[Story]:
+    # In memory where there is some: a kill is no power failure, so nothing hangs on the disk's own flushes.
+    quick = Path("/dev/shm")
+    base = Path(tempfile.mkdtemp(prefix="asr-crash-", dir=quick if os.access(quick, os.W_OK) else None))
+    with Lanes(LANES) as lanes:
+        yield Story(base, lanes)
+    shutil.rmtree(base)
+
+
+@pytest.fixture(scope="module")
+def outcome(story: Story, request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], Outcome]]:
+    """Cases that were selected run ahead, several at once."""
+    wanted: list[tuple[str, str]] = [
+        cast(tuple[str, str], item.callspec.params["case"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.path == Path(__file__) and hasattr(item, "callspec")
+    ]
+    with ThreadPoolExecutor(LANES) as pool:
+        running: dict[tuple[str, str], Future[Outcome]] = {
+            (chapter, place): pool.submit(story.disturbed, chapter, place) for chapter, place in wanted
+        }
+        yield lambda chapter, place: running[chapter, place].result()
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_killed(case: tuple[str, str], outcome: Callable[[str, str], Outcome]) -> None:
+    chapter, place = case
+    found = outcome(chapter, place)
+    assert found.killed == -signal.SIGKILL, found.log
+    assert found.went_on == 0, found.log
+
+
+def test_what_was_flushed_is_not_sent_again(outcome: Callable[[str, str], Outcome], story: Story) -> None:
+    """That `check_resumed` is not content for want of anything that was done."""
+    for chapter, place in (("enable", "cycle.flushed:4"), ("delta", "cycle.flushed:2"), ("resync", "cycle.flushed:3")):
+        notes = story.disturbed(chapter, place).notes
+        assert int(str(notes["done"])) > 0
+        assert int(str(notes["left"])) > 0
+        assert notes["resumed"] is True
+
+
+def test_no_place_is_forgotten(story: Story) -> None:
+    """A new step shows up here: `python -m tests.crash.memory.places` takes it into the list."""
+    found = {name: story.places(name) for name in CHAPTERS}
+    assert places.render(found) == places.FILE.read_text()
+
+
+def test_every_place_named_in_the_engine_is_killed_at() -> None:
+    """Also what only an unusual way reaches: read from the engine's source."""
+    named = set()
+    for file in Path(asrcore.__file__).parent.rglob("*.py"):
+        if "conformance" not in file.parts and file.name != "crashpoint.py":
+            named |= {
+                re.sub(r"\{[^}]*\}", "*", name) for name in re.findall(r'reach\(\s*f?"([^"]+)"', file.read_text())
+            }
+    reached = {name for names in places.committed().values() for name in names}
+    patterns = {name: re.compile(re.escape(name).replace(r"\*", ".*")) for name in named}
+    missed = {name for name, pattern in patterns.items() if not any(map(pattern.fullmatch, reached))}
+    assert missed <= ELSEWHERE, missed - ELSEWHERE
+    assert len(reached) >= 25

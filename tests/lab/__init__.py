@@ -1,0 +1,23 @@
+"""Two really separate libvirt sites on one machine, and small real guests whose every replica can be audited."""
+
+from tests.lab._console import Ack, Audit, Console, Down, Hardware
+from tests.lab._guest import BlankDisk, Kind
+from tests.lab._lab import Lab
+from tests.lab._run import CommandFailed, LabError
+from tests.lab._site import REPLICA_DIRS, ReplicaDir, Site
+
+__all__ = [
+    "REPLICA_DIRS",
+    "Ack",
+    "Audit",
+    "BlankDisk",
+    "CommandFailed",
+    "Console",
+    "Down",
+    "Hardware",
+    "Kind",
+    "Lab",
+    "LabError",
+    "ReplicaDir",
+    "Site",
+]

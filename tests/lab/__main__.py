@@ -1,0 +1,101 @@
+"""The lab by hand: python -m tests.lab packages|images|up|down|status."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+
+from tests.lab._images import build_images
+from tests.lab._kvm import kvm_boots
+from tests.lab._lab import Lab, lab_names
+from tests.lab._packages import install_packages, missing_packages
+from tests.lab._run import LabError
+
+DEFAULT_NAME = "lab"
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _packages(arguments: argparse.Namespace) -> int:
+    missing = missing_packages()
+    if arguments.install and missing:
+        _say(f"installing {' '.join(missing)}")
+        install_packages(missing)
+        missing = missing_packages()
+    print(" ".join(missing) or "nothing is missing")
+    return 1 if missing else 0
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    images = build_images(_say)
+    print(images.directory)
+    print("guests run on KVM" if kvm_boots(images) else "guests are emulated (TCG): KVM does not boot a guest here")
+    return 0
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    lab = Lab(arguments.name, _say)
+    if not lab.up_by_hand:
+        lab.up(stay=True)
+    for site in lab.sites.values():
+        print(f"site {site.name}: {site.uri}")
+    return 0
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    for name in lab_names() if arguments.all or arguments.dead else [arguments.name]:
+        lab = Lab(name, _say)
+        if arguments.dead and not lab.abandoned:
+            continue
+        if (owner := lab.owner()) is not None:
+            raise LabError(f"lab {name} is in use by process {owner}")
+        lab.down()
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    for name in lab_names():
+        lab = Lab(name)
+        owner = lab.owner()
+        print(f"{name}: {'up by hand' if owner is None else f'held by process {owner}'}")
+        for site in lab.sites.values():
+            listed = site.virsh("list", "--all", check=False)
+            print(f"  site {site.name}: {site.uri}")
+            for line in (listed.stdout if listed.returncode == 0 else f"libvirtd: {listed.stderr}").splitlines():
+                if line.strip():
+                    print(f"    {line.strip()}")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
+    verbs = parser.add_subparsers(required=True)
+    packages = verbs.add_parser("packages", help="which Debian packages are missing")
+    packages.add_argument("--install", action="store_true", help="install them with apt")
+    packages.set_defaults(call=_packages)
+    verbs.add_parser("images", help="build the guests' images").set_defaults(call=_images)
+    up = verbs.add_parser("up", help="make a lab that stays until `down`; one that is up is left as it is")
+    up.set_defaults(call=_up)
+    down = verbs.add_parser("down", help="remove a lab and all that belongs to it")
+    down.add_argument("--all", action="store_true", help="every lab that nobody holds")
+    down.add_argument("--dead", action="store_true", help="labs whose makers died without taking them down")
+    down.set_defaults(call=_down)
+    for verb in (up, down):
+        verb.add_argument("--name", default=DEFAULT_NAME)
+    verbs.add_parser("status", help="the labs there are").set_defaults(call=_status)
+    arguments = parser.parse_args()
+    try:
+        code: int = arguments.call(arguments)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `up` clears away what it began
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""One lab for all system tests: each makes guests of its own and takes them away."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab
+from tests.system.rig import Pilot, Rig
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Two sites."""
+    with Lab(f"system-{os.getpid()}") as lab:  # of this process: several run at once
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def rig(lab: Lab) -> Iterator[Rig]:
+    """The lab with an engine at site b that knows both sites."""
+    pilot = Pilot(lab)
+    try:
+        rig = Rig(lab, pilot)
+        rig.set_up()
+        yield rig
+    finally:
+        pilot.close()

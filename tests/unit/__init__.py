@@ -1,0 +1,1 @@
+"""Unit tests: mirrors asrcore/; no lab, no root."""

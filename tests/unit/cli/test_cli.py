@@ -1,0 +1,177 @@
+"""`asr` as a person and a script see it, on memory sites, with real jobs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asrcore.testing.memory
+from asrcore import plugins
+from asrcore.cli import main
+from asrcore.cli._main import _hoisted
+from asrcore.testing.memory import MemoryWorld
+from asrcore.units import MiB
+
+Asr = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def asr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Asr:
+    """Runs a verb with --json; gives (exit code, document)."""
+
+    def load() -> plugins.Plugins:
+        loaded = plugins.Plugins()
+        loaded.register("memory", asrcore.testing.memory)
+        return loaded
+
+    monkeypatch.setattr(plugins, "load", load)
+    monkeypatch.setenv("ASR_VAULT", str(tmp_path / "vault.db"))
+
+    def run(*words: str, as_json: bool = True) -> tuple[int, Any]:
+        monkeypatch.setattr(sys, "argv", ["asr", *words, *(["--json"] if as_json else [])])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        code = int(ended.value.code or 0)
+        if not as_json:
+            return code, said.out + said.err
+        return code, json.loads(said.out) if said.out else None
+
+    return run
+
+
+@pytest.fixture
+def sites(asr: Asr) -> MemoryWorld:
+    """A vault with two sites, a policy, and a running machine `web` at `a`."""
+    home = MemoryWorld("home")
+    MemoryWorld("away")
+    machine = home.add_machine("web", {"vda": 1 * MiB})
+    machine.start()
+    machine.write("vda", 0, b"x" * 100_000)
+    assert asr("init")[0] == 0
+    for name, world in (("a", "home"), ("b", "away")):
+        assert asr("site", "add", name, "--driver", "memory", "--set", f"world={world}")[0] == 0
+    assert asr("policy", "create", "gold", "--interval", "5s", "--keep", "24h", "--resync-window", "always")[0] == 0
+    return home
+
+
+def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
+    assert [machine["name"] for machine in asr("site", "machines", "a")[1]] == ["web"]
+    code, done = asr("protect", "web", "--from", "a", "--to", "b", "--policy", "gold")
+    assert code == 0
+    assert done["result"]["bytes_sent"] > 0
+    (status,) = asr("status")[1]
+    assert status["state"] == "protected"
+    assert status["health"]["level"] == "ok"
+    assert {"machine", "rpo_seconds", "last_point", "points", "direction", "epoch"} <= set(status)
+    sites.machine("web").write("vda", 0, b"y" * 5000)
+    assert asr("replicate", "web", "--keep")[1]["result"]["mode"] == "delta"
+    assert len(asr("points", "web")[1]) == 2
+    assert asr("verify", "web")[1]["result"]["equal"]
+    assert asr("failover", "test", "web")[0] == 0
+    assert asr("failover", "cleanup", "web")[0] == 0
+    assert asr("failover", "planned", "web")[1]["result"]["machine"] == "web"
+    assert asr("failover", "undo", "web")[0] == 0
+    assert asr("failover", "unplanned", "web", "--point", "latest")[0] == 0
+    assert asr("failover", "commit", "web")[0] == 0
+    assert asr("reprotect", "web")[1]["result"]["bytes_sent"] == 0
+    assert asr("status")[1][0]["direction"] == "reverse"
+    assert asr("resync", "web")[1]["window"] == "always"
+    assert asr("resync", "web", "--now")[1]["result"]["mode"] == "compare"
+    kinds = {job["kind"] for job in asr("jobs")[1]}
+    assert {"protect", "replicate", "verify", "failover-planned", "reprotect"} <= kinds
+    assert any(event["kind"] == "failover" for event in asr("events", "web")[1])
+    assert asr("unprotect", "web")[0] == 0
+    assert asr("status")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "code"),
+    [
+        (["policy", "create", "x", "--interval", "1s"], 2, "invalid-value"),
+        (["policy", "create", "x", "--interval", "soon"], 2, "invalid-value"),
+        (["policy", "create", "x", "--keep", "1s"], 2, "invalid-value"),
+        (["policy", "create", "x", "--consistency", "perfect"], 2, "invalid-value"),
+        (["policy", "create", "x", "--resync-window", "25:00-26:00"], 2, "invalid-value"),
+        (["policy", "create", "x", "--bandwidth", "20"], 2, "invalid-value"),
+        (["policy", "create", "x", "--bandwidth", "20Mbit@noon"], 2, "invalid-value"),
+        (["policy", "create", "x", "--bandwidth", "1kbit"], 2, "invalid-value"),
+        (["policy", "create", ""], 2, "invalid-value"),
+        (["policy", "create", "gold"], 4, "already-exists"),
+        (["policy", "show", "none"], 3, "not-found"),
+        (["site", "add", "c", "--driver", "none"], 3, "driver-not-found"),
+        (["site", "add", "c", "--driver", "memory"], 2, "invalid-setting"),
+        (["site", "add", "c", "--driver", "memory", "--set", "world"], 2, "invalid-value"),
+        (["site", "add", "c", "--driver", "memory", "--set", "world=home", "--set", "no=1"], 2, "invalid-setting"),
+        (["site", "add", "a", "--driver", "memory", "--set", "world=home"], 4, "already-exists"),
+        (["site", "machines", "none"], 3, "not-found"),
+        (["protect", "none", "--from", "a", "--to", "b", "--policy", "gold"], 3, "machine-not-found"),
+        (["protect", "web", "--from", "a", "--to", "b", "--policy", "none"], 3, "not-found"),
+        (["protect", "web", "--from", "a", "--to", "b", "--policy", "gold", "--network", "lan"], 2, "invalid-value"),
+        (["replicate", "web"], 3, "not-found"),
+        (["failover", "unplanned", "web"], 3, "not-found"),
+        (["jobs", "nope"], 3, "not-found"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_refused_by_class(
+    asr: Asr, sites: MemoryWorld, words: list[str], exit_code: int, code: str
+) -> None:
+    before = asr("policy", "list")[1], asr("site", "list")[1], asr("status")[1]
+    got, document = asr(*words)
+    assert (got, document["error"]["code"]) == (exit_code, code)
+    assert document["error"]["cause"]
+    assert document["error"]["action"]
+    assert before == (asr("policy", "list")[1], asr("site", "list")[1], asr("status")[1])
+
+
+def test_bandwidth_rules_are_kept_and_shown(asr: Asr, sites: MemoryWorld) -> None:
+    rules = ["--bandwidth", "20Mbit@08:00-18:00", "--bandwidth", "100Mbit"]
+    assert asr("policy", "create", "slow", *rules)[0] == 0
+    shown = asr("policy", "show", "slow")[1]["bandwidth"]
+    assert [rule["rate"] for rule in shown] == [2.5e6, 12.5e6]
+    assert "bandwidth 20 Mbit/s 08:00-18:00, 100 Mbit/s always" in asr("policy", "show", "slow", as_json=False)[1]
+    assert "unlimited" in asr("policy", "list", as_json=False)[1]
+
+
+def test_an_error_for_people_has_cause_and_next_action(asr: Asr, sites: MemoryWorld) -> None:
+    code, said = asr("policy", "show", "none", as_json=False)
+    assert code == 3
+    assert said.splitlines()[0].startswith("error [not-found]")
+    assert "cause:" in said
+    assert "next:" in said
+
+
+def test_wrong_order_names_what_is_possible(asr: Asr, sites: MemoryWorld) -> None:
+    asr("protect", "web", "--from", "a", "--to", "b", "--policy", "gold")
+    code, document = asr("failover", "commit", "web")
+    assert (code, document["error"]["code"]) == (4, "wrong-state")
+    assert "fail over" in document["error"]["action"]
+
+
+@pytest.mark.parametrize("verb", ["status", "points web", "jobs", "site list", "policy list", "events", "drivers"])
+def test_tables_for_people(asr: Asr, sites: MemoryWorld, verb: str) -> None:
+    asr("protect", "web", "--from", "a", "--to", "b", "--policy", "gold")
+    code, said = asr(*verb.split(), as_json=False)
+    assert code == 0
+    assert said.strip()
+    assert "Traceback" not in said
+
+
+def test_the_vault_may_be_named_anywhere() -> None:
+    assert _hoisted(["status", "--vault", "x", "--json"]) == ["--vault", "x", "status", "--json"]
+    assert _hoisted(["status", "--vault=x"]) == ["--vault=x", "status"]
+    assert _hoisted(["status", "--vault"]) == ["--vault", "status"]
+
+
+def test_settings_that_are_secret_are_not_shown(asr: Asr, sites: MemoryWorld) -> None:
+    MemoryWorld("locked").configure(key="sesame")
+    assert asr("site", "add", "c", "--driver", "memory", "--set", "world=locked", "--set", "key=sesame")[0] == 0
+    for words in (["site", "list"], ["site", "show", "c"]):
+        assert "sesame" not in json.dumps(asr(*words)[1])
+        assert "sesame" not in asr(*words, as_json=False)[1]

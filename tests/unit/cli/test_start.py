@@ -1,0 +1,52 @@
+"""What starting `asr` loads: a verb pays only for what it uses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asrcore.vault import Vault
+
+# Each takes 20 ms to 0.5 s of CPU to import.
+HEAVY = {
+    "alembic",
+    "asr_driver_libvirt",
+    "asyncpg",
+    "blake3",
+    "dbos",
+    "fastapi",
+    "libvirt",
+    "pluggy",
+    "pydantic",
+    "rich",
+}
+
+
+def loaded_by(*words: str) -> set[str]:
+    """Top-level modules that the process has loaded when the verb has ended."""
+    code = (
+        "import sys\nfrom asrcore.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n    assert not ended.code, ended.code\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout
+    return {name.partition(".")[0] for name in done.stderr.split()}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["failover", "--help"], ["status", "--help"]], ids=" ".join)
+def test_help_needs_no_database(words: list[str]) -> None:
+    assert loaded_by(*words) & (HEAVY - {"rich"} | {"sqlalchemy", "sqlite3"}) == set()
+
+
+def test_looking_at_a_vault_needs_no_driver_no_migrations_and_no_job_engine(tmp_path: Path) -> None:
+    vault = tmp_path / "vault.db"
+    Vault.create(vault).close()
+    for words in (["status"], ["status", "--json"], ["jobs"], ["events"], ["policy", "list"]):
+        loaded = loaded_by("--vault", str(vault), *words)
+        assert loaded & HEAVY == set(), words
+        assert "sqlalchemy" in loaded

@@ -1,0 +1,1 @@
+"""Jobs: order, locks, resuming, cancelling; on a real vault and real DBOS."""

@@ -1,0 +1,191 @@
+"""Health and its reasons, for every state and at every age."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asrcore.errors import AccessDenied, SiteUnreachable
+from asrcore.model.finding import Finding, Severity
+from asrcore.model.health import TEST_DUE, Health, Level, Load, assess, rpo
+from asrcore.model.machine import PowerState
+from asrcore.model.point import Consistency, RecoveryPoint
+from asrcore.model.policy import Policy
+from asrcore.model.protection import Protection
+from asrcore.model.state import State
+
+NOW = 1_700_000_000.0
+POLICY = Policy("gold", interval=60.0, point_interval=60.0)
+WEB = Protection(
+    id="p1",
+    name="web",
+    policy="gold",
+    home_site="paris",
+    source_site="paris",
+    source_machine="m1",
+    target_site="lyon",
+    replica_id="r1",
+    state=State.PROTECTED,
+    created_at=NOW - 1000,
+)
+
+
+def newest(age: float, consistency: Consistency = Consistency.CRASH) -> RecoveryPoint:
+    """A point that shows the instant `age` seconds ago, whenever it was sealed."""
+    return RecoveryPoint("new", NOW - age, NOW - age / 2, consistency, kept=False)
+
+
+def codes(health: Health) -> list[str]:
+    return [reason.code for reason in health.reasons]
+
+
+def test_rpo_is_counted_from_the_instant_shown_not_from_the_seal() -> None:
+    assert rpo(newest(90.0), NOW) == 90.0
+    assert rpo(None, NOW) is None
+
+
+def test_rpo_is_never_negative() -> None:
+    assert rpo(newest(-30.0), NOW) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("age", "level"),
+    [(0, Level.OK), (120, Level.OK), (121, Level.WARNING), (180, Level.WARNING), (181, Level.CRITICAL)],
+)
+def test_rpo_past_two_and_three_intervals(age: float, level: Level) -> None:
+    health = assess(WEB, POLICY, newest(age), NOW)
+    assert health.level is level
+    assert codes(health) == ([] if level is Level.OK else ["rpo-exceeded"])
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_health_never_mends_by_waiting(age: float, wait: float) -> None:
+    order = list(Level)
+    now, later = (assess(WEB, POLICY, newest(age), at).level for at in (NOW, NOW + wait))
+    assert order.index(later) >= order.index(now)
+
+
+REASONS = {
+    State.ENABLING: ("initial-copy", Level.OK),
+    State.INITIAL_COPY: ("initial-copy", Level.OK),
+    State.FINALIZING: ("initial-copy", Level.OK),
+    State.PROTECTED: ("", Level.OK),
+    State.RESYNC_PENDING: ("resync-pending", Level.WARNING),
+    State.RESYNCING: ("resyncing", Level.OK),
+    State.FAILING_OVER: ("", Level.OK),
+    State.FAILED_OVER: ("commit-pending", Level.WARNING),
+    State.UNDOING: ("", Level.OK),
+    State.COMMITTING: ("", Level.OK),
+    State.COMMITTED: ("not-protected", Level.WARNING),
+    State.REVERSING: ("reprotecting", Level.WARNING),
+    State.DISABLING: ("", Level.OK),
+}
+
+
+@pytest.mark.parametrize("state", State, ids=lambda state: state.value)
+def test_every_state_says_what_it_means_for_protection(state: State) -> None:
+    reason, level = REASONS[state]
+    health = assess(attrs.evolve(WEB, state=state), POLICY, newest(10), NOW)
+    assert codes(health) == ([reason] if reason else [])
+    assert health.level is level
+
+
+@pytest.mark.parametrize("state", [State.INITIAL_COPY, State.FAILED_OVER, State.COMMITTED], ids=lambda s: s.value)
+def test_age_of_points_says_nothing_where_no_cycles_run(state: State) -> None:
+    assert "rpo-exceeded" not in codes(assess(attrs.evolve(WEB, state=state), POLICY, newest(1e6), NOW))
+
+
+def test_source_that_was_shut_down_after_its_last_point_is_fine() -> None:
+    off = newest(1e6, Consistency.OFFLINE)
+    health = assess(WEB, POLICY, off, NOW, PowerState.OFF)
+    assert (health.level, codes(health)) == (Level.OK, ["source-off"])
+
+
+@pytest.mark.parametrize(
+    ("consistency", "power"),
+    [(Consistency.CRASH, PowerState.OFF), (Consistency.OFFLINE, PowerState.RUNNING)],
+    ids=["last-writes-not-sent", "started-since"],
+)
+def test_source_that_may_have_written_since_its_last_point_is_not(consistency: Consistency, power: PowerState) -> None:
+    assert assess(WEB, POLICY, newest(1e6, consistency), NOW, power).level is Level.CRITICAL
+
+
+def test_recoverable_error_warns_and_names_the_next_try() -> None:
+    error = SiteUnreachable(site="lyon", detail="no route")
+    failed = attrs.evolve(WEB, error=error.as_dict(), attempt=2, retry_at=NOW + 240)
+    (reason,) = assess(failed, POLICY, newest(10), NOW).reasons
+    assert (reason.code, reason.severity) == ("site-unreachable", Severity.WARNING)
+    assert reason.what == "site 'lyon' cannot be reached: no route (try 3 in 4m 00s)"
+    assert (reason.cause, reason.action) == (error.cause_text, error.action_text)
+
+
+def test_unrecoverable_error_is_critical() -> None:
+    error = AccessDenied(site="lyon", detail="wrong key")
+    health = assess(attrs.evolve(WEB, error=error.as_dict(), attempt=1), POLICY, newest(10), NOW)
+    assert health.level is Level.CRITICAL
+    assert "no retry" in health.reasons[0].what
+
+
+def test_fence_that_is_due_warns() -> None:
+    health = assess(attrs.evolve(WEB, fence_due=True, state=State.FAILED_OVER), POLICY, newest(10), NOW)
+    assert set(codes(health)) == {"fence-due", "commit-pending"}
+
+
+@pytest.mark.parametrize(
+    ("created", "tested", "due"),
+    [
+        (NOW - TEST_DUE, None, False),
+        (NOW - TEST_DUE - 1, None, True),
+        (0.0, NOW - TEST_DUE, False),
+        (0.0, NOW - TEST_DUE - 1, True),
+    ],
+    ids=["new", "never", "recently", "long-ago"],
+)
+def test_failover_that_nobody_tried(created: float, tested: float | None, due: bool) -> None:
+    health = assess(attrs.evolve(WEB, created_at=created, last_test_at=tested), POLICY, newest(10), NOW)
+    assert ("test-due" in codes(health)) is due
+    assert health.level is Level.OK
+
+
+@pytest.mark.parametrize("obtained", Consistency, ids=lambda item: item.value)
+def test_consistency_below_what_was_asked_for(obtained: Consistency) -> None:
+    asked = attrs.evolve(POLICY, consistency=Consistency.FILESYSTEM)
+    health = assess(WEB, asked, newest(10, obtained), NOW)
+    assert ("consistency-lower" in codes(health)) is (obtained is Consistency.CRASH)
+
+
+def test_worst_reason_comes_first_and_makes_the_level() -> None:
+    bad = attrs.evolve(WEB, error=AccessDenied(site="lyon", detail="").as_dict(), created_at=0.0, fence_due=True)
+    health = assess(bad, POLICY, newest(150), NOW)
+    assert codes(health) == ["access-denied", "rpo-exceeded", "fence-due", "test-due"]
+    assert health.level is Level.CRITICAL
+
+
+def test_every_reason_tells_cause_and_action() -> None:
+    for state in State:
+        for reason in assess(attrs.evolve(WEB, state=state, fence_due=True), POLICY, newest(1e6), NOW).reasons:
+            assert isinstance(reason, Finding)
+            assert reason.what
+            assert reason.cause.endswith(".")
+            assert reason.action.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("age", "load", "told"),
+    [
+        (121, Load(late=17, machines=500, at_a_time=16), True),
+        (121, Load(late=16, machines=500, at_a_time=16), False),
+        (121, None, False),
+        (119, Load(late=17, machines=500, at_a_time=16), False),
+    ],
+    ids=["saturated", "keeps-up", "nothing-known", "not-late-itself"],
+)
+def test_a_late_machine_says_that_the_service_is_saturated(age: float, load: Load | None, told: bool) -> None:
+    reasons = {reason.code: reason for reason in assess(WEB, POLICY, newest(age), NOW, load=load).reasons}
+    assert ("service-saturated" in reasons) is told
+    if told:
+        assert "17 of 500 machines are late" in reasons["service-saturated"].what
+        assert reasons["service-saturated"].cause
+        assert reasons["service-saturated"].action

@@ -1,0 +1,211 @@
+"""The replication service on memory sites, with real jobs and real threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asrcore.testing.memory
+from asrcore.driver import FrozenView, ViewRequest
+from asrcore.engine import Engine
+from asrcore.model.health import Load
+from asrcore.model.machine import PowerState
+from asrcore.model.policy import ALWAYS, Policy
+from asrcore.model.state import State
+from asrcore.plugins import Plugins
+from asrcore.service import scheduler
+from asrcore.service.scheduler import _Queue
+from asrcore.testing.memory import MemoryWorld
+from asrcore.testing.memory._source import MemorySource
+from asrcore.units import KiB, MiB
+from asrcore.vault import _schema
+
+
+class Service:
+    """An engine that serves in a thread, and two worlds to disturb."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.away = MemoryWorld("home"), MemoryWorld("away")
+        self.machine = self.home.add_machine("web", {"vda": 1 * MiB})
+        self.machine.start()
+        plugins = Plugins()
+        plugins.register("memory", asrcore.testing.memory)
+        self.engine = Engine.create(str(folder / "vault.db"), plugins)
+        self.engine.add_site("a", "memory", {"world": "home"})
+        self.engine.add_site("b", "memory", {"world": "away"})
+        self.engine.vault.add_policy(Policy("gold", interval=5, point_interval=5, resync_window=ALWAYS))
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.engine.run, args=(self.stop,))
+        self.engine.start()
+        self.thread.start()
+
+    def close(self) -> None:
+        self.stop.set()
+        self.thread.join(60)
+        self.engine.close()
+
+    def until(self, true: Callable[[], bool], seconds: float = 30) -> None:
+        ends = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < ends, self.engine.status()
+            time.sleep(0.05)
+
+    def replicate_soon(self) -> None:
+        """As if the interval had passed."""
+        protection = self.engine.vault.protection("web")
+        self.engine.vault.update(protection.id, retry_at=time.time() - 1)
+
+    @property
+    def state(self) -> State:
+        return self.engine.vault.protection("web").state
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    monkeypatch.setattr(scheduler, "TICK", 0.05)
+    monkeypatch.setattr(scheduler, "FENCE_EVERY", 0.2)
+    made = Service(tmp_path)
+    made.engine.wait(made.engine.protect("web", source="a", target="b", policy="gold"), timeout=60)
+    yield made
+    made.close()
+
+
+def test_deltas_follow_by_themselves(service: Service) -> None:
+    first = service.engine.vault.protection("web").head_point
+    service.replicate_soon()
+    service.until(lambda: service.engine.vault.protection("web").head_point != first)
+    assert service.state is State.PROTECTED
+
+
+def test_lost_tracking_is_resynchronised_in_the_window(service: Service) -> None:
+    service.machine.lose_tracking()
+    service.replicate_soon()
+    service.until(lambda: any(job.kind == "resync" for job in service.engine.vault.jobs()))
+    service.until(lambda: service.state is State.PROTECTED)
+
+
+def test_a_cut_link_is_recorded_with_its_next_try_and_heals(service: Service) -> None:
+    service.home.cut()
+    service.replicate_soon()
+    service.until(lambda: service.engine.vault.protection("web").attempt == 1)
+    protection = service.engine.vault.protection("web")
+    assert protection.error is not None
+    assert protection.error["code"] == "site-unreachable"
+    assert protection.retry_at is not None
+    assert 50 < protection.retry_at - time.time() <= 60  # W6: the first retry comes after a minute
+    service.home.restore()
+    service.replicate_soon()
+    service.until(lambda: service.engine.vault.protection("web").attempt == 0)
+    assert service.engine.vault.protection("web").error is None
+
+
+def test_a_source_that_returns_is_put_down_and_kept_down(service: Service) -> None:
+    service.home.cut()
+    service.engine.wait(service.engine.failover_unplanned("web"), timeout=60)
+    assert service.engine.vault.protection("web").fence_due
+    service.home.restore()
+    service.until(lambda: service.machine.value.power is PowerState.OFF)
+    service.until(lambda: not service.engine.vault.protection("web").fence_due)
+    service.machine.start()  # somebody at the host starts it by hand
+    service.until(lambda: service.machine.value.power is PowerState.OFF)
+
+
+def test_a_failing_initial_copy_is_not_tried_in_a_tight_loop(service: Service) -> None:
+    other = service.home.add_machine("db", {"vda": 1 * MiB})
+    other.start()
+    other.write("vda", 0, b"x" * 500_000)
+    service.away.fill(room=1000)
+    job = service.engine.protect("db", source="a", target="b", policy="gold")
+    service.until(lambda: service.engine.vault.protection("db").attempt == 1)
+    time.sleep(1)
+    assert len([item for item in service.engine.vault.jobs() if item.machine == "db"]) == 1
+    assert service.engine.vault.job(job.id).error is not None
+    service.away.make_room()
+    service.engine.wait(service.engine.replicate("db"), timeout=60)
+    assert service.engine.vault.protection("db").state is State.PROTECTED
+
+
+def test_the_queue_gives_what_waited_longest_of_the_sites_with_room() -> None:
+    queue = _Queue()
+    queue.fill({"a": [(3.0, "late"), (1.0, "first"), (9.0, "not-yet")], "b": [(2.0, "second")]})
+    assert queue.pop(5.0, lambda site: site != "a") == ("b", "second")
+    assert queue.pop(5.0, lambda site: True) == ("a", "first")
+    assert queue.pop(5.0, lambda site: False) is None
+    assert queue.pop(5.0, lambda site: True) == ("a", "late")
+    assert queue.pop(5.0, lambda site: True) is None
+    queue.fill({"a": [(4.0, "other")]})
+    assert queue.pop(9.0, lambda site: True) == ("a", "other")
+    assert queue.pop(9.0, lambda site: True) is None
+
+
+def test_a_cycle_that_ends_starts_the_next_one(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault, names = service.engine.vault, [f"vm{number}" for number in range(20)]
+    for name in names:
+        service.home.add_machine(name, {"vda": 64 * KiB}).start()
+    for job in [service.engine.protect(name, source="a", target="b", policy="gold") for name in names]:
+        service.engine.wait(job, timeout=60)
+    vault.update_policy(Policy("gold", interval=3600, point_interval=3600, resync_window=ALWAYS))
+    looks: list[int] = []
+    look = scheduler.Scheduler._look
+
+    def counted(self: scheduler.Scheduler) -> None:
+        looks.append(sum(vault.protection(name).retry_at is not None for name in names))
+        look(self)
+
+    monkeypatch.setattr(scheduler.Scheduler, "_look", counted)
+    monkeypatch.setattr(scheduler, "TICK", 1.0)
+    with vault._write("test") as connection:  # all at the same instant
+        connection.execute(_schema.protections.update().values(retry_at=time.time() - 1))
+    service.until(lambda: all(vault.protection(name).retry_at is None for name in names))
+    assert sum(waiting > 0 for waiting in looks) <= 2, "eight at a time, and three looks, if each had waited for a look"
+
+
+def test_a_machine_that_hangs_holds_up_no_other(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+    open_view = MemorySource.open_view
+
+    def hang(self: MemorySource, requests: Sequence[ViewRequest], **asked: Any) -> FrozenView:
+        if requests[0].machine_id == "stuck":
+            free.wait(60)
+        return open_view(self, requests, **asked)
+
+    service.home.add_machine("stuck", {"vda": 64 * KiB}).start()
+    service.engine.wait(service.engine.protect("stuck", source="a", target="b", policy="gold"), timeout=60)
+    monkeypatch.setattr(MemorySource, "open_view", hang)
+    try:
+        stuck = service.engine.vault.protection("stuck")
+        service.engine.vault.update(stuck.id, retry_at=time.time() - 1)
+        for _ in range(3):
+            head = service.engine.vault.protection("web").head_point
+            service.replicate_soon()
+            service.until(lambda head=head: service.engine.vault.protection("web").head_point != head)  # type: ignore[misc]
+        assert service.engine.vault.protection("stuck").head_point == stuck.head_point
+    finally:
+        free.set()
+
+
+def test_it_is_told_once_that_the_service_cannot_keep_up_and_that_it_does_again(service: Service) -> None:
+    told = scheduler.Scheduler(service.engine.context, lambda kind, protection: None)
+
+    def events() -> list[str]:
+        return [entry.text.partition(":")[0] for entry in service.engine.vault.events(kinds=["service"])]
+
+    too_many, some, few = (Load(late, 500, at_a_time=16) for late in (17, 9, 8))
+    for now in (0.0, 10.0, 29.0):
+        told._tell_load(too_many, 1000.0 + now)
+    told._tell_load(few, 1029.5)
+    for now in (30.0, 59.0):
+        told._tell_load(too_many, 1000.0 + now)
+    assert events() == []
+    for now in (61.0, 70.0):
+        told._tell_load(too_many, 1000.0 + now)
+    assert events() == ["the service cannot keep up"]
+    told._tell_load(some, 1080.0)
+    told._tell_load(few, 1090.0)
+    told._tell_load(few, 1200.0)
+    assert events() == ["the service cannot keep up", "the service keeps up again"]

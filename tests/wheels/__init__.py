@@ -1,0 +1,1 @@
+"""Tests of the two wheels as they are delivered: each alone in a bare environment."""

@@ -1,0 +1,127 @@
+"""Builds both wheels from a copy of the sources and uses each as a stranger would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+BUILD_SECONDS = 300
+COMMAND_SECONDS = 60
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def run(*argv: str | Path, timeout: float = COMMAND_SECONDS, cwd: Path | None = None) -> str:
+    """Run a command in a bare environment and return what it printed; a failure shows it."""
+    # Nothing of the environment that the tests run in may lend a hand.
+    keep = ("PATH", "HOME", "LANG")
+    env = {name: value for name, value in os.environ.items() if name in keep or name.startswith("PIP_")}
+    words = [str(word) for word in argv]
+    done = subprocess.run(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(words)}: exit {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+def build(source: Path, output: Path) -> Path:
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", output, source, timeout=BUILD_SECONDS)
+    return next(output.glob(f"{'asrcore' if source.name == 'core' else 'asr_driver_libvirt'}-*.whl"))
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("wheels")
+
+
+@pytest.fixture(scope="session")
+def core_wheel(work: Path) -> Path:
+    # A copy: a `build/lib` left in the tree would put files into the wheel that are in the sources no longer.
+    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+    (work / "core").mkdir()
+    shutil.copytree(PROJECT / "asrcore", work / "core/asrcore", ignore=ours)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(PROJECT / name, work / "core")
+    return build(work / "core", work / "dist")
+
+
+@pytest.fixture(scope="session")
+def driver_wheel(work: Path) -> Path:
+    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
+    shutil.copytree(PROJECT / "drivers/libvirt", work / "driver", ignore=ours)
+    return build(work / "driver", work / "dist")
+
+
+def environment(place: Path, *wheels: Path) -> Path:
+    """A new virtual environment with just these wheels and what they say they need."""
+    run(sys.executable, "-m", "venv", place, timeout=BUILD_SECONDS)
+    run(place / "bin/pip", "install", "-q", "--no-input", *wheels, timeout=BUILD_SECONDS)
+    return place / "bin"
+
+
+@pytest.fixture(scope="session")
+def core_alone(core_wheel: Path, work: Path) -> Path:
+    return environment(work / "core-venv", core_wheel)
+
+
+@pytest.fixture(scope="session")
+def core_and_driver(core_wheel: Path, driver_wheel: Path, work: Path) -> Path:
+    return environment(work / "driver-venv", core_wheel, driver_wheel)
+
+
+def test_core_wheel_holds_the_library_and_nothing_else(core_wheel: Path) -> None:
+    names = zipfile.ZipFile(core_wheel).namelist()
+    assert "asrcore/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"asrcore"}
+
+
+def test_every_module_of_the_core_is_in_its_wheel(core_wheel: Path) -> None:
+    """Folders without `__init__.py` and data files are easily forgotten."""
+    names = set(zipfile.ZipFile(core_wheel).namelist())
+    sources = [path for path in (PROJECT / "asrcore").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert {str(path.relative_to(PROJECT)) for path in sources} <= names
+
+
+def test_driver_wheel_holds_the_driver_and_its_entry_point(driver_wheel: Path) -> None:
+    archive = zipfile.ZipFile(driver_wheel)
+    names = archive.namelist()
+    assert "asr_driver_libvirt/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"asr_driver_libvirt"}
+    entry_points = next(archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+    assert "libvirt = asr_driver_libvirt.plugin" in entry_points
+
+
+def test_core_alone_has_a_command_and_no_driver(core_alone: Path) -> None:
+    assert "Usage" in run(core_alone / "asr", "--help")
+    script = "from asrcore import plugins; p = plugins.load(); print(dict(p.drivers), p.broken)"
+    assert run(core_alone / "python", "-c", script).strip() == "{} ()"
+
+
+def test_core_alone_makes_a_vault(core_alone: Path, tmp_path: Path) -> None:
+    """Needs the migrations, which are files as well as modules."""
+    vault = f"sqlite:///{tmp_path}/vault.db"
+    run(core_alone / "asr", "--vault", vault, "init", cwd=tmp_path)
+    assert (tmp_path / "vault.db").stat().st_size > 0
+    run(core_alone / "asr", "--vault", vault, "status", "--json", cwd=tmp_path)
+
+
+def test_driver_beside_the_core_is_found(core_and_driver: Path) -> None:
+    script = "from asrcore import plugins; p = plugins.load(); print(sorted(p.drivers), p.broken)"
+    assert run(core_and_driver / "python", "-c", script).strip() == "['libvirt'] ()"
+    assert "libvirt" in run(core_and_driver / "asr", "drivers")
