@@ -99,7 +99,7 @@ class Transfer:
                 return
             self._unflushed, self._flushed_at = 0, now
             self.writer.flush()
-        reach("cycle.flushed")
+            reach("cycle.flushed")  # within the lock: no other flush is done when one is counted
 
     # -- pieces ----------------------------------------------------------------------------------------------------
 

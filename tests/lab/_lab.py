@@ -27,7 +27,7 @@ ADDRESSES = {"a": "10.77.0.1", "b": "10.77.0.2"}
 """The same in each lab: a link is inside the namespaces of its sites, so labs do not see each other's."""
 
 BOOT_SECONDS = 90.0
-SHUTDOWN_SECONDS = 30.0
+SHUTDOWN_SECONDS = 60.0
 GUEST_COMMAND_SECONDS = 60.0
 CONSOLE_SECONDS = 0.05
 READY = b"LAB-READY "

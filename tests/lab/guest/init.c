@@ -309,28 +309,34 @@ static void power_off(void)
     reboot(RB_POWER_OFF);
 }
 
-static void *power_button(void *unused)
+static struct pollfd buttons[16];
+static nfds_t button_count;
+
+/* Before LAB-READY: a press that nobody has opened the device for is lost, and the guest would run on. */
+static void open_buttons(void)
 {
-    struct pollfd inputs[16];
     struct dirent **names;
     char path[320];
-    nfds_t open_inputs = 0;
     int count = scandir("/dev/input", &names, NULL, by_name);
 
-    (void)unused;
     for (int i = 0; i < count; i++) {
         snprintf(path, sizeof path, "/dev/input/%s", names[i]->d_name);
-        if (!strncmp(names[i]->d_name, "event", 5) && open_inputs < 16 &&
-            (inputs[open_inputs].fd = open(path, O_RDONLY | O_CLOEXEC)) >= 0)
-            inputs[open_inputs++].events = POLLIN;
+        if (!strncmp(names[i]->d_name, "event", 5) && button_count < 16 &&
+            (buttons[button_count].fd = open(path, O_RDONLY | O_CLOEXEC)) >= 0)
+            buttons[button_count++].events = POLLIN;
         free(names[i]);
     }
     if (count >= 0)
         free(names);
-    while (open_inputs && poll(inputs, open_inputs, -1) > 0)
-        for (nfds_t i = 0; i < open_inputs; i++) {
+}
+
+static void *power_button(void *unused)
+{
+    (void)unused;
+    while (button_count && poll(buttons, button_count, -1) > 0)
+        for (nfds_t i = 0; i < button_count; i++) {
             struct input_event event;
-            if (inputs[i].revents & POLLIN && read(inputs[i].fd, &event, sizeof event) == sizeof event &&
+            if (buttons[i].revents & POLLIN && read(buttons[i].fd, &event, sizeof event) == sizeof event &&
                 event.type == EV_KEY && event.code == KEY_POWER && event.value == 1)
                 power_off();
         }
@@ -510,6 +516,7 @@ int main(int argc, char **argv)
     say("%s", line);
     if (ftruncate(ledger.rows_fd, (off_t)(ledger.last * ROW_BYTES))) /* a torn tail was reported; go on after it */
         paused = true;
+    open_buttons();
     say("LAB-READY %08x", ledger.boot);
 
     pthread_condattr_init(&monotonic);
