@@ -37,7 +37,7 @@ from asrcore.replication.context import Context
 from asrcore.replication.ids import new_id
 from asrcore.replication.procedure import Arguments, Procedure
 from asrcore.service import due
-from asrcore.vault import CycleStats, Job, Vault
+from asrcore.vault import CycleStats, Job, JobState, Vault
 
 if TYPE_CHECKING:
     from asrcore import driver
@@ -52,7 +52,9 @@ __all__ = ["Engine", "MachineStatus"]
 
 @attrs.frozen
 class MachineStatus:
-    """A protected machine as `asr status` shows it. `rpo_seconds`: now minus the instant of the newest point."""
+    """A protected machine as `asr status` shows it. `rpo_seconds`: now minus the instant of the newest point.
+    `verified_at`: when a comparison of the whole replica last ended with both sides equal, if need be after a repair.
+    """
 
     protection: Protection
     policy: Policy
@@ -61,6 +63,7 @@ class MachineStatus:
     last_point: RecoveryPoint | None
     last_cycle: CycleStats | None
     rpo_seconds: float | None
+    verified_at: float | None
     working_on: str
 
 
@@ -109,7 +112,7 @@ class Engine:
         from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
 
         self.start()
-        Scheduler(self.context, lambda kind, protection: self._submit(kind, protection, Arguments())).run(stop)
+        Scheduler(self.context, self._submit).run(stop)
 
     def close(self) -> None:
         """Let go what runs (it goes on at the next start), connections and the vault."""
@@ -305,6 +308,7 @@ class Engine:
         policies = {policy.name: policy for policy in self.vault.policies()}
         active = {job.machine: job.kind for job in self.vault.jobs(limit=1000, active=True)}
         heads, counts, cycles = self.vault.heads(), self.vault.point_counts(), self.vault.last_cycles()
+        verified = self.vault.last_ended("verify")
         load = due.load(protections, policies, now) if self.vault.engine_holder() else None
         return [
             MachineStatus(
@@ -315,6 +319,7 @@ class Engine:
                 last_point=head,
                 last_cycle=cycles.get(protection.id),
                 rpo_seconds=rpo(head, now),
+                verified_at=_since(protection.created_at, verified.get(protection.name, {}).get(JobState.DONE)),
                 working_on=active.get(protection.name, ""),
             )
             for protection in protections
@@ -375,6 +380,11 @@ def procedures() -> dict[str, Procedure]:
             REPROTECT,
         )
     }
+
+
+def _since(created_at: float, at: float | None) -> float | None:
+    """A time of this protection, and not of one that the machine had before."""
+    return at if at is not None and at >= created_at else None
 
 
 def _holder() -> str:

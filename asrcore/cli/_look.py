@@ -77,6 +77,7 @@ def _status_document(item: MachineStatus) -> dict[str, Any]:
         "replica_kind": protection.replica_kind,
         "test": _output.plain(protection.test),
         "last_test_at": protection.last_test_at,
+        "verified_at": item.verified_at,
         "quarantine_owed": protection.fence_due,
         "working_on": item.working_on,
         "error": _output.plain(protection.error),

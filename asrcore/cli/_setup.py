@@ -177,6 +177,9 @@ def policy_create(
             "repeatable, the lowest that is open holds."
         ),
     ] = None,
+    verify_every: Annotated[
+        str, typer.Option(help="Compare and mend replicas by themselves after so long, in the resync window, or never.")
+    ] = "7d",
     as_json: Json = False,
 ) -> None:
     """Create a policy."""
@@ -197,6 +200,7 @@ def policy_create(
         resync_window=Window.parse(resync_window),
         resync_threshold=resync_threshold,
         bandwidth=tuple(Bandwidth.parse(rule) for rule in bandwidth or []),
+        verify_every=0.0 if verify_every == "never" else parse_duration(verify_every, "verification interval"),
     )
     with _session.engine(context) as opened:
         opened.vault.add_policy(policy)
@@ -207,8 +211,13 @@ def _described(policy: Policy) -> str:
     return (
         f"a cycle every {format_duration(policy.interval)}, a point kept every "
         f"{format_duration(policy.point_interval)} for {format_duration(policy.keep)}, "
-        f"{policy.consistency.value}-consistent, resync {policy.resync_window}, bandwidth {_bandwidth(policy)}"
+        f"{policy.consistency.value}-consistent, resync {policy.resync_window}, bandwidth {_bandwidth(policy)}, "
+        f"verified {_verified(policy)}"
     )
+
+
+def _verified(policy: Policy) -> str:
+    return f"every {format_duration(policy.verify_every)}" if policy.verify_every else "never by itself"
 
 
 def _bandwidth(policy: Policy) -> str:
@@ -232,10 +241,11 @@ def policy_list(context: typer.Context, as_json: Json = False) -> None:
                 item.consistency.value,
                 str(item.resync_window),
                 _bandwidth(item),
+                _verified(item),
             )
             for item in policies
         ]
-        columns = ("POLICY", "INTERVAL", "POINT EVERY", "KEEP", "CONSISTENCY", "RESYNC", "BANDWIDTH")
+        columns = ("POLICY", "INTERVAL", "POINT EVERY", "KEEP", "CONSISTENCY", "RESYNC", "BANDWIDTH", "VERIFIED")
         _output.table(columns, rows, empty="no policies; create one with `asr policy create`")
 
 

@@ -15,6 +15,7 @@ __all__ = ["ALWAYS", "DEFAULT_LADDER", "MIN_INTERVAL", "MIN_RATE", "Bandwidth", 
 MIN_INTERVAL = 5.0  # seconds; a libvirt cycle costs 0.15-0.35 s on an idle guest, so 5 s is a safe floor
 MIN_RATE = 8000.0  # bytes per second: 64 kbit/s; below that a cycle of one block takes longer than its interval
 MAX_KEEP = 365 * units.DAY
+MAX_VERIFY = 60 * units.DAY  # the vault keeps jobs, and so the last verification, for 90 days
 
 
 @attrs.frozen
@@ -110,6 +111,8 @@ class Policy:
     obtained. `resync_window`: when a comparison may start by itself (W5: outside office hours by default).
     `resync_threshold`: share of a disk whose change log makes a comparison due. `bandwidth`: what all machines of the
     policy together may send; of the rules whose windows are open the lowest holds, and without one there is no limit.
+    `verify_every`: after so long a replica is compared with its source by itself, in the resync window, and what
+    differs is mended; 0: never.
     """
 
     name: str
@@ -122,6 +125,7 @@ class Policy:
     resync_window: Window = Window(18.5 * units.HOUR, 6 * units.HOUR)
     resync_threshold: float = 0.5
     bandwidth: tuple[Bandwidth, ...] = ()
+    verify_every: float = 7 * units.DAY
 
     def __attrs_post_init__(self) -> None:
         _check(
@@ -138,6 +142,12 @@ class Policy:
         ):
             wanted = f"between {units.format_duration(low)} and {units.format_duration(high)}"
             _check(low <= value <= high, what, units.format_duration(value), wanted)
+        if self.verify_every:
+            wanted = (
+                f"between {units.format_duration(units.HOUR)} and {units.format_duration(MAX_VERIFY)}, or 0 (never)"
+            )
+            held = units.HOUR <= self.verify_every <= MAX_VERIFY
+            _check(held, "verification interval", units.format_duration(self.verify_every), wanted)
         _check(0 < self.resync_threshold <= 1, "resync threshold", self.resync_threshold, "above 0, at most 1")
         for rule in self.bandwidth:
             wanted = f"at least {units.format_rate(MIN_RATE)}"

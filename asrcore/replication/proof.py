@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import attrs
 from blake3 import blake3
@@ -26,7 +27,7 @@ from asrcore.driver import (
     different_blocks,
     zero_digest,
 )
-from asrcore.model.extent import Extent, split, subtract, total, union
+from asrcore.model.extent import Extent, intersect, split, subtract, total, union
 from asrcore.model.watch import Watch
 from asrcore.replication.pair import COMPARE_WORKERS, Pair, both_zero, piece_size
 from asrcore.replication.workers import in_parallel
@@ -40,13 +41,12 @@ REGION = 64 * MiB
 
 @attrs.define
 class DiskProof:
-    """Of one disk of `size` bytes. `equal`: digests of its regions that are proved, by number."""
+    """Of one disk of `size` bytes. `regions`: digests at source and replica of those that were compared, by number."""
 
     size: int
     digest: Digest
-    equal: dict[int, bytes] = attrs.field(factory=dict)
+    regions: dict[int, tuple[bytes, bytes]] = attrs.field(factory=dict)
     different: list[Extent] = attrs.field(factory=list)
-    _unequal: dict[int, tuple[bytes, bytes]] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
     def algorithm(self) -> str:
@@ -65,41 +65,49 @@ class DiskProof:
 
     def _fold(self, side: int) -> str:
         disk = blake3()
-        for number in range(-(-self.size // REGION)):
-            disk.update(self._unequal[number][side] if number in self._unequal else self.equal[number])
+        for number in range(_count(self.size)):
+            disk.update(self.regions[number][side])
         return disk.hexdigest()
+
+    @property
+    def missing(self) -> list[int]:
+        """Regions that were not compared."""
+        return [number for number in range(_count(self.size)) if number not in self.regions]
 
     def add(self, number: int, ours: bytes | bytearray, theirs: bytes | bytearray, different: Iterable[Extent]) -> None:
         """What was found out of a region: the digests of its blocks at source and replica."""
-        if ours == theirs:
-            self.equal[number] = _folded(ours)
-        else:
-            self._unequal[number] = _folded(ours), _folded(theirs)
-            self.different = union(self.different, different)
+        self.regions[number] = _folded(ours), _folded(theirs)
+        self.different = union(self.different, different)
 
     def without(self, changed: Sequence[Extent], size: int) -> DiskProof:
         """What still holds after the disk was changed in these extents, and perhaps got another size."""
         touched = {number for item in changed for number in range(item.offset // REGION, -(-item.end // REGION))}
-        last = min(size, self.size) // REGION if size != self.size else -(-size // REGION)
-        equal = {number: digest for number, digest in self.equal.items() if number not in touched and number < last}
-        return DiskProof(size, self.digest, equal)
+        last = min(size, self.size) // REGION if size != self.size else _count(size)
+        regions = {number: both for number, both in self.regions.items() if number not in touched and number < last}
+        different = intersect(self.different, (Extent(number * REGION, REGION) for number in sorted(regions)))
+        return DiskProof(size, self.digest, regions, different)
 
     # -- as a job's facts ------------------------------------------------------------------------------------------
 
     def to_facts(self) -> dict[str, object]:
-        """What is proved so far."""
-        count = -(-self.size // REGION)
-        equal = [self.equal[number].hex() if number in self.equal else "" for number in range(count)]
-        return {"size": self.size, "digest": self.digest.value, "region": REGION, "equal": equal}
+        """What was compared so far."""
+        regions = {number: [digest.hex() for digest in both] for number, both in self.regions.items()}
+        different = [[item.offset, item.length] for item in self.different]
+        facts = {"size": self.size, "digest": self.digest.value, "region": REGION}
+        return {**facts, "regions": regions, "different": different}
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, object]) -> DiskProof | None:
+    def from_facts(cls, facts: Mapping[str, Any]) -> DiskProof | None:
         """The same again; None if it was made in another way."""
-        equal, size = facts.get("equal"), facts.get("size")
-        if facts.get("region") != REGION or not isinstance(equal, list) or not isinstance(size, int):
+        if facts.get("region") != REGION or "regions" not in facts:
             return None
-        found = {number: bytes.fromhex(text) for number, text in enumerate(equal) if text}
-        return cls(size, Digest(facts["digest"]), found)
+        regions = {int(number): (bytes.fromhex(a), bytes.fromhex(b)) for number, (a, b) in facts["regions"].items()}
+        different = [Extent(offset, length) for offset, length in facts["different"]]
+        return cls(facts["size"], Digest(facts["digest"]), regions, different)
+
+
+def _count(size: int) -> int:
+    return -(-size // REGION)
 
 
 def _folded(digests: bytes | bytearray) -> bytes:
@@ -116,11 +124,20 @@ class _Region:
     different: list[Extent] = attrs.field(factory=list)
 
 
-def prove(view: DiskView, replica: Replica, proof: DiskProof, watch: Watch, save: Callable[[], None]) -> None:
-    """Prove what is not proved yet of a disk and its replica's head; `save` is called after each region."""
+def prove(
+    view: DiskView,
+    replica: Replica,
+    proof: DiskProof,
+    watch: Watch,
+    save: Callable[[], None],
+    enough: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Compare what was not compared yet of a disk and its replica's head; `save` is called after each region.
+
+    Once there is `enough` no further region is begun; returns whether all were compared. The first one always is.
+    """
     lock = threading.Lock()
-    count = -(-proof.size // REGION)
-    missing = [number for number in range(count) if number not in proof.equal]
+    missing = proof.missing
     wanted = union(Extent(number * REGION, min(REGION, proof.size - number * REGION)) for number in missing)
     data = subtract(wanted, both_zero(view, replica, wanted))
     watch.advance(proof.size - total(data))
@@ -162,7 +179,28 @@ def prove(view: DiskView, replica: Replica, proof: DiskProof, watch: Watch, save
         if left[number] == 0:
             region = fresh(number)
             proof.add(number, region.ours, region.theirs, ())
-    in_parallel(split(data, piece_size(view, replica)), COMPARE_WORKERS, comparing)
+    pieces = _Regions(split(data, piece_size(view, replica)), enough)
+    in_parallel(pieces, COMPARE_WORKERS, comparing)
+    return pieces.all_given
+
+
+@attrs.define
+class _Regions:
+    """Pieces of disk regions in order, until at the start of a region there is enough."""
+
+    pieces: Iterable[Extent]
+    enough: Callable[[], bool]
+    all_given: bool = False
+
+    def __iter__(self) -> Iterator[Extent]:
+        last = None
+        for piece in self.pieces:
+            number = piece.offset // REGION
+            if last is not None and number != last and self.enough():
+                return
+            last = number
+            yield piece
+        self.all_given = True
 
 
 def sha256_of_both(view: DiskView, replica: Replica, watch: Watch) -> tuple[str, str]:

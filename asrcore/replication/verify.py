@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
+
+import attrs
 
 from asrcore import driver
 from asrcore.crashpoint import reach
@@ -19,75 +22,116 @@ from asrcore.replication.proof import DiskProof, prove, sha256_of_both
 
 __all__ = ["VERIFY"]
 
+SLICE = 1.0  # of the policy's interval is compared in one view: the next point is late by no more than that
 SAVE_SECONDS = 10.0  # what an interruption costs at most, beside the regions that were being read
 _LOOK_BACK = 50  # newest jobs of the machine, among which the verification before is looked for
 _PROVED = "proved"  # in the facts of a verification that was interrupted: at which points what was proved of each disk
 
 
 def _verify(work: Work) -> None:
-    """Compares within the frozen view of a cycle of its own.
+    """Compares within the frozen views of cycles of its own, one slice after another: a comparison of hours must not
+    hold up the recovery points. What a slice found still holds in the next, but for what the cycle between changed.
 
-    A verification that was interrupted (killed, cancelled, its link cut) goes on, in the same job or the next one: what
-    it proved still holds, but for what this cycle changed, if no other cycle has changed the replica in between.
+    A verification that was interrupted (killed, cancelled, its link cut) goes on likewise, in the same job or the next
+    one, if no other cycle has changed the replica in between.
     """
     protection = work.protection
     allowed(protection.name, protection.state, Event.VERIFY)
-    former = _interrupted(work)
-    proofs: dict[str, DiskProof] = {}
-    sums: dict[str, tuple[str, str]] = {}
-    points: list[str] = []
-
-    def compare(machine: driver.MachineView, replica: driver.Replica, cycle: PendingCycle) -> None:
-        for disk_id, view in machine.disks.items():
-            if not view.whole:
-                raise UnsupportedOperation(driver=machine.description.platform, operation=f"hold disk {disk_id} still")
-        known = _still_proved(former, cycle, machine)
-        points.extend([*_points_of(former), cycle.point_id] if known else [cycle.point_id])
-        for disk_id, view in machine.disks.items():
-            proofs[disk_id] = known.get(disk_id) or DiskProof(view.disk.size, view.digest)
-        note_proved()
-        work.save()
-        work.watch.start("verifying", sum(proof.size for proof in proofs.values()))
-        try:
-            for disk_id, view in machine.disks.items():
-                prove(view, replica, proofs[disk_id], work.watch, save_at_times)
-        except BaseException:
-            note_proved()
-            raise
-        if work.arguments.sha256:
-            work.watch.start("hashing", 2 * sum(proof.size for proof in proofs.values()))
-            for disk_id, view in machine.disks.items():
-                sums[disk_id] = sha256_of_both(view, replica, work.watch)
-
-    def note_proved() -> None:
-        disks = {disk_id: proof.to_facts() for disk_id, proof in proofs.items()}
-        work.facts[_PROVED] = {"points": points, "disks": disks}
-
-    saved = time.monotonic()
-
-    def save_at_times() -> None:
-        nonlocal saved
-        if time.monotonic() - saved >= SAVE_SECONDS:
-            note_proved()
-            work.save()
-            saved = time.monotonic()
-            reach("verify.saved")
-
-    result = run_cycle(work.context, protection.id, work.watch, keep=work.arguments.repair, after_seal=compare)
+    seconds = work.context.vault.policy(protection.policy).interval * SLICE
+    slices: list[_Slice] = []
+    while not slices or not slices[-1].complete:
+        limit = seconds if _worth_slicing(slices) else math.inf
+        slices.append(_Slice(work, _interrupted(work), limit))
+        slices[-1].run()
+    last = slices[-1]
     work.facts.pop(_PROVED, None)
-    different = sum(total(proof.different) for proof in proofs.values())
-    work.facts.update(point=result.point.id, points=points, different_bytes=different, equal=different == 0)
-    work.facts["disks"] = {disk_id: _facts(proof, sums.get(disk_id)) for disk_id, proof in proofs.items()}
+    different = sum(total(proof.different) for proof in last.proofs.values())
+    work.facts.update(point=last.points[-1], points=last.points, different_bytes=different, equal=different == 0)
+    work.facts["disks"] = {disk_id: _facts(proof, last.sums.get(disk_id)) for disk_id, proof in last.proofs.items()}
     if not different:
-        work.note("verify", f"equal at point {result.point.id}")
+        work.note("verify", f"equal at point {last.points[-1]}")
         return
-    work.note("verify", f"{different} bytes differ at point {result.point.id}")
+    work.note("verify", f"{different} bytes differ at point {last.points[-1]}")
     if not work.arguments.repair:
         raise VerifyFailed(machine=protection.name, different=different)
-    again = {disk_id: proof.different for disk_id, proof in proofs.items()}
+    again = {disk_id: proof.different for disk_id, proof in last.proofs.items()}
     repaired = run_cycle(work.context, protection.id, work.watch, keep=True, again=again)
     work.facts.update(repaired_point=repaired.point.id, repaired_bytes=repaired.counts.sent + repaired.counts.zeroed)
     work.note("verify", f"repaired with point {repaired.point.id}")
+
+
+@attrs.define
+class _Slice:
+    """One cycle, and in its view as much of the comparison as the limit (seconds) lets it begin."""
+
+    work: Work
+    former: Mapping[str, object] | None
+    limit: float
+    proofs: dict[str, DiskProof] = attrs.field(factory=dict)
+    sums: dict[str, tuple[str, str]] = attrs.field(factory=dict)
+    points: list[str] = attrs.field(factory=list)
+    complete: bool = False
+    missing: int = 0
+    """Regions that were to be compared at its beginning."""
+    compared: int = 0
+    """Of these it compared so many."""
+    _begun: float = 0.0
+    _saved: float = 0.0
+
+    def run(self) -> None:
+        work = self.work
+        # A point that may be found damaged is not kept beyond the next cycle but where the policy wants it.
+        run_cycle(work.context, work.protection_id, work.watch, after_seal=self._compare)
+
+    def _compare(self, machine: driver.MachineView, replica: driver.Replica, cycle: PendingCycle) -> None:
+        for disk_id, view in machine.disks.items():
+            if not view.whole:
+                raise UnsupportedOperation(driver=machine.description.platform, operation=f"hold disk {disk_id} still")
+        known = _still_proved(self.former, cycle, machine)
+        self.points = [*(_points_of(self.former) if known else ()), cycle.point_id]
+        for disk_id, view in machine.disks.items():
+            self.proofs[disk_id] = known.get(disk_id) or DiskProof(view.disk.size, view.digest)
+        self.missing = sum(len(proof.missing) for proof in self.proofs.values())
+        self._note_proved()
+        self.work.save()
+        self._begun = self._saved = time.monotonic()
+        self.work.watch.start("verifying", sum(proof.size for proof in self.proofs.values()))
+        try:
+            self.complete = all(
+                prove(view, replica, self.proofs[disk_id], self.work.watch, self._save_at_times, self._is_over)
+                for disk_id, view in machine.disks.items()
+            )
+        finally:
+            self._note_proved()
+        self.work.save()
+        self.compared = self.missing - sum(len(proof.missing) for proof in self.proofs.values())
+        if self.complete and self.work.arguments.sha256:
+            self.work.watch.start("hashing", 2 * sum(proof.size for proof in self.proofs.values()))
+            for disk_id, view in machine.disks.items():
+                self.sums[disk_id] = sha256_of_both(view, replica, self.work.watch)
+
+    def _is_over(self) -> bool:
+        return time.monotonic() - self._begun >= self.limit
+
+    def _note_proved(self) -> None:
+        disks = {disk_id: proof.to_facts() for disk_id, proof in self.proofs.items()}
+        self.work.facts[_PROVED] = {"points": self.points, "disks": disks}
+
+    def _save_at_times(self) -> None:
+        if time.monotonic() - self._saved >= SAVE_SECONDS:
+            self._note_proved()
+            self.work.save()
+            self._saved = time.monotonic()
+            reach("verify.saved")
+
+
+def _worth_slicing(slices: Sequence[_Slice]) -> bool:
+    """Whether slices come to an end: not if the guest changes what was compared as fast as it is. Then the rest is
+    compared in one view, however long it takes."""
+    if len(slices) < 2:
+        return True
+    before, last = slices[-2], slices[-1]
+    return before.missing - last.missing >= before.compared / 2 > 0
 
 
 def _facts(proof: DiskProof, sums: tuple[str, str] | None) -> dict[str, object]:

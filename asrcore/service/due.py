@@ -10,8 +10,10 @@ from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.replication import windows
+from asrcore.units import HOUR
+from asrcore.vault import JobState
 
-__all__ = ["QUICK", "SLOW", "Action", "cycle_at", "due_action", "load", "next_cycle_at"]
+__all__ = ["QUICK", "SLOW", "Action", "cycle_at", "due_action", "load", "next_cycle_at", "verification_due"]
 
 QUICK = 8
 """Cycles at a time. An idle one takes 0.25 s, of which it uses a processor for 0.05 s: two are busy with eight."""
@@ -82,6 +84,19 @@ def cycle_at(protection: Protection, policy: Policy) -> float | None:
     if protection.state is not State.PROTECTED or (protection.attempt and protection.retry_at is None):
         return None
     return next_cycle_at(protection, policy)
+
+
+VERIFY_AGAIN = HOUR
+"""Seconds until a verification that did not come to its end is tried again; it goes on with what it had proved."""
+
+
+def verification_due(protection: Protection, policy: Policy, ended: Mapping[JobState, float], now: float) -> bool:
+    """Whether the replica is to be compared by itself. `ended`: when the last verifications ended, by their result."""
+    if not policy.verify_every or cycle_at(protection, policy) is None or protection.attempt:
+        return False
+    if now < max(ended.values(), default=0.0) + VERIFY_AGAIN or not windows.is_open(policy.resync_window, now):
+        return False
+    return now >= max(protection.created_at, ended.get(JobState.DONE, 0.0)) + policy.verify_every
 
 
 def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now: float) -> Load:

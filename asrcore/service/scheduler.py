@@ -27,8 +27,11 @@ from asrcore.model.watch import Watch
 from asrcore.replication.context import Context
 from asrcore.replication.cycle import run_cycle
 from asrcore.replication.failure import recorded_failure
-from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load
+from asrcore.replication.procedure import Arguments
+from asrcore.replication.verify import VERIFY
+from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load, verification_due
 from asrcore.service.pool import Lanes
+from asrcore.vault import JobState
 
 __all__ = ["Scheduler"]
 
@@ -40,6 +43,8 @@ JOBS = 8  # jobs at a time that the service asks for: 500 comparisons may come d
 FENCE_EVERY = 5.0  # seconds between looks at a machine that has to stay quarantined
 SATURATED_FOR = 30.0  # seconds until it is told that the service cannot keep up: after a pause all machines are late
 HEALTH_EVERY = 5.0  # seconds between judgements of the machines' health
+VERIFY_LOOK = 60.0  # seconds between looks at which replicas are to be verified
+VERIFICATIONS = 1  # at a time that the service asks for: each reads all data of a machine, and none is urgent
 
 _SOURCE_FENCED = (State.FAILED_OVER, State.COMMITTING, State.COMMITTED)
 _TARGET_FENCED = (State.REVERSING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
@@ -72,15 +77,16 @@ class _Queue:
 
 
 class Scheduler:
-    """`submit(kind, protection)` starts a job; it may raise, and is called again at the next look."""
+    """`submit(kind, protection, arguments)` starts a job; it may raise, and is called again at the next look."""
 
-    def __init__(self, context: Context, submit: Callable[[str, Protection], object]) -> None:
+    def __init__(self, context: Context, submit: Callable[[str, Protection, Arguments], object]) -> None:
         self._context = context
         self._submit = submit
         self._queue = _Queue()
         self._policies: Mapping[str, Policy] = {}
         self._fence_at: dict[str, float] = {}
         self._health_at = 0.0
+        self._verify_at = 0.0
         self._health: dict[str, Health] = {}
         self._saturated = False
         self._keeps_up_at = 0.0
@@ -118,7 +124,8 @@ class Scheduler:
         self._policies = policies = {policy.name: policy for policy in vault.policies()}
         for policy in policies.values():
             self._context.throttle(policy)  # a limit that was changed holds for what is under way, too
-        active = {job.machine for job in vault.jobs(limit=1000, active=True)}
+        jobs = vault.jobs(limit=1000, active=True)
+        active = {job.machine for job in jobs}
         due: dict[str, list[tuple[float, str]]] = {}
         wanted = []
         for protection in protections:
@@ -138,7 +145,25 @@ class Scheduler:
             self._tell_load(service := load(protections, policies, now), now)
             self._tell_health(protections, service, now)
         for protection in wanted[: max(0, JOBS - len(active))]:
-            self._submit(_JOBS[due_action(protection, policies[protection.policy], now)], protection)
+            self._submit(_JOBS[due_action(protection, policies[protection.policy], now)], protection, Arguments())
+        if now >= self._verify_at and not wanted:
+            self._verify_at = now + VERIFY_LOOK
+            idle = [item for item in protections if item.name not in active]
+            self._verify(idle, VERIFICATIONS - sum(job.kind == VERIFY.kind for job in jobs), now)
+
+    def _verify(self, protections: Sequence[Protection], room: int, now: float) -> None:
+        """Ask for the verifications that are due, as many as there is room for; the oldest first."""
+        if room <= 0:
+            return
+        ended = self._context.vault.last_ended(VERIFY.kind)
+        due = [
+            item
+            for item in protections
+            if verification_due(item, self._policies[item.policy], ended.get(item.name, {}), now)
+        ]
+        due.sort(key=lambda item: ended.get(item.name, {}).get(JobState.DONE, item.created_at))
+        for protection in due[:room]:
+            self._submit(VERIFY.kind, protection, Arguments(repair=True))
 
     def _cycle(self, protection_id: str, watch: Watch) -> None:
         try:

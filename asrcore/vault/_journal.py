@@ -97,6 +97,17 @@ class Journal(Store):
             rows = connection.execute(statement).mappings().all()
         return [self._job(row) for row in rows]
 
+    def last_ended(self, kind: str) -> dict[str, dict[JobState, float]]:
+        """By machine and result: when the newest job of this kind ended."""
+        table = _schema.jobs
+        newest = select(table.c.machine, table.c.state, func.max(table.c.ended_at).label("ended_at"))
+        statement = newest.where(table.c.kind == kind, table.c.ended_at.is_not(None))
+        found: dict[str, dict[JobState, float]] = {}
+        with self._read() as connection:
+            for row in connection.execute(statement.group_by(table.c.machine, table.c.state)).mappings():
+                found.setdefault(row["machine"], {})[JobState(row["state"])] = row["ended_at"]
+        return found
+
     def request_cancel(self, job_id: str) -> bool:
         """Ask a job to end at its next step; False if it has ended already. Raises NotFound."""
         table = _schema.jobs

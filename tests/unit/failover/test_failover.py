@@ -97,7 +97,7 @@ def test_a_source_that_returns_is_quarantined_and_stays_down(protected: Rig) -> 
     protected.engine.failover_unplanned("web")
     protected.home.restore()
     assert power(protected, "a") is PowerState.RUNNING  # it came back with its host
-    scheduler = Scheduler(protected.engine.context, lambda kind, protection: None)
+    scheduler = Scheduler(protected.engine.context, lambda kind, protection, arguments: None)
     scheduler._fence(protected.protection, Watch())
     assert power(protected, "a") is PowerState.OFF
     assert not protected.protection.fence_due

@@ -16,6 +16,7 @@ from asrcore.errors import Cancelled, VerifyFailed
 from asrcore.model.extent import Extent, total, union
 from asrcore.model.watch import Watch
 from asrcore.replication import pair, proof, verify
+from asrcore.replication.cycle import run_cycle
 from asrcore.replication.procedure import Arguments, Work
 from asrcore.units import KiB, MiB
 from tests.unit.rig import Rig
@@ -30,6 +31,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(proof, "COMPARE_WORKERS", 1)  # so that an interruption leaves the regions before it
     monkeypatch.setattr(pair, "NEAR_PIECE", 128 * KiB)
     monkeypatch.setattr(verify, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(verify, "SLICE", 1000.0)
     rig = Rig(tmp_path)
     rig.machine.write("vda", 0, random.Random(7).randbytes(2 * MiB))
     rig.machine.write("vdb", 300 * KiB, b"an island")
@@ -78,7 +80,7 @@ def run(
     given = dict(facts or {})
     arguments = Arguments(repair=repair, sha256=sha256)
     work = Work(rig.engine.context, "j1", rig.protection.id, arguments, watch or Watch(), given)
-    work.save = lambda: saved.append(json.dumps(work.facts))
+    work.save = lambda: saved.append(json.dumps(result(work)))
     saved: list[str] = []
     work.facts["saved"] = saved
     try:
@@ -208,3 +210,60 @@ def test_a_disk_that_grew_keeps_what_is_proved_of_it(rig: Rig, compared: list[Ex
     assert second["equal"]
     assert second["disks"]["vda"]["replica_digest"] == digest_of_disk(rig.machine.read("vda"))
     assert min(piece.offset for piece in compared) >= MiB - REGION
+
+
+@pytest.fixture
+def sliced(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice is one region."""
+    assert rig
+    monkeypatch.setattr(verify, "SLICE", 0.0)
+
+
+@pytest.mark.usefixtures("sliced")
+def test_recovery_points_go_on_while_a_disk_is_compared(rig: Rig, compared: list[Extent]) -> None:
+    found = result(run(rig))
+    assert found["equal"]
+    assert len(set(found["points"])) == 2 * MiB // REGION, "a region a slice"
+    assert total(compared) == 2 * MiB, "a slice compares nothing again"
+    assert found["disks"]["vda"]["replica_digest"] == digest_of_disk(rig.machine.read("vda"))
+
+
+@pytest.mark.usefixtures("sliced")
+def test_what_the_guest_writes_between_slices_is_compared_again(
+    rig: Rig, compared: list[Extent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage in a region that an earlier slice proved is found if the region changes."""
+    honest = run_cycle
+    cycles = 0
+
+    def then_write(*given: Any, **options: Any) -> Any:
+        nonlocal cycles
+        done, cycles = honest(*given, **options), cycles + 1
+        if cycles == 3:
+            rig.machine.write("vda", 0, b"written by the guest")
+            damage(rig, BLOCK, b"bad sector")
+        return done
+
+    monkeypatch.setattr(verify, "run_cycle", then_write)
+    found = result(run(rig))
+    assert found["different_bytes"] == BLOCK
+    assert total(compared) == 2 * MiB + REGION
+    assert found["disks"]["vda"]["source_digest"] == digest_of_disk(rig.machine.read("vda"))
+
+
+@pytest.mark.usefixtures("sliced")
+def test_a_guest_that_writes_everywhere_is_compared_in_one_view_at_last(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = run_cycle
+
+    def then_write(*given: Any, **options: Any) -> Any:
+        done = honest(*given, **options)
+        for region in range(2 * MiB // REGION):
+            rig.machine.write("vda", region * REGION, random.Random(region).randbytes(512))
+        return done
+
+    monkeypatch.setattr(verify, "run_cycle", then_write)
+    found = result(run(rig))
+    assert found["equal"]
+    assert len(found["points"]) == 3, "two slices show that it comes to no end"

@@ -9,7 +9,9 @@ from asrcore.model.health import Load
 from asrcore.model.policy import ALWAYS, Policy, Window
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
-from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load, next_cycle_at
+from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load, next_cycle_at, verification_due
+from asrcore.units import DAY, HOUR
+from asrcore.vault import JobState
 
 NOW = 1_800_000_000.0
 POLICY = Policy("gold", interval=5, point_interval=5, resync_window=ALWAYS)
@@ -83,6 +85,30 @@ def test_a_machine_whose_deltas_stand_still_has_no_time_for_the_next() -> None:
     assert cycle_at(attrs.evolve(PROTECTION, attempt=1, retry_at=NOW + 60), POLICY) == NOW + 60
     assert cycle_at(attrs.evolve(PROTECTION, attempt=1), POLICY) is None
     assert cycle_at(attrs.evolve(PROTECTION, state=State.RESYNCING), POLICY) is None
+
+
+@pytest.mark.parametrize(
+    ("ended", "due"),
+    [
+        ({}, True),
+        ({JobState.DONE: NOW - 7 * DAY}, True),
+        ({JobState.DONE: NOW - 7 * DAY + 1}, False),
+        ({JobState.DONE: NOW - 8 * DAY, JobState.FAILED: NOW - HOUR + 1}, False),
+        ({JobState.DONE: NOW - 8 * DAY, JobState.CANCELLED: NOW - HOUR}, True),
+        ({JobState.FAILED: NOW - 30 * DAY}, True),
+    ],
+)
+def test_a_verification_is_due_a_week_after_the_last_good_one(ended: dict[JobState, float], due: bool) -> None:
+    assert verification_due(PROTECTION, POLICY, ended, NOW) is due
+
+
+def test_a_verification_waits_for_a_machine_in_order_and_for_the_window() -> None:
+    assert not verification_due(attrs.evolve(PROTECTION, created_at=NOW - 7 * DAY + 1), POLICY, {}, NOW)
+    assert verification_due(attrs.evolve(PROTECTION, created_at=NOW - 7 * DAY), POLICY, {}, NOW)
+    assert not verification_due(attrs.evolve(PROTECTION, state=State.RESYNCING), POLICY, {}, NOW)
+    assert not verification_due(attrs.evolve(PROTECTION, attempt=1, retry_at=NOW + 60), POLICY, {}, NOW)
+    assert not verification_due(PROTECTION, attrs.evolve(POLICY, resync_window=Window(1.0, 1.5)), {}, NOW)
+    assert not verification_due(PROTECTION, attrs.evolve(POLICY, verify_every=0.0), {}, NOW)
 
 
 def test_the_service_is_saturated_when_more_are_late_than_it_works_on() -> None:

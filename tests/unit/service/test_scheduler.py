@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import asrcore.testing.memory
@@ -23,7 +25,7 @@ from asrcore.service.scheduler import _Queue
 from asrcore.testing.memory import MemoryWorld
 from asrcore.testing.memory._source import MemorySource
 from asrcore.units import KiB, MiB
-from asrcore.vault import _schema
+from asrcore.vault import JobState, _schema
 
 
 class Service:
@@ -189,8 +191,31 @@ def test_a_machine_that_hangs_holds_up_no_other(service: Service, monkeypatch: p
         free.set()
 
 
+def test_a_replica_is_verified_and_mended_by_itself(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "VERIFY_LOOK", 0.05)
+    vault = service.engine.vault
+    protection = vault.protection("web")
+    with service.away.change() as state:
+        state.replicas[protection.replica_id].head["vda"].write(300 * KiB, b"a bad sector")
+    assert service.engine.status()[0].verified_at is None
+    policy = vault.policy("gold")
+    vault.update_policy(attrs.evolve(policy, verify_every=3600.0))
+    service.engine.context.clock = lambda: time.time() + 3700
+    service.until(lambda: any(job.kind == "verify" and job.state.ended for job in vault.jobs()))
+    job = next(job for job in vault.jobs() if job.kind == "verify")
+    assert (job.state, json.loads(job.result or "{}")["different_bytes"]) == (JobState.DONE, 64 * KiB)
+    replica = service.engine.context.site("b").target.replica(protection.replica_id)
+    with replica.reader("vda") as reader:
+        content = bytearray(1 * MiB)
+        reader.read_into(0, memoryview(content))
+    assert content == service.machine.read("vda")
+    assert service.engine.status()[0].verified_at == job.ended_at
+    service.replicate_soon()
+    assert [job.kind for job in vault.jobs()].count("verify") == 1  # the next one is due in an hour
+
+
 def test_it_is_told_once_that_the_service_cannot_keep_up_and_that_it_does_again(service: Service) -> None:
-    told = scheduler.Scheduler(service.engine.context, lambda kind, protection: None)
+    told = scheduler.Scheduler(service.engine.context, lambda kind, protection, arguments: None)
 
     def events() -> list[str]:
         return [entry.text.partition(":")[0] for entry in service.engine.vault.events(kinds=["service"])]

@@ -69,6 +69,25 @@ def test_jobs_are_listed_newest_first(vault: Vault) -> None:
     assert [item.id[:4] for item in vault.jobs(machine="web-1", active=True)] == ["0000"]
 
 
+def test_the_last_end_of_a_kind_is_known_by_machine_and_result(vault: Vault) -> None:
+    for number, (machine, state, ended) in enumerate(
+        [
+            ("web-1", JobState.DONE, 20.0),
+            ("web-1", JobState.DONE, 10.0),
+            ("web-1", JobState.FAILED, 30.0),
+            ("web-2", JobState.CANCELLED, 5.0),
+        ]
+    ):
+        vault.add_job(attrs.evolve(job(number, machine), kind="verify"))
+        vault.update_job(job(number).id, state=state, ended_at=ended)
+    vault.add_job(attrs.evolve(job(8, "web-3"), kind="verify"))
+    vault.add_job(attrs.evolve(job(9, "web-3"), kind="resync", ended_at=1.0, state=JobState.DONE))
+    assert vault.last_ended("verify") == {
+        "web-1": {JobState.DONE: 20.0, JobState.FAILED: 30.0},
+        "web-2": {JobState.CANCELLED: 5.0},
+    }
+
+
 def test_an_exclusive_job_waits_for_no_one(vault: Vault) -> None:
     vault.add_job(job(1))
     with pytest.raises(MachineBusy, match="'web-1' is busy with failover"):
