@@ -109,9 +109,11 @@ class Stage:
         return notes
 
     def note(self, **notes: object) -> None:
-        """Write something down for the processes to come."""
+        """Write something down for the processes to come; whole or not at all, as this process may be killed in it."""
         self.notes.update(notes)
-        (self.folder / "notes.json").write_text(json.dumps(self.notes))
+        draft = self.folder / "notes.draft"
+        draft.write_text(json.dumps(self.notes))
+        draft.replace(self.folder / "notes.json")
 
     # -- the machine -------------------------------------------------------------------------------------------------
 
