@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import importlib
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+import asrcore
 from tests.bench._report import machine_facts, show, show_profile, write
 from tests.bench._stats import Result
 from tests.lab._images import build_images
@@ -62,6 +65,7 @@ def main() -> int:
     if missing := missing_packages(PACKAGES):
         _say(f"installing the peers: {' '.join(missing)}")
         install_packages(missing)
+    compileall.compile_dir(Path(asrcore.__file__).parent, quiet=1)  # as pip does; Python may be told not to by itself
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     begun = time.monotonic()
     try:
