@@ -73,11 +73,13 @@ def master_target(lab: Lab, replica_dir: str = "/srv/xfs", silence: str = "30s")
 
 
 @contextmanager
-def paired(lab: Lab, target: MasterTargetProcess, module: str = "tests.system.pilot") -> Iterator[Pilot]:
+def paired(
+    lab: Lab, target: MasterTargetProcess, module: str = "tests.system.pilot", nbd: str = "unix"
+) -> Iterator[Pilot]:
     """An engine at site a with sites `a`, here, and `there`, the master target; policy `still`."""
     pilot = Pilot(lab, f"/srv/apart-{time.monotonic_ns()}.db", module, "a")
     try:
-        pilot("add_site", "a", "libvirt", {"uri": "qemu:///system"})
+        pilot("add_site", "a", "libvirt", {"uri": "qemu:///system", "nbd": nbd})
         pilot("add_site", "there", "remote", target.settings)
         pilot("add_policy", "still")
         yield pilot

@@ -12,6 +12,7 @@ import pytest
 
 from tests.lab import Lab
 from tests.lab._console import parse_console
+from tests.lab._lab import ADDRESSES
 from tests.system.apart import MasterTargetProcess, master_target, paired
 from tests.system.pilot import content_of
 from tests.system.rig import MIB, EngineError, Pilot, Rig, wait_for
@@ -27,7 +28,7 @@ def target(lab: Lab) -> Iterator[MasterTargetProcess]:
 
 @pytest.fixture
 def engine(lab: Lab, target: MasterTargetProcess) -> Iterator[Pilot]:
-    with paired(lab, target) as made:
+    with paired(lab, target, nbd=f"tcp:{ADDRESSES['a']}") as made:  # `frozen_cycle` reads there, too
         yield made
 
 
