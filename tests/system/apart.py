@@ -17,7 +17,7 @@ from tests.lab._lab import ADDRESSES
 from tests.system.cockpit import ASR
 from tests.system.rig import Pilot, wait_for
 
-__all__ = ["PORT", "MasterTargetProcess", "master_target", "paired"]
+__all__ = ["PORT", "MasterTargetProcess", "master_target", "paired", "sent_bytes"]
 
 PORT = 9444
 _IDENTITY = "/srv/identity"
@@ -43,6 +43,11 @@ class MasterTargetProcess:
         """Bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+
+def sent_bytes(lab: Lab) -> int:
+    """That left site a by the link."""
+    return int(lab.run_in("a", ["cat", "/sys/class/net/wan0/statistics/tx_bytes"]).stdout)
 
 
 @contextmanager

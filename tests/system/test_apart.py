@@ -13,7 +13,7 @@ import pytest
 from tests.lab import Lab
 from tests.lab._console import parse_console
 from tests.lab._lab import ADDRESSES
-from tests.system.apart import MasterTargetProcess, master_target, paired
+from tests.system.apart import MasterTargetProcess, master_target, paired, sent_bytes
 from tests.system.pilot import content_of
 from tests.system.rig import MIB, EngineError, Pilot, Rig, wait_for
 
@@ -38,9 +38,9 @@ def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: Pilot, target: Mast
     lab.command("a", name, "fill /mnt/lab-scratch/big 0 48")
     lab.slow(40)
     try:
-        before = sent(lab)
+        before = sent_bytes(lab)
         job = engine("protect", name, source="a", target="there", policy="still")
-        wait_for(lambda: sent(lab) > before + 24 * MIB, "half of it is copied")
+        wait_for(lambda: sent_bytes(lab) > before + 24 * MIB, "half of it is copied")
         lab.cut()
         begun = time.monotonic()
         with pytest.raises(EngineError) as failed:
@@ -50,9 +50,9 @@ def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: Pilot, target: Mast
         assert engine("points", name) == []
     finally:
         lab.restore()
-    before = sent(lab)
+    before = sent_bytes(lab)
     wait_for(lambda: replicated(engine, name), "the link is there again", timeout=60)
-    assert sent(lab) - before < 40 * MIB, "what had arrived was sent again"
+    assert sent_bytes(lab) - before < 40 * MIB, "what had arrived was sent again"
     lab.command("a", name, "fill /mnt/lab-scratch/more 0 8")
     cycle = engine("frozen_cycle", name)
     assert cycle["mode"] == "delta"
@@ -63,11 +63,6 @@ def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: Pilot, target: Mast
     job_facts(engine, "unprotect", name)
     lab.remove_guest("a", name)
     assert target.peak_rss < 256 * MIB
-
-
-def sent(lab: Lab) -> int:
-    """Bytes that left site a by the link."""
-    return int(lab.run_in("a", ["cat", "/sys/class/net/wan0/statistics/tx_bytes"]).stdout)
 
 
 def job_facts(engine: Pilot, verb: str, *arguments: Any, **options: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import attrs
 from tests.bench._field import ENGINE, PLACE, SOURCE, Field, synced
 from tests.bench._stats import OURS, Measured, Result, ratio
 from tests.lab._site import wait_until
-from tests.system.apart import MasterTargetProcess, master_target, paired
+from tests.system.apart import MasterTargetProcess, master_target, paired, sent_bytes
 from tests.system.rig import Pilot
 
 TITLE = "Copy across the link: zstd and TLS"
@@ -39,9 +39,9 @@ def measure(field: Field) -> Result:
 
 def _ours(field: Field, engine: Pilot, target: MasterTargetProcess, guest: str) -> Measured:
     """The initial copy by way of the master target: from the frozen view until its point is in the vault."""
-    cpu, sent = target.cpu_seconds, _sent(field)
+    cpu, sent = target.cpu_seconds, sent_bytes(field.lab)
     done = field.measured("measured", "protect", guest, source="a", target="there", policy="still", worker=engine)
-    bytes_sent, cpu = _sent(field) - sent, target.cpu_seconds - cpu
+    bytes_sent, cpu = sent_bytes(field.lab) - sent, target.cpu_seconds - cpu
     job = engine("unprotect", guest)
     engine("wait", job["id"], 60.0)
     more = {"link_bytes": float(bytes_sent), "target_peak_rss": float(target.peak_rss), "job_seconds": done.seconds}
@@ -51,11 +51,6 @@ def _ours(field: Field, engine: Pilot, target: MasterTargetProcess, guest: str) 
         cpu_seconds=done.cpu_seconds + cpu,
         more={**done.more, **more},
     )
-
-
-def _sent(field: Field) -> int:
-    """Bytes that went over the link from the guest's site."""
-    return int(field.lab.run_in(SOURCE, ["cat", "/sys/class/net/wan0/statistics/tx_bytes"]).stdout)
 
 
 def _pipe(field: Field, guest: str) -> Measured:

@@ -358,7 +358,7 @@ def _pythons() -> Iterator[str]:
         yield str(found[0]) if found else "python3.9"
 
 
-@pytest.mark.parametrize("python", _pythons(), ids=lambda path: Path(path).name)
+@pytest.mark.parametrize("python", list(_pythons()), ids=lambda path: Path(path).name)
 def test_it_needs_the_standard_library_only(python: str) -> None:
     """Used as a file of its own, with nothing of site-packages in reach."""
     code = (
