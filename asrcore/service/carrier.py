@@ -66,6 +66,7 @@ class Carrier:
         self.peer = peer
         self.limits = limits
         self._connection = connection
+        self._certificate = connection.getpeercert()
         self._fileno = connection.fileno()
         self._lock = threading.Lock()  # OpenSSL's object is not to be used by two threads at once
         self._broken = False
@@ -114,7 +115,7 @@ class Carrier:
 
     def check(self, roles: Collection[tls.Role], name: str = "") -> tls.Component:
         """Who the other side is. Raises CertificateRole unless it is of one of the roles, and of that name."""
-        return tls.check_role(self._connection.getpeercert(), self.peer, roles, name)
+        return tls.check_role(self._certificate, self.peer, roles, name)
 
     def send(self, *pieces: Bytes) -> None:
         """Send all. Raises Lost, TimedOut when nothing moves for `silence` seconds."""

@@ -58,7 +58,7 @@ def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: Pilot, target: Mast
     assert cycle["mode"] == "delta"
     assert content(rig, engine, name) == cycle["content"]
     assert job_facts(engine, "verify", name)["equal"]
-    console = tested(rig, engine, name)
+    console = came_up(rig, engine, name)
     assert console.audits[-1].intact
     job_facts(engine, "unprotect", name)
     lab.remove_guest("a", name)
@@ -90,7 +90,7 @@ def content(rig: Rig, engine: Pilot, name: str) -> dict[str, str]:
     return {disk: content_of(str(place / image), "raw") for disk, image in images.items()}
 
 
-def tested(rig: Rig, engine: Pilot, name: str) -> Any:
+def came_up(rig: Rig, engine: Pilot, name: str) -> Any:
     """A test failover that has come up; it is cleaned up."""
     consoles = rig.lab.host_path("b", "/srv/console")
     before = set(consoles.glob("*"))
