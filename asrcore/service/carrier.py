@@ -209,7 +209,10 @@ def _shaken(
         raise TimedOut(operation=f"TLS with {peer}", seconds=limits.connect, detail="") from problem
     except ssl.SSLError as problem:
         _linger(connection)
-        raise _lost_or_refused(problem, peer) from problem
+        found = _lost_or_refused(problem, peer)
+        if isinstance(found, Lost) and not server:
+            found = SiteUnreachable(site=peer, detail=str(found))
+        raise found from problem
     except OSError as problem:
         connection.close()
         raise (Lost(str(problem)) if server else SiteUnreachable(site=peer, detail=str(problem))) from problem
