@@ -46,6 +46,7 @@ class Journal(Store):
             if known is not None:
                 return self._job(known)
             if exclusive and job.machine:
+                row_of(connection, _schema.protections, name=job.machine)  # its lock keeps others out on PostgreSQL
                 same = (table.c.machine == job.machine, table.c.state.in_(_ACTIVE))
                 busy = connection.execute(select(table.c.kind, table.c.id).where(*same)).first()
                 if busy is not None:

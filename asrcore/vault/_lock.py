@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from asrcore.errors import VaultInUse
 
-__all__ = ["UseLock", "holder_of_file", "holder_of_server", "lock_file", "lock_server"]
+__all__ = ["UseLock", "holder_of_file", "holder_of_server", "keep_engines_out", "lock_file", "lock_server"]
 
 _STARTING = "an engine that is just starting"
 _TRIES, _PAUSE = 10, 0.02  # somebody who asks for the holder has the lock shared for microseconds
@@ -108,7 +109,15 @@ def lock_server(engine: Engine, holder: str) -> Iterator[None]:
         try:
             yield
         finally:
+            with suppress(DBAPIError):  # at once, where the server would take a moment to see that the session ended
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _KEY})
             connection.invalidate()  # closing the session is what lets go for certain
+
+
+def keep_engines_out(connection: Connection) -> None:
+    """On PostgreSQL, until the connection's transaction ends. Raises VaultInUse while an engine works on the vault."""
+    if not connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _KEY}).scalar():
+        raise VaultInUse(holder=_server_holder(connection) or _STARTING)
 
 
 def holder_of_server(engine: Engine) -> str | None:

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -19,8 +18,7 @@ def add(vault: Vault, times: int) -> None:
     """Read-modify-write, where a lost update would show."""
     for _ in range(times):
         with vault._write("test") as connection:
-            before = connection.exec_driver_sql("SELECT attempt FROM protections").scalar()
-            assert isinstance(before, int)
+            before = vault._protection(connection, "id-1").attempt
             connection.exec_driver_sql(f"UPDATE protections SET attempt={before + 1}")
 
 
@@ -30,7 +28,7 @@ def test_threads_lose_no_change(vault: Vault) -> None:
     assert vault.protection("id-1").attempt == 160
 
 
-def test_processes_lose_no_change(vault: Vault, path: Path) -> None:
+def test_processes_lose_no_change(vault: Vault, place: str) -> None:
     code = """
     from tests.unit.vault.test_concurrency import add
     with Vault.open(sys.argv[1]) as vault:
@@ -38,7 +36,7 @@ def test_processes_lose_no_change(vault: Vault, path: Path) -> None:
         sys.stdin.readline()
         add(vault, 50)
     """
-    children = [samples.child(code, path) for _ in range(2)]
+    children = [samples.child(code, place) for _ in range(2)]
     for process in children:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -114,14 +112,14 @@ def test_of_two_jobs_at_once_one_is_refused(vault: Vault) -> None:
         assert sum(pool.map(ask, range(8))) == 1
 
 
-def test_two_engines_one_vault(vault: Vault, path: Path) -> None:
+def test_two_engines_one_vault(vault: Vault, place: str) -> None:
     assert vault.engine_holder() is None
     with vault.engine_lock("asr run", since=0.0):
         holder = vault.engine_holder()
         assert holder is not None
         assert holder.startswith(f"asr run (pid {os.getpid()} on ")
         assert holder.endswith("since 1970-01-01T00:00:00.000Z)")
-        with Vault.open(path) as second, pytest.raises(VaultInUse, match=r"asr run \(pid"), second.engine_lock("x"):
+        with Vault.open(place) as second, pytest.raises(VaultInUse, match=r"asr run \(pid"), second.engine_lock("x"):
             pass
     assert vault.engine_holder() is None
     with vault.engine_lock("again"):
@@ -134,13 +132,13 @@ def test_the_first_error_comes_through_the_lock(vault: Vault) -> None:
     assert vault.engine_holder() is None
 
 
-def test_a_killed_engine_lets_go(vault: Vault, path: Path) -> None:
+def test_a_killed_engine_lets_go(vault: Vault, place: str) -> None:
     code = """
     with Vault.open(sys.argv[1]) as vault, vault.engine_lock("the other"):
         print("locked", flush=True)
         sys.stdin.readline()
     """
-    with samples.child(code, path) as other:
+    with samples.child(code, place) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
         assert str(vault.engine_holder()).startswith(f"the other (pid {other.pid}")
