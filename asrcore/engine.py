@@ -26,6 +26,7 @@ from asrcore.errors import (
     AmbiguousName,
     InvalidSetting,
     MachineNotFound,
+    ServerReplaced,
     VaultInUse,
 )
 from asrcore.model.health import Health, assess, rpo
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from asrcore.model.machine import Machine
     from asrcore.plugins import Plugins
     from asrcore.replication.protect import Pairing
+    from asrcore.service.member import Identity
 
 __all__ = ["Engine", "MachineStatus"]
 
@@ -98,6 +100,7 @@ class Engine:
 
         with ExitStack() as stack:
             stack.enter_context(self.vault.engine_lock(_holder()))
+            self.vault.dismiss_servers()
             jobs = Jobs(self.context, procedures())
             stack.callback(jobs.close)
             jobs.start()
@@ -110,6 +113,35 @@ class Engine:
 
         self.start()
         Scheduler(self.context, lambda kind, protection: self._submit(kind, protection, Arguments())).run(stop)
+
+    def serve(self, identity: Identity, stop: threading.Event) -> None:
+        """Be one of the process servers that share this vault, until `stop` is set (`asr process-server`): run the
+        cycles and jobs of the machines that are assigned to it.
+
+        Raises ServerNameTaken, VaultInUse (one engine has all of the vault), InvalidValue (the vault is a file), and
+        ServerReplaced when the server was given up: `stop` is set then, and this process must end.
+        """
+        from asrcore.jobs import Jobs  # noqa: PLC0415 - as in `start`
+        from asrcore.service.member import Member  # noqa: PLC0415
+        from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
+
+        replaced: list[ServerReplaced] = []
+
+        def lost(problem: ServerReplaced) -> None:
+            replaced.append(problem)
+            stop.set()
+
+        with ExitStack() as stack:
+            stack.enter_context(self.vault.engine_lock(_holder(), shared=True))
+            member = Member(self.vault, identity, lost)
+            stack.callback(member.leave)
+            member.join(stop)
+            jobs = Jobs(self.context, procedures(), identity.session)
+            stack.callback(jobs.close)
+            jobs.start()
+            Scheduler(self.context, jobs.submit).run(stop)
+        if replaced:
+            raise replaced[0]
 
     def close(self) -> None:
         """Let go what runs (it goes on at the next start), connections and the vault."""

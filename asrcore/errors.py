@@ -458,6 +458,31 @@ class EngineStopped(AsrError):
     retry = True
 
 
+class NotAssigned(AsrError):
+    code = "not-assigned"
+    category = Category.CONFLICT
+    happened = "{machine!r} is not assigned to process server {server!r} any more"
+    cause = "Its machines went to another server: it was silent for longer than its lease, or servers were evened out."
+    action = "Nothing was recorded. The other server goes on with the machine; nothing has to be done."
+
+
+class ServerReplaced(AsrError):
+    code = "server-replaced"
+    category = Category.CONFLICT
+    happened = "process server {server!r} was given up: others have taken over its machines"
+    cause = "It was silent for longer than its lease: it was paused, overloaded, or cut off from the vault."
+    action = "It records nothing any more. Start it again; its service unit does so by itself."
+
+
+class ServerNameTaken(AsrError):
+    code = "server-name-taken"
+    category = Category.CONFLICT
+    happened = "a process server named {server!r} works on this vault already, on host {host!r}"
+    cause = "Each server has a name of its own. One that died keeps its name for its lease of {seconds:g} seconds."
+    action = "Choose another name with `--name`, or wait that long if the other one has died."
+    retry = True
+
+
 class Cancelled(AsrError):
     code = "cancelled"
     category = Category.CANCELLED

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, s
 from asrcore.errors import AmbiguousName, MachineBusy, NotFound
 from asrcore.units import DAY
 from asrcore.vault import _rows, _schema
-from asrcore.vault._store import Store, row_of
+from asrcore.vault._servers import Servers
+from asrcore.vault._store import row_of
 from asrcore.vault._values import Job, JobChanges, JobState, LogEntry
 
 __all__ = ["JOBS", "LOG_ENTRIES", "TRIM_AGE", "Journal"]
@@ -27,7 +28,7 @@ _ACTIVE = tuple(state.value for state in JobState if not state.ended)
 _CHANGEABLE = frozenset(JobChanges.__annotations__)
 
 
-class Journal(Store):
+class Journal(Servers):
     """The part of the vault that knows jobs and the log."""
 
     # -- jobs ------------------------------------------------------------------------------------------------------
@@ -66,6 +67,7 @@ class Journal(Store):
             if known is None:
                 raise _no_job(job_id)
             job = attrs.evolve(self._job(known), **changes)
+            self._check_my_job(connection, job.id, job.machine)
             row = _rows.job_row(job)
             if changes:
                 values = {name: row[name] for name in changes}
@@ -95,6 +97,21 @@ class Journal(Store):
         if active:
             statement = statement.where(table.c.state.in_(_ACTIVE))
         with self._read() as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [self._job(row) for row in rows]
+
+    def my_jobs(self) -> list[Job]:
+        """Jobs that have not ended and are this handle's to run, newest first: all, or those of a process server's
+        machines. Those whose machine is not protected any more are one server's."""
+        mine = self._mine()
+        if mine is None:
+            return self.jobs(active=True)
+        table, machines = _schema.jobs, _schema.protections
+        of_mine = table.c.machine.in_(select(machines.c.name).where(mine))
+        of_nobody = table.c.machine.not_in(select(machines.c.name))
+        with self._read() as connection:
+            which = of_mine | of_nobody if self._leads(connection) else of_mine
+            statement = select(table).where(table.c.state.in_(_ACTIVE), which).order_by(table.c.number.desc())
             rows = connection.execute(statement).mappings().all()
         return [self._job(row) for row in rows]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, Unpack
 
 import attrs
-from sqlalchemy import Connection, Table, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from asrcore.errors import AlreadyExists, AlreadyProtected, InvalidValue, NotFound, StillInUse
@@ -14,7 +14,8 @@ from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection, Site
 from asrcore.model.state import Event, allowed
 from asrcore.vault import _rows, _schema
-from asrcore.vault._store import Store, row_of
+from asrcore.vault._servers import Servers
+from asrcore.vault._store import row_of
 from asrcore.vault._values import Changes
 
 __all__ = ["Registry"]
@@ -25,7 +26,7 @@ _LISTINGS = {"site": "asr site list", "policy": "asr policy list", "machine": "a
 T = TypeVar("T")
 
 
-class Registry(Store):
+class Registry(Servers):
     """The part of the vault that knows sites, policies and protected machines."""
 
     # -- sites -----------------------------------------------------------------------------------------------------
@@ -102,11 +103,21 @@ class Registry(Store):
 
     def protections(self) -> list[Protection]:
         """All, by name."""
+        return self._protections(None)
+
+    def _protections(self, which: ColumnElement[bool] | None) -> list[Protection]:
         table, pending = _schema.protections, _schema.pending_cycles
+        statement = select(table).order_by(table.c.name)
+        if which is not None:
+            statement = statement.where(which)
         with self._read() as connection:
-            rows = connection.execute(select(table).order_by(table.c.name)).mappings().all()
+            rows = connection.execute(statement).mappings().all()
             cycles = {row["protection_id"]: row for row in connection.execute(select(pending)).mappings()}
         return [self._protection_of(row, cycles.get(row["id"])) for row in rows]
+
+    def my_protections(self) -> list[Protection]:
+        """Those that this handle works on, by name: all, or a process server's own."""
+        return self._protections(self._mine())
 
     def update(self, protection_id: str, **changes: Unpack[Changes]) -> Protection:
         """Change fields in one transaction; returns the whole as it is now. State, mark, head point and pending
@@ -133,6 +144,10 @@ class Registry(Store):
     def remove_protection(self, protection_id: str) -> None:
         """Forget a machine with its points and statistics; an unknown one is gone already. Jobs and log stay."""
         with self._write("remove-protection") as connection:
+            row = row_of(connection, _schema.protections, id=protection_id)
+            if row is None:
+                return
+            self._check_mine(connection, protection_id, row["name"])
             connection.execute(delete(_schema.protections).where(_schema.protections.c.id == protection_id))
 
     # -- used by the other parts -------------------------------------------------------------------------------------
@@ -143,6 +158,7 @@ class Registry(Store):
             row = row_of(connection, _schema.protections, name=name_or_id)
         if row is None:
             raise _not_found("machine", name_or_id)
+        self._check_mine(connection, row["id"], row["name"])
         return self._protection_of(row, row_of(connection, _schema.pending_cycles, protection_id=row["id"]))
 
     def _protection_of(self, row: _rows.Row, pending_row: _rows.Row | None) -> Protection:

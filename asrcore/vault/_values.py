@@ -10,7 +10,7 @@ import attrs
 
 from asrcore.model.protection import CycleMode, NetworkMap, TestRun
 
-__all__ = ["Changes", "CycleStats", "Job", "JobChanges", "JobState", "LogEntry"]
+__all__ = ["Assigned", "Changes", "CycleStats", "Job", "JobChanges", "JobState", "LogEntry"]
 
 
 @attrs.frozen
@@ -66,6 +66,18 @@ class Job:
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None
+
+
+@attrs.frozen
+class Assigned:
+    """A machine that was given to a process server. `before`: the name of the one that had it, "" if none that is
+    registered; `epoch`: the machine's from now on."""
+
+    machine: str
+    name: str
+    server: str
+    before: str
+    epoch: int
 
 
 @attrs.frozen

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, inspect
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from asrcore.errors import NotAVault, VaultNotFound, VaultTooNew
+from asrcore.errors import InvalidValue, NotAVault, VaultNotFound, VaultTooNew
 from asrcore.units import format_time
 from asrcore.vault import _lock
 from asrcore.vault._cycles import Cycles
@@ -23,6 +23,8 @@ from asrcore.vault._schema import REVISIONS
 from asrcore.vault._store import make_engine, recorded_version, translated
 
 __all__ = ["Vault"]
+
+_SHAREABLE = "postgresql://USER@HOST/DATABASE where several process servers share it"
 
 
 class Vault(Cycles, Journal):
@@ -130,13 +132,21 @@ class Vault(Cycles, Journal):
 
     # -- one engine ------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def engine_lock(self, holder: str, *, since: float | None = None) -> Iterator[None]:
-        """Be the one engine of this vault. `holder` is what others are told (`asr run`), with process, host and
-        `since` (seconds since the epoch). The lock ends with the process, however that ends.
+    @property
+    def shareable(self) -> bool:
+        """Whether several process servers may work on this vault: on a database server."""
+        return self._place.path is None
 
-        Raises VaultInUse, naming the holder.
+    @contextmanager
+    def engine_lock(self, holder: str, *, since: float | None = None, shared: bool = False) -> Iterator[None]:
+        """Be the one engine of this vault, or (`shared`) one of the process servers that share it on a database server.
+        `holder` is what others are told (`asr run`), with process, host and `since` (seconds since the epoch). The lock
+        ends with the process, however that ends.
+
+        Raises VaultInUse, naming the holder; InvalidValue when a file is to be shared.
         """
+        if shared and not self.shareable:
+            raise InvalidValue(what="vault", value=self.url, wanted=_SHAREABLE)
         told = f"{holder} (pid {os.getpid()} on {socket.gethostname()}"
         told += f", since {format_time(since)})" if since is not None else ")"
         with ExitStack() as stack:
@@ -145,7 +155,7 @@ class Vault(Cycles, Journal):
                     stack.enter_context(_lock.lock_file(self._place.beside(".lock"), told))
                 else:
                     with self._translated():
-                        stack.enter_context(_lock.lock_server(self._engine, told))
+                        stack.enter_context(_lock.lock_server(self._engine, told, shared=shared))
             except OSError as problem:
                 raise self._place.unavailable(problem) from problem
             yield
