@@ -34,11 +34,16 @@ def main(url: str, folder: str, name: str) -> None:
         try:
             jobs.start()
             print("ready", flush=True)
-            threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+            threading.Thread(target=_until_input_ends, args=[stop], daemon=True).start()
             stop.wait()
         finally:
             jobs.close()
             member.leave()
+
+
+def _until_input_ends(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
 
 
 if __name__ == "__main__":
