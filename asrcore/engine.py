@@ -29,16 +29,15 @@ from asrcore.errors import (
     ServerReplaced,
     VaultInUse,
 )
-from asrcore.model.health import Health, assess, rpo
 from asrcore.model.point import RecoveryPoint
-from asrcore.model.policy import Policy
 from asrcore.model.protection import NetworkMap, Protection, Site
 from asrcore.model.state import Event, State, allowed
 from asrcore.replication.context import Context
 from asrcore.replication.ids import new_id
 from asrcore.replication.procedure import Arguments, Procedure
-from asrcore.service import due
-from asrcore.vault import CycleStats, Job, Vault
+from asrcore.service import status
+from asrcore.service.status import MachineStatus
+from asrcore.vault import Job, Vault
 
 if TYPE_CHECKING:
     from asrcore import driver
@@ -50,20 +49,6 @@ if TYPE_CHECKING:
     from asrcore.service.member import Identity
 
 __all__ = ["Engine", "MachineStatus"]
-
-
-@attrs.frozen
-class MachineStatus:
-    """A protected machine as `asr status` shows it. `rpo_seconds`: now minus the instant of the newest point."""
-
-    protection: Protection
-    policy: Policy
-    health: Health
-    points: int
-    last_point: RecoveryPoint | None
-    last_cycle: CycleStats | None
-    rpo_seconds: float | None
-    working_on: str
 
 
 class Engine:
@@ -332,25 +317,7 @@ class Engine:
 
     def status(self) -> list[MachineStatus]:
         """All protected machines, by name. Asks no site: it works with the primary gone."""
-        now = self.context.clock()
-        protections = self.vault.protections()
-        policies = {policy.name: policy for policy in self.vault.policies()}
-        active = {job.machine: job.kind for job in self.vault.jobs(limit=1000, active=True)}
-        heads, counts, cycles = self.vault.heads(), self.vault.point_counts(), self.vault.last_cycles()
-        load = due.load(protections, policies, now) if self.vault.engine_holder() else None
-        return [
-            MachineStatus(
-                protection=protection,
-                policy=(policy := policies[protection.policy]),
-                health=assess(protection, policy, (head := heads.get(protection.id)), now, load=load),
-                points=counts.get(protection.id, 0),
-                last_point=head,
-                last_cycle=cycles.get(protection.id),
-                rpo_seconds=rpo(head, now),
-                working_on=active.get(protection.name, ""),
-            )
-            for protection in protections
-        ]
+        return status.machines(self.vault, self.context.clock())
 
     def points(self, machine: str) -> list[RecoveryPoint]:
         """Recovery points of a machine, oldest first."""
