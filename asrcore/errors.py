@@ -458,6 +458,38 @@ class EngineStopped(AsrError):
     retry = True
 
 
+class CertificateNotFound(AsrError):
+    code = "certificate-not-found"
+    category = Category.NOT_FOUND
+    happened = "there is no valid certificate of {what}"
+    cause = "It was never issued, has expired, or was revoked."
+    action = "`asr ca list` shows what was issued."
+
+
+class TokenRefused(AsrError):
+    code = "token-refused"
+    category = Category.ACCESS
+    happened = "the join token was refused: {reason}"
+    cause = "A token is good for one component, once, and for a short time."
+    action = "Make another one with `asr ca token` on the configuration server, and join with that."
+
+
+class AuthorityUnusable(AsrError):
+    code = "authority-unusable"
+    category = Category.ACCESS
+    happened = "the certificate authority in {directory} cannot be used: {problem}"
+    cause = "It needs ca.pem and ca-key.pem (readable by its owner only), which belong together."
+    action = "Name the right directory with `--ca`. `asr ca init` makes an authority where there is none."
+
+
+class RequestRefused(AsrError):
+    code = "request-refused"
+    category = Category.ACCESS
+    happened = "the certificate request was refused: {reason}"
+    cause = "A component makes its key itself and signs its request with it."
+    action = "Join or renew again with this version of `asr`."
+
+
 class NotAssigned(AsrError):
     code = "not-assigned"
     category = Category.CONFLICT

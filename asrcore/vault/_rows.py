@@ -20,10 +20,12 @@ from asrcore.model.point import Consistency, Mark, RecoveryPoint
 from asrcore.model.policy import Bandwidth, Policy, Rung, Window
 from asrcore.model.protection import CycleMode, NetworkMap, PendingCycle, Protection, Site, TestRun
 from asrcore.model.state import State
-from asrcore.vault._values import CycleStats, Job, JobState, LogEntry
+from asrcore.vault._values import Certificate, CycleStats, Job, JobState, LogEntry
 
 __all__ = [
     "Row",
+    "certificate_of",
+    "certificate_row",
     "cycle_of",
     "cycle_row",
     "entry_data",
@@ -316,3 +318,18 @@ def entry_of(row: Row) -> LogEntry:
 def entry_data(data: Mapping[str, object]) -> str:
     """For column events.data."""
     return _dump_map(data)
+
+
+# -- certificates ------------------------------------------------------------------------------------------------------
+
+
+def certificate_row(certificate: Certificate) -> dict[str, Any]:
+    """For table certificates."""
+    return _fields(certificate, {"addresses": lambda addresses: _dump(list(addresses))})
+
+
+def certificate_of(row: Row) -> Certificate:
+    """From table certificates."""
+    names = (field.name for field in attrs.fields(Certificate) if field.name != "addresses")
+    addresses = tuple(str(item) for item in json.loads(row["addresses"]))
+    return Certificate(**{name: row[name] for name in names}, addresses=addresses)

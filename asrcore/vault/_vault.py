@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from asrcore.errors import InvalidValue, NotAVault, VaultNotFound, VaultTooNew
 from asrcore.units import format_time
 from asrcore.vault import _lock
+from asrcore.vault._certificates import Certificates
 from asrcore.vault._cycles import Cycles
 from asrcore.vault._journal import Journal
 from asrcore.vault._place import Place
@@ -27,7 +28,7 @@ __all__ = ["Vault"]
 _SHAREABLE = "postgresql://USER@HOST/DATABASE where several process servers share it"
 
 
-class Vault(Cycles, Journal):
+class Vault(Cycles, Journal, Certificates):
     """Everything that must outlive a crash: sites, policies, protected machines, points, jobs, the log.
 
     Safe to use from several threads and processes; every method is one transaction, durable when it returns.
