@@ -87,7 +87,7 @@ class Authority:
     def create(cls, directory: str | Path, vault: Vault, clock: Callable[[], float] = time.time) -> Authority:
         """Make one in a directory that has none. Raises AlreadyExists, AuthorityUnusable."""
         directory = Path(directory)
-        if (directory / "ca-key.pem").exists() or (directory / "ca.pem").exists():
+        if (directory / "ca.pem").exists():  # written after the key
             raise AlreadyExists(kind="certificate authority", name=str(directory))
         key = ec.generate_private_key(ec.SECP256R1())
         now = clock()

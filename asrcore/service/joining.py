@@ -1,8 +1,8 @@
 """A component gets its identity: it makes its key, joins with a token, renews its certificate, fetches revocations.
 
 An identity is a directory (see `tls.Identity`) with one file more, `config-server`: the URL to renew at. The key is
-made once and stays; `certificate.pem` is written last when joining, so that a directory with it is whole. All steps may be
-repeated: a token that was spent for this key is good for it until its time is over.
+made once and stays. `certificate.pem` is written last when joining, so that a directory with it is whole. All steps may
+be repeated: a token that was spent for this key is good for it until its time is over.
 """
 
 from __future__ import annotations
@@ -177,6 +177,10 @@ def fetch_text(identity: Identity, url: str, method: str, path: str, body: dict[
         return text
     except ssl.SSLError as problem:
         raise refusal(problem, url) from problem
+    except http.client.RemoteDisconnected as problem:  # what a refused handshake looks like from here with TLS 1.3
+        raise SiteUnreachable(
+            site=url, detail="it closed the connection; it may not accept this certificate"
+        ) from problem
     except (OSError, http.client.HTTPException) as problem:
         raise SiteUnreachable(site=url, detail=str(problem) or type(problem).__name__) from problem
     finally:

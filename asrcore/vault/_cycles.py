@@ -227,6 +227,13 @@ class Cycles(Registry):
             rows = connection.execute(select(table).select_from(machines.join(table, its))).mappings().all()
         return {row["protection_id"]: self._value(_rows.cycle_of, row, f"cycle {row['id']}") for row in rows}
 
+    def cycle_totals(self) -> dict[str, int]:
+        """How many cycles were ever recorded in this direction, by the machine's id; older ones are counted too."""
+        table = _schema.cycles
+        statement = select(table.c.protection_id, func.max(table.c.number)).group_by(table.c.protection_id)
+        with self._read() as connection:
+            return dict(connection.execute(statement).tuples().all())
+
     # -- the other direction -----------------------------------------------------------------------------------------
 
     def start_reverse(

@@ -82,9 +82,9 @@ class Assigned:
 
 @attrs.frozen
 class Certificate:
-    """A certificate that the authority issued to a component. `serial` is hexadecimal; `addresses` are the DNS names and
-    IP addresses in it. A token is one, too: `grants` is then the role to join with, `used_by` who spent it (the digest
-    of a public key)."""
+    """A certificate that the authority issued to a component. `serial` is hexadecimal; `addresses` are the DNS names
+    and IP addresses in it. A token is one, too: `grants` is then the role to join with, `used_by` who spent it (the
+    digest of a public key)."""
 
     serial: str
     role: str

@@ -37,6 +37,7 @@ class Vault(Cycles, Journal, Certificates):
     """
 
     _use: _lock.UseLock | None = None
+    _given: str | os.PathLike[str] = ""
 
     @classmethod
     def create(cls, url_or_path: str | os.PathLike[str]) -> Vault:
@@ -86,7 +87,12 @@ class Vault(Cycles, Journal, Certificates):
             raise
         vault = cls(place, engine)
         vault._use = use
+        vault._given = url_or_path
         return vault
+
+    def another(self) -> Vault:
+        """Another handle on this vault, which works for no process server."""
+        return Vault.open(self._given)
 
     def fold(self) -> None:
         """Fold SQLite's journal into the file and close the connections, so that the file alone is the vault."""
