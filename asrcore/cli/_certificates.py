@@ -92,7 +92,7 @@ def ca_init(
         joining.install(identity, issued, url)
         write_private(directory / _URL, url + "\n")
     text = f"authority made in {directory}; identity of {component} in {identity}"
-    _output.show({"ca": directory, "identity": identity, "component": str(component)}, text, as_json=as_json)
+    _output.show({"ca": str(directory), "identity": str(identity), "component": str(component)}, text, as_json=as_json)
 
 
 @_ca.command("token")
@@ -167,7 +167,7 @@ def join(
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidValue(what="token file", value=token, wanted="a file that can be read") from problem
     component = joining.join(*joining.unpack(text), identity)
-    _output.show({"component": str(component), "identity": identity}, f"joined as {component}", as_json=as_json)
+    _output.show({"component": str(component), "identity": str(identity)}, f"joined as {component}", as_json=as_json)
 
 
 def renew(

@@ -163,11 +163,10 @@ def _web(opened: Engine, listen: str, identity: Path, ca: Path | None) -> Iterat
     from asrcore.service.tls import Identity  # noqa: PLC0415
     from asrcore.service.web import WebServer  # noqa: PLC0415
 
-    # A handle of its own: as a process server the engine's records only what is of its own machines.
-    with opened.vault.another() as vault:
-        authority = Authority(_certificates.default_ca(ca), vault)
-        with WebServer(make_app(vault, authority), Address.parse(listen, "--listen"), Identity(identity)) as web:
-            yield web
+    vault = opened.vault.for_others()  # the engine's own, as a process server's, records of its machines only
+    authority = Authority(_certificates.default_ca(ca), vault)
+    with WebServer(make_app(vault, authority), Address.parse(listen, "--listen"), Identity(identity)) as web:
+        yield web
 
 
 @contextmanager

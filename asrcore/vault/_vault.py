@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -25,6 +26,10 @@ from asrcore.vault._store import make_engine, recorded_version, translated
 
 __all__ = ["Vault"]
 
+# Device and inode of the files that this process has open. To look into one of them would drop the locks that SQLite
+# holds on it (POSIX: with the first descriptor that is closed), and another process might then fold its journal away.
+_open: Counter[tuple[int, int]] = Counter()
+
 _SHAREABLE = "postgresql://USER@HOST/DATABASE where several process servers share it"
 
 
@@ -37,7 +42,7 @@ class Vault(Cycles, Journal, Certificates):
     """
 
     _use: _lock.UseLock | None = None
-    _given: str | os.PathLike[str] = ""
+    _opened: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, url_or_path: str | os.PathLike[str]) -> Vault:
@@ -65,10 +70,13 @@ class Vault(Cycles, Journal, Certificates):
         place = Place.of(url_or_path)
         use = None
         if place.path is not None:
-            place.check_file()
+            check = not _open[_opened_here(place) or (0, 0)]
+            if check:
+                place.check_file()
             try:
                 use = _lock.UseLock(place.beside(".users"))
-                place.check_file()  # it may have been moved while we waited
+                if check:
+                    place.check_file()  # it may have been moved while we waited
             except OSError as problem:
                 raise place.unavailable(problem) from problem
         engine = make_engine(place)
@@ -87,12 +95,16 @@ class Vault(Cycles, Journal, Certificates):
             raise
         vault = cls(place, engine)
         vault._use = use
-        vault._given = url_or_path
+        vault._opened = _opened_here(place)
+        if vault._opened is not None:
+            _open[vault._opened] += 1
         return vault
 
-    def another(self) -> Vault:
-        """Another handle on this vault, which works for no process server."""
-        return Vault.open(self._given)
+    def for_others(self) -> Vault:
+        """A handle on the same vault, over the same connections, that works for no process server; it needs no close."""
+        other = Vault(self._place, self._engine)
+        other._writing = self._writing
+        return other
 
     def fold(self) -> None:
         """Fold SQLite's journal into the file and close the connections, so that the file alone is the vault."""
@@ -120,6 +132,9 @@ class Vault(Cycles, Journal, Certificates):
         self._engine.dispose()
         if self._use is not None:
             self._use.close()
+        if self._opened is not None:
+            _open[self._opened] -= 1
+            self._opened = None
 
     @contextmanager
     def kept_from_others(self, holder: str) -> Iterator[None]:
@@ -176,6 +191,14 @@ class Vault(Cycles, Journal, Certificates):
                 return _lock.holder_of_server(self._engine)
         except OSError as problem:
             raise self._place.unavailable(problem) from problem
+
+
+def _opened_here(place: Place) -> tuple[int, int] | None:
+    try:
+        found = place.path.stat() if place.path is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
 
 
 def _version(place: Place, engine: Engine) -> str:

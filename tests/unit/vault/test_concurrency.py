@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +170,17 @@ def test_asking_for_the_holder_keeps_no_engine_out(vault: Vault) -> None:
         stop.set()
         for asker in askers:
             asker.join()
+
+
+def test_two_handles_of_a_process_keep_what_others_write_beside_them(path: Path) -> None:
+    """Opening a file and closing it again drops SQLite's locks on it: what is in the journal would be lost."""
+    with Vault.open(path) as first:
+        first.add_event(0, "", "x", "before")
+        with Vault.open(path) as second:
+            code, said = samples.run('Vault.open(sys.argv[1]).add_event(0, "", "x", "other")', path)
+            assert code == 0, said
+            second.add_event(0, "", "x", "second")
+            code, said = samples.run("Vault.open(sys.argv[1]).close()", path)
+            first.add_event(0, "", "x", "first")
+            code, said = samples.run("print([item.text for item in Vault.open(sys.argv[1]).events()])", path)
+    assert said == "['before', 'other', 'second', 'first']\n"
