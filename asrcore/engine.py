@@ -9,6 +9,7 @@ the vault (`asr run`), they are handed to that one. Either way `wait` follows a 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "MachineStatus"]
 
+_log = logging.getLogger(__name__)
+
 
 class Engine:
     """One vault and what works on it. Not to be shared between processes; safe to use from several threads."""
@@ -85,6 +88,7 @@ class Engine:
         with ExitStack() as stack:
             stack.enter_context(self.vault.engine_lock(_holder()))
             self.vault.dismiss_servers()
+            self._seal_secrets()
             jobs = Jobs(self.context, procedures())
             stack.callback(jobs.close)
             jobs.start()
@@ -117,6 +121,7 @@ class Engine:
 
         with ExitStack() as stack:
             stack.enter_context(self.vault.engine_lock(_holder(), shared=True))
+            self._seal_secrets()
             member = Member(self.vault, identity, lost)
             stack.callback(member.leave)
             member.join(stop)
@@ -150,18 +155,31 @@ class Engine:
         if any(other.name == name for other in self.vault.sites()):
             raise AlreadyExists(kind="site", name=name)
         self._prove(site)
-        self.vault.add_site(site)
+        self.vault.add_site(site, secret=self._secret(driver_name))
         return site
 
     def update_site(self, name: str, settings: Mapping[str, str]) -> Site:
         """Change some settings of a site ("" removes one), after a connection has proved them."""
-        former = self.vault.site(name)
+        former = self.vault.site(name, without=settings.keys())  # one whose key is lost can be given anew
         merged = {key: value for key, value in {**former.settings, **settings}.items() if value != ""}
         site = attrs.evolve(former, settings=merged)
         self._prove(site)
-        self.vault.update_site(site)
+        self.vault.update_site(site, secret=self._secret(site.driver))
         self.context.forget_site(name)
         return site
+
+    def _secret(self, driver_name: str) -> set[str]:
+        return {setting.name for setting in self.plugins.driver(driver_name).info.settings if setting.secret}
+
+    def _seal_secrets(self) -> None:
+        """Encrypt what an earlier version recorded as it was given."""
+        for site in self.vault.sites():
+            if site.driver in self.plugins.drivers and self.vault.seal_site(site.name, self._secret(site.driver)):
+                _log.warning(
+                    "the secret settings of site %s are encrypted from now on; copies of the vault that were made "
+                    "before still hold them",
+                    site.name,
+                )
 
     def _prove(self, site: Site) -> None:
         with self.plugins.connect(site.driver, site.name, site.settings) as connected:
@@ -367,5 +385,10 @@ def procedures() -> dict[str, Procedure]:
 
 
 def _holder() -> str:
-    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119 - argv is no path
+    words = [os.path.basename(sys.argv[0])]  # noqa: PTH119 - argv is no path
+    for before, word in zip(sys.argv, sys.argv[1:], strict=False):
+        # What follows these may hold a password.
+        secret = before in ("--vault", "--set") or word.startswith(("--vault=", "--set="))
+        words.append("..." if secret else word)
+    command = " ".join(words)
     return f"process {os.getpid()} on {socket.gethostname()}: {command}"

@@ -555,6 +555,17 @@ class EngineStopped(AsrError):
     retry = True
 
 
+class SecretKeyUnusable(AsrError):
+    code = "secret-key-unusable"
+    category = Category.ACCESS
+    happened = "the key of the vault's secrets at {where} cannot be used: {problem}"
+    cause = "Secret settings of sites are encrypted in the vault; their key is kept apart from it."
+    action = (
+        "Put the key back from its backup, or name its place with ASR_KEY. If it is lost, give the secrets anew: "
+        "`asr site update SITE --set NAME=@FILE`."
+    )
+
+
 class CertificateNotFound(AsrError):
     code = "certificate-not-found"
     category = Category.NOT_FOUND

@@ -74,9 +74,9 @@ def ca_init(
     """Make the authority, and the identity of the configuration server itself."""
     from urllib.parse import urlsplit  # noqa: PLC0415
 
+    from asrcore.files import write_private  # noqa: PLC0415
     from asrcore.service import joining  # noqa: PLC0415
     from asrcore.service.authority import Authority, make_request  # noqa: PLC0415
-    from asrcore.service.files import write_private  # noqa: PLC0415
 
     host = urlsplit(url).hostname
     if not url.startswith("https://") or not host:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from asrcore.errors import AlreadyExists, AuthorityUnusable, CertificateNotFound, InvalidValue, RequestRefused
-from asrcore.service.files import write_private
+from asrcore.files import write_private
 from asrcore.service.tls import Component, Role
 from asrcore.units import DAY, HOUR, MINUTE
 from asrcore.vault import Certificate, Vault

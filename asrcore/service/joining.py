@@ -31,8 +31,8 @@ from asrcore.errors import (
     SiteUnreachable,
     catalogue,
 )
+from asrcore.files import write_private
 from asrcore.service.authority import LIFETIME, Issued, Key, Token, make_request
-from asrcore.service.files import write_private
 from asrcore.service.tls import Component, Identity, Role, check_role, refusal
 
 __all__ = ["Renewed", "fetch_text", "install", "join", "key_in", "pack", "renew", "unpack"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar, Unpack
 
 import attrs
@@ -31,27 +31,47 @@ class Registry(Servers):
 
     # -- sites -----------------------------------------------------------------------------------------------------
 
-    def add_site(self, site: Site) -> None:
-        """Raises InvalidValue (name), AlreadyExists."""
+    def add_site(self, site: Site, *, secret: Collection[str] = ()) -> None:
+        """Settings named in `secret` are encrypted. Raises InvalidValue (name), AlreadyExists, SecretKeyUnusable."""
         _check_name("site name", site.name)
-        self._add("site", _schema.sites, site.name, _rows.site_row(site))
+        self._add("site", _schema.sites, site.name, _rows.site_row(site, secret, self._secrets.seal))
 
-    def update_site(self, site: Site) -> None:
-        """Replace driver and settings of a site. Raises NotFound."""
-        self._replace("site", _schema.sites, site.name, _rows.site_row(site))
+    def update_site(self, site: Site, *, secret: Collection[str] = ()) -> None:
+        """Replace driver and settings of a site; see `add_site`. Raises NotFound."""
+        self._replace("site", _schema.sites, site.name, _rows.site_row(site, secret, self._secrets.seal))
+
+    def seal_site(self, name: str, secret: Collection[str]) -> bool:
+        """Encrypt settings that an earlier version recorded as they are; whether there were any. Of a SQLite file
+        nothing of them stays behind."""
+        table = _schema.sites
+        with self._read() as connection:
+            row = row_of(connection, table, name=name)
+        if row is None or not _rows.plain_settings(row) & set(secret):
+            return False
+        with self._write("seal-site") as connection:
+            row = row_of(connection, table, name=name)
+            if row is None:
+                return False
+            site = self._value(lambda found: _rows.site_of(found, self._secrets.open), row, f"site {name!r}")
+            values = _rows.site_row(site, secret, self._secrets.seal)
+            connection.execute(update(table).where(table.c.name == name).values(values))
+        if self._place.path is not None:
+            with self._translated(), self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
+        return True
 
     def remove_site(self, name: str) -> None:
         """Raises NotFound, StillInUse while a machine is protected from or to it."""
         table = _schema.protections
         self._remove("site", _schema.sites, name, (table.c.home_site, table.c.source_site, table.c.target_site))
 
-    def site(self, name: str) -> Site:
-        """Raises NotFound."""
-        return self._one("site", _schema.sites, name, _rows.site_of)
+    def site(self, name: str, *, without: Collection[str] = ()) -> Site:
+        """`without`: settings to leave out, so that their key is not needed. Raises NotFound, SecretKeyUnusable."""
+        return self._one("site", _schema.sites, name, lambda row: _rows.site_of(row, self._secrets.open, without))
 
     def sites(self) -> list[Site]:
-        """All, by name."""
-        return self._all("site", _schema.sites, _rows.site_of)
+        """All, by name. Settings that are encrypted stay so: their value is "(secret)"."""
+        return self._all("site", _schema.sites, lambda row: _rows.site_of(row, lambda *_: "(secret)"))
 
     # -- policies --------------------------------------------------------------------------------------------------
 

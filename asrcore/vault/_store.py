@@ -16,6 +16,7 @@ from asrcore.errors import AsrError, HostIncomplete, InvalidValue, NotAVault, Va
 from asrcore.vault._place import Place
 from asrcore.vault._rows import Row
 from asrcore.vault._schema import VERSION_TABLE
+from asrcore.vault._secrets import Secrets
 
 __all__ = ["Store", "make_engine", "recorded_version", "row_of", "translated"]
 
@@ -55,7 +56,9 @@ def make_engine(place: Place, *, foreign_keys: bool = True) -> Engine:
     @event.listens_for(engine, "connect")
     def connected(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", f"foreign_keys={int(foreign_keys)}"):
+        # secure_delete: a secret that was replaced is overwritten, not only unlinked from its page
+        settings = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", f"foreign_keys={int(foreign_keys)}")
+        for pragma in settings:
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
@@ -73,6 +76,7 @@ class Store:
         self._place = place
         self._engine = engine
         self._closed = False
+        self._secrets = Secrets(place)
         # SQLite has one writer at a time and lets the others poll; a lock is fair and wakes at once.
         self._writing = threading.Lock() if place.path is not None else nullcontext()
 

@@ -101,9 +101,10 @@ class Vault(Cycles, Journal, Certificates):
         return vault
 
     def for_others(self) -> Vault:
-        """A handle on the same vault, over the same connections, that works for no process server; it needs no close."""
+        """A handle on the same vault and its connections that works for no process server; it needs no close."""
         other = Vault(self._place, self._engine)
         other._writing = self._writing
+        other._secrets = self._secrets
         return other
 
     def fold(self) -> None:

@@ -20,11 +20,11 @@ from asrcore.errors import (
     SiteUnreachable,
     TokenRefused,
 )
+from asrcore.files import write_private
 from asrcore.service import joining, web
 from asrcore.service.api import make_app
 from asrcore.service.authority import Authority, make_request
 from asrcore.service.carrier import Address
-from asrcore.service.files import write_private
 from asrcore.service.joining import fetch_text
 from asrcore.service.tls import Component, Identity, Role
 from asrcore.service.web import WebServer

@@ -9,10 +9,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from asrcore.errors import AsrError
+from asrcore.files import write_private
 from asrcore.service import joining
 from asrcore.service.authority import Authority, make_request
 from asrcore.service.carrier import Address
-from asrcore.service.files import write_private
 from asrcore.service.master_target import MasterTarget
 from asrcore.service.remote import RemoteDriver
 from asrcore.service.tls import Component, Identity, Role
