@@ -1,4 +1,4 @@
-"""A secret setting of a site is nowhere to be read: not in output, logs, errors, process lists, or files of the vault."""
+"""A secret setting of a site is nowhere to be read: output, logs, errors, process lists, files of the vault."""
 
 from __future__ import annotations
 

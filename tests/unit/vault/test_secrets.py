@@ -139,10 +139,10 @@ def test_the_default_place_of_the_key(path: Path, tmp_path: Path, monkeypatch: p
 
 
 class _Keyring(KeyringBackend):
-    priority = 1.0  # type: ignore[assignment]
+    priority = 1.0
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kept: dict[tuple[str, str], str] = {}
 
     def get_password(self, service: str, username: str) -> str | None:
