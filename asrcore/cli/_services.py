@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from asrcore.cli import _certificates, _output, _session, _setup
-from asrcore.errors import InvalidValue
+from asrcore.errors import AsrError, Category, InvalidValue
 from asrcore.units import parse_duration
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_log = logging.getLogger(__name__)
+
 _SHORTEST_LEASE, _LONGEST_LEASE = 3.0, 3600.0
+_LONGEST_END = 120.0  # seconds
+_RENEW_EVERY = 3600.0  # seconds
 
 _CONFIG, _PROCESS, _TARGET = "config-server", "process-server", "master-target"
 
@@ -74,6 +79,7 @@ def process_server(
     identity = _server_identity(name, site, lease)
     with _session.engine(context) as opened:
         _output.tell(f"process server {identity.name} with {opened.vault.url}; Ctrl-C stops, nothing is lost")
+        threading.Thread(target=_end_for_certain, args=[stop], daemon=True).start()
         opened.serve(identity, stop)
         _output.tell("stopped; other servers go on with its machines")
 
@@ -144,6 +150,13 @@ def serve(
     _output.tell("stopped; nothing is lost")
 
 
+def _end_for_certain(stop: threading.Event) -> None:
+    """A step that hangs must not keep a server alive that others have replaced; what it was in is resumed there."""
+    stop.wait()
+    threading.Event().wait(_LONGEST_END)
+    os._exit(Category.CONFLICT.value)
+
+
 def _server_identity(name: str, sites: list[str] | None, lease: str) -> ServerIdentity:
     from asrcore.replication.ids import new_id  # noqa: PLC0415
     from asrcore.service.member import Identity  # noqa: PLC0415
@@ -160,13 +173,28 @@ def _web(opened: Engine, listen: str, identity: Path, ca: Path | None) -> Iterat
     from asrcore.service.api import make_app  # noqa: PLC0415 - the web stack takes long to import
     from asrcore.service.authority import Authority  # noqa: PLC0415
     from asrcore.service.carrier import Address  # noqa: PLC0415
+    from asrcore.service.joining import keep_own  # noqa: PLC0415
     from asrcore.service.tls import Identity  # noqa: PLC0415
     from asrcore.service.web import WebServer  # noqa: PLC0415
 
     vault = opened.vault.for_others()  # the engine's own, as a process server's, records of its machines only
-    authority = Authority(_certificates.default_ca(ca), vault)
-    with WebServer(make_app(vault, authority), Address.parse(listen, "--listen"), Identity(identity)) as web:
-        yield web
+    authority, address = Authority(_certificates.default_ca(ca), vault), Address.parse(listen, "--listen")
+    keep_own(identity, authority)
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(_RENEW_EVERY):
+            try:
+                keep_own(identity, authority)
+            except AsrError as problem:
+                _log.error("%s; %s", problem, problem.action_text)
+
+    with WebServer(make_app(vault, authority), address, Identity(identity)) as web:
+        threading.Thread(target=keep, name="own-certificate", daemon=True).start()
+        try:
+            yield web
+        finally:
+            ended.set()
 
 
 @contextmanager

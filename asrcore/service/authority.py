@@ -109,6 +109,11 @@ class Authority:
         return cls(directory, vault, clock)
 
     @property
+    def now(self) -> float:
+        """Seconds since the epoch, by its clock."""
+        return self._clock()
+
+    @property
     def pem(self) -> str:
         """The authority's own certificate: what all components trust."""
         return _pem(self._certificate)

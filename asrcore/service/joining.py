@@ -32,10 +32,10 @@ from asrcore.errors import (
     catalogue,
 )
 from asrcore.files import write_private
-from asrcore.service.authority import LIFETIME, Issued, Key, Token, make_request
+from asrcore.service.authority import LIFETIME, Authority, Issued, Key, Token, make_request
 from asrcore.service.tls import Component, Identity, Role, check_role, refusal
 
-__all__ = ["Renewed", "fetch_text", "install", "join", "key_in", "pack", "renew", "unpack"]
+__all__ = ["Renewed", "fetch_text", "install", "join", "keep_own", "key_in", "pack", "renew", "unpack"]
 
 _SECONDS = 30.0
 _LARGEST = 1 << 20  # bytes of an answer
@@ -109,6 +109,21 @@ def join(token: Token, url: str, directory: str | Path) -> Component:
     return Identity(directory).component()
 
 
+def keep_own(directory: str | Path, authority: Authority) -> None:
+    """The same as `renew` for the configuration server itself, which has the authority: it must not need its own
+    listener, which accepts nobody once its revocation list is too old.
+
+    Raises IdentityUnusable, CertificateNotFound.
+    """
+    directory = Path(directory)
+    certificate, url = _installed(directory)
+    if certificate.not_valid_after_utc.timestamp() - authority.now < LIFETIME / 3:
+        request = make_request(key_in(directory))
+        install(directory, authority.renew(f"{certificate.serial_number:x}", request), url)
+    else:
+        _write(directory / "crl.pem", authority.revoked())
+
+
 def renew(directory: str | Path, *, force: bool = False, now: float | None = None) -> Renewed:
     """Fetch the newest revocation list, and another certificate when less than a third of its time is left.
 
@@ -117,23 +132,34 @@ def renew(directory: str | Path, *, force: bool = False, now: float | None = Non
     directory = Path(directory)
     identity = Identity(directory)
     component = identity.component()
-    try:
-        url = (directory / _URL).read_text("utf-8").strip()
-        certificate = x509.load_pem_x509_certificate((directory / "certificate.pem").read_bytes())
-    except (OSError, ValueError) as problem:
-        raise IdentityUnusable(directory=str(directory), problem=str(problem)) from problem
+    certificate, url = _installed(directory)
     expires = certificate.not_valid_after_utc.timestamp()
     now = time.time() if now is None else now
     due = force or expires - now < LIFETIME / 3
     if due:
         request = make_request(key_in(directory))
-        issued = _issued(_call(identity, url, "POST", "/v1/renew", {"request": request}), url)
+        issued = _issued(_call(identity, url, "POST", "/v1/renew", {"request": request}, listed=False), url)
         install(directory, issued, url)
         expires = x509.load_pem_x509_certificate(issued.certificate.encode()).not_valid_after_utc.timestamp()
     else:
-        answer = _call(identity, url, "GET", "/v1/revoked")
-        write_private(directory / "crl.pem", str(answer["revoked"]), mode=0o644)
+        answer = _call(identity, url, "GET", "/v1/revoked", listed=False)
+        _write(directory / "crl.pem", str(answer.get("revoked")))
     return Renewed(component, due, expires)
+
+
+def _installed(directory: Path) -> tuple[x509.Certificate, str]:
+    try:
+        url = (directory / _URL).read_text("utf-8").strip()
+        return x509.load_pem_x509_certificate((directory / "certificate.pem").read_bytes()), url
+    except (OSError, ValueError) as problem:
+        raise IdentityUnusable(directory=str(directory), problem=str(problem)) from problem
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_private(path, text, mode=0o644)
+    except OSError as problem:
+        raise IdentityUnusable(directory=str(path.parent), problem=str(problem)) from problem
 
 
 def _issued(answer: dict[str, object], url: str) -> Issued:
@@ -144,9 +170,15 @@ def _issued(answer: dict[str, object], url: str) -> Issued:
 
 
 def _call(
-    identity: Identity, url: str, method: str, path: str, body: dict[str, object] | None = None
+    identity: Identity,
+    url: str,
+    method: str,
+    path: str,
+    body: dict[str, object] | None = None,
+    *,
+    listed: bool = True,
 ) -> dict[str, object]:
-    text = fetch_text(identity, url, method, path, body)
+    text = fetch_text(identity, url, method, path, body, listed=listed)
     try:
         answer = json.loads(text)
     except ValueError as problem:
@@ -156,12 +188,28 @@ def _call(
     return answer
 
 
-def fetch_text(identity: Identity, url: str, method: str, path: str, body: dict[str, object] | None = None) -> str:
-    """One call of a configuration server. Its errors are raised as the errors they are."""
+def fetch_text(
+    identity: Identity,
+    url: str,
+    method: str,
+    path: str,
+    body: dict[str, object] | None = None,
+    *,
+    listed: bool = True,
+) -> str:
+    """One call of a configuration server. Its errors are raised as the errors they are.
+
+    Not `listed`: without regard to the revocation list that is there, which may be too old: a new one is fetched.
+    """
     parts = urlsplit(url)
     if parts.scheme != "https" or not parts.hostname:
         raise InvalidValue(what="configuration server", value=url, wanted="https://HOST[:PORT]")
     context = identity.context(server=False)
+    if not listed:
+        context = ssl.create_default_context(cafile=str(identity.directory / "ca.pem"))
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False  # the role in the certificate says who answers
+        context.load_cert_chain(identity.directory / "certificate.pem", identity.directory / "key.pem")
     connection = http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=_SECONDS, context=context)
     try:
         connection.connect()

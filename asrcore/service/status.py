@@ -38,7 +38,8 @@ def machines(vault: Vault, now: float) -> list[MachineStatus]:
     policies = {policy.name: policy for policy in vault.policies()}
     active = {job.machine: job.kind for job in vault.jobs(limit=1000, active=True)}
     heads, counts, cycles = vault.heads(), vault.point_counts(), vault.last_cycles()
-    load = due.load(protections, policies, now) if vault.engine_holder() else None
+    living = sum(server.alive for server in vault.servers())
+    load = due.load(protections, policies, now, engines=max(1, living)) if vault.engine_holder() else None
     return [
         MachineStatus(
             protection=protection,

@@ -16,6 +16,7 @@ from asrcore.errors import (
     AlreadyExists,
     AsrError,
     CannotListen,
+    CertificateExpired,
     InvalidValue,
     SiteUnreachable,
     TokenRefused,
@@ -28,6 +29,7 @@ from asrcore.service.carrier import Address
 from asrcore.service.joining import fetch_text
 from asrcore.service.tls import Component, Identity, Role
 from asrcore.service.web import WebServer
+from asrcore.units import DAY
 from asrcore.vault import JobState
 from tests import certificates
 from tests.unit.rig import Rig
@@ -231,10 +233,35 @@ def test_a_renewal_fetches_what_was_revoked(office: Office) -> None:
     assert (identity.directory / "crl.pem").read_text() != former
 
 
-def test_the_server_renews_its_own(office: Office) -> None:
+def test_a_component_that_was_off_for_long_gets_back_in(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its revocation list is too old: it trusts nobody, but it can fetch a new one."""
+    with monkeypatch.context() as patch:
+        patch.setattr("asrcore.service.authority.LIST_LIFETIME", -1.0)
+        identity = office.join(Role.PROCESS_SERVER)
+    with pytest.raises(CertificateExpired):
+        office.get(identity, "/v1/health")
+    assert not joining.renew(identity.directory).certificate
+    assert office.get(identity, "/v1/health")
+
+
+def test_a_server_that_was_off_for_long_opens_again(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, agent = office.folder / "config-server", office.join(Role.AGENT)
+    with monkeypatch.context() as patch:
+        patch.setattr("asrcore.service.authority.LIST_LIFETIME", -1.0)
+        joining.keep_own(own, office.authority)
+    assert said_to(office, agent) == b""
+    joining.keep_own(own, office.authority)
+    assert said_to(office, agent).startswith(b"HTTP/1.1 200")
+
+
+def test_the_server_renews_its_own(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     own = office.folder / "config-server"
-    (own / "config-server").write_text(office.url)
-    assert joining.renew(own, force=True).certificate
+    former = (own / "certificate.pem").read_text()
+    joining.keep_own(own, office.authority)
+    assert (own / "certificate.pem").read_text() == former
+    monkeypatch.setattr(joining, "LIFETIME", 400 * DAY)  # as if a third of it were left
+    joining.keep_own(own, office.authority)
+    assert (own / "certificate.pem").read_text() != former
     identity, address = office.join(Role.OPERATOR), office.server.address
     with (
         socket.create_connection((address.host, address.port), 10) as plain,
