@@ -85,8 +85,10 @@ def cycle_at(protection: Protection, policy: Policy) -> float | None:
 
 
 def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now: float, *, engines: int = 1) -> Load:
-    """How the service keeps up, where so many engines or process servers share the machines. A machine whose cycles fail
-    is not late: it waits for its retry."""
+    """How the service keeps up, where so many engines or process servers share the machines.
+
+    A machine whose cycles fail is not late: it waits for its retry.
+    """
     late = machines = 0
     for protection in protections:
         policy = policies[protection.policy]
