@@ -7,6 +7,7 @@ data of a stream to its sink at once: so a slow disk slows its sender down and n
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -34,7 +35,7 @@ from asrcore.replication import wire
 from asrcore.replication.wire import Bytes, Connection, Frame, ProtocolError
 from asrcore.service.carrier import Carrier, Lost
 from asrcore.service.packing import COMPRESSION, Packer, unpacked
-from asrcore.service.tls import Component
+from asrcore.service.tls import Component, Role
 
 __all__ = ["Answer", "Channel", "DataStream", "Handler", "Sink"]
 
@@ -91,13 +92,16 @@ class Channel:
         handler: Handler | None = None,
     ) -> None:
         """Takes the carrier over and exchanges the hellos. Raises as `ask`."""
-        self.component: Component = carrier.component
         self.peer = carrier.peer
         self.error: AsrError | None = None
         self._carrier = carrier
         self._handler = handler
         self._wire = Connection(
-            dialled=dialled, me=about, hashes={"blake3": blake3}, compression=COMPRESSION, entropy=_entropy
+            dialled=dialled,
+            me={**(about or {}), "silence": carrier.limits.silence},
+            hashes={"blake3": blake3},
+            compression=COMPRESSION,
+            entropy=_entropy,
         )
         self._sending = threading.Lock()  # a frame is sent whole, in the order of the sequence numbers
         self._changed = threading.Condition()  # of the protocol's state
@@ -120,12 +124,19 @@ class Channel:
             raise
         assert self._wire.peer is not None
         self.about: Mapping[str, Any] = self._wire.peer.about
+        # Both sides' patience counts: who waits for a sign of life has said how long.
+        self._keepalive = min(carrier.limits.silence, _seconds(self.about.get("silence"), carrier.limits.silence)) / 3
         self.packer = Packer(enabled="zstd" in self._wire.peer.compression)
         _Keeper.take(self)
 
     def start(self) -> None:
         """Begin to receive."""
         self._receiver.start()
+
+    @functools.cached_property
+    def component(self) -> Component:
+        """Who the other side is. Raises CertificateRole if it is nobody."""
+        return self._carrier.check(set(Role))
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -382,7 +393,7 @@ class Channel:
             finally:
                 self._sending.release()
         if not isinstance(problem, _Closing | Lost):
-            _log.info("connection with %s (%s) ended: %s", self.component, self.peer, self.error)
+            _log.info("the connection with %s ended: %s", self.peer, self.error)
         self._carrier.abort()
 
     def _finish(self) -> None:
@@ -424,7 +435,7 @@ class Channel:
 
     def keep_alive(self) -> None:
         """Show the other side that this one is there, if nothing else did for a while."""
-        if time.monotonic() - self._sent_at < self._carrier.limits.keepalive or not self._carrier.can_send:
+        if time.monotonic() - self._sent_at < self._keepalive or not self._carrier.can_send:
             return
         if self._sending.acquire(blocking=False):
             try:
@@ -522,7 +533,7 @@ class _Keeper:
     @classmethod
     def _keep(cls) -> None:
         while True:
-            time.sleep(0.5)
+            time.sleep(0.25)
             with cls._lock:
                 channels = [channel for channel in cls._channels if channel.error is None]
                 if not channels:
@@ -530,6 +541,10 @@ class _Keeper:
                     return
             for channel in channels:
                 channel.keep_alive()
+
+
+def _seconds(told: object, otherwise: float) -> float:
+    return max(1.0, float(told)) if isinstance(told, int | float) else otherwise
 
 
 def _entropy(count: int) -> bytes:
