@@ -142,6 +142,7 @@ def serve(
             stop.wait()
         elif opened.vault.shareable:
             _output.tell(f"process server {server.name} with {opened.vault.url}")
+            threading.Thread(target=_end_for_certain, args=[stop], daemon=True).start()
             opened.serve(server, stop)
         else:
             opened.start()

@@ -113,7 +113,7 @@ class Durable:
             raise Stopped from problem  # another server resumed it meanwhile
 
     def begin(self, job_id: str) -> None:
-        """Start the workflow of a job, or go on with that of another executor; one of our own is left alone.
+        """Start the workflow of a job, or go on with one that nobody works on. An engine's own goes on by itself.
 
         Raises VaultUnavailable.
         """
@@ -123,7 +123,7 @@ class Durable:
                 DBOS.delete_workflow(job_id)
                 known = None
             if known is not None:
-                if known.executor_id != self._executor:
+                if self._queue is not None or known.executor_id != self._executor:
                     DBOS.resume_workflow(job_id, queue_name=self._queue)
                 return
             with SetWorkflowID(job_id):

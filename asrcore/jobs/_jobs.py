@@ -201,15 +201,22 @@ class Jobs:
         with self._changed:
             lost = [run for run in self._runs.values() if run.job.id not in mine]
         for run in lost:
-            if not self._vault.job(run.job.id).state.ended:  # one that has just ended is in no list either
-                run.stop()
+            if self._vault.job(run.job.id).state.ended:  # one that has just ended is in no list either
+                continue
+            run.stop()
+            self._taken.discard(run.job.id)  # it may come back
+            with self._changed:
+                if not run.active:  # it never began here
+                    run.leave()
+                    self._runs.pop(run.job.id, None)
 
     def _untaken(self, active: Sequence[Job]) -> list[Job]:
         """Jobs to take up, oldest first."""
         # A job that ends now may still be in this list; it is remembered as taken until it is in no list any more.
         with self._changed:
-            self._taken &= {job.id for job in active} | set(self._runs)
-        return [job for job in reversed(active) if job.id not in self._taken]
+            running = set(self._runs)
+        self._taken &= {job.id for job in active} | running
+        return [job for job in reversed(active) if job.id not in self._taken | running]
 
     def _take(self, job: Job) -> Run:
         run = Run(self._context, job, self._procedures.get(job.kind))

@@ -15,7 +15,7 @@ import pytest
 
 from asrcore.jobs import enqueue, follow
 from asrcore.replication.procedure import Arguments
-from asrcore.vault import Job, JobState, Vault
+from asrcore.vault import Job, JobState, Vault, _schema
 from tests.postgres import Cluster
 from tests.unit.jobs import kit
 
@@ -54,6 +54,13 @@ class Field:
 
     def owner(self, machine: str) -> str | None:
         return self.vault.assigned().get(f"m-{machine}")
+
+
+def give(vault: Vault, machine: str, session: str) -> None:
+    """As a planner would, whether the session lives or not."""
+    table = _schema.assignments
+    with vault._write("test") as connection:
+        connection.execute(table.update().filter_by(protection_id=machine).values(session=session))
 
 
 @pytest.fixture
@@ -111,6 +118,20 @@ def test_a_paused_server_s_job_goes_on_elsewhere_and_not_twice(field: Field, unt
         assert one.stdout.readline() == "given up\n"
         assert one.wait(PATIENCE) == 0
         assert (field.vault.job(job.id), field.trace.lines()) == after
+
+
+def test_a_job_whose_machine_went_away_and_came_back_goes_on(field: Field, until: Until) -> None:
+    """The server that it went to died before it had taken the job up."""
+    with field.server("one") as one:
+        job = field.submit("wait")
+        until(lambda: "web1 wait.wait" in field.trace.lines())
+        give(field.vault, "m-web1", "s-nobody")
+        until(lambda: field.owner("web1") == "s-one")
+        field.trace.let_go("web1")
+        assert follow(field.vault, job.id, timeout=PATIENCE).state is JobState.DONE
+        assert one.poll() is None
+    assert field.trace.lines()[-1] == "web1 wait.end"
+    assert field.trace.lines().count("web1 wait.end") == 1
 
 
 def test_one_engine_goes_on_with_what_servers_left(field: Field, until: Until) -> None:
