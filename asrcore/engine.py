@@ -9,6 +9,7 @@ the vault (`asr run`), they are handed to that one. Either way `wait` follows a 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -25,18 +26,18 @@ from asrcore.errors import (
     AlreadyExists,
     AmbiguousName,
     MachineNotFound,
+    ServerReplaced,
     VaultInUse,
 )
-from asrcore.model.health import Health, assess, rpo
 from asrcore.model.point import RecoveryPoint
-from asrcore.model.policy import Policy
 from asrcore.model.protection import NetworkMap, Protection, Site
 from asrcore.model.state import Event, State, allowed
 from asrcore.replication.context import Context
 from asrcore.replication.ids import new_id
 from asrcore.replication.procedure import Arguments, Procedure
-from asrcore.service import due
-from asrcore.vault import CycleStats, Job, JobState, Vault
+from asrcore.service import status
+from asrcore.service.status import MachineStatus
+from asrcore.vault import Job, Vault
 
 if TYPE_CHECKING:
     from asrcore import driver
@@ -45,25 +46,11 @@ if TYPE_CHECKING:
     from asrcore.model.machine import Machine
     from asrcore.plugins import Plugins
     from asrcore.replication.protect import Pairing
+    from asrcore.service.member import Identity
 
 __all__ = ["Engine", "MachineStatus"]
 
-
-@attrs.frozen
-class MachineStatus:
-    """A protected machine as `asr status` shows it. `rpo_seconds`: now minus the instant of the newest point.
-    `verified_at`: when a comparison of the whole replica last ended with both sides equal, if need be after a repair.
-    """
-
-    protection: Protection
-    policy: Policy
-    health: Health
-    points: int
-    last_point: RecoveryPoint | None
-    last_cycle: CycleStats | None
-    rpo_seconds: float | None
-    verified_at: float | None
-    working_on: str
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -100,6 +87,8 @@ class Engine:
 
         with ExitStack() as stack:
             stack.enter_context(self.vault.engine_lock(_holder()))
+            self.vault.dismiss_servers()
+            self._seal_secrets()
             jobs = Jobs(self.context, procedures())
             stack.callback(jobs.close)
             jobs.start()
@@ -112,6 +101,36 @@ class Engine:
 
         self.start()
         Scheduler(self.context, self._submit).run(stop)
+
+    def serve(self, identity: Identity, stop: threading.Event) -> None:
+        """Be one of the process servers that share this vault, until `stop` is set (`asr process-server`): run the
+        cycles and jobs of the machines that are assigned to it.
+
+        Raises ServerNameTaken, VaultInUse (one engine has all of the vault), InvalidValue (the vault is a file), and
+        ServerReplaced when the server was given up: `stop` is set then, and this process must end.
+        """
+        from asrcore.jobs import Jobs  # noqa: PLC0415 - as in `start`
+        from asrcore.service.member import Member  # noqa: PLC0415
+        from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
+
+        replaced: list[ServerReplaced] = []
+
+        def lost(problem: ServerReplaced) -> None:
+            replaced.append(problem)
+            stop.set()
+
+        with ExitStack() as stack:
+            stack.enter_context(self.vault.engine_lock(_holder(), shared=True))
+            self._seal_secrets()
+            member = Member(self.vault, identity, lost)
+            stack.callback(member.leave)
+            member.join(stop)
+            jobs = Jobs(self.context, procedures(), identity.session)
+            stack.callback(jobs.close)
+            jobs.start()
+            Scheduler(self.context, jobs.submit).run(stop)
+        if replaced:
+            raise replaced[0]
 
     def close(self) -> None:
         """Let go what runs (it goes on at the next start), connections and the vault."""
@@ -136,18 +155,31 @@ class Engine:
         if any(other.name == name for other in self.vault.sites()):
             raise AlreadyExists(kind="site", name=name)
         self._prove(site)
-        self.vault.add_site(site)
+        self.vault.add_site(site, secret=self._secret(driver_name))
         return site
 
     def update_site(self, name: str, settings: Mapping[str, str]) -> Site:
         """Change some settings of a site ("" removes one), after a connection has proved them."""
-        former = self.vault.site(name)
+        former = self.vault.site(name, without=settings.keys())  # one whose key is lost can be given anew
         merged = {key: value for key, value in {**former.settings, **settings}.items() if value != ""}
         site = attrs.evolve(former, settings=merged)
         self._prove(site)
-        self.vault.update_site(site)
+        self.vault.update_site(site, secret=self._secret(site.driver))
         self.context.forget_site(name)
         return site
+
+    def _secret(self, driver_name: str) -> set[str]:
+        return {setting.name for setting in self.plugins.driver(driver_name).info.settings if setting.secret}
+
+    def _seal_secrets(self) -> None:
+        """Encrypt what an earlier version recorded as it was given."""
+        for site in self.vault.sites():
+            if site.driver in self.plugins.drivers and self.vault.seal_site(site.name, self._secret(site.driver)):
+                _log.warning(
+                    "the secret settings of site %s are encrypted from now on; copies of the vault that were made "
+                    "before still hold them",
+                    site.name,
+                )
 
     def _prove(self, site: Site) -> None:
         with self.plugins.connect(site.driver, site.name, site.settings) as connected:
@@ -293,27 +325,7 @@ class Engine:
 
     def status(self) -> list[MachineStatus]:
         """All protected machines, by name. Asks no site: it works with the primary gone."""
-        now = self.context.clock()
-        protections = self.vault.protections()
-        policies = {policy.name: policy for policy in self.vault.policies()}
-        active = {job.machine: job.kind for job in self.vault.jobs(limit=1000, active=True)}
-        heads, counts, cycles = self.vault.heads(), self.vault.point_counts(), self.vault.last_cycles()
-        verified = self.vault.last_ended("verify")
-        load = due.load(protections, policies, now) if self.vault.engine_holder() else None
-        return [
-            MachineStatus(
-                protection=protection,
-                policy=(policy := policies[protection.policy]),
-                health=assess(protection, policy, (head := heads.get(protection.id)), now, load=load),
-                points=counts.get(protection.id, 0),
-                last_point=head,
-                last_cycle=cycles.get(protection.id),
-                rpo_seconds=rpo(head, now),
-                verified_at=_since(protection.created_at, verified.get(protection.name, {}).get(JobState.DONE)),
-                working_on=active.get(protection.name, ""),
-            )
-            for protection in protections
-        ]
+        return status.machines(self.vault, self.context.clock())
 
     def points(self, machine: str) -> list[RecoveryPoint]:
         """Recovery points of a machine, oldest first."""
@@ -372,11 +384,11 @@ def procedures() -> dict[str, Procedure]:
     }
 
 
-def _since(created_at: float, at: float | None) -> float | None:
-    """A time of this protection, and not of one that the machine had before."""
-    return at if at is not None and at >= created_at else None
-
-
 def _holder() -> str:
-    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119 - argv is no path
+    words = [os.path.basename(sys.argv[0])]  # noqa: PTH119 - argv is no path
+    for before, word in zip(sys.argv, sys.argv[1:], strict=False):
+        # What follows these may hold a password.
+        secret = before in ("--vault", "--set") or word.startswith(("--vault=", "--set="))
+        words.append("..." if secret else word)
+    command = " ".join(words)
     return f"process {os.getpid()} on {socket.gethostname()}: {command}"

@@ -555,6 +555,74 @@ class EngineStopped(AsrError):
     retry = True
 
 
+class SecretKeyUnusable(AsrError):
+    code = "secret-key-unusable"
+    category = Category.ACCESS
+    happened = "the key of the vault's secrets at {where} cannot be used: {problem}"
+    cause = "Secret settings of sites are encrypted in the vault; their key is kept apart from it."
+    action = (
+        "Put the key back from its backup, or name its place with ASR_KEY. If it is lost, give the secrets anew: "
+        "`asr site update SITE --set NAME=@FILE`."
+    )
+
+
+class CertificateNotFound(AsrError):
+    code = "certificate-not-found"
+    category = Category.NOT_FOUND
+    happened = "there is no valid certificate of {what}"
+    cause = "It was never issued, has expired, or was revoked."
+    action = "`asr ca list` shows what was issued."
+
+
+class TokenRefused(AsrError):
+    code = "token-refused"
+    category = Category.ACCESS
+    happened = "the join token was refused: {reason}"
+    cause = "A token is good for one component, once, and for a short time."
+    action = "Make another one with `asr ca token` on the configuration server, and join with that."
+
+
+class AuthorityUnusable(AsrError):
+    code = "authority-unusable"
+    category = Category.ACCESS
+    happened = "the certificate authority in {directory} cannot be used: {problem}"
+    cause = "It needs ca.pem and ca-key.pem (readable by its owner only), which belong together."
+    action = "Name the right directory with `--ca`. `asr ca init` makes an authority where there is none."
+
+
+class RequestRefused(AsrError):
+    code = "request-refused"
+    category = Category.ACCESS
+    happened = "the certificate request was refused: {reason}"
+    cause = "A component makes its key itself and signs its request with it."
+    action = "Join or renew again with this version of `asr`."
+
+
+class NotAssigned(AsrError):
+    code = "not-assigned"
+    category = Category.CONFLICT
+    happened = "{machine!r} is not assigned to process server {server!r} any more"
+    cause = "Its machines went to another server: it was silent for longer than its lease, or servers were evened out."
+    action = "Nothing was recorded. The other server goes on with the machine; nothing has to be done."
+
+
+class ServerReplaced(AsrError):
+    code = "server-replaced"
+    category = Category.CONFLICT
+    happened = "process server {server!r} was given up: others have taken over its machines"
+    cause = "It was silent for longer than its lease: it was paused, overloaded, or cut off from the vault."
+    action = "It records nothing any more. Start it again; its service unit does so by itself."
+
+
+class ServerNameTaken(AsrError):
+    code = "server-name-taken"
+    category = Category.CONFLICT
+    happened = "a process server named {server!r} works on this vault already, on host {host!r}"
+    cause = "Each server has a name of its own. One that died keeps its name for its lease of {seconds:g} seconds."
+    action = "Choose another name with `--name`, or wait that long if the other one has died."
+    retry = True
+
+
 class Cancelled(AsrError):
     code = "cancelled"
     category = Category.CANCELLED

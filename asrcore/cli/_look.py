@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from asrcore.units import format_duration, format_size, format_time
 
 if TYPE_CHECKING:
     from asrcore.engine import Engine, MachineStatus
-    from asrcore.vault import CycleStats, Job
+    from asrcore.vault import Job
 
 __all__ = ["register"]
 
@@ -43,58 +43,17 @@ def status(
 
 
 def _show_status(opened: Engine, *, as_json: bool) -> None:
+    from asrcore.service.status import document  # noqa: PLC0415 - `asr --help` needs no database
+
     machines = opened.status()
     if as_json:
-        _output.show([_status_document(item) for item in machines], "", as_json=True)
+        _output.show([document(item) for item in machines], "", as_json=True)
         return
     _output.table(_COLUMNS, [_status_row(item) for item in machines], empty="nothing is protected (`asr protect`)")
     for item in machines:
         if item.health.reasons:
             typer.echo(f"\n{item.protection.name}:")
             typer.echo(_output.show_findings(item.health.reasons))
-
-
-def _status_document(item: MachineStatus) -> dict[str, Any]:
-    protection, last = item.protection, item.last_point
-    return {
-        "machine": protection.name,
-        "id": protection.id,
-        "state": protection.state.value,
-        "health": {
-            "level": item.health.level.value,
-            "reasons": [_output.plain(reason) for reason in item.health.reasons],
-        },
-        "rpo_seconds": item.rpo_seconds,
-        "last_point": None if last is None else {**_output.plain(last), "time": format_time(last.taken_at)},
-        "points": item.points,
-        "last_cycle": _cycle_document(item.last_cycle),
-        "direction": protection.direction.value,
-        "epoch": protection.epoch,
-        "policy": protection.policy,
-        "interval_seconds": item.policy.interval,
-        "source_site": protection.source_site,
-        "target_site": protection.target_site,
-        "replica_kind": protection.replica_kind,
-        "test": _output.plain(protection.test),
-        "last_test_at": protection.last_test_at,
-        "verified_at": item.verified_at,
-        "quarantine_owed": protection.fence_due,
-        "working_on": item.working_on,
-        "error": _output.plain(protection.error),
-        "retry_at": protection.retry_at,
-    }
-
-
-def _cycle_document(cycle: CycleStats | None) -> dict[str, Any] | None:
-    """What the newest cycle cost."""
-    if cycle is None:
-        return None
-    return {
-        "mode": cycle.mode.value,
-        "seconds": cycle.sealed_at - cycle.started_at,
-        "bytes_read": cycle.bytes_read,
-        "bytes_sent": cycle.bytes_sent,
-    }
 
 
 def _status_row(item: MachineStatus) -> tuple[str, ...]:

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-import attrs
 import typer
 
 from asrcore.errors import AsrError
+from asrcore.model.plain import plain
 
 __all__ = ["Json", "fail", "plain", "show", "show_findings", "table", "tell"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-
-
-def plain(value: object) -> Any:
-    """A value of the model as JSON has it: enums by value, attrs classes by field, bytes by size."""
-    if isinstance(value, Enum):
-        return value.value
-    kind: Any = type(value)
-    if attrs.has(kind):
-        return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(kind)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return f"<{len(value)} bytes>"
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    return value
 
 
 def show(document: object, text: str, *, as_json: bool) -> None:

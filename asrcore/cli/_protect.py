@@ -1,11 +1,7 @@
-"""Protecting and replicating: `protect`, `unprotect`, `run`, `replicate`, `resync`, `verify`, `reprotect`."""
+"""Protecting and replicating: `protect`, `unprotect`, `replicate`, `resync`, `verify`, `reprotect`."""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
 from typing import Annotated
 
 import typer
@@ -21,7 +17,7 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not follow the job (
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the application."""
-    for verb in (protect, unprotect, run, replicate, resync, verify, reprotect):
+    for verb in (protect, unprotect, replicate, resync, verify, reprotect):
         app.command(verb.__name__)(verb)
 
 
@@ -71,26 +67,6 @@ def unprotect(context: typer.Context, machine: str, as_json: Json = False) -> No
     """End protection: tracking stops, the replica and its points go. The machine itself is left alone."""
     with _session.engine(context) as opened:
         _session.finish(opened, opened.unprotect(machine), as_json=as_json)
-
-
-def run(
-    context: typer.Context,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every cycle.")] = False,
-) -> None:
-    """Run the replication service in the foreground until Ctrl-C or SIGTERM."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for noisy in ("sqlalchemy", "alembic", "dbos"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(_session.INTERRUPTED) if stop.is_set() else stop.set())
-    with _session.engine(context) as opened:
-        opened.start()
-        _output.tell(f"replicating with {opened.vault.url}; Ctrl-C stops, nothing is lost")
-        opened.run(stop)
-        _output.tell("stopping; cycles under way go on at the next start")
 
 
 def replicate(

@@ -2,7 +2,10 @@
 
 What is pinned, and why:
 - `executor_id`: DBOS takes up the interrupted workflows of its own executor id only. One engine at a time works on a
-  vault (its lock sees to that), so the engine that comes next is the same executor.
+  vault (its lock sees to that), so the engine that comes next is the same executor. Of several process servers each
+  session is an executor, with a queue of its own that nobody else listens to. So DBOS takes up nothing by itself:
+  the server that a machine was assigned to resumes the machine's workflows on its queue. DBOS gives a workflow a new
+  owner with that, and refuses what the former one still wants to log.
 - `application_version`: by default a hash of the workflow's source, and workflows of another version are not taken up.
   Ours is generic: what a job does is in its procedure's steps, which are idempotent, so a new release goes on with an
   old one's jobs. If a release changed the steps of a kind, DBOS finds that the logged names do not match and the job
@@ -22,19 +25,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy
-from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
+from dbos import error as dbos_error
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from asrcore.errors import VaultUnavailable
 from asrcore.jobs._failure import Failure
 from asrcore.jobs._run import Durably
+from asrcore.model.watch import Stopped
 
 __all__ = ["Durable"]
 
 _log = logging.getLogger(__name__)
 
-_EXECUTOR = "engine"
+_ENGINE = "engine"
 _VERSION = "asrcore-1"
 _WORKFLOW = "asrcore.job"
 _SCHEMA = "asrcore_jobs"  # on PostgreSQL; SQLite has a file of its own
@@ -43,6 +48,7 @@ _BUSY_MILLISECONDS = 30_000
 # On Python 3.12 and newer DBOS counts on unixepoch('subsec'), its tables' defaults too; without it, rows are refused
 # with `NOT NULL constraint failed`. Debian 12 has SQLite 3.40, whichever Python is built against it.
 _SUBSEC_SINCE = (3, 42)
+_POLL = 0.2  # seconds between looks into a server's queue
 _SETTLE = 5.0  # seconds for threads that have nothing left to do but end
 
 _one_per_process = threading.Lock()
@@ -50,9 +56,11 @@ _one_per_process = threading.Lock()
 
 class Durable:
     """`body(job_id, durably)` is a job's workflow. It must end with an exception that is no Exception to be gone on
-    with at the next launch; whatever else it does is its end."""
+    with at the next launch; whatever else it does is its end. `server`: the session of a process server."""
 
-    def __init__(self, url: URL, body: Callable[[str, Durably], None]) -> None:
+    def __init__(self, url: URL, body: Callable[[str, Durably], None], server: str | None = None) -> None:
+        self._executor = server or _ENGINE
+        self._queue = f"asrcore-{server}" if server else None
         is_file = url.get_backend_name() == "sqlite"
         self._shown = str(url.database) if is_file else url.render_as_string(hide_password=True)
         self._body = body
@@ -73,7 +81,7 @@ class Durable:
             "name": "asrcore",
             "system_database_engine": self._engine,
             "dbos_system_schema": _SCHEMA,
-            "executor_id": _EXECUTOR,
+            "executor_id": self._executor,
             "application_version": _VERSION,
             "serializer": DBOSPortableJSONSerializer(),
             "enable_otlp": False,
@@ -88,7 +96,11 @@ class Durable:
 
         self._workflow = DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)(workflow)
         try:
+            if self._queue is not None:
+                DBOS.listen_queues([self._queue])
             DBOS.launch()
+            if self._queue is not None:
+                DBOS.register_queue(self._queue, polling_interval_sec=_POLL)
         except DBAPIError as problem:
             raise self._unavailable(problem) from problem
 
@@ -97,33 +109,44 @@ class Durable:
             return DBOS.run_step({"name": name, "retries_allowed": False}, work)
         except DBAPIError as problem:  # steps raise nothing, so this is about the log
             raise self._unavailable(problem) from problem
+        except dbos_error.DBOSWorkflowConflictIDError as problem:
+            raise Stopped from problem  # another server resumed it meanwhile
 
     def begin(self, job_id: str) -> None:
-        """Start the workflow of a job; one that is known already is left alone. Raises VaultUnavailable."""
+        """Start the workflow of a job, or go on with one that nobody works on. An engine's own goes on by itself.
+
+        Raises VaultUnavailable.
+        """
         try:
+            known = DBOS.get_workflow_status(job_id)
+            if known is not None and not _goes_on(known):
+                DBOS.delete_workflow(job_id)
+                known = None
+            if known is not None:
+                if self._queue is not None or known.executor_id != self._executor:
+                    DBOS.resume_workflow(job_id, queue_name=self._queue)
+                return
             with SetWorkflowID(job_id):
-                DBOS.start_workflow(self._workflow, job_id)
+                if self._queue is None:
+                    DBOS.start_workflow(self._workflow, job_id)
+                else:
+                    DBOS.enqueue_workflow(self._queue, self._workflow, job_id)
         except DBAPIError as problem:
             raise self._unavailable(problem) from problem
 
     def sort_out(self) -> set[str]:
-        """Ids of the workflows that go on by themselves. All others are forgotten: they ended, or nobody takes them up.
+        """Ids of the workflows that go on by themselves. Those that ended are forgotten.
 
         Raises VaultUnavailable.
         """
         try:
             known = DBOS.list_workflows(load_input=False, load_output=False)
-            mine = {
-                status.workflow_id
-                for status in known
-                if status.status in _GOES_ON and status.executor_id == _EXECUTOR and status.app_version == _VERSION
-            }
-            others = [status.workflow_id for status in known if status.workflow_id not in mine]
-            if others:
-                DBOS.delete_workflows(others)
+            ended = [status.workflow_id for status in known if not _goes_on(status)]
+            if ended:
+                DBOS.delete_workflows(ended)
         except DBAPIError as problem:
             raise self._unavailable(problem) from problem
-        return mine
+        return {item.workflow_id for item in known if _goes_on(item) and item.executor_id == self._executor}
 
     def close(self) -> None:
         """End; bodies must have returned. A second call does nothing."""
@@ -157,6 +180,10 @@ class Durable:
 
     def _unavailable(self, problem: DBAPIError) -> VaultUnavailable:
         return VaultUnavailable(url=self._shown, detail=str(problem.orig))
+
+
+def _goes_on(status: WorkflowStatus) -> bool:
+    return status.status in _GOES_ON and status.app_version == _VERSION
 
 
 def _sqlite(url: URL) -> sqlalchemy.Engine:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 
-from asrcore.errors import AsrError, Cancelled, JobFailed, catalogue
+from asrcore.errors import AsrError, Cancelled, JobFailed, NotAssigned, catalogue
+from asrcore.model.watch import Stopped
 from asrcore.vault import Job
 
 __all__ = ["Failure", "caught", "error_of", "is_cancelled"]
@@ -15,9 +16,11 @@ Failure = dict[str, object]
 
 
 def caught(job_id: str, work: Callable[[], Failure | None]) -> Failure | None:
-    """The failure that the work returned or raised, or None."""
+    """The failure that the work returned or raised, or None. Raises Stopped when the job is another server's by now."""
     try:
         return work()
+    except NotAssigned as error:
+        raise Stopped from error  # the job goes on at another server
     except AsrError as error:
         return _failure(error)
     except Exception as error:  # noqa: BLE001 - a defect ends this job, never the engine

@@ -1,4 +1,4 @@
-"""Runs the jobs of a vault in the process that holds its engine lock.
+"""Runs the jobs of a vault in the process that holds its engine lock, or those of a process server's machines.
 
 The vault's record comes first and is the only thing that other processes write; the engine looks for records that
 nobody has taken up. So nothing is lost, whichever side is killed: a record that never became a workflow becomes one at
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from asrcore.crashpoint import reach
@@ -38,10 +38,13 @@ _SAY_SO = 5.0  # seconds that `close` waits for a step before it says what it wa
 class Jobs:
     """`procedures` by kind. Only `start` needs the engine lock; the caller holds it until after `close`.
 
+    `server`: the session of the process server whose jobs these are; None: the one engine of the vault.
+
     One at a time in a process. Safe to use from several threads.
     """
 
-    def __init__(self, context: Context, procedures: Mapping[str, Procedure]) -> None:
+    def __init__(self, context: Context, procedures: Mapping[str, Procedure], server: str | None = None) -> None:
+        self._server = server
         self._context = context
         self._vault = context.vault
         self._procedures = procedures
@@ -87,10 +90,10 @@ class Jobs:
         self._ready.clear()
         self._stopping.clear()
         self._taken.clear()
-        self._durable = Durable(self._vault.jobs_url, self._body)
+        self._durable = Durable(self._vault.jobs_url, self._body, self._server)
         try:
             # Places in line are taken before anything runs, so that jobs keep the order they were asked for in.
-            interrupted = [self._take(job) for job in self._untaken()]
+            interrupted = [self._take(job) for job in self._untaken(self._vault.my_jobs())]
             self._durable.launch()
             going_on = self._durable.sort_out()
             for run in interrupted:
@@ -169,7 +172,9 @@ class Jobs:
     def _look(self) -> None:
         if self._durable is None:
             return
-        for job in self._untaken():
+        active = self._vault.my_jobs()
+        self._let_go(active)
+        for job in self._untaken(active):
             run = self._take(job)
             reach("jobs.taken")
             try:
@@ -190,13 +195,28 @@ class Jobs:
             for run in runs:
                 run.write_progress()
 
-    def _untaken(self) -> list[Job]:
+    def _let_go(self, active: Sequence[Job]) -> None:
+        """Stop what runs here of machines that are another server's by now."""
+        mine = {job.id for job in active}
+        with self._changed:
+            lost = [run for run in self._runs.values() if run.job.id not in mine]
+        for run in lost:
+            if self._vault.job(run.job.id).state.ended:  # one that has just ended is in no list either
+                continue
+            run.stop()
+            self._taken.discard(run.job.id)  # it may come back
+            with self._changed:
+                if not run.active:  # it never began here
+                    run.leave()
+                    self._runs.pop(run.job.id, None)
+
+    def _untaken(self, active: Sequence[Job]) -> list[Job]:
         """Jobs to take up, oldest first."""
-        active = self._vault.jobs(active=True)
         # A job that ends now may still be in this list; it is remembered as taken until it is in no list any more.
         with self._changed:
-            self._taken &= {job.id for job in active} | set(self._runs)
-        return [job for job in reversed(active) if job.id not in self._taken]
+            running = set(self._runs)
+        self._taken &= {job.id for job in active} | running
+        return [job for job in reversed(active) if job.id not in self._taken | running]
 
     def _take(self, job: Job) -> Run:
         run = Run(self._context, job, self._procedures.get(job.kind))

@@ -11,12 +11,12 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Unpack
 
 from asrcore.crashpoint import reach
-from asrcore.errors import JobFailed, NotFound, VaultUnavailable
+from asrcore.errors import JobFailed, NotAssigned, NotFound, VaultUnavailable
 from asrcore.jobs._failure import Failure, caught, is_cancelled
 from asrcore.jobs._record import Order
 from asrcore.model.event import FinishedJob, Outcome
@@ -89,7 +89,7 @@ class Run:
     # -- from outside ------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """The engine ends: leave the job as a kill would leave it. It goes on at the next start."""
+        """The engine ends, or the job is another server's: leave it as a kill would leave it. It goes on there."""
         self._stopped.set()
         self.watch.stop()
 
@@ -106,7 +106,8 @@ class Run:
                 changes = JobChanges(progress_work=work, progress_done=done, progress_total=total)
                 if not self._begun:  # it still waits for the machine, and the work says for what
                     changes["step"] = work
-                self._vault.update_job(self.job.id, **changes)
+                with suppress(NotAssigned):  # the next look finds that out, too
+                    self._vault.update_job(self.job.id, **changes)
 
     def _report(self, work: str, done: int, total: int) -> None:
         self._progress = (work, done, total)  # written by the engine's thread: copying never waits for the vault
@@ -160,7 +161,10 @@ class Run:
 
     def _update(self, **changes: Unpack[JobChanges]) -> None:
         with self._writing:
-            self.job = self._vault.update_job(self.job.id, **changes)
+            try:
+                self.job = self._vault.update_job(self.job.id, **changes)
+            except NotAssigned as problem:
+                raise Stopped from problem  # the job goes on at another server
 
     def _record_end(self, failure: Failure | None) -> None:
         state = JobState.DONE

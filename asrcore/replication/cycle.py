@@ -252,7 +252,7 @@ class _Cycle:
             view_mark=machine.mark,
             plan={disk_id: item.plan for disk_id, item in work.items()},
         )
-        self.context.vault.begin_cycle(self.protection.id, pending)
+        self.context.vault.begin_cycle(self.protection.id, pending, epoch=self.protection.epoch)
         reach("cycle.begun")
         with self._open(pending, machine) as writer:
             self._transfer(work, machine, writer)
@@ -309,7 +309,7 @@ class _Cycle:
                         for disk_id in facts
                     },
                 )
-                self.context.vault.replan_cycle(self.protection.id, pending)
+                self.context.vault.replan_cycle(self.protection.id, pending, epoch=self.protection.epoch)
                 reach("cycle.replanned")
             self._transfer(rest, machine, writer)
             return self._seal(pending, view, machine, writer, resumed=True)
@@ -398,7 +398,7 @@ class _Cycle:
             writer.flush()
         if machine.mark != pending.view_mark or view.taken_at != pending.taken_at:
             pending = attrs.evolve(pending, view_mark=machine.mark, taken_at=view.taken_at)
-            self.context.vault.replan_cycle(self.protection.id, pending)
+            self.context.vault.replan_cycle(self.protection.id, pending, epoch=self.protection.epoch)
         return pending
 
     def _point_is_due(self, taken_at: float) -> bool:
@@ -411,6 +411,6 @@ class _Cycle:
             spec = driver.CycleSpec(pending.id, self.protection.epoch, pending.base_point, self.info.disks)
             with self.replica.open_cycle(spec) as writer:
                 writer.discard()
-        self.context.vault.abandon_cycle(self.protection.id, pending.id)
+        self.context.vault.abandon_cycle(self.protection.id, pending.id, epoch=self.protection.epoch)
         self.protection = self.context.vault.protection(self.protection.id)
         self.info = self.replica.info()

@@ -51,7 +51,9 @@ def record_sealed(
         bytes_same=counts.same,
     )
     event = _EVENTS.get(protection.state)
-    recorded = context.vault.record_point(protection.id, pending.id, point, event=event, stats=stats)
+    recorded = context.vault.record_point(
+        protection.id, pending.id, point, event=event, stats=stats, epoch=protection.epoch
+    )
     context.plugins.recovery_point_created(recorded, point)
     return point
 
@@ -65,7 +67,11 @@ def adopt_sealed(context: Context, protection: Protection) -> RecoveryPoint | No
     pending = protection.pending
     if pending is None:
         return None
-    info = context.site(protection.target_site).target.replica(protection.replica_id).info()
+    replica = context.site(protection.target_site).target.replica(protection.replica_id)
+    info = replica.info()
+    if info.epoch < protection.epoch:  # taken over from another server, which may still be about to seal
+        replica.raise_epoch(protection.epoch)
+        info = replica.info()
     if not info.points or info.points[-1].id != pending.point_id:
         return None
     stored = info.points[-1]

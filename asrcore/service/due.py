@@ -99,8 +99,11 @@ def verification_due(protection: Protection, policy: Policy, ended: Mapping[JobS
     return now >= max(protection.created_at, ended.get(JobState.DONE, 0.0)) + policy.verify_every
 
 
-def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now: float) -> Load:
-    """How the service keeps up. A machine whose cycles fail is not late: it waits for its retry."""
+def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now: float, *, engines: int = 1) -> Load:
+    """How the service keeps up, where so many engines or process servers share the machines.
+
+    A machine whose cycles fail is not late: it waits for its retry.
+    """
     late = machines = 0
     for protection in protections:
         policy = policies[protection.policy]
@@ -108,4 +111,4 @@ def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now:
         if at is not None:
             machines += 1
             late += not protection.attempt and now - at > policy.interval
-    return Load(late, machines, QUICK + SLOW)
+    return Load(late, machines, engines * (QUICK + SLOW))

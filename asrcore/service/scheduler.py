@@ -18,7 +18,7 @@ from functools import partial
 from heapq import heapify, heappop
 
 from asrcore import driver
-from asrcore.errors import AsrError, Cancelled, MachineBusy, MachineNotFound, TrackingLost, WrongState
+from asrcore.errors import AsrError, Cancelled, MachineBusy, MachineNotFound, NotAssigned, TrackingLost, WrongState
 from asrcore.model.health import Health, Load, assess
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
@@ -120,7 +120,7 @@ class Scheduler:
 
     def _look(self) -> None:
         vault, now = self._context.vault, self._context.clock()
-        protections = vault.protections()
+        protections = vault.my_protections()
         self._policies = policies = {policy.name: policy for policy in vault.policies()}
         for policy in policies.values():
             self._context.throttle(policy)  # a limit that was changed holds for what is under way, too
@@ -176,8 +176,8 @@ class Scheduler:
                 recorded_failure(self._context, protection.id, of_a_job=False),
             ):
                 run_cycle(self._context, protection.id, watch)
-        except (Cancelled, MachineBusy, WrongState):
-            pass  # a job took over, or the service stops
+        except (Cancelled, MachineBusy, WrongState, NotAssigned):
+            pass  # a job or another server took over, or the service stops
         except TrackingLost as problem:
             _log.warning("%s", problem)
         except AsrError as problem:

@@ -38,6 +38,10 @@ class Role(Enum):
     PROCESS_SERVER = "process-server"
     MASTER_TARGET = "master-target"
     AGENT = "agent"
+    OPERATOR = "operator"
+    """A person or a program at the configuration server."""
+    JOIN = "join"
+    """A join token: good for joining and nothing else."""
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ import attrs
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from asrcore.crashpoint import reach
-from asrcore.errors import PointNotFound, StaleBase, WrongCycle, WrongState
+from asrcore.errors import PointNotFound, StaleBase, StaleEpoch, WrongCycle, WrongState
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.protection import CycleMode, NetworkMap, PendingCycle, Protection
 from asrcore.model.state import Event, State, allowed
@@ -31,37 +31,40 @@ _IN_ONE_STATEMENT = 500  # ids; SQLite takes at most 999 parameters in older bui
 
 
 class Cycles(Registry):
-    """The part of the vault that knows cycles and recovery points."""
+    """The part of the vault that knows cycles and recovery points.
+
+    Methods that take `epoch`, that of the cycle's writer, raise StaleEpoch when the machine has another one by now.
+    """
 
     # -- a cycle under way -------------------------------------------------------------------------------------------
 
-    def begin_cycle(self, protection_id: str, pending: PendingCycle) -> Protection:
+    def begin_cycle(self, protection_id: str, pending: PendingCycle, *, epoch: int | None = None) -> Protection:
         """Record a cycle before its first byte is copied; the same id again replaces what was recorded.
 
         Raises WrongCycle while another one is under way, StaleBase for a delta that is not based on the head.
         """
         with self._write("begin-cycle") as connection:
-            protection = self._protection(connection, protection_id)
+            protection = self._owned(connection, protection_id, epoch)
             if protection.pending is not None and protection.pending.id != pending.id:
                 detail = f"{protection.pending.id} is pending"
                 raise WrongCycle(machine=protection.name, cycle=pending.id, detail=detail)
             return self._put_pending(connection, protection, pending)
 
-    def replan_cycle(self, protection_id: str, pending: PendingCycle) -> Protection:
+    def replan_cycle(self, protection_id: str, pending: PendingCycle, *, epoch: int | None = None) -> Protection:
         """Replace the record of the cycle under way, when it goes on with a new view.
 
         Raises WrongCycle when it is not this one, StaleBase like `begin_cycle`.
         """
         with self._write("replan-cycle") as connection:
-            protection = self._protection(connection, protection_id)
+            protection = self._owned(connection, protection_id, epoch)
             self._check_pending(protection, pending.id)
             return self._put_pending(connection, protection, pending)
 
-    def abandon_cycle(self, protection_id: str, cycle_id: str) -> Protection:
+    def abandon_cycle(self, protection_id: str, cycle_id: str, *, epoch: int | None = None) -> Protection:
         """Forget the cycle under way, its content having been discarded at the target. If there is none, nothing
         changes. Raises WrongCycle when it is another one."""
         with self._write("abandon-cycle") as connection:
-            protection = self._protection(connection, protection_id)
+            protection = self._owned(connection, protection_id, epoch)
             if protection.pending is None:
                 return protection
             self._check_pending(protection, cycle_id)
@@ -75,6 +78,7 @@ class Cycles(Registry):
         *,
         event: Event | None = None,
         stats: CycleStats,
+        epoch: int | None = None,
     ) -> Protection:
         """Record a sealed point: in one transaction the point, the head, the source's mark (that of the cycle's
         view), the end of the cycle, its statistics, and what the event does to the state. The former head goes,
@@ -83,7 +87,7 @@ class Cycles(Registry):
         Raises WrongCycle when the cycle is not the one under way or the point not its point, WrongState.
         """
         with self._write("record-point") as connection:
-            protection = self._protection(connection, protection_id)
+            protection = self._owned(connection, protection_id, epoch)
             if self._has_point(connection, protection.id, point.id):
                 return protection
             pending = self._check_pending(protection, cycle_id)
@@ -223,6 +227,13 @@ class Cycles(Registry):
             rows = connection.execute(select(table).select_from(machines.join(table, its))).mappings().all()
         return {row["protection_id"]: self._value(_rows.cycle_of, row, f"cycle {row['id']}") for row in rows}
 
+    def cycle_totals(self) -> dict[str, int]:
+        """How many cycles were ever recorded in this direction, by the machine's id; older ones are counted too."""
+        table = _schema.cycles
+        statement = select(table.c.protection_id, func.max(table.c.number)).group_by(table.c.protection_id)
+        with self._read() as connection:
+            return dict(connection.execute(statement).tuples().all())
+
     # -- the other direction -----------------------------------------------------------------------------------------
 
     def start_reverse(
@@ -288,6 +299,12 @@ class Cycles(Registry):
             )
 
     # -- parts of the transactions -----------------------------------------------------------------------------------
+
+    def _owned(self, connection: Connection, protection_id: str, epoch: int | None) -> Protection:
+        protection = self._protection(connection, protection_id)
+        if epoch is not None and epoch != protection.epoch:
+            raise StaleEpoch(replica=protection.name, epoch=epoch, owner=protection.epoch)
+        return protection
 
     def _check_pending(self, protection: Protection, cycle_id: str) -> PendingCycle:
         pending = protection.pending

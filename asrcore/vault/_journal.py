@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, s
 from asrcore.errors import AmbiguousName, MachineBusy, NotFound
 from asrcore.units import DAY
 from asrcore.vault import _rows, _schema
-from asrcore.vault._store import Store, row_of
+from asrcore.vault._servers import Servers
+from asrcore.vault._store import row_of
 from asrcore.vault._values import Job, JobChanges, JobState, LogEntry
 
 __all__ = ["JOBS", "LOG_ENTRIES", "TRIM_AGE", "Journal"]
@@ -27,7 +28,7 @@ _ACTIVE = tuple(state.value for state in JobState if not state.ended)
 _CHANGEABLE = frozenset(JobChanges.__annotations__)
 
 
-class Journal(Store):
+class Journal(Servers):
     """The part of the vault that knows jobs and the log."""
 
     # -- jobs ------------------------------------------------------------------------------------------------------
@@ -46,6 +47,7 @@ class Journal(Store):
             if known is not None:
                 return self._job(known)
             if exclusive and job.machine:
+                row_of(connection, _schema.protections, name=job.machine)  # its lock keeps others out on PostgreSQL
                 same = (table.c.machine == job.machine, table.c.state.in_(_ACTIVE))
                 busy = connection.execute(select(table.c.kind, table.c.id).where(*same)).first()
                 if busy is not None:
@@ -65,6 +67,7 @@ class Journal(Store):
             if known is None:
                 raise _no_job(job_id)
             job = attrs.evolve(self._job(known), **changes)
+            self._check_my_job(connection, job.id, job.machine)
             row = _rows.job_row(job)
             if changes:
                 values = {name: row[name] for name in changes}
@@ -107,6 +110,21 @@ class Journal(Store):
             for row in connection.execute(statement.group_by(table.c.machine, table.c.state)).mappings():
                 found.setdefault(row["machine"], {})[JobState(row["state"])] = row["ended_at"]
         return found
+
+    def my_jobs(self) -> list[Job]:
+        """Jobs that have not ended and are this handle's to run, newest first: all, or those of a process server's
+        machines. Those whose machine is not protected any more are one server's."""
+        mine = self._mine()
+        if mine is None:
+            return self.jobs(active=True)
+        table, machines = _schema.jobs, _schema.protections
+        of_mine = table.c.machine.in_(select(machines.c.name).where(mine))
+        of_nobody = table.c.machine.not_in(select(machines.c.name))
+        with self._read() as connection:
+            which = of_mine | of_nobody if self._leads(connection) else of_mine
+            statement = select(table).where(table.c.state.in_(_ACTIVE), which).order_by(table.c.number.desc())
+            rows = connection.execute(statement).mappings().all()
+        return [self._job(row) for row in rows]
 
     def request_cancel(self, job_id: str) -> bool:
         """Ask a job to end at its next step; False if it has ended already. Raises NotFound."""

@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from asrcore.errors import VaultInUse
 
-__all__ = ["UseLock", "holder_of_file", "holder_of_server", "lock_file", "lock_server"]
+__all__ = ["UseLock", "holder_of_file", "holder_of_server", "keep_engines_out", "lock_file", "lock_server"]
 
 _STARTING = "an engine that is just starting"
 _TRIES, _PAUSE = 10, 0.02  # somebody who asks for the holder has the lock shared for microseconds
@@ -98,17 +99,29 @@ def _text(descriptor: int) -> str:
 
 
 @contextmanager
-def lock_server(engine: Engine, holder: str) -> Iterator[None]:
-    """The same on PostgreSQL, for as long as one connection lives; it tells others by its application name."""
+def lock_server(engine: Engine, holder: str, *, shared: bool = False) -> Iterator[None]:
+    """The same on PostgreSQL, for as long as one connection lives; it tells others by its application name.
+
+    `shared`: beside others that share it, and not beside one that has it alone.
+    """
+    kind = "_shared" if shared else ""
     with engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")  # noqa: PLW2901 - the same one
-        if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _KEY}).scalar():
+        if not connection.execute(text(f"SELECT pg_try_advisory_lock{kind}(:key)"), {"key": _KEY}).scalar():
             raise VaultInUse(holder=_server_holder(connection) or _STARTING)
         connection.execute(text("SELECT set_config('application_name', :name, false)"), {"name": holder[:63]})
         try:
             yield
         finally:
+            with suppress(DBAPIError):  # at once, where the server would take a moment to see that the session ended
+                connection.execute(text(f"SELECT pg_advisory_unlock{kind}(:key)"), {"key": _KEY})
             connection.invalidate()  # closing the session is what lets go for certain
+
+
+def keep_engines_out(connection: Connection) -> None:
+    """On PostgreSQL, until the connection's transaction ends. Raises VaultInUse while an engine works on the vault."""
+    if not connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _KEY}).scalar():
+        raise VaultInUse(holder=_server_holder(connection) or _STARTING)
 
 
 def holder_of_server(engine: Engine) -> str | None:

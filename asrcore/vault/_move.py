@@ -7,9 +7,13 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
+import attrs
+
 from asrcore.crashpoint import reach
 from asrcore.errors import InvalidValue, VaultExists, VaultInUse, VaultMoved, VaultNotFound
+from asrcore.files import write_private
 from asrcore.vault._place import Place
+from asrcore.vault._secrets import key_file
 from asrcore.vault._vault import Vault
 
 __all__ = ["move"]
@@ -39,6 +43,7 @@ def move(url_or_path: str | os.PathLike[str], destination: str | os.PathLike[str
             if unfinished:
                 raise VaultInUse(holder=f"job {unfinished[0].id} ({unfinished[0].kind}) is not finished")
             _copy(place.path, part)
+            _carry_key(place, target)
             reach("vault.move.copied")
             vault.fold()
             place.path.rename(old)
@@ -54,6 +59,13 @@ def move(url_or_path: str | os.PathLike[str], destination: str | os.PathLike[str
     with suppress(FileNotFoundError):
         place.beside(".jobs").unlink()  # all jobs are finished; their records are in the vault
     return target
+
+
+def _carry_key(place: Place, target: Path) -> None:
+    """The key of the secrets goes along, if it is where it is by default."""
+    key = key_file(place)
+    if key.exists():
+        write_private(key_file(attrs.evolve(place, path=target)), key.read_text("ascii"))
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -18,6 +18,7 @@ from asrcore.vault._schema import APPLICATION_ID
 __all__ = ["Place"]
 
 _WANTED = "a file path, sqlite:///PATH, or postgresql://USER@HOST/DATABASE"
+IDLE_SECONDS = 10  # far more than any transaction of ours pauses for
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_ID_AT = 68  # of the header, https://www.sqlite.org/fileformat2.html#application_id
 _HEADER_SIZE = 100
@@ -47,7 +48,7 @@ class Place:
         if url.drivername in ("sqlite", "sqlite+pysqlite") and not url.query and not url.host:
             return cls._file(url.database or "", shown)
         if url.drivername in ("postgresql", "postgresql+psycopg") and url.database:
-            return cls(url.set(drivername="postgresql+psycopg"), None, shown)
+            return cls(_bounded(url.set(drivername="postgresql+psycopg")), None, shown)
         raise InvalidValue(what="vault", value=shown, wanted=_WANTED)
 
     @classmethod
@@ -119,6 +120,14 @@ class Place:
             for form in (secret, quote(secret, safe=""), quote_plus(secret)):
                 text = text.replace(form, "***")
         return text
+
+
+def _bounded(url: URL) -> URL:
+    """A client that is paused in a transaction, or cut off, must not keep its locks: the server ends the session."""
+    given = url.query.get("options", ())
+    options = [given] if isinstance(given, str) else list(given)
+    options.append(f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s")
+    return url.update_query_dict({"options": " ".join(options)})
 
 
 def _secrets(url: URL) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar, Unpack
 
 import attrs
-from sqlalchemy import Connection, Table, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from asrcore.errors import AlreadyExists, AlreadyProtected, InvalidValue, NotFound, StillInUse
@@ -14,7 +14,8 @@ from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection, Site
 from asrcore.model.state import Event, allowed
 from asrcore.vault import _rows, _schema
-from asrcore.vault._store import Store, row_of
+from asrcore.vault._servers import Servers
+from asrcore.vault._store import row_of
 from asrcore.vault._values import Changes
 
 __all__ = ["Registry"]
@@ -25,32 +26,52 @@ _LISTINGS = {"site": "asr site list", "policy": "asr policy list", "machine": "a
 T = TypeVar("T")
 
 
-class Registry(Store):
+class Registry(Servers):
     """The part of the vault that knows sites, policies and protected machines."""
 
     # -- sites -----------------------------------------------------------------------------------------------------
 
-    def add_site(self, site: Site) -> None:
-        """Raises InvalidValue (name), AlreadyExists."""
+    def add_site(self, site: Site, *, secret: Collection[str] = ()) -> None:
+        """Settings named in `secret` are encrypted. Raises InvalidValue (name), AlreadyExists, SecretKeyUnusable."""
         _check_name("site name", site.name)
-        self._add("site", _schema.sites, site.name, _rows.site_row(site))
+        self._add("site", _schema.sites, site.name, _rows.site_row(site, secret, self._secrets.seal))
 
-    def update_site(self, site: Site) -> None:
-        """Replace driver and settings of a site. Raises NotFound."""
-        self._replace("site", _schema.sites, site.name, _rows.site_row(site))
+    def update_site(self, site: Site, *, secret: Collection[str] = ()) -> None:
+        """Replace driver and settings of a site; see `add_site`. Raises NotFound."""
+        self._replace("site", _schema.sites, site.name, _rows.site_row(site, secret, self._secrets.seal))
+
+    def seal_site(self, name: str, secret: Collection[str]) -> bool:
+        """Encrypt settings that an earlier version recorded as they are; whether there were any. Of a SQLite file
+        nothing of them stays behind."""
+        table = _schema.sites
+        with self._read() as connection:
+            row = row_of(connection, table, name=name)
+        if row is None or not _rows.plain_settings(row) & set(secret):
+            return False
+        with self._write("seal-site") as connection:
+            row = row_of(connection, table, name=name)
+            if row is None:
+                return False
+            site = self._value(lambda found: _rows.site_of(found, self._secrets.open), row, f"site {name!r}")
+            values = _rows.site_row(site, secret, self._secrets.seal)
+            connection.execute(update(table).where(table.c.name == name).values(values))
+        if self._place.path is not None:
+            with self._translated(), self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
+        return True
 
     def remove_site(self, name: str) -> None:
         """Raises NotFound, StillInUse while a machine is protected from or to it."""
         table = _schema.protections
         self._remove("site", _schema.sites, name, (table.c.home_site, table.c.source_site, table.c.target_site))
 
-    def site(self, name: str) -> Site:
-        """Raises NotFound."""
-        return self._one("site", _schema.sites, name, _rows.site_of)
+    def site(self, name: str, *, without: Collection[str] = ()) -> Site:
+        """`without`: settings to leave out, so that their key is not needed. Raises NotFound, SecretKeyUnusable."""
+        return self._one("site", _schema.sites, name, lambda row: _rows.site_of(row, self._secrets.open, without))
 
     def sites(self) -> list[Site]:
-        """All, by name."""
-        return self._all("site", _schema.sites, _rows.site_of)
+        """All, by name. Settings that are encrypted stay so: their value is "(secret)"."""
+        return self._all("site", _schema.sites, lambda row: _rows.site_of(row, lambda *_: "(secret)"))
 
     # -- policies --------------------------------------------------------------------------------------------------
 
@@ -102,11 +123,21 @@ class Registry(Store):
 
     def protections(self) -> list[Protection]:
         """All, by name."""
+        return self._protections(None)
+
+    def _protections(self, which: ColumnElement[bool] | None) -> list[Protection]:
         table, pending = _schema.protections, _schema.pending_cycles
+        statement = select(table).order_by(table.c.name)
+        if which is not None:
+            statement = statement.where(which)
         with self._read() as connection:
-            rows = connection.execute(select(table).order_by(table.c.name)).mappings().all()
+            rows = connection.execute(statement).mappings().all()
             cycles = {row["protection_id"]: row for row in connection.execute(select(pending)).mappings()}
         return [self._protection_of(row, cycles.get(row["id"])) for row in rows]
+
+    def my_protections(self) -> list[Protection]:
+        """Those that this handle works on, by name: all, or a process server's own."""
+        return self._protections(self._mine())
 
     def update(self, protection_id: str, **changes: Unpack[Changes]) -> Protection:
         """Change fields in one transaction; returns the whole as it is now. State, mark, head point and pending
@@ -133,6 +164,10 @@ class Registry(Store):
     def remove_protection(self, protection_id: str) -> None:
         """Forget a machine with its points and statistics; an unknown one is gone already. Jobs and log stay."""
         with self._write("remove-protection") as connection:
+            row = row_of(connection, _schema.protections, id=protection_id)
+            if row is None:
+                return
+            self._check_mine(connection, protection_id, row["name"])
             connection.execute(delete(_schema.protections).where(_schema.protections.c.id == protection_id))
 
     # -- used by the other parts -------------------------------------------------------------------------------------
@@ -143,6 +178,7 @@ class Registry(Store):
             row = row_of(connection, _schema.protections, name=name_or_id)
         if row is None:
             raise _not_found("machine", name_or_id)
+        self._check_mine(connection, row["id"], row["name"])
         return self._protection_of(row, row_of(connection, _schema.pending_cycles, protection_id=row["id"]))
 
     def _protection_of(self, row: _rows.Row, pending_row: _rows.Row | None) -> Protection:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -20,10 +20,12 @@ from asrcore.model.point import Consistency, Mark, RecoveryPoint
 from asrcore.model.policy import Bandwidth, Policy, Rung, Window
 from asrcore.model.protection import CycleMode, NetworkMap, PendingCycle, Protection, Site, TestRun
 from asrcore.model.state import State
-from asrcore.vault._values import CycleStats, Job, JobState, LogEntry
+from asrcore.vault._values import Certificate, CycleStats, Job, JobState, LogEntry
 
 __all__ = [
     "Row",
+    "certificate_of",
+    "certificate_row",
     "cycle_of",
     "cycle_row",
     "entry_data",
@@ -33,6 +35,7 @@ __all__ = [
     "pack_plan",
     "pending_of",
     "pending_row",
+    "plain_settings",
     "point_of",
     "point_row",
     "policy_of",
@@ -89,14 +92,33 @@ def _map_or_none(text: str | None) -> dict[str, Any] | None:
 # -- sites and policies ------------------------------------------------------------------------------------------------
 
 
-def site_row(site: Site) -> dict[str, Any]:
-    """For table sites."""
-    return _fields(site, {"settings": _dump_map})
+def site_row(site: Site, secret: Collection[str], seal: Callable[[str, str], str]) -> dict[str, Any]:
+    """For table sites. A secret setting is an object: `{"sealed": TEXT}`."""
+
+    def dump(settings: Mapping[str, str]) -> str:
+        return _dump(
+            {
+                name: {"sealed": seal(value, f"{site.name}/{name}")} if name in secret else value
+                for name, value in settings.items()
+            }
+        )
+
+    return _fields(site, {"settings": dump})
 
 
-def site_of(row: Row) -> Site:
+def site_of(row: Row, unseal: Callable[[str, str], str], without: Collection[str] = ()) -> Site:
     """From table sites."""
-    return Site(row["name"], row["driver"], _map(row["settings"]))
+    settings = {
+        name: unseal(value["sealed"], f"{row['name']}/{name}") if isinstance(value, dict) else value
+        for name, value in _map(row["settings"]).items()
+        if name not in without
+    }
+    return Site(row["name"], row["driver"], settings)
+
+
+def plain_settings(row: Row) -> set[str]:
+    """Names of the settings of a site that are recorded as they are."""
+    return {name for name, value in _map(row["settings"]).items() if not isinstance(value, dict)}
 
 
 def policy_row(policy: Policy) -> dict[str, Any]:
@@ -316,3 +338,18 @@ def entry_of(row: Row) -> LogEntry:
 def entry_data(data: Mapping[str, object]) -> str:
     """For column events.data."""
     return _dump_map(data)
+
+
+# -- certificates ------------------------------------------------------------------------------------------------------
+
+
+def certificate_row(certificate: Certificate) -> dict[str, Any]:
+    """For table certificates."""
+    return _fields(certificate, {"addresses": lambda addresses: _dump(list(addresses))})
+
+
+def certificate_of(row: Row) -> Certificate:
+    """From table certificates."""
+    names = (field.name for field in attrs.fields(Certificate) if field.name != "addresses")
+    addresses = tuple(str(item) for item in json.loads(row["addresses"]))
+    return Certificate(**{name: row[name] for name in names}, addresses=addresses)

@@ -25,6 +25,8 @@ __all__ = [
     "APPLICATION_ID",
     "REVISIONS",
     "VERSION_TABLE",
+    "assignments",
+    "certificates",
     "cycles",
     "events",
     "jobs",
@@ -33,6 +35,7 @@ __all__ = [
     "points",
     "policies",
     "protections",
+    "servers",
     "sites",
 ]
 
@@ -41,7 +44,7 @@ APPLICATION_ID = 0x41735256
 
 VERSION_TABLE = "asr_version"
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Known schema versions, oldest first; the same as in migrations/versions, without importing Alembic to know."""
 
 # Constraints that have names can be altered by a later migration on both databases.
@@ -184,4 +187,39 @@ events = Table(
     Column("text", Text, nullable=False),
     Column("data", Text, nullable=False),
     Index(None, "machine", "number"),
+)
+
+# `session` changes each time a server starts. `sites` is JSON text, NULL for all; times are the database's own.
+servers = Table(
+    "servers",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("session", String(64), nullable=False, unique=True),
+    Column("host", Text, nullable=False),
+    Column("sites", Text),
+    Column("lease", Float, nullable=False),
+    Column("beat_at", Float, nullable=False),
+)
+
+# No reference to `servers`: the session of one that is gone still says that somebody worked on the machine.
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("protection_id", String(64), ForeignKey("protections.id", ondelete="CASCADE"), primary_key=True),
+    Column("session", String(64), nullable=False),
+)
+
+# `grants`: of a token, the role that it lets a component of that name join with.
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String(64), primary_key=True),
+    Column("role", String(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("grants", String(32)),
+    Column("addresses", Text, nullable=False),
+    Column("issued_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("revoked_at", Float),
+    Column("used_by", Text),
 )

@@ -16,11 +16,13 @@ from asrcore.errors import AsrError, HostIncomplete, InvalidValue, NotAVault, Va
 from asrcore.vault._place import Place
 from asrcore.vault._rows import Row
 from asrcore.vault._schema import VERSION_TABLE
+from asrcore.vault._secrets import Secrets
 
 __all__ = ["Store", "make_engine", "recorded_version", "row_of", "translated"]
 
 _BUSY_SECONDS = 30  # a write of another process takes milliseconds; an upgrade of a large vault some seconds
 _CONNECT_SECONDS = 10
+_CONNECTIONS = 16  # to a database server, kept open: as many as cycles run at a time; more are opened when needed
 
 T = TypeVar("T")
 
@@ -35,7 +37,12 @@ def make_engine(place: Place, *, foreign_keys: bool = True) -> Engine:
     if place.path is None:
         try:
             return create_engine(
-                place.url, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_SECONDS}
+                place.url,
+                hide_parameters=True,
+                pool_pre_ping=True,
+                pool_size=_CONNECTIONS,
+                max_overflow=-1,  # a thread never waits for another's connection
+                connect_args={"connect_timeout": _CONNECT_SECONDS},
             )
         except ImportError as problem:
             raise HostIncomplete(what="psycopg", detail=f"It connects to PostgreSQL: {problem}.") from problem
@@ -49,7 +56,9 @@ def make_engine(place: Place, *, foreign_keys: bool = True) -> Engine:
     @event.listens_for(engine, "connect")
     def connected(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", f"foreign_keys={int(foreign_keys)}"):
+        # secure_delete: a secret that was replaced is overwritten, not only unlinked from its page
+        settings = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", f"foreign_keys={int(foreign_keys)}")
+        for pragma in settings:
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
@@ -67,6 +76,7 @@ class Store:
         self._place = place
         self._engine = engine
         self._closed = False
+        self._secrets = Secrets(place)
         # SQLite has one writer at a time and lets the others poll; a lock is fair and wakes at once.
         self._writing = threading.Lock() if place.path is not None else nullcontext()
 

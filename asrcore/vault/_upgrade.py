@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from asrcore.crashpoint import reach
 from asrcore.errors import NotAVault, VaultDamaged, VaultExists, VaultMoved, VaultNotFound
-from asrcore.vault._lock import lock_file
+from asrcore.vault._lock import keep_engines_out, lock_file
 from asrcore.vault._place import Place
 from asrcore.vault._schema import APPLICATION_ID
 from asrcore.vault._store import make_engine, recorded_version, translated
@@ -117,6 +117,8 @@ def upgrade(place: Place, found: str) -> None:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SETUP_KEY})
             if recorded_version(connection) != found:
                 return  # somebody else has upgraded it while we waited for the lock
+            if place.path is None:
+                keep_engines_out(connection)
             if place.path is not None:
                 stack.enter_context(lock_file(place.beside(".lock"), f"an upgrade of the vault, pid {os.getpid()}"))
                 _copy(place, place.beside(f".version-{found}"))

@@ -10,7 +10,7 @@ import attrs
 
 from asrcore.model.protection import CycleMode, NetworkMap, TestRun
 
-__all__ = ["Changes", "CycleStats", "Job", "JobChanges", "JobState", "LogEntry"]
+__all__ = ["Assigned", "Certificate", "Changes", "CycleStats", "Job", "JobChanges", "JobState", "LogEntry"]
 
 
 @attrs.frozen
@@ -66,6 +66,35 @@ class Job:
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None
+
+
+@attrs.frozen
+class Assigned:
+    """A machine that was given to a process server. `before`: the name of the one that had it, "" if none that is
+    registered; `epoch`: the machine's from now on."""
+
+    machine: str
+    name: str
+    server: str
+    before: str
+    epoch: int
+
+
+@attrs.frozen
+class Certificate:
+    """A certificate that the authority issued to a component. `serial` is hexadecimal; `addresses` are the DNS names
+    and IP addresses in it. A token is one, too: `grants` is then the role to join with, `used_by` who spent it (the
+    digest of a public key)."""
+
+    serial: str
+    role: str
+    name: str
+    addresses: tuple[str, ...]
+    issued_at: float
+    expires_at: float
+    grants: str | None = None
+    revoked_at: float | None = None
+    used_by: str | None = None
 
 
 @attrs.frozen

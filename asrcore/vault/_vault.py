@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -13,9 +14,10 @@ from sqlalchemy import Engine, inspect
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from asrcore.errors import NotAVault, VaultNotFound, VaultTooNew
+from asrcore.errors import InvalidValue, NotAVault, VaultNotFound, VaultTooNew
 from asrcore.units import format_time
 from asrcore.vault import _lock
+from asrcore.vault._certificates import Certificates
 from asrcore.vault._cycles import Cycles
 from asrcore.vault._journal import Journal
 from asrcore.vault._place import Place
@@ -24,8 +26,14 @@ from asrcore.vault._store import make_engine, recorded_version, translated
 
 __all__ = ["Vault"]
 
+# Device and inode of the files that this process has open. To look into one of them would drop the locks that SQLite
+# holds on it (POSIX: with the first descriptor that is closed), and another process might then fold its journal away.
+_open: Counter[tuple[int, int]] = Counter()
 
-class Vault(Cycles, Journal):
+_SHAREABLE = "postgresql://USER@HOST/DATABASE where several process servers share it"
+
+
+class Vault(Cycles, Journal, Certificates):
     """Everything that must outlive a crash: sites, policies, protected machines, points, jobs, the log.
 
     Safe to use from several threads and processes; every method is one transaction, durable when it returns.
@@ -34,6 +42,7 @@ class Vault(Cycles, Journal):
     """
 
     _use: _lock.UseLock | None = None
+    _opened: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, url_or_path: str | os.PathLike[str]) -> Vault:
@@ -61,10 +70,13 @@ class Vault(Cycles, Journal):
         place = Place.of(url_or_path)
         use = None
         if place.path is not None:
-            place.check_file()
+            check = not _open[_opened_here(place) or (0, 0)]
+            if check:
+                place.check_file()
             try:
                 use = _lock.UseLock(place.beside(".users"))
-                place.check_file()  # it may have been moved while we waited
+                if check:
+                    place.check_file()  # it may have been moved while we waited
             except OSError as problem:
                 raise place.unavailable(problem) from problem
         engine = make_engine(place)
@@ -83,7 +95,17 @@ class Vault(Cycles, Journal):
             raise
         vault = cls(place, engine)
         vault._use = use
+        vault._opened = _opened_here(place)
+        if vault._opened is not None:
+            _open[vault._opened] += 1
         return vault
+
+    def for_others(self) -> Vault:
+        """A handle on the same vault and its connections that works for no process server; it needs no close."""
+        other = Vault(self._place, self._engine)
+        other._writing = self._writing
+        other._secrets = self._secrets
+        return other
 
     def fold(self) -> None:
         """Fold SQLite's journal into the file and close the connections, so that the file alone is the vault."""
@@ -111,6 +133,9 @@ class Vault(Cycles, Journal):
         self._engine.dispose()
         if self._use is not None:
             self._use.close()
+        if self._opened is not None:
+            _open[self._opened] -= 1
+            self._opened = None
 
     @contextmanager
     def kept_from_others(self, holder: str) -> Iterator[None]:
@@ -130,13 +155,21 @@ class Vault(Cycles, Journal):
 
     # -- one engine ------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def engine_lock(self, holder: str, *, since: float | None = None) -> Iterator[None]:
-        """Be the one engine of this vault. `holder` is what others are told (`asr run`), with process, host and
-        `since` (seconds since the epoch). The lock ends with the process, however that ends.
+    @property
+    def shareable(self) -> bool:
+        """Whether several process servers may work on this vault: on a database server."""
+        return self._place.path is None
 
-        Raises VaultInUse, naming the holder.
+    @contextmanager
+    def engine_lock(self, holder: str, *, since: float | None = None, shared: bool = False) -> Iterator[None]:
+        """Be the one engine of this vault, or (`shared`) one of the process servers that share it on a database server.
+        `holder` is what others are told (`asr run`), with process, host and `since` (seconds since the epoch). The lock
+        ends with the process, however that ends.
+
+        Raises VaultInUse, naming the holder; InvalidValue when a file is to be shared.
         """
+        if shared and not self.shareable:
+            raise InvalidValue(what="vault", value=self.url, wanted=_SHAREABLE)
         told = f"{holder} (pid {os.getpid()} on {socket.gethostname()}"
         told += f", since {format_time(since)})" if since is not None else ")"
         with ExitStack() as stack:
@@ -145,7 +178,7 @@ class Vault(Cycles, Journal):
                     stack.enter_context(_lock.lock_file(self._place.beside(".lock"), told))
                 else:
                     with self._translated():
-                        stack.enter_context(_lock.lock_server(self._engine, told))
+                        stack.enter_context(_lock.lock_server(self._engine, told, shared=shared))
             except OSError as problem:
                 raise self._place.unavailable(problem) from problem
             yield
@@ -159,6 +192,14 @@ class Vault(Cycles, Journal):
                 return _lock.holder_of_server(self._engine)
         except OSError as problem:
             raise self._place.unavailable(problem) from problem
+
+
+def _opened_here(place: Place) -> tuple[int, int] | None:
+    try:
+        found = place.path.stat() if place.path is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
 
 
 def _version(place: Place, engine: Engine) -> str:

@@ -28,6 +28,8 @@ PACKAGES = (
     "dropbear-bin",
     "openssh-client",
     "openssh-sftp-server",
+    # the vault of several servers: tests start a cluster of their own
+    "postgresql",
     # the guests' disks
     "busybox-static",
     "dosfstools",

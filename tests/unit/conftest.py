@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.postgres import Cluster, cluster
 from tests.unit.rig import Rig
 
 # Time limits belong to pytest-timeout: on a busy machine a deadline per example fails for no reason of ours.
@@ -22,3 +23,10 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     made.machine.write("vda", 0, bytes(range(256)) * 1000)
     yield made
     made.engine.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server, started when the first test asks for it."""
+    with cluster() as server:
+        yield server

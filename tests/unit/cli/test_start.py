@@ -16,12 +16,17 @@ HEAVY = {
     "asr_driver_libvirt",
     "asyncpg",
     "blake3",
+    "cryptography",
     "dbos",
     "fastapi",
+    "keyring",
     "libvirt",
     "pluggy",
+    "prometheus_client",
     "pydantic",
     "rich",
+    "starlette",
+    "uvicorn",
 }
 
 

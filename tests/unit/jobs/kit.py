@@ -25,7 +25,7 @@ from asrcore.vault import Job, Vault
 MACHINES = ("web1", "web2")
 
 
-def make_vault(path: Path) -> None:
+def make_vault(path: Path | str) -> None:
     with Vault.create(path) as vault:
         vault.add_site(Site("north", "memory", {}))
         vault.add_site(Site("south", "memory", {}))

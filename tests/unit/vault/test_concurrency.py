@@ -19,8 +19,7 @@ def add(vault: Vault, times: int) -> None:
     """Read-modify-write, where a lost update would show."""
     for _ in range(times):
         with vault._write("test") as connection:
-            before = connection.exec_driver_sql("SELECT attempt FROM protections").scalar()
-            assert isinstance(before, int)
+            before = vault._protection(connection, "id-1").attempt
             connection.exec_driver_sql(f"UPDATE protections SET attempt={before + 1}")
 
 
@@ -30,7 +29,7 @@ def test_threads_lose_no_change(vault: Vault) -> None:
     assert vault.protection("id-1").attempt == 160
 
 
-def test_processes_lose_no_change(vault: Vault, path: Path) -> None:
+def test_processes_lose_no_change(vault: Vault, place: str) -> None:
     code = """
     from tests.unit.vault.test_concurrency import add
     with Vault.open(sys.argv[1]) as vault:
@@ -38,7 +37,7 @@ def test_processes_lose_no_change(vault: Vault, path: Path) -> None:
         sys.stdin.readline()
         add(vault, 50)
     """
-    children = [samples.child(code, path) for _ in range(2)]
+    children = [samples.child(code, place) for _ in range(2)]
     for process in children:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -114,14 +113,14 @@ def test_of_two_jobs_at_once_one_is_refused(vault: Vault) -> None:
         assert sum(pool.map(ask, range(8))) == 1
 
 
-def test_two_engines_one_vault(vault: Vault, path: Path) -> None:
+def test_two_engines_one_vault(vault: Vault, place: str) -> None:
     assert vault.engine_holder() is None
     with vault.engine_lock("asr run", since=0.0):
         holder = vault.engine_holder()
         assert holder is not None
         assert holder.startswith(f"asr run (pid {os.getpid()} on ")
         assert holder.endswith("since 1970-01-01T00:00:00.000Z)")
-        with Vault.open(path) as second, pytest.raises(VaultInUse, match=r"asr run \(pid"), second.engine_lock("x"):
+        with Vault.open(place) as second, pytest.raises(VaultInUse, match=r"asr run \(pid"), second.engine_lock("x"):
             pass
     assert vault.engine_holder() is None
     with vault.engine_lock("again"):
@@ -134,13 +133,13 @@ def test_the_first_error_comes_through_the_lock(vault: Vault) -> None:
     assert vault.engine_holder() is None
 
 
-def test_a_killed_engine_lets_go(vault: Vault, path: Path) -> None:
+def test_a_killed_engine_lets_go(vault: Vault, place: str) -> None:
     code = """
     with Vault.open(sys.argv[1]) as vault, vault.engine_lock("the other"):
         print("locked", flush=True)
         sys.stdin.readline()
     """
-    with samples.child(code, path) as other:
+    with samples.child(code, place) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
         assert str(vault.engine_holder()).startswith(f"the other (pid {other.pid}")
@@ -171,3 +170,17 @@ def test_asking_for_the_holder_keeps_no_engine_out(vault: Vault) -> None:
         stop.set()
         for asker in askers:
             asker.join()
+
+
+def test_two_handles_of_a_process_keep_what_others_write_beside_them(path: Path) -> None:
+    """Opening a file and closing it again drops SQLite's locks on it: what is in the journal would be lost."""
+    with Vault.open(path) as first:
+        first.add_event(0, "", "x", "before")
+        with Vault.open(path) as second:
+            code, said = samples.run('Vault.open(sys.argv[1]).add_event(0, "", "x", "other")', path)
+            assert code == 0, said
+            second.add_event(0, "", "x", "second")
+            code, said = samples.run("Vault.open(sys.argv[1]).close()", path)
+            first.add_event(0, "", "x", "first")
+            code, said = samples.run("print([item.text for item in Vault.open(sys.argv[1]).events()])", path)
+    assert said == "['before', 'other', 'second', 'first']\n"

@@ -238,7 +238,7 @@ def committed(vault: Vault) -> None:
     record(vault, 1, kept=True)
     record(vault, 2)
     with vault._write("test") as connection:
-        connection.exec_driver_sql("UPDATE protections SET state='committed', epoch=4, planned=1")
+        connection.exec_driver_sql("UPDATE protections SET state='committed', epoch=4, planned=true")
     vault.update(
         "id-1", target_machine="uuid-t", failover_point="p2", attempt=2, networks=NetworkMap({"a": "b"}), error={"x": 1}
     )

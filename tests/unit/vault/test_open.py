@@ -7,7 +7,7 @@ import sqlite3
 import stat
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -26,6 +26,13 @@ from asrcore.errors import (
 )
 from asrcore.vault import Vault, _upgrade
 from tests.unit.vault import samples
+
+
+@pytest.fixture
+def vault(path: Path) -> Iterator[Vault]:
+    """Of a file: what these tests look at."""
+    with Vault.open(path) as opened:
+        yield opened
 
 
 def test_a_created_vault_opens_again(tmp_path: Path) -> None:

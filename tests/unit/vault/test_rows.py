@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Connection
 
 from asrcore.errors import VaultDamaged
 from asrcore.model.extent import Extent
@@ -69,7 +69,7 @@ DAMAGE = {
     "test": "UPDATE protections SET test='{\"x\":1}'",
     "error": "UPDATE protections SET error='{'",
     "cycle-mode": "UPDATE pending_cycles SET mode='x'",
-    "plan": "UPDATE pending_cycles SET plan=x'00'",
+    "plan": "UPDATE pending_cycles SET plan=CAST('' AS BYTEA)",
     "consistency": "UPDATE points SET consistency='hopeful'",
     "statistics": "UPDATE cycles SET mode='x'",
     "settings": "UPDATE sites SET settings='nothing'",
@@ -78,6 +78,13 @@ DAMAGE = {
     "job": "UPDATE jobs SET state='x'",
     "log": "UPDATE events SET data=''",
 }
+
+
+def damage(connection: Connection, what: str) -> None:
+    statement = DAMAGE[what]
+    if connection.dialect.name == "sqlite":
+        statement = statement.replace("BYTEA", "BLOB")
+    assert connection.exec_driver_sql(statement).rowcount > 0
 
 
 def read_all(vault: Vault) -> None:
@@ -97,16 +104,16 @@ def test_a_damaged_row_is_told(what: str, vault: Vault) -> None:
     vault.add_job(Job("j1", "x"))
     vault.add_event(0, "", "x", "x")
     with vault._write("damage") as connection:
-        assert connection.exec_driver_sql(DAMAGE[what]).rowcount > 0
+        damage(connection, what)
     with pytest.raises(VaultDamaged) as caught:
         read_all(vault)
     assert vault.url in str(caught.value)
 
 
-def test_a_protection_with_a_damaged_plan_is_still_listed(vault: Vault, path: Path) -> None:
+def test_a_protection_with_a_damaged_plan_is_still_listed(vault: Vault) -> None:
     """So that its state can be seen, and the cycle abandoned."""
     vault.begin_cycle("id-1", samples.cycle(1))
     with vault._write("damage") as connection:
-        connection.exec_driver_sql(DAMAGE["plan"])
+        damage(connection, "plan")
     assert [item.name for item in vault.protections()] == ["web-1"]
     assert vault.abandon_cycle("id-1", "c1").pending is None

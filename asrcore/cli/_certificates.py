@@ -1,0 +1,184 @@
+"""Certificates of components: `ca` on the configuration server, `join` and `renew` where a component runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asrcore.cli import _output, _session
+from asrcore.cli._output import Json
+from asrcore.errors import AlreadyExists, InvalidValue
+from asrcore.units import format_time, parse_duration
+
+if TYPE_CHECKING:
+    from asrcore.service.tls import Component
+    from asrcore.vault import Certificate, Vault
+
+__all__ = ["Ca", "default_ca", "register"]
+
+_ca = typer.Typer(help="The certificate authority, on the configuration server.", no_args_is_help=True)
+
+Ca = Annotated[
+    Path | None, typer.Option("--ca", help="Directory of the authority (default: `ca` beside the default vault).")
+]
+Directory = Annotated[Path, typer.Option("--identity", help="Directory of the component's identity.")]
+Addresses = Annotated[
+    list[str] | None,
+    typer.Option("--address", help="A DNS name or IP address that the component is reached at; repeatable."),
+]
+_URL = "url"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the application."""
+    app.add_typer(_ca, name="ca")
+    app.command("join")(join)
+    app.command("renew")(renew)
+
+
+def default_ca(given: Path | None) -> Path:
+    """Where the authority is."""
+    return given or Path(_session.default_vault()).parent / "ca"
+
+
+def _component(role: str, name: str) -> Component:
+    from asrcore.service.tls import Component, Role  # noqa: PLC0415
+
+    roles = [item.value for item in Role if item is not Role.JOIN]
+    if role not in roles:
+        raise InvalidValue(what="role", value=role, wanted=", ".join(roles))
+    if not (name and name.isprintable() and len(name) <= 64):
+        raise InvalidValue(what="name", value=name, wanted="1 to 64 printable characters")
+    return Component(Role(role), name)
+
+
+def _vault(context: typer.Context) -> Vault:
+    from asrcore.vault import Vault  # noqa: PLC0415
+
+    return Vault.open(_session.vault_url(context))
+
+
+@_ca.command("init")
+def ca_init(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(help="Where components reach this server: https://HOST[:PORT].")],
+    identity: Directory,
+    name: Annotated[str, typer.Option(help="Name of this configuration server.")] = "main",
+    address: Addresses = None,
+    ca: Ca = None,
+    as_json: Json = False,
+) -> None:
+    """Make the authority, and the identity of the configuration server itself."""
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
+    from asrcore.files import write_private  # noqa: PLC0415
+    from asrcore.service import joining  # noqa: PLC0415
+    from asrcore.service.authority import Authority, make_request  # noqa: PLC0415
+
+    host = urlsplit(url).hostname
+    if not url.startswith("https://") or not host:
+        raise InvalidValue(what="url", value=url, wanted="https://HOST[:PORT]")
+    component = _component("config-server", name)
+    directory = default_ca(ca)
+    with _vault(context) as vault:
+        if (directory / _URL).exists():  # written last
+            raise AlreadyExists(kind="certificate authority", name=str(directory))
+        make = Authority if (directory / "ca.pem").exists() else Authority.create
+        authority = make(directory, vault)
+        issued = authority.issue(component, make_request(joining.key_in(identity)), [host, *(address or [])])
+        joining.install(identity, issued, url)
+        write_private(directory / _URL, url + "\n")
+    text = f"authority made in {directory}; identity of {component} in {identity}"
+    _output.show({"ca": str(directory), "identity": str(identity), "component": str(component)}, text, as_json=as_json)
+
+
+@_ca.command("token")
+def ca_token(
+    context: typer.Context,
+    role: Annotated[str, typer.Argument(help="process-server, master-target, agent, operator or config-server.")],
+    name: str,
+    address: Addresses = None,
+    valid: Annotated[str, typer.Option(help="For how long it may be used.")] = "1h",
+    ca: Ca = None,
+    as_json: Json = False,
+) -> None:
+    """Print a token that one component joins with, once. It is secret: hand it over by a safe way."""
+    from asrcore.service import joining  # noqa: PLC0415
+    from asrcore.service.authority import Authority  # noqa: PLC0415
+
+    seconds = parse_duration(valid, "valid")
+    if not 60 <= seconds <= 7 * 86400:
+        raise InvalidValue(what="valid", value=valid, wanted="1min to 7d")
+    component = _component(role, name)
+    with _vault(context) as vault:
+        directory = default_ca(ca)
+        token = Authority(directory, vault).token(component, address or (), seconds)
+        packed = joining.pack(token, (directory / _URL).read_text("utf-8").strip())
+    _output.show({"token": packed, "component": str(component)}, packed, as_json=as_json)
+
+
+@_ca.command("list")
+def ca_list(context: typer.Context, as_json: Json = False) -> None:
+    """List what was issued: certificates and tokens, the oldest first."""
+    with _vault(context) as vault:
+        found = vault.certificates()
+    if as_json:
+        _output.show(found, "", as_json=True)
+        return
+    columns = ("SERIAL", "ROLE", "NAME", "EXPIRES", "STATE")
+    _output.table(columns, [_row(item) for item in found], empty="nothing was issued yet")
+
+
+def _row(item: Certificate) -> tuple[str, ...]:
+    role = f"token for {item.grants}" if item.grants else item.role
+    state = "revoked" if item.revoked_at is not None else "spent" if item.used_by else "valid"
+    return (item.serial[:16], role, item.name, format_time(item.expires_at), state)
+
+
+@_ca.command("revoke")
+def ca_revoke(context: typer.Context, role: str, name: str, ca: Ca = None, as_json: Json = False) -> None:
+    """Take a component's rights away: all its certificates and unspent tokens."""
+    from asrcore.service.authority import Authority  # noqa: PLC0415
+
+    with _vault(context) as vault:
+        serials = Authority(default_ca(ca), vault).revoke(_component(role, name))
+    text = (
+        f"{len(serials)} revoked; the configuration server refuses them from now on, other components as soon as they "
+        "have fetched the list (`asr renew`, a timer unit)"
+    )
+    _output.show({"revoked": serials}, text, as_json=as_json)
+
+
+def join(
+    token: Annotated[
+        str, typer.Argument(help="File with the token that `asr ca token` printed; - for standard input.")
+    ],
+    identity: Directory,
+    as_json: Json = False,
+) -> None:
+    """Give this component an identity: it makes a key, and the configuration server a certificate for it."""
+    from asrcore.service import joining  # noqa: PLC0415
+
+    try:
+        text = sys.stdin.read() if token == "-" else Path(token).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InvalidValue(what="token file", value=token, wanted="a file that can be read") from problem
+    component = joining.join(*joining.unpack(text), identity)
+    _output.show({"component": str(component), "identity": str(identity)}, f"joined as {component}", as_json=as_json)
+
+
+def renew(
+    identity: Directory,
+    now: Annotated[bool, typer.Option("--now", help="Also while more than a third of its time is left.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch the revocation list, and a new certificate when it is time. A timer unit does it every hour."""
+    from asrcore.service import joining  # noqa: PLC0415
+
+    done = joining.renew(identity, force=now)
+    until = f"the certificate of {done.component} is good until {format_time(done.expires_at)}"
+    document = {"component": str(done.component), "renewed": done.certificate, "expires_at": done.expires_at}
+    _output.show(document, f"renewed: {until}" if done.certificate else until, as_json=as_json)

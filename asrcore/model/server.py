@@ -1,0 +1,40 @@
+"""Process servers and the machines assigned to them, as the planner sees them."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["Placement", "Server"]
+
+
+@attrs.frozen
+class Server:
+    """A process server that is registered in the vault.
+
+    `session` is new each time the server starts: what an earlier process of that name held, this one does not.
+    `sites`: those it can reach; None: all. `alive`: it was heard of within its lease. `silent`: seconds since then, by
+    the database's clock.
+    """
+
+    name: str
+    session: str
+    host: str
+    sites: frozenset[str] | None
+    alive: bool
+    silent: float
+
+    def reaches(self, *sites: str) -> bool:
+        """Whether it can work between these sites."""
+        return self.sites is None or self.sites.issuperset(sites)
+
+
+@attrs.frozen
+class Placement:
+    """A protected machine and who works on it. `session`: of the server it is assigned to, None for a new machine.
+    `busy`: a cycle or a job of it is under way."""
+
+    machine: str
+    source_site: str
+    target_site: str
+    session: str | None
+    busy: bool

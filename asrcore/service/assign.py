@@ -1,0 +1,49 @@
+"""Which process server works on which machine: a pure function of servers and placements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from asrcore.model.server import Placement, Server
+
+__all__ = ["SLACK", "assign"]
+
+SLACK = 0.1
+"""Servers are even enough while the busiest has less than a tenth more than another: a move interrupts what runs."""
+
+
+def assign(servers: Sequence[Server], machines: Sequence[Placement]) -> dict[str, str]:
+    """The changes to make: machine -> session of its new server.
+
+    A machine stays where it is while that server lives and reaches both of its sites. The others go to the server with
+    the fewest machines; those that few servers can take go first. A machine that nobody can take is left as it is.
+    Machines at rest are moved on when servers are uneven.
+    """
+    living = [server for server in servers if server.alive]
+    load = {server.session: 0 for server in living}
+    able = {
+        item.machine: [one for one in living if one.reaches(item.source_site, item.target_site)] for item in machines
+    }
+    stay, orphans = [], []
+    for item in machines:
+        if any(server.session == item.session for server in able[item.machine]):
+            load[str(item.session)] += 1
+            stay.append(item)
+        elif able[item.machine]:
+            orphans.append(item)
+
+    def idlest(item: Placement) -> str:
+        return min(able[item.machine], key=lambda server: (load[server.session], server.name)).session
+
+    changes = {}
+    for item in sorted(orphans, key=lambda item: (len(able[item.machine]), item.machine)):
+        changes[item.machine] = idlest(item)
+        load[changes[item.machine]] += 1
+    for item in sorted(stay, key=lambda item: item.machine):
+        here, there = str(item.session), idlest(item)
+        if not item.busy and load[here] - load[there] >= max(2, math.ceil(SLACK * load[here])):
+            changes[item.machine] = there
+            load[here] -= 1
+            load[there] += 1
+    return changes

@@ -1,0 +1,104 @@
+"""A process server's membership: it says that it lives, and sees to it that every machine has a server that does.
+
+All servers do the same, so there is none whose loss would matter. The vault lets one of them plan at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+
+import attrs
+
+from asrcore.errors import AsrError, ServerNameTaken, ServerReplaced
+from asrcore.service.assign import assign
+from asrcore.vault import Vault
+
+__all__ = ["BEATS", "LEASE", "Identity", "Member"]
+
+_log = logging.getLogger(__name__)
+
+LEASE = 15.0
+"""Seconds of silence after which a server's machines go to others. At the shortest interval it is three cycles."""
+BEATS = 5
+"""Signs of life in a lease: one or two may be late on a busy host."""
+
+
+@attrs.frozen
+class Identity:
+    """Who a process server is: its name, the session of this process, its host, and the sites it reaches (None: all).
+    `lease` in seconds."""
+
+    name: str
+    session: str
+    host: str
+    sites: Collection[str] | None = None
+    lease: float = LEASE
+
+
+class Member:
+    """`lost` is called once, in another thread, when the server was given up: it must end, its machines are others'."""
+
+    def __init__(self, vault: Vault, identity: Identity, lost: Callable[[ServerReplaced], None]) -> None:
+        self._vault = vault
+        self._identity = identity
+        self._lost = lost
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def join(self, stop: threading.Event) -> None:
+        """Register, and stay so until `leave`. A server that died keeps its name for its lease, so this waits as long.
+
+        Raises ServerNameTaken.
+        """
+        identity = self._identity
+        ends = time.monotonic() + 1.5 * identity.lease
+        while True:
+            try:
+                self._vault.join(
+                    identity.name, identity.session, host=identity.host, sites=identity.sites, lease=identity.lease
+                )
+                break
+            except ServerNameTaken:
+                if time.monotonic() > ends or stop.wait(identity.lease / BEATS):
+                    raise
+        self._plan()
+        self._thread = threading.Thread(target=self._live, name="asr-member", daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Give up all machines; nothing of them may be under way here any more."""
+        self._ended.set()
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        try:
+            self._vault.leave()
+        except AsrError as problem:  # then its machines go to others when the lease has run out
+            _log.warning("%s", problem)
+
+    def _live(self) -> None:
+        while not self._ended.wait(self._identity.lease / BEATS):
+            try:
+                self._vault.beat()
+                self._plan()
+            except ServerReplaced as problem:
+                _log.error("%s; %s", problem, problem.action_text)
+                self._lost(problem)
+                return
+            except AsrError as problem:  # the vault does not answer, say: if it lasts, others notice
+                _log.error("%s; %s", problem, problem.action_text)
+            except Exception:  # noqa: BLE001 - a defect in planning must not silence the server
+                _log.exception("assigning machines failed unexpectedly")
+
+    def _plan(self) -> None:
+        for change in self._vault.assign(assign):
+            if not change.before:
+                _log.info("%s is assigned to %s", change.name, change.server)
+                continue
+            text = f"{change.server} took over from {change.before}, epoch {change.epoch}"
+            _log.warning("%s: %s", change.name, text)
+            self._vault.add_event(at=time.time(), machine=change.name, kind="server", text=text)

@@ -1,0 +1,212 @@
+"""Process servers that share the vault: who lives, who works on which machine, and that nobody else records anything.
+
+A handle that has joined works for one session of one server. Each of its transactions that changes a machine or its job
+locks the machine's assignment and refuses if that names another session, so a server that was only paused records
+nothing once its machines were taken over. The same transaction that assigns a machine anew raises its epoch, which
+keeps the former server from the replica.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import attrs
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, literal_column, select, text, update
+
+from asrcore.errors import NotAssigned, ServerNameTaken, ServerReplaced
+from asrcore.model.server import Placement, Server
+from asrcore.vault import _rows, _schema
+from asrcore.vault._store import Store, row_of
+from asrcore.vault._values import Assigned, JobState
+
+__all__ = ["Planner", "Servers"]
+
+Planner = Callable[[Sequence[Server], Sequence[Placement]], Mapping[str, str]]
+"""Gives the changes to make: machine -> session."""
+
+_PLANNING_KEY = 0x41735258  # of PostgreSQL's advisory lock
+_ACTIVE = tuple(state.value for state in JobState if not state.ended)
+
+
+@attrs.frozen
+class _Member:
+    name: str
+    session: str
+
+
+class Servers(Store):
+    """The part of the vault that knows process servers. Times are the database's, so that hosts' clocks may differ."""
+
+    _member: _Member | None = None
+
+    # -- being one ---------------------------------------------------------------------------------------------------
+
+    def join(self, name: str, session: str, *, host: str, sites: Collection[str] | None, lease: float) -> None:
+        """Work for a process server from now on. `lease`: seconds of silence after which its machines are given away.
+
+        Raises ServerNameTaken while another session of that name lives.
+        """
+        table = _schema.servers
+        with self._write("join") as connection:
+            now = self._now(connection)
+            known = row_of(connection, table, name=name)
+            if known is not None and known["session"] != session and known["beat_at"] + known["lease"] > now:
+                raise ServerNameTaken(server=name, host=known["host"], seconds=known["lease"])
+            connection.execute(delete(table).where(table.c.name == name))
+            row = {"name": name, "session": session, "host": host, "lease": lease, "beat_at": now}
+            row["sites"] = None if sites is None else json.dumps(sorted(sites))
+            connection.execute(insert(table).values(row))
+        self._member = _Member(name, session)
+
+    def beat(self) -> None:
+        """Say that this server lives. Raises ServerReplaced when it was given up: its machines are others' now."""
+        member = self._joined()
+        table = _schema.servers
+        with self._write("beat") as connection:
+            now = self._now(connection)
+            mine = table.c.session == member.session
+            if connection.execute(update(table).where(mine).values(beat_at=now)).rowcount == 0:
+                raise ServerReplaced(server=member.name)
+
+    def leave(self) -> None:
+        """Give all machines up: the others take them at once. Nothing of them may be under way here any more."""
+        member = self._joined()
+        table = _schema.servers
+        with self._write("leave") as connection:
+            connection.execute(delete(table).where(table.c.session == member.session))
+
+    def _joined(self) -> _Member:
+        if self._member is None:
+            raise RuntimeError("this handle has not joined as a process server")
+        return self._member
+
+    # -- all of them -------------------------------------------------------------------------------------------------
+
+    def servers(self) -> list[Server]:
+        """All that are registered, by name."""
+        with self._read() as connection:
+            return self._servers(connection)
+
+    def _servers(self, connection: Connection) -> list[Server]:
+        now = self._now(connection)
+        rows = connection.execute(select(_schema.servers).order_by(_schema.servers.c.name)).mappings()
+        return [self._value(lambda row: _server_of(row, now), row, f"server {row['name']!r}") for row in rows]
+
+    def assigned(self) -> dict[str, str]:
+        """Session of the server that works on it, by the machine's id."""
+        table = _schema.assignments
+        with self._read() as connection:
+            return dict(connection.execute(select(table.c.protection_id, table.c.session)).tuples().all())
+
+    def assign(self, plan: Planner) -> list[Assigned]:
+        """Forget the servers that are silent for longer than their lease, and make the changes that `plan` gives, in
+        one transaction. A machine that somebody had worked on gets a higher epoch with it.
+
+        Returns the changes that were made: none while another process does the same, and not those of a machine that
+        a transaction holds, which may be that of a paused server. They are made by a later call.
+        """
+        table, protections = _schema.assignments, _schema.protections
+        done = []
+        with self._write("assign") as connection:
+            if connection.dialect.name == "postgresql":
+                tried = connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _PLANNING_KEY})
+                if not tried.scalar():
+                    return []
+            servers = self._servers(connection)
+            names = {server.session: server.name for server in servers}
+            gone = [server.session for server in servers if not server.alive]
+            if gone:
+                connection.execute(delete(_schema.servers).where(_schema.servers.c.session.in_(gone)))
+            placements = self._placements(connection)
+            held = {item.machine: item.session for item in placements}
+            for machine, session in sorted(plan(servers, placements).items()):
+                this = select(protections.c.name, protections.c.epoch).where(protections.c.id == machine)
+                found = connection.execute(this.with_for_update(skip_locked=True)).first()
+                former = select(table.c.session).where(table.c.protection_id == machine)
+                before = connection.execute(former.with_for_update(skip_locked=True)).scalar()
+                if found is None or before != held[machine]:
+                    continue
+                epoch = found.epoch + (before is not None)
+                connection.execute(delete(table).where(table.c.protection_id == machine))
+                connection.execute(insert(table).values(protection_id=machine, session=session))
+                connection.execute(update(protections).where(protections.c.id == machine).values(epoch=epoch))
+                done.append(Assigned(machine, found.name, names[session], names.get(before or "", ""), epoch))
+        return done
+
+    def dismiss_servers(self) -> None:
+        """End all sessions, for one engine that takes the whole vault: each assigned machine gets a higher epoch."""
+        table, protections = _schema.assignments, _schema.protections
+        if not self.assigned() and not self.servers():
+            return
+        with self._write("dismiss-servers") as connection:
+            assigned = protections.c.id.in_(select(table.c.protection_id))
+            connection.execute(update(protections).where(assigned).values(epoch=protections.c.epoch + 1))
+            connection.execute(delete(table))
+            connection.execute(delete(_schema.servers))
+
+    def _placements(self, connection: Connection) -> list[Placement]:
+        machines, table = _schema.protections, _schema.assignments
+        pending = select(_schema.pending_cycles.c.protection_id).where(
+            _schema.pending_cycles.c.protection_id == machines.c.id
+        )
+        working = select(_schema.jobs.c.number).where(
+            _schema.jobs.c.machine == machines.c.name, _schema.jobs.c.state.in_(_ACTIVE)
+        )
+        columns = (machines.c.id, machines.c.source_site, machines.c.target_site, table.c.session)
+        statement = select(*columns, exists(pending) | exists(working)).select_from(
+            machines.outerjoin(table, table.c.protection_id == machines.c.id)
+        )
+        return [
+            Placement(machine, source, target, session, bool(busy))
+            for machine, source, target, session, busy in connection.execute(statement)
+        ]
+
+    # -- what is ours, for the other parts ---------------------------------------------------------------------------
+
+    def _mine(self) -> ColumnElement[bool] | None:
+        """For statements on `protections`: the machines that this handle works on; None: all."""
+        if self._member is None:
+            return None
+        table = _schema.assignments
+        mine = select(table.c.protection_id).where(table.c.session == self._member.session)
+        return _schema.protections.c.id.in_(mine)
+
+    def _check_mine(self, connection: Connection, protection_id: str, name: str) -> None:
+        """In a transaction that changes a machine. Raises NotAssigned."""
+        if self._member is None or not connection.get_execution_options().get("asr_writes"):
+            return
+        table = _schema.assignments
+        held = select(table.c.session).where(table.c.protection_id == protection_id).with_for_update(read=True)
+        if connection.execute(held).scalar() != self._member.session:
+            raise NotAssigned(machine=name, server=self._member.name)
+
+    def _check_my_job(self, connection: Connection, job_id: str, machine: str) -> None:
+        """The same for a job. One whose machine is not protected any more is anybody's who still lives."""
+        if self._member is None:
+            return
+        protection = connection.execute(
+            select(_schema.protections.c.id).where(_schema.protections.c.name == machine)
+        ).scalar()
+        if protection is not None:
+            self._check_mine(connection, protection, machine)
+        elif row_of(connection, _schema.servers, session=self._member.session) is None:
+            raise NotAssigned(machine=machine or job_id, server=self._member.name)
+
+    def _leads(self, connection: Connection) -> bool:
+        """Whether this is the server that does what is nobody's: the first one by its session."""
+        first = connection.execute(select(func.min(_schema.servers.c.session))).scalar()
+        return self._member is not None and first == self._member.session
+
+    def _now(self, connection: Connection) -> float:
+        if connection.dialect.name == "postgresql":
+            clock = "extract(epoch from clock_timestamp())"
+        else:
+            clock = "(julianday('now') - 2440587.5) * 86400.0"
+        return float(connection.execute(select(literal_column(clock))).scalar_one())
+
+
+def _server_of(row: _rows.Row, now: float) -> Server:
+    sites = None if row["sites"] is None else frozenset(map(str, json.loads(row["sites"])))
+    silent = max(0.0, now - row["beat_at"])
+    return Server(row["name"], row["session"], row["host"], sites, silent <= row["lease"], silent)

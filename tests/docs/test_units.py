@@ -1,0 +1,60 @@
+"""The systemd units are well-formed, and the commands in them are ones that `asr` knows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs._markdown import PROJECT
+
+UNITS = sorted((PROJECT / "deploy" / "systemd").iterdir())
+INSTALLED = "/opt/asrcore/bin/asr"
+
+
+def command_of(unit: Path) -> list[str]:
+    found = re.search(r"^ExecStart=(.*)$", unit.read_text("utf-8"), re.MULTILINE)
+    return found[1].split() if found else []
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_finds_nothing_wrong(tmp_path: Path) -> None:
+    asr = tmp_path / "asr"
+    asr.write_text("#!/bin/sh\n")
+    asr.chmod(0o755)
+    copies = []
+    for unit in UNITS:
+        copy = tmp_path / unit.name.replace("@", "@process-server")
+        copy.write_text(unit.read_text("utf-8").replace(INSTALLED, str(asr)))
+        copies.append(str(copy))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *copies],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if command_of(unit)], ids=lambda unit: str(unit.name))
+def test_the_command_is_one_that_asr_knows(unit: Path) -> None:
+    program, verb, *words = command_of(unit)
+    assert program == INSTALLED
+    code = "from asrcore.cli import main; main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", code, verb, "--help"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    for word in words:
+        if word.startswith("--"):
+            assert word in shown, word
+
+
+def test_every_unit_is_in_the_documentation() -> None:
+    page = (PROJECT / "docs" / "how-to" / "deploy-two-sites.md").read_text("utf-8")
+    for unit in UNITS:
+        assert unit.name in page

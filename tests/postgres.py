@@ -1,0 +1,112 @@
+"""A PostgreSQL server of the tests' own: Debian's binaries, a temporary cluster, a unix socket in its directory.
+
+Nothing of the machine's own clusters is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+__all__ = ["Cluster", "cluster"]
+
+_ACCOUNT = "postgres"  # the server refuses to run as root
+# What is tested is our use of it, not its disk: without fsync a killed *client* still finds what it committed.
+_SETTINGS = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "shared_buffers": "32MB",
+    "log_min_messages": "error",
+}
+
+
+class Cluster:
+    """A running server. `url` names one of its databases."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def url(self, database: str) -> str:
+        """As `--vault` takes it."""
+        return f"postgresql://{_ACCOUNT}@/{database}?host={self._directory}"
+
+    def create(self, template: str = "template1") -> str:
+        """A new database, a copy of another one that nobody has open; returns its URL."""
+        name = f"t{uuid.uuid4().hex[:12]}"
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        with closing(psycopg.connect(self.url("postgres"), autocommit=True)) as connection:
+            connection.execute(statement)
+        return self.url(name)
+
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever has it open."""
+        statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self.name(url)))
+        with closing(psycopg.connect(self.url("postgres"), autocommit=True)) as connection:
+            connection.execute(statement)
+
+    @staticmethod
+    def name(url: str) -> str:
+        """The database that a URL of ours names."""
+        return url.partition("?")[0].rpartition("/")[2]
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Start a server, and stop it in the end. Its directory is short, for the path of a socket has 107 characters."""
+    binaries = _binaries()
+    directory = Path(tempfile.mkdtemp(prefix="asr-pg-"))
+    user, group = None, None
+    if os.geteuid() == 0:
+        account = pwd.getpwnam(_ACCOUNT)
+        user, group = account.pw_uid, account.pw_gid
+        os.chown(directory, user, group)
+
+    def run(program: str, *arguments: str) -> None:
+        command = [str(binaries / program), *arguments]
+        done = subprocess.run(
+            command,
+            cwd=directory,
+            user=user,
+            group=group,
+            extra_groups=None if user is None else [],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    data = directory / "data"
+    try:
+        run("initdb", "-D", str(data), "-U", _ACCOUNT, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+        with (data / "postgresql.conf").open("a", encoding="ascii") as file:
+            file.write("".join(f"{name} = '{value}'\n" for name, value in _SETTINGS.items()))
+            file.write(f"unix_socket_directories = '{directory}'\n")
+        # pg_ctl's own pipes would stay open in the server and keep us waiting: its output goes to a file.
+        run("pg_ctl", "start", "-w", "-s", "-D", str(data), "-l", str(directory / "log"))
+        try:
+            yield Cluster(directory)
+        finally:
+            run("pg_ctl", "stop", "-m", "immediate", "-s", "-D", str(data))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _binaries() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    assert found, "PostgreSQL is not installed: run `make packages`"
+    return found[-1].parent
