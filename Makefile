@@ -9,13 +9,13 @@ export PYTHON
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1 - /p' Makefile
 
-setup: .venv/.ready  ## system packages, and .venv with asrcore and its driver
+setup: .venv/.ready  ## system packages, and .venv with asrcore and its drivers
 
 packages:
 	@.ci/setup packages
 
 # Made again only when what it was made from is newer.
-.venv/.ready: pyproject.toml drivers/libvirt/pyproject.toml .ci/setup | packages
+.venv/.ready: pyproject.toml drivers/azure/pyproject.toml drivers/libvirt/pyproject.toml .ci/setup | packages
 	@.ci/setup venv
 
 test: setup  ## all tests; STEPS="lint py311" runs some of them

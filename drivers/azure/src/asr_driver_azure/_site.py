@@ -1,0 +1,136 @@
+"""A connection to one storage account and, where machines are run, one resource group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from azure.core.exceptions import ResourceExistsError
+
+from asr_driver_azure._calls import Calls
+from asr_driver_azure._clients import Clients
+from asr_driver_azure._container import Container
+from asr_driver_azure._settings import DRIVER, SiteSettings
+from asrcore.driver import Capability, Failover, Inventory, Site, SiteStatus, Source, Target
+from asrcore.errors import SiteUnreachable
+
+if TYPE_CHECKING:
+    from asr_driver_azure._failover import AzureFailover
+    from asr_driver_azure._inventory import AzureInventory
+    from asr_driver_azure._source import AzureSource
+    from asr_driver_azure._target import AzureTarget
+
+__all__ = ["AzureSite"]
+
+_STORES = frozenset({Capability.TARGET})
+_RUNS = _STORES | {Capability.FAILOVER, Capability.POWER, Capability.FENCE, Capability.SOURCE, Capability.TRACKING}
+_LOOK_SECONDS = 5.0
+
+
+class AzureSite(Site):
+    """See `Site`. Thread-safe."""
+
+    driver = DRIVER
+
+    def __init__(self, name: str, settings: SiteSettings, clock: Callable[[], float] = time.time) -> None:
+        self.name = name
+        self.settings = settings
+        self.clock = clock
+        self.clients = Clients(settings)
+        self.calls = Calls(name)
+        self._closed = False
+
+    @cached_property
+    def container(self) -> Container:
+        """Where replicas are."""
+        return Container(self.clients.blobs, self.settings.container, self.calls)
+
+    def make_container(self) -> None:
+        """Make the container, if it is not there."""
+
+        def make() -> None:
+            try:
+                self.container.client.create_container()
+            except ResourceExistsError:
+                return
+
+        if not self._there():
+            self.container.run("making the container", make, write=True)
+
+    def _there(self) -> bool:
+        if self._closed:
+            raise SiteUnreachable(site=self.name, detail="the connection was closed")
+        return self.container.run("looking at the container", self.container.client.exists, patience=_LOOK_SECONDS)
+
+    def status(self) -> SiteStatus:
+        """See `Site.status`. Tells what is stored, for it is what costs. Raises AccessDenied, too."""
+        there = self._there()
+        details = {
+            "replica kind": "page-blob: a snapshot per point",
+            "container": self.container.where + ("" if there else " (made with the first replica)"),
+        }
+        if self.settings.runs_machines:
+            details["machines"] = f"{self.settings.resource_group} in {self.settings.location}"
+        if self.calls.pacer.delays:
+            details["busy answers"] = str(self.calls.pacer.delays)
+        return SiteStatus("Azure", _RUNS if self.settings.runs_machines else _STORES, details)
+
+    # -- roles
+
+    @cached_property
+    def _inventory(self) -> AzureInventory:
+        from asr_driver_azure._inventory import AzureInventory  # noqa: PLC0415 - brings the management SDK, 1 s to load
+
+        return AzureInventory(self)
+
+    @cached_property
+    def _source(self) -> AzureSource:
+        from asr_driver_azure._source import AzureSource  # noqa: PLC0415
+
+        return AzureSource(self)
+
+    @cached_property
+    def _target(self) -> AzureTarget:
+        from asr_driver_azure._target import AzureTarget  # noqa: PLC0415
+
+        return AzureTarget(self)
+
+    @cached_property
+    def _failover(self) -> AzureFailover:
+        from asr_driver_azure._failover import AzureFailover  # noqa: PLC0415
+
+        return AzureFailover(self)
+
+    @property
+    def inventory(self) -> Inventory:
+        """See `Site.inventory`."""
+        self._need("list machines")
+        return self._inventory
+
+    @property
+    def source(self) -> Source:
+        """See `Site.source`."""
+        self._need("be a source")
+        return self._source
+
+    @property
+    def target(self) -> Target:
+        """See `Site.target`."""
+        return self._target
+
+    @property
+    def failover(self) -> Failover:
+        """See `Site.failover`."""
+        self._need("run replicas")
+        return self._failover
+
+    def _need(self, operation: str) -> None:
+        if not self.settings.runs_machines:
+            raise self._unsupported(f"{operation}: its setting subscription is not set")
+
+    def close(self) -> None:
+        """See `Site.close`."""
+        self._closed = True
+        self.clients.close()
