@@ -1,4 +1,4 @@
-"""One Azurite behind one proxy for each test process."""
+"""One Azurite behind one proxy for each test process, and a cloud for those who run machines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from drivers.azure.tests.peers.arm.server import Cloud
 from drivers.azure.tests.peers.azurite import Azurite
 from drivers.azure.tests.peers.proxy import Proxy
 from drivers.azure.tests.peers.storage import Storage
@@ -25,3 +26,11 @@ def storage(azurite: Azurite) -> Iterator[Storage]:
         made = Storage(azurite, proxy)
         yield made
         made.close()
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Management whose machines run in words only. Snapshots may be taken as often as one likes."""
+    with Cloud(tmp_path_factory.mktemp("cloud")) as made:
+        made.compute.snapshot_window = 0.0
+        yield made

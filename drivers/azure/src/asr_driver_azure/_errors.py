@@ -14,7 +14,18 @@ from azure.core.exceptions import (
 
 from asrcore.errors import AccessDenied, AsrError, Category, DriverFailed, SiteUnreachable, TargetFull, TargetReadOnly
 
-__all__ = ["LeaseHeld", "QuotaExceeded", "SizeNotFound", "code_of", "retry_after", "status_of", "translated", "waits"]
+__all__ = [
+    "LeaseHeld",
+    "NetworkUnknown",
+    "QuotaExceeded",
+    "SizeNotFound",
+    "UploadFailed",
+    "code_of",
+    "retry_after",
+    "status_of",
+    "translated",
+    "waits",
+]
 
 
 class SizeNotFound(AsrError):
@@ -32,6 +43,30 @@ class QuotaExceeded(AsrError):
     cause = "A quota of the subscription or the capacity of the region is used up."
     action = "Raise the quota in Azure, or delete what uses it; then repeat. Recovery points are whole."
     retry = True
+
+
+class LeaseHeld(AsrError):
+    code = "azure-lease-held"
+    category = Category.CONFLICT
+    happened = "blob {blob} of replica {replica!r} is leased by somebody unknown"
+    cause = "Another program, or a person, took a lease on the blob or broke ours. Nothing was written."
+    action = "Find out who holds it. If nobody should: break the lease in Azure, then repeat."
+
+
+class NetworkUnknown(AsrError):
+    code = "azure-network-unknown"
+    category = Category.REFUSED
+    happened = "site {site!r} knows no network {network!r}"
+    cause = "The setting `networks` of the site says which subnet a network's name means; it does not name this one."
+    action = "Add it to `networks`, or map the machine's network to one that is there, then repeat."
+
+
+class UploadFailed(AsrError):
+    code = "azure-upload-failed"
+    category = Category.DRIVER
+    happened = "disk {disk!r} was not taken by Azure: it is in state {state}"
+    cause = "Something else than asrcore changed the disk while it was uploaded, or its end was not accepted."
+    action = "Look at the disk in Azure; delete it if it is not in use, then repeat. The recovery point is whole."
 
 
 _BUSY = {"ServerBusy", "OperationTimedOut", "InternalError", "TooManyRequests"}
@@ -93,11 +128,3 @@ def translated(error: AzureError, *, site: str, operation: str, where: str = "")
     if code in _QUOTA:
         return QuotaExceeded(site=site, operation=operation, detail=detail)
     return DriverFailed(operation=operation, site=site, detail=detail)
-
-
-class LeaseHeld(AsrError):
-    code = "azure-lease-held"
-    category = Category.CONFLICT
-    happened = "blob {blob} of replica {replica!r} is leased by somebody unknown"
-    cause = "Another program, or a person, took a lease on the blob or broke ours. Nothing was written."
-    action = "Find out who holds it. If nobody should: break the lease in Azure, then repeat."

@@ -21,12 +21,14 @@ from azure.storage.blob import BlobClient, BlobLeaseClient, PageRange
 from asr_driver_azure import _errors, _vhd
 from asr_driver_azure._calls import Calls
 from asrcore.model.extent import Extent, clip, normalise
+from asrcore.units import GiB
 
 __all__ = ["MOST", "Fenced", "PageBlob", "Properties"]
 
 T = TypeVar("T")
 MOST = 4 * 1024 * 1024
 """Bytes of the largest put."""
+_DIFF_SPAN = 64 * GiB  # this call's answer does not come in pages
 _SIZE = "asrsize"  # metadata: the disk's size for which the footer was written
 _LEASE_ERRORS = {
     "LeaseIdMismatchWithBlobOperation",
@@ -193,6 +195,21 @@ class PageBlob:
         def walk() -> list[Extent]:
             found = self._client.list_page_ranges(previous_snapshot=since)
             return [_extent(item) for item in found]
+
+        return clip(normalise(self._run("listing changes of", walk)), size)
+
+    def changed_since(self, former: str, size: int) -> list[Extent]:
+        """The same of a managed disk's snapshot, since the one with that URL."""
+
+        def walk() -> list[Extent]:
+            found: list[Extent] = []
+            for start in range(0, size, _DIFF_SPAN):
+                written, cleared = self._client.get_page_range_diff_for_managed_disk(
+                    previous_snapshot_url=former, offset=start, length=min(_DIFF_SPAN, size - start)
+                )
+                found += [Extent(item["start"], item["end"] - item["start"] + 1) for item in written]
+                found += [Extent(item["start"], item["end"] - item["start"] + 1, zero=True) for item in cleared]
+            return found
 
         return clip(normalise(self._run("listing changes of", walk)), size)
 

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 from azure.core.exceptions import ResourceExistsError
 
+from asr_driver_azure._arm import Arm
 from asr_driver_azure._calls import Calls
 from asr_driver_azure._clients import Clients
 from asr_driver_azure._container import Container
+from asr_driver_azure._machines import Machines
+from asr_driver_azure._pacer import Pacer
 from asr_driver_azure._settings import DRIVER, SiteSettings
+from asr_driver_azure._sizes import Size, sizes_of
 from asrcore.driver import Capability, Failover, Inventory, Site, SiteStatus, Source, Target
 from asrcore.errors import SiteUnreachable
 
@@ -46,6 +50,27 @@ class AzureSite(Site):
     def container(self) -> Container:
         """Where replicas are."""
         return Container(self.clients.blobs, self.settings.container, self.calls)
+
+    @cached_property
+    def arm(self) -> Arm:
+        """Where machines are run."""
+        settings = self.settings
+        # Management takes far fewer requests than storage; waiting for it must hold up no data.
+        calls = Calls(self.name, pacer=Pacer(requests=20, parallel=16))
+        return Arm(self.clients, settings.subscription, settings.resource_group, calls)
+
+    @cached_property
+    def machines(self) -> Machines:
+        """Those of the resource group."""
+        return Machines(self)
+
+    def sizes(self) -> list[Size]:
+        """Machine sizes that the region offers, asked for once a connection."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> list[Size]:
+        return sizes_of(self.arm.skus(self.settings.location))
 
     def make_container(self) -> None:
         """Make the container, if it is not there."""

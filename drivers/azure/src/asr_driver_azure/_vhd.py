@@ -11,10 +11,12 @@ import uuid
 
 from asrcore.units import MiB
 
-__all__ = ["FOOTER", "blob_size", "footer", "parse", "rounded"]
+__all__ = ["FOOTER", "LEAST_DISK", "blob_size", "footer", "managed_size", "parse", "rounded"]
 
 FOOTER = 512
 """Bytes."""
+LEAST_DISK = 20 * MiB
+"""Bytes of the smallest disk that Azure takes by upload."""
 _LAYOUT = struct.Struct(">8sIIQI4sI4sQQHBBII16s")
 _FIXED = 2
 _NO_NEXT = 0xFFFFFFFFFFFFFFFF
@@ -30,6 +32,11 @@ def rounded(size: int) -> int:
 def blob_size(size: int) -> int:
     """Bytes of the page blob of a disk of `size` bytes, footer included."""
     return rounded(size) + FOOTER
+
+
+def managed_size(size: int) -> int:
+    """Bytes of the managed disk for a disk of `size` bytes."""
+    return max(LEAST_DISK, rounded(size))
 
 
 def footer(size: int, identity: uuid.UUID) -> bytes:

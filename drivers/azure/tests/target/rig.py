@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from asr_driver_azure._driver import AzureDriver
@@ -17,11 +18,14 @@ class TargetRig(ConformanceRig):
 
     machine_id = "web"
 
-    def __init__(self, storage: Storage, driver: AzureDriver | None = None) -> None:
+    def __init__(
+        self, storage: Storage, driver: AzureDriver | None = None, more: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__()
         self.driver = self._driver = driver or AzureDriver()
         self.storage = storage
-        self.settings = storage.settings()
+        self.settings = storage.settings() | dict(more or {})
+        self._sites: list[AzureSite] = []
         self.memory = MemoryRig(f"azure-{self.settings['container']}")
         self.change = self.memory.change  # type: ignore[method-assign]
         self.still = self.memory.still  # type: ignore[method-assign]
@@ -30,7 +34,12 @@ class TargetRig(ConformanceRig):
 
     def _connect(self) -> None:
         self._site: AzureSite = self._driver.connect("azure", self.settings)
-        self.shared.callback(self._site.clients.close)  # the sockets of a killed engine, too
+        self._sites.append(self._site)
+
+    def close(self) -> None:
+        super().close()
+        for site in self._sites:  # the sockets of killed engines, too
+            site.close()
 
     @property
     def source_site(self) -> Site:
