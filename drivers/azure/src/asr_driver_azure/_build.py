@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from asr_driver_azure import _codec, _sizes, _vhd
 from asr_driver_azure._access import Access
 from asr_driver_azure._arm import KINDS, Resource, tags_of
+from asr_driver_azure._digests import DigestTable
 from asr_driver_azure._errors import NetworkUnknown, SizeNotFound, UploadFailed
 from asr_driver_azure._machine import (
     BASE_VIEW,
+    MACHINES,
     TAG_DISK,
     TAG_OWNER,
     TAG_POWER,
@@ -31,8 +33,9 @@ from asr_driver_azure._pageblob import MOST, PageBlob
 from asr_driver_azure._record import Snapshot
 from asr_driver_azure._settings import Network
 from asrcore.crashpoint import reach
+from asrcore.driver import DIGEST_BLOCK, block_digests
 from asrcore.errors import AsrError
-from asrcore.model.extent import Extent, split, total
+from asrcore.model.extent import Extent, align, split, total
 from asrcore.model.machine import Description, Machine
 from asrcore.model.watch import Watch
 from asrcore.units import format_size
@@ -101,13 +104,14 @@ class Builder:
         disks = {}
         work = {disk.id: snapshots[disk.id] for disk in machine.disks if disk.id in snapshots}
         blobs = {disk_id: self._site.container.page_blob(at.blob, at.snapshot) for disk_id, at in work.items()}
-        ranges = {disk_id: blobs[disk_id].stored(at.size) for disk_id, at in work.items()}
+        # Whole digest blocks: what is between the pages of one is sent as the zeroes that it is.
+        ranges = {disk_id: align(blobs[disk_id].stored(at.size), DIGEST_BLOCK, at.size) for disk_id, at in work.items()}
         watch.start("copying to managed disks", sum(total(extents) for extents in ranges.values()))
         for number, (disk_id, at) in enumerate(work.items()):
             disks[disk_id] = f"{owner}-{number}"
             system = number == 0
             self._disk(disks[disk_id], owner, disk_id, at.size, machine if system else None)
-            self._upload(disks[disk_id], blobs[disk_id], at.size, ranges[disk_id], watch)
+            self._upload(disks[disk_id], owner, disk_id, blobs[disk_id], at.size, ranges[disk_id], watch)
             reach("azure.disk.made")
         cards = self._cards(owner, networks, max(1, len(machine.nics)))
         names = [item.name for item in networks] if networks else [f"{owner}-net"] * len(cards)
@@ -135,25 +139,31 @@ class Builder:
         self._arm.put("disks", name, body)
         reach("azure.disk.created")
 
-    def _upload(self, name: str, blob: PageBlob, size: int, extents: list[Extent], watch: Watch) -> None:
+    def _upload(
+        self, name: str, owner: str, disk_id: str, blob: PageBlob, size: int, extents: list[Extent], watch: Watch
+    ) -> None:
         """Bring the disk's content to a disk that is new; nothing, if that is done."""
         state = self._state(name)
         if state in ("ReadyToUpload", "ActiveUpload"):
             access = Access(self._site, "disks", name, write=True)
             reach("azure.disk.opened")
+            digests: dict[int, bytes] = {}
 
             def send(piece: Extent) -> None:
                 watch.check()
                 data = bytearray(piece.length)
                 blob.read_into(piece.offset, memoryview(data))
                 access.put(piece.offset, bytes(data))
+                digests[piece.offset] = block_digests(memoryview(data))
                 watch.advance(piece.length)
                 reach("azure.disk.put")
 
             with ThreadPoolExecutor(self._site.calls.pacer.parallel, thread_name_prefix="azure-disk") as pool:
                 # The disk is new, and what is not sent of it is zero.
-                for _ in pool.map(send, split(extents, MOST)):
+                pieces = list(split(extents, MOST))
+                for _ in pool.map(send, pieces):
                     pass
+            DigestTable(size, pieces, digests).save(self._site.container, owner, disk_id)
             self._close_upload(name, _vhd.managed_size(size), access)
             reach("azure.disk.closed")
             state = self._state(name)
@@ -285,6 +295,8 @@ class Builder:
         for kind, name in self.resources(owner):
             self.remove_resource(kind, name)
             reach("azure.resource.removed")
+        for item in self._site.container.listed(f"{MACHINES}{owner}/"):
+            self._site.container.delete(item.name)
         self._site.container.delete(machine_blob(owner))
         reach("azure.machine.removed")
 

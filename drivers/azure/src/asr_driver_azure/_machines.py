@@ -65,7 +65,8 @@ class Machines:
 
     def all_defined(self) -> list[Defined]:
         """All of ours, those put aside included."""
-        names = [item.name[len(MACHINES) :].removesuffix(".json") for item in self._container.listed(MACHINES)]
+        listed = [item.name[len(MACHINES) :] for item in self._container.listed(MACHINES)]
+        names = [name.removesuffix(".json") for name in listed if "/" not in name]
         return [item for item in (self.defined(name) for name in names) if item is not None]
 
     def whole(self, name: str) -> bool:

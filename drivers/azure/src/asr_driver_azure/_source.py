@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,23 @@ import attrs
 from asr_driver_azure._access import Access
 from asr_driver_azure._arm import Resource, tags_of
 from asr_driver_azure._build import Builder
+from asr_driver_azure._digests import DigestTable
 from asr_driver_azure._machine import BASE_VIEW, TAG_DISK, TAG_OWNER, TAG_POWER, TAG_TAKEN, TAG_VIEW
 from asr_driver_azure._ranges import RangeSet
 from asrcore.crashpoint import reach
-from asrcore.driver import DiskReader, DiskView, FrozenView, MachineView, Source, Tracking, ViewRequest
+from asrcore.driver import (
+    DIGEST_BLOCK,
+    DiskReader,
+    DiskView,
+    FrozenView,
+    MachineView,
+    Source,
+    Tracking,
+    ViewRequest,
+    digests_of,
+)
 from asrcore.errors import AsrError, UnsupportedOperation, ViewLost
-from asrcore.model.extent import Extent, subtract
+from asrcore.model.extent import Extent, split, subtract
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Description, Disk
 from asrcore.model.point import Consistency, Mark
@@ -84,7 +96,18 @@ class AzureSource(Source):
             taken = self._take(name, request, disks, taken)
         off = all(tags_of(item).get(TAG_POWER) == "off" for item in taken.values())
         description = self._machines.describe(request.machine_id)
-        return _View(self._site, request, description, {key: taken[key] for key in disks}, disks, off=off)
+        known = self._known(name, disks) if request.since is None else {}
+        return _View(self._site, request, description, {key: taken[key] for key in disks}, known, off=off)
+
+    def _known(self, name: str, disks: Mapping[str, tuple[str, int]]) -> dict[str, _Known]:
+        """What is known of the disks as they were promoted, for a comparison that need not download all of them."""
+        base = self._of_view(name, BASE_VIEW)
+        tables = {key: DigestTable.load(self._site.container, name, key) for key in disks.keys() & base.keys()}
+        return {
+            key: _Known(str(base[key]["name"]), table)
+            for key, table in tables.items()
+            if table is not None and table.size == disks[key][1]
+        }
 
     def _of_view(self, owner: str, view_id: str) -> dict[str, Resource]:
         return {
@@ -122,13 +145,6 @@ class AzureSource(Source):
                 self._builder.remove_resource("snapshots", str(item["name"]))
                 reach("azure.mark.released")
 
-    def base_mark(self, machine_id: str) -> Mark | None:
-        """The mark of the machine as it was promoted; None if its snapshots are not there."""
-        name = self._machines.name(machine_id)
-        base = self._of_view(name, BASE_VIEW)
-        disks = self._machines.disks(machine_id)
-        return _mark(base) if disks and disks.keys() == base.keys() else None
-
 
 def _mark(snapshots: Mapping[str, Resource]) -> Mark:
     return Mark(
@@ -149,6 +165,14 @@ def _parse(mark: Mark) -> dict[str, tuple[str, str]] | None:
         return None
 
 
+@attrs.frozen
+class _Known:
+    """Snapshot of a disk as it was promoted, and its digests."""
+
+    snapshot: str
+    table: DigestTable
+
+
 class _View(FrozenView):
     def __init__(
         self,
@@ -156,7 +180,7 @@ class _View(FrozenView):
         request: ViewRequest,
         description: Description,
         snapshots: Mapping[str, Resource],
-        disks: Mapping[str, tuple[str, int]],
+        known: Mapping[str, _Known],
         *,
         off: bool,
     ) -> None:
@@ -166,7 +190,7 @@ class _View(FrozenView):
         self.taken_at = min(float(tags_of(item)[TAG_TAKEN]) for item in snapshots.values())
         self._access: dict[str, Access] = {}
         views = {
-            disk_id: _Disk(self, description.machine.disk(disk_id), item, request.since)
+            disk_id: _Disk(self, description.machine.disk(disk_id), item, request.since, known.get(disk_id))
             for disk_id, item in snapshots.items()
         }
         obtained = Consistency.OFFLINE if off else Consistency.CRASH
@@ -212,12 +236,16 @@ class _Machine(MachineView):
 
 
 class _Disk(DiskView):
-    def __init__(self, view: _View, disk: Disk, snapshot: Resource, since: Mark | None) -> None:
+    def __init__(self, view: _View, disk: Disk, snapshot: Resource, since: Mark | None, known: _Known | None) -> None:
         self._view = view
         self.disk = disk
         self._name = str(snapshot["name"])
         self._base = ""
         self._stored: RangeSet | None = None
+        self._known = known
+        self._lock = threading.Lock()
+        self._unknown: RangeSet | None = None
+        self.hashes_at_source = known is not None
         self.tracking, self.reason = self._track(snapshot, since)
 
     def _track(self, snapshot: Resource, since: Mark | None) -> tuple[Tracking, str]:
@@ -239,6 +267,29 @@ class _Disk(DiskView):
     def changed(self) -> list[Extent]:
         access = self._view.access(self._name)
         return access.changed(self._view.access(self._base), self.disk.size)
+
+    def digests(self, extent: Extent) -> bytes:
+        """Those of the promotion, for what has not changed since; only the rest is downloaded."""
+        if self._known is None:
+            return super().digests(extent)
+        if extent.offset % DIGEST_BLOCK:
+            raise ValueError(f"extent at {extent.offset} does not start at a digest block")
+        unknown = self._changed_since_promotion(self._known)
+        result = bytearray()
+        with self.reader() as reader:
+            for block in split([extent], DIGEST_BLOCK):
+                if unknown.within(block.offset, block.end):
+                    result += digests_of(reader, block)
+                else:
+                    result += self._known.table.of(block.offset)
+        return bytes(result)
+
+    def _changed_since_promotion(self, known: _Known) -> RangeSet:
+        with self._lock:
+            if self._unknown is None:
+                base = self._view.access(known.snapshot)
+                self._unknown = RangeSet(self._view.access(self._name).changed(base, self.disk.size))
+            return self._unknown
 
     def allocated(self) -> list[Extent]:
         data = self._held().extents()

@@ -38,8 +38,8 @@ class Content:
         directory.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._access: dict[str, Access] = {}
-        self.requests: list[tuple[str, str, int]] = []
-        """(method and what, owner, bytes) of what was asked with a SAS."""
+        self.read = 0
+        """Bytes of content given away so far."""
 
     def path(self, owner: str) -> Path:
         """The file of a disk (`disks/NAME`) or snapshot (`snapshots/NAME`)."""
@@ -110,7 +110,6 @@ class Content:
             raise Refusal(403, "AuthenticationFailed", "the SAS is unknown, revoked or expired")
         size = self.path(access.owner).stat().st_size
         comp = query.get("comp", "")
-        self.requests.append((f"{method} {comp or 'content'}", access.owner, len(body)))
         if method == "HEAD":
             return 200, self._headers(size) | {"Content-Length": str(size)}, b""
         if method == "GET" and comp == "pagelist":
@@ -150,6 +149,8 @@ class Content:
         start, end = _span(headers, size)
         with self.path(owner).open("rb") as file:
             data = os.pread(file.fileno(), end - start, start)
+        with self._lock:
+            self.read += len(data)
         told = {"Content-Range": f"bytes {start}-{start + len(data) - 1}/{size}"}
         return 206, self._headers(size) | told, data
 
