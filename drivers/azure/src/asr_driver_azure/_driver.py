@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import ClassVar
 
 from asr_driver_azure._settings import DRIVER, SETTINGS, SiteSettings
 from asr_driver_azure._site import AzureSite
-from asrcore.driver import Capability, Driver, DriverInfo
+from asrcore.driver import Capability, Check, Driver, DriverInfo
 
 __all__ = ["AzureDriver"]
 
@@ -37,5 +37,11 @@ class AzureDriver(Driver):
     def connect(self, name: str, settings: Mapping[str, str]) -> AzureSite:
         """Raises InvalidSetting, SiteUnreachable, AccessDenied."""
         site = AzureSite(name, SiteSettings.parse(settings))
-        site.status()
+        site.reach()
         return site
+
+    def check(self, settings: Mapping[str, str]) -> Iterator[Check]:
+        """See `Driver.check`."""
+        from asr_driver_azure import _check  # noqa: PLC0415 - brings the management SDK, 1 s to load
+
+        return _check.run(SiteSettings.parse(settings))

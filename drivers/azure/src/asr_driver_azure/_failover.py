@@ -18,10 +18,11 @@ from asrcore.model.watch import Watch
 if TYPE_CHECKING:
     from asr_driver_azure._site import AzureSite
 
-__all__ = ["AzureFailover"]
+__all__ = ["AzureFailover", "test_owner"]
 
 
-def _test_owner(replica_id: str, test_id: str) -> str:
+def test_owner(replica_id: str, test_id: str) -> str:
+    """Azure's name of a test's machine."""
     return owner_of("asr-test", f"test/{replica_id}/{test_id}")
 
 
@@ -38,7 +39,7 @@ class AzureFailover(Failover):
 
     def start_test(self, spec: TestSpec, watch: Watch) -> Instance:
         checked_id("test id", spec.test_id)
-        owner = _test_owner(spec.replica_id, spec.test_id)
+        owner = test_owner(spec.replica_id, spec.test_id)
         known = self._machines.defined(owner)
         if known is None:
             replica = AzureReplica(self._site, spec.replica_id)
@@ -62,7 +63,7 @@ class AzureFailover(Failover):
         return Instance(known.machine_id, known.description.machine.name)
 
     def stop_test(self, replica_id: str, test_id: str) -> None:
-        self._builder.remove(_test_owner(replica_id, test_id))
+        self._builder.remove(test_owner(replica_id, test_id))
 
         def end(record: Record) -> Record:
             return attrs.evolve(record, tests={key: at for key, at in record.tests.items() if key != test_id})

@@ -21,6 +21,7 @@ from asrcore.errors import InvalidValue, PointNotFound, StaleEpoch
 
 __all__ = [
     "FORMAT",
+    "REPLICAS",
     "DiskAt",
     "Pending",
     "Point",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+REPLICAS = "replicas/"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LEASES = uuid.UUID("5f0d6f2e-7d0c-4f29-9a3e-64f9bb5f3a10")
 
@@ -148,7 +150,7 @@ def checked_id(what: str, value: str) -> str:
 
 def prefix_of(replica_id: str) -> str:
     """What the names of all of a replica's blobs begin with."""
-    return f"replicas/{checked_id('replica id', replica_id)}/"
+    return f"{REPLICAS}{checked_id('replica id', replica_id)}/"
 
 
 def record_blob(replica_id: str) -> str:

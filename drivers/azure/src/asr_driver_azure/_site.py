@@ -81,21 +81,24 @@ class AzureSite(Site):
             except ResourceExistsError:
                 return
 
-        if not self._there():
+        if not self.reach():
             self.container.run("making the container", make, write=True)
 
-    def _there(self) -> bool:
+    def reach(self) -> bool:
+        """Whether the container is there. Raises SiteUnreachable, AccessDenied."""
         if self._closed:
             raise SiteUnreachable(site=self.name, detail="the connection was closed")
         return self.container.run("looking at the container", self.container.client.exists, patience=_LOOK_SECONDS)
 
     def status(self) -> SiteStatus:
         """See `Site.status`. Tells what is stored, for it is what costs. Raises AccessDenied, too."""
-        there = self._there()
+        there = self.reach()
         details = {
             "replica kind": "page-blob: a snapshot per point",
             "container": self.container.where + ("" if there else " (made with the first replica)"),
         }
+        if there:
+            details["stored"] = self._target.stored()
         if self.settings.runs_machines:
             details["machines"] = f"{self.settings.resource_group} in {self.settings.location}"
         if self.calls.pacer.delays:
@@ -154,6 +157,12 @@ class AzureSite(Site):
     def _need(self, operation: str) -> None:
         if not self.settings.runs_machines:
             raise self._unsupported(f"{operation}: its setting subscription is not set")
+
+    def sweep(self) -> list[str]:
+        """See `Site.sweep`."""
+        from asr_driver_azure._sweep import sweep  # noqa: PLC0415
+
+        return sweep(self) if self.reach() else []
 
     def close(self) -> None:
         """See `Site.close`."""

@@ -30,10 +30,10 @@ from asrcore.driver import (
     Source,
     Tracking,
     ViewRequest,
-    digests_of,
+    digest_of,
 )
 from asrcore.errors import AsrError, UnsupportedOperation, ViewLost
-from asrcore.model.extent import Extent, split, subtract
+from asrcore.model.extent import Extent, align, split, subtract
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Description, Disk
 from asrcore.model.point import Consistency, Mark
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST_INTERVAL", "AzureSource"]
 
+_REMEMBERED = 256  # blocks of 64 KiB
 LEAST_INTERVAL = 45.0
 """Seconds: Azure takes seven snapshots of a disk in five minutes."""
 
@@ -189,6 +190,9 @@ class _View(FrozenView):
         self._machine_id = request.machine_id
         self.taken_at = min(float(tags_of(item)[TAG_TAKEN]) for item in snapshots.values())
         self._access: dict[str, Access] = {}
+        self._blocks: dict[tuple[str, int], bytes] = {}
+        self._lock = threading.Lock()
+        self._opening = threading.Lock()
         views = {
             disk_id: _Disk(self, description.machine.disk(disk_id), item, request.since, known.get(disk_id))
             for disk_id, item in snapshots.items()
@@ -198,10 +202,29 @@ class _View(FrozenView):
 
     def access(self, snapshot: str) -> Access:
         """To a snapshot's content, opened when it is first read."""
-        found = self._access.get(snapshot)
-        if found is None:
-            found = self._access[snapshot] = Access(self._site, "snapshots", snapshot)
-        return found
+        with self._opening:
+            found = self._access.get(snapshot)
+            if found is None:
+                found = self._access[snapshot] = Access(self._site, "snapshots", snapshot)
+            return found
+
+    def remember(self, snapshot: str, offset: int, block: bytes) -> None:
+        """Keep a block that was read, for who reads it again soon."""
+        with self._lock:
+            self._blocks[snapshot, offset] = block
+            while len(self._blocks) > _REMEMBERED:
+                del self._blocks[next(iter(self._blocks))]
+
+    def recall(self, snapshot: str, offset: int, buffer: memoryview) -> bool:
+        """Fill the buffer from blocks that are kept; False if one of them is not."""
+        first = offset // DIGEST_BLOCK * DIGEST_BLOCK
+        with self._lock:
+            blocks = [self._blocks.get((snapshot, at)) for at in range(first, offset + len(buffer), DIGEST_BLOCK)]
+        if not blocks or None in blocks:
+            return False
+        data = b"".join(block for block in blocks if block is not None)[offset - first :][: len(buffer)]
+        buffer[:] = data
+        return True
 
     def there(self, snapshot: str) -> Resource | None:
         """The snapshot, if it still is there."""
@@ -274,15 +297,17 @@ class _Disk(DiskView):
             return super().digests(extent)
         if extent.offset % DIGEST_BLOCK:
             raise ValueError(f"extent at {extent.offset} does not start at a digest block")
-        unknown = self._changed_since_promotion(self._known)
-        result = bytearray()
+        changed = self._changed_since_promotion(self._known).within(extent.offset, extent.end)
+        digests = {block.offset: self._known.table.of(block.offset) for block in split([extent], DIGEST_BLOCK)}
         with self.reader() as reader:
-            for block in split([extent], DIGEST_BLOCK):
-                if unknown.within(block.offset, block.end):
-                    result += digests_of(reader, block)
-                else:
-                    result += self._known.table.of(block.offset)
-        return bytes(result)
+            for run in align(changed, DIGEST_BLOCK, self.disk.size):
+                data = memoryview(bytearray(run.length))
+                reader.read_into(run.offset, data)
+                for block in split([run], DIGEST_BLOCK):
+                    at = data[block.offset - run.offset :][: block.length]
+                    digests[block.offset] = digest_of(at)
+                    self._view.remember(self._name, block.offset, bytes(at))  # it is probably sent next
+        return b"".join(digests[offset] for offset in sorted(digests))
 
     def _changed_since_promotion(self, known: _Known) -> RangeSet:
         with self._lock:
@@ -315,6 +340,8 @@ class _Reader(DiskReader):
         self._stored = stored
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
+        if self._view.recall(self._snapshot, offset, buffer):
+            return
         end = offset + len(buffer)
         held = self._stored.within(offset, end)
         if not held:

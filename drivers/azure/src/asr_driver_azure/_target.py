@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 import attrs
 
 from asr_driver_azure import _target_findings
-from asr_driver_azure._record import FORMAT, DiskAt, Record, checked_id, disk_blob, lease_of
+from asr_driver_azure._record import FORMAT, REPLICAS, DiskAt, Record, checked_id, disk_blob, lease_of
 from asr_driver_azure._replica import AzureReplica, checked_size
 from asrcore.crashpoint import reach
 from asrcore.driver import Capacity, Replica, ReplicaSpec, Target
 from asrcore.errors import ReplicaNotFound, StaleEpoch, UnsupportedOperation, WrongState
+from asrcore.model.extent import total
 from asrcore.model.finding import Finding
 from asrcore.model.machine import Description
 from asrcore.model.policy import Policy
 from asrcore.model.watch import Watch
+from asrcore.units import format_size
 
 if TYPE_CHECKING:
     from asr_driver_azure._site import AzureSite
 
 __all__ = ["AzureTarget"]
-
-_REPLICAS = "replicas/"
 
 
 class AzureTarget(Target):
@@ -37,6 +37,20 @@ class AzureTarget(Target):
 
     def capacity(self) -> Capacity:
         return Capacity(None, None)
+
+    def stored(self) -> str:
+        """What is kept, for people: it is what is paid for."""
+        replicas, points, held = 0, 0, 0
+        for replica_id in self._container.folders(REPLICAS):
+            loaded = self._container.load(replica_id)
+            if loaded is None:
+                continue
+            record = loaded[0]
+            replicas += 1
+            points += len(record.points)
+            for disk in record.head.disks.values() if record.head else ():
+                held += total(self._container.page_blob(disk.blob, disk.snapshot).stored(disk.size))
+        return f"{replicas} replicas, {points} points; {format_size(held)} in the newest, and what older ones differ in"
 
     def create_replica(self, spec: ReplicaSpec, watch: Watch) -> Replica:
         if spec.seed_machine is not None:
@@ -71,7 +85,7 @@ class AzureTarget(Target):
 
     def replicas(self) -> list[str]:
         found = []
-        for replica_id in self._container.folders(_REPLICAS):
+        for replica_id in self._container.folders(REPLICAS):
             loaded = self._container.load(replica_id)
             if loaded is not None and not loaded[0].deleting:
                 found.append(replica_id)
