@@ -209,7 +209,7 @@ class Demo:
         lab, asr = self.lab, self.asr
         before = self.peers.state()["read_bytes"]
         boots = len(self.home().ready)
-        asr.result("failover", "planned", GUEST)
+        facts = asr.result("failover", "planned", GUEST)
         lab.wait_ready(SITE, GUEST, boots=boots + 1)
         self.report["failback_bytes"] += self.peers.state()["read_bytes"] - before
         down = self.cloud().down
@@ -218,7 +218,10 @@ class Demo:
         lost = self.report["failback_rows_lost"] = down[-1].last - audit.last
         claim(lost == 0, f"a planned failback loses nothing: {audit.last} of {down[-1].last}")
         read, size = self.report["failback_bytes"], self.report["disk_bytes"]
-        claim(read < size / 10, f"the way home read little: {read} bytes of {size}")
+        self.report["last_delta_bytes"] = facts["last_delta_bytes"]
+        sent = sum(self.report[key] for key in ("reprotect_bytes_sent", "reverse_delta_bytes", "last_delta_bytes"))
+        claim(read < 1.25 * sent, f"what left the cloud is what differed: {read} bytes for {sent} that were sent home")
+        claim(read < size / 4, f"and is little: {read} bytes of {size}")
         asr("failover", "commit", GUEST)
         self.say(f"home again: all {audit.rows} rows are there; {read / 2**20:.1f} MiB left the cloud")
 

@@ -163,8 +163,8 @@ def _cost(machine: Machine, policy: Policy) -> Finding:
     return Finding(
         "azure-cost",
         Severity.INFO,
-        f"up to {format_size(size)} of page blobs and {first} writes at first; about {requests} requests a day at a cycle "
-        f"every {format_duration(policy.interval)}, and one write for each 4 MiB or scattered change",
+        f"up to {format_size(size)} of page blobs and {first} writes at first; about {requests} requests a day at a "
+        f"cycle every {format_duration(policy.interval)}, and one write for each 4 MiB or scattered change",
         "Paid for are the pages that hold data, what each kept point differs in, and requests; and at a failover, "
         "disks and machines.",
         "A longer interval costs fewer requests; a shorter retention keeps fewer pages. `asr site show` tells what is "
