@@ -135,6 +135,16 @@ def test_small_writes_are_gathered(rig: TargetRig, target: TargetBench) -> None:
         assert rig.storage.proxy.count("update") - before == 1
 
 
+def test_a_delta_sends_what_changed(rig: TargetRig, target: TargetBench) -> None:
+    """At most 1.1 x the changed 64 KiB blocks, wherever they lie."""
+    target.first_points("p1")
+    blocks = [0, 3, 4, 17, 31, 40, 47]
+    before = rig.storage.proxy.sent()
+    target.cycle("p2", *(Data(target.first, block * 64 * KiB, noise(64 * KiB)) for block in blocks))
+    assert len(blocks) * 64 * KiB <= rig.storage.proxy.sent() - before <= 1.1 * len(blocks) * 64 * KiB
+    target.check()
+
+
 def test_a_fresh_blob_costs_no_clears(rig: TargetRig, target: TargetBench) -> None:
     before = rig.storage.proxy.count("clear")
     target.cycle("p1", Zero(target.first, 0, 2 * MiB), Data(target.first, 2 * MiB, noise(64 * KiB)))
