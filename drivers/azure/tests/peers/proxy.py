@@ -121,7 +121,7 @@ class Proxy:
         class Handler(_Handler):
             owner = proxy
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = False
         self._connections: set[socket.socket] = set()
         self.port = self._server.server_address[1]
@@ -189,6 +189,13 @@ class Proxy:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Server(ThreadingHTTPServer):
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is none to speak of."""
+        with contextlib.suppress(OSError):
+            super().finish_request(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

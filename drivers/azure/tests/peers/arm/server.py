@@ -427,9 +427,12 @@ class _Server(ThreadingHTTPServer):
         except (ssl.SSLError, OSError):
             request.close()
             return
-        super().finish_request(request, client_address)
-        with contextlib.suppress(OSError):
-            request.close()
+        try:
+            with contextlib.suppress(OSError):  # the client was killed
+                super().finish_request(request, client_address)
+        finally:
+            with contextlib.suppress(OSError):
+                request.close()
 
 
 class _Handler(BaseHTTPRequestHandler):
