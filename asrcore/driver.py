@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from types import TracebackType
 from typing import ClassVar, Self
@@ -39,6 +39,7 @@ __all__ = [
     "DIGEST_SIZE",
     "Capability",
     "Capacity",
+    "Check",
     "CycleSpec",
     "CycleWriter",
     "Digest",
@@ -136,6 +137,16 @@ class SiteStatus:
     details: Mapping[str, str] = attrs.field(factory=dict)
 
 
+@attrs.frozen
+class Check:
+    """One thing that was tried at a site. `told`: what the platform answered; `seconds`: how long it took."""
+
+    name: str
+    passed: bool
+    seconds: float
+    told: str
+
+
 class Driver(ABC):
     """Registered by the plug-in hook `asr_register_drivers`; one object serves any number of sites."""
 
@@ -144,6 +155,11 @@ class Driver(ABC):
     def check_host(self) -> list[Finding]:
         """What this host lacks for the driver to work, for `asr doctor`."""
         return []
+
+    def check(self, settings: Mapping[str, str]) -> Iterator[Check]:
+        """Try the driver's own work at a site of these settings, on little data, and take all of it away again; one
+        check after the other, as they end. For platforms that no test can have at hand."""
+        raise UnsupportedOperation(driver=self.info.name, operation="check a site by trying")
 
     @abstractmethod
     def connect(self, name: str, settings: Mapping[str, str]) -> Site:
@@ -201,6 +217,11 @@ class Site(Closing):
     def failover(self) -> Failover:
         """Makes machines of recovery points."""
         raise self._unsupported("run replicas")
+
+    def sweep(self) -> list[str]:
+        """Remove what runs that never came back have left at the site and nobody else would find; what it was.
+        Where what is left lies beside what it was for, and is found with it, there is nothing to do."""
+        return []
 
     def _unsupported(self, operation: str) -> UnsupportedOperation:
         return UnsupportedOperation(driver=self.driver, operation=operation)

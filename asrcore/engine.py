@@ -189,6 +189,10 @@ class Engine:
         """What the site says of itself now."""
         return self.context.site(name).status()
 
+    def sweep_site(self, name: str) -> list[str]:
+        """Remove what runs that never came back have left at the site; names of what was removed."""
+        return self.context.site(name).sweep()
+
     def machines(self, site: str) -> list[Machine]:
         """The machines of a site."""
         return self.context.site(site).inventory.machines()

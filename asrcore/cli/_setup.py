@@ -21,6 +21,7 @@ __all__ = ["Settings", "parsed", "register"]
 
 _site = typer.Typer(help="Sites: where machines run, and where replicas are kept.", no_args_is_help=True)
 _policy = typer.Typer(help="Policies: how often, how consistent, what is kept.", no_args_is_help=True)
+_driver = typer.Typer(help="Drivers: trying one at a real site.", no_args_is_help=True)
 _vault = typer.Typer(help="The vault itself.", no_args_is_help=True)
 
 Settings = Annotated[
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command("init")(init)
     app.add_typer(_site, name="site")
     app.add_typer(_policy, name="policy")
+    app.add_typer(_driver, name="driver")
     app.add_typer(_vault, name="vault")
     app.command("drivers")(drivers)
     app.command("doctor")(doctor)
@@ -144,6 +146,15 @@ def _machine_row(machine: Machine) -> tuple[str, ...]:
     disks = ", ".join(f"{disk.id} {format_size(disk.size)} {disk.format}" for disk in machine.disks)
     memory = format_size(machine.memory)
     return (machine.name, machine.power.value, str(machine.cpus), memory, machine.firmware.value, disks, machine.id)
+
+
+@_site.command("sweep")
+def site_sweep(context: typer.Context, name: str, as_json: Json = False) -> None:
+    """Remove what runs that never came back have left at a site."""
+    with _session.engine(context) as opened:
+        removed = opened.sweep_site(name)
+        text = "\n".join(f"removed {item}" for item in removed) or "nothing was left over"
+        _output.show({"removed": removed}, text, as_json=as_json)
 
 
 @_site.command("remove")
@@ -311,6 +322,24 @@ def drivers(as_json: Json = False) -> None:
             typer.echo(f"  --set {setting.name}=...  {setting.help} ({need})")
     for item in loaded.broken:
         typer.echo(f"broken: {item.name} ({item.distribution}): {item.error}")
+
+
+@_driver.command("check")
+def driver_check(name: str, settings: Settings = None, as_json: Json = False) -> None:
+    """Try a driver's work at a real site, on little data, and take it away again. Exit code 1 if something failed."""
+    from asrcore import plugins  # noqa: PLC0415
+
+    found = plugins.load().driver(name)
+    checks = []
+    for item in found.check(parsed(settings)):
+        checks.append(item)
+        if not as_json:
+            mark = "ok    " if item.passed else "FAILED"
+            typer.echo(f"{mark} {item.name} ({format_duration(item.seconds)}): {item.told}")
+    if as_json:
+        _output.show({"driver": name, "checks": checks}, "", as_json=True)
+    if not all(item.passed for item in checks):
+        raise typer.Exit(1)
 
 
 def doctor(as_json: Json = False) -> None:

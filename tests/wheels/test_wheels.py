@@ -1,4 +1,4 @@
-"""Builds both wheels from a copy of the sources and uses each as a stranger would."""
+"""Builds the wheels from a copy of the sources and uses each as a stranger would."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(*argv: str | Path, timeout: float = COMMAND_SECONDS, cwd: Path | None = 
 
 def build(source: Path, output: Path) -> Path:
     run(sys.executable, "-m", "build", "--wheel", "--outdir", output, source, timeout=BUILD_SECONDS)
-    return next(output.glob(f"{'asrcore' if source.name == 'core' else 'asr_driver_libvirt'}-*.whl"))
+    return next(output.glob(f"{'asrcore' if source.name == 'core' else f'asr_driver_{source.name}'}-*.whl"))
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +59,17 @@ def core_wheel(work: Path) -> Path:
     return build(work / "core", work / "dist")
 
 
+@pytest.fixture(scope="session", params=["azure", "libvirt"])
+def driver(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="session")
-def driver_wheel(work: Path) -> Path:
+def driver_wheel(work: Path, driver: str) -> Path:
     ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
-    shutil.copytree(PROJECT / "drivers/libvirt", work / "driver", ignore=ours)
-    return build(work / "driver", work / "dist")
+    shutil.copytree(PROJECT / "drivers" / driver, work / driver, ignore=ours)
+    return build(work / driver, work / "dist")
 
 
 def environment(place: Path, *wheels: Path) -> Path:
@@ -79,8 +85,8 @@ def core_alone(core_wheel: Path, work: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def core_and_driver(core_wheel: Path, driver_wheel: Path, work: Path) -> Path:
-    return environment(work / "driver-venv", core_wheel, driver_wheel)
+def core_and_driver(core_wheel: Path, driver_wheel: Path, work: Path, driver: str) -> Path:
+    return environment(work / f"{driver}-venv", core_wheel, driver_wheel)
 
 
 def test_core_wheel_holds_the_library_and_nothing_else(core_wheel: Path) -> None:
@@ -97,14 +103,14 @@ def test_every_module_of_the_core_is_in_its_wheel(core_wheel: Path) -> None:
     assert {str(path.relative_to(PROJECT)) for path in sources} <= names
 
 
-def test_driver_wheel_holds_the_driver_and_its_entry_point(driver_wheel: Path) -> None:
+def test_driver_wheel_holds_the_driver_and_its_entry_point(driver_wheel: Path, driver: str) -> None:
     archive = zipfile.ZipFile(driver_wheel)
     names = archive.namelist()
-    assert "asr_driver_libvirt/py.typed" in names
+    assert f"asr_driver_{driver}/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"asr_driver_libvirt"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {f"asr_driver_{driver}"}
     entry_points = next(archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
-    assert "libvirt = asr_driver_libvirt.plugin" in entry_points
+    assert f"{driver} = asr_driver_{driver}.plugin" in entry_points
 
 
 def test_core_alone_has_a_command_and_no_driver(core_alone: Path) -> None:
@@ -121,7 +127,7 @@ def test_core_alone_makes_a_vault(core_alone: Path, tmp_path: Path) -> None:
     run(core_alone / "asr", "--vault", vault, "status", "--json", cwd=tmp_path)
 
 
-def test_driver_beside_the_core_is_found(core_and_driver: Path) -> None:
+def test_driver_beside_the_core_is_found(core_and_driver: Path, driver: str) -> None:
     script = "from asrcore import plugins; p = plugins.load(); print(sorted(p.drivers), p.broken)"
-    assert run(core_and_driver / "python", "-c", script).strip() == "['libvirt'] ()"
-    assert "libvirt" in run(core_and_driver / "asr", "drivers")
+    assert run(core_and_driver / "python", "-c", script).strip() == f"['{driver}'] ()"
+    assert driver in run(core_and_driver / "asr", "drivers")

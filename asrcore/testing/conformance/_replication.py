@@ -77,7 +77,7 @@ class ReplicationConformance(Base):
         spec = CycleSpec("c1", 1, None, sizes)
         writer = self._replica(rig, replica_id).open_cycle(spec)
         for disk in machine.disks.values():
-            self._send(disk, writer, [Extent(0, disk.disk.size // 2)])
+            self._send(disk, writer, [Extent(0, disk.disk.size // 1024 * 512)])
         writer.flush()
         bench.forget(view)
         rig.abandon(writer)

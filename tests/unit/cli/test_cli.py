@@ -175,3 +175,13 @@ def test_settings_that_are_secret_are_not_shown(asr: Asr, sites: MemoryWorld) ->
     for words in (["site", "list"], ["site", "show", "c"]):
         assert "sesame" not in json.dumps(asr(*words)[1])
         assert "sesame" not in asr(*words, as_json=False)[1]
+
+
+def test_a_site_with_nothing_left_over_is_swept(asr: Asr, sites: MemoryWorld) -> None:
+    assert asr("site", "sweep", "b") == (0, {"removed": []})
+
+
+def test_a_driver_that_cannot_be_tried_says_so(asr: Asr) -> None:
+    code, document = asr("driver", "check", "memory")
+    assert code == 5
+    assert document["error"]["code"] == "unsupported-operation"

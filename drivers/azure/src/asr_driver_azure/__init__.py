@@ -1,0 +1,1 @@
+"""asrcore driver for Microsoft Azure."""

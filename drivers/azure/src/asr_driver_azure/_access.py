@@ -1,0 +1,72 @@
+"""The content of a managed disk or snapshot, by a SAS that is renewed as long as it is needed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from asr_driver_azure._pageblob import PageBlob
+from asrcore.errors import AccessDenied
+from asrcore.model.extent import Extent
+
+if TYPE_CHECKING:
+    from asr_driver_azure._site import AzureSite
+
+__all__ = ["SAS_SECONDS", "Access"]
+
+T = TypeVar("T")
+SAS_SECONDS = 6 * 3600
+"""A SAS that leaks is good for this long; a copy that takes longer has it renewed."""
+
+
+class Access:
+    """Open until `close`. Thread-safe."""
+
+    def __init__(self, site: AzureSite, kind: str, name: str, *, write: bool = False) -> None:
+        self._site = site
+        self._kind, self._name, self._write = kind, name, write
+        self._lock = threading.Lock()
+        self._renew(0)
+
+    def _renew(self, seen: int) -> None:
+        """A new SAS, unless another thread was faster: `seen` is the number of the one that no longer does."""
+        with self._lock:
+            if seen != getattr(self, "_number", 0):
+                return
+            self.sas = self._site.arm.grant(self._kind, self._name, write=self._write, seconds=SAS_SECONDS)
+            self._page = PageBlob(self._site.clients.disk(self.sas), self._site.calls)
+            self._until = time.monotonic() + 0.9 * SAS_SECONDS
+            self._number = seen + 1
+
+    def _run(self, call: Callable[[PageBlob], T]) -> T:
+        number = self._number
+        if time.monotonic() > self._until:
+            self._renew(number)
+        number = self._number
+        try:
+            return call(self._page)
+        except AccessDenied:
+            self._renew(number)  # it was revoked, or the clocks differ
+            return call(self._page)
+
+    def put(self, offset: int, data: bytes) -> None:
+        """Write at most 4 MiB."""
+        self._run(lambda page: page.put(offset, data, "", None))
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer."""
+        self._run(lambda page: page.read_into(offset, buffer))
+
+    def stored(self, size: int) -> list[Extent]:
+        """Ranges that hold data."""
+        return self._run(lambda page: page.stored(size))
+
+    def changed(self, base: Access, size: int) -> list[Extent]:
+        """Ranges that differ from an earlier snapshot of the same disk; `zero` where cleared."""
+        return self._run(lambda page: page.changed_since(base.sas, size))
+
+    def close(self) -> None:
+        """Give the access up."""
+        self._site.arm.revoke(self._kind, self._name)

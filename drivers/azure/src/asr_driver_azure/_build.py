@@ -1,0 +1,330 @@
+"""A machine of a recovery point: disks by direct upload, cards in their networks; and all of it taken away again.
+
+Every resource has a name that follows from what it is for, so each step may be repeated; and a tag that names its
+machine, so what a killed engine leaves is found.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from asr_driver_azure import _codec, _sizes, _vhd
+from asr_driver_azure._access import Access
+from asr_driver_azure._arm import KINDS, Resource, tags_of
+from asr_driver_azure._digests import DigestTable
+from asr_driver_azure._errors import NetworkUnknown, SizeNotFound, UploadFailed
+from asr_driver_azure._machine import (
+    BASE_VIEW,
+    MACHINES,
+    TAG_DISK,
+    TAG_OWNER,
+    TAG_POWER,
+    TAG_SIZE,
+    TAG_TAKEN,
+    TAG_VIEW,
+    Defined,
+    machine_blob,
+    tags_for,
+)
+from asr_driver_azure._pageblob import MOST, PageBlob
+from asr_driver_azure._record import Snapshot
+from asr_driver_azure._settings import Network
+from asrcore.crashpoint import reach
+from asrcore.driver import DIGEST_BLOCK, block_digests
+from asrcore.errors import AsrError
+from asrcore.model.extent import Extent, align, split, total
+from asrcore.model.machine import Description, Machine
+from asrcore.model.watch import Watch
+from asrcore.units import format_size
+
+if TYPE_CHECKING:
+    from asr_driver_azure._site import AzureSite
+
+__all__ = ["Builder", "os_of"]
+
+_CLOSED = {"protocol": "*", "sourcePortRange": "*", "destinationPortRange": "*", "access": "Deny", "priority": 100}
+_ANYWHERE = {"sourceAddressPrefix": "*", "destinationAddressPrefix": "*"}
+
+
+def os_of(machine: Machine) -> str:
+    """Azure's word for the operating system."""
+    return "Windows" if "windows" in machine.os.lower() else "Linux"
+
+
+class Builder:
+    """Makes and removes the resources of machines at one site."""
+
+    def __init__(self, site: AzureSite) -> None:
+        self._site = site
+        self._arm = site.arm
+        self._settings = site.settings
+
+    # -- planning
+
+    def size_for(self, machine: Machine) -> str:
+        """Raises SizeNotFound."""
+        found = _sizes.choose(machine, self._site.sizes(), self._settings)
+        if found is None:
+            raise SizeNotFound(
+                region=self._settings.location,
+                machine=machine.name,
+                cpus=machine.cpus,
+                memory=format_size(machine.memory),
+                disks=len(machine.disks),
+            )
+        return found.name
+
+    def networks_for(self, names: Sequence[str]) -> list[Network]:
+        """Raises NetworkUnknown."""
+        found = []
+        for name in names:
+            network = self._settings.network(name)
+            if network is None:
+                raise NetworkUnknown(site=self._site.name, network=name)
+            found.append(network)
+        return found
+
+    # -- making
+
+    def define(
+        self,
+        owner: str,
+        machine_id: str,
+        description: Description,
+        snapshots: Mapping[str, Snapshot],
+        networks: Sequence[Network] | None,
+        watch: Watch,
+    ) -> Defined:
+        """Disks and cards; `networks` None: cards in a network that leads nowhere. The machine is not started."""
+        machine = description.machine
+        size = self.size_for(machine)
+        disks = {}
+        work = {disk.id: snapshots[disk.id] for disk in machine.disks if disk.id in snapshots}
+        blobs = {disk_id: self._site.container.page_blob(at.blob, at.snapshot) for disk_id, at in work.items()}
+        # Whole digest blocks: what is between the pages of one is sent as the zeroes that it is.
+        ranges = {disk_id: align(blobs[disk_id].stored(at.size), DIGEST_BLOCK, at.size) for disk_id, at in work.items()}
+        watch.start("copying to managed disks", sum(total(extents) for extents in ranges.values()))
+        for number, (disk_id, at) in enumerate(work.items()):
+            disks[disk_id] = f"{owner}-{number}"
+            system = number == 0
+            self._disk(disks[disk_id], owner, disk_id, at.size, machine if system else None)
+            self._upload(disks[disk_id], owner, disk_id, blobs[disk_id], at.size, ranges[disk_id], watch)
+            reach("azure.disk.made")
+        cards = self._cards(owner, networks, max(1, len(machine.nics)))
+        names = [item.name for item in networks] if networks else [f"{owner}-net"] * len(cards)
+        return Defined(owner, machine_id, description, size, disks, tuple(cards), tuple(names))
+
+    def publish(self, defined: Defined) -> None:
+        """From now on the machine is there."""
+        self._site.container.write(machine_blob(defined.name), _codec.dump(defined))
+        reach("azure.machine.defined")
+
+    def _disk(self, name: str, owner: str, disk_id: str, size: int, system: Machine | None) -> None:
+        if self._arm.get("disks", name) is not None:
+            return
+        properties: dict[str, Any] = {
+            "creationData": {"createOption": "Upload", "uploadSizeBytes": _vhd.managed_size(size) + _vhd.FOOTER}
+        }
+        if system is not None:
+            properties |= {"osType": os_of(system), "hyperVGeneration": _sizes.generation_of(system)}
+        body = {
+            "location": self._settings.location,
+            "sku": {"name": self._settings.disk_sku},
+            "tags": tags_for(owner, **{TAG_DISK: disk_id, TAG_SIZE: str(size)}),
+            "properties": properties,
+        }
+        self._arm.put("disks", name, body)
+        reach("azure.disk.created")
+
+    def _upload(
+        self, name: str, owner: str, disk_id: str, blob: PageBlob, size: int, extents: list[Extent], watch: Watch
+    ) -> None:
+        """Bring the disk's content to a disk that is new; nothing, if that is done."""
+        state = self._state(name)
+        if state in ("ReadyToUpload", "ActiveUpload"):
+            access = Access(self._site, "disks", name, write=True)
+            reach("azure.disk.opened")
+            digests: dict[int, bytes] = {}
+
+            def send(piece: Extent) -> None:
+                watch.check()
+                data = bytearray(piece.length)
+                blob.read_into(piece.offset, memoryview(data))
+                access.put(piece.offset, bytes(data))
+                digests[piece.offset] = block_digests(memoryview(data))
+                watch.advance(piece.length)
+                reach("azure.disk.put")
+
+            with ThreadPoolExecutor(self._site.calls.pacer.parallel, thread_name_prefix="azure-disk") as pool:
+                # The disk is new, and what is not sent of it is zero.
+                pieces = list(split(extents, MOST))
+                for _ in pool.map(send, pieces):
+                    pass
+            DigestTable(size, pieces, digests).save(self._site.container, owner, disk_id)
+            self._close_upload(name, _vhd.managed_size(size), access)
+            reach("azure.disk.closed")
+            state = self._state(name)
+        if state not in ("Unattached", "Attached", "Reserved", "ActiveSAS"):
+            raise UploadFailed(disk=name, state=state or "unknown")
+
+    def _close_upload(self, name: str, size: int, access: Access) -> None:
+        access.put(size, _vhd.footer(size, uuid.uuid5(uuid.NAMESPACE_URL, name)))
+        access.close()
+
+    def _state(self, name: str) -> str:
+        found = self._arm.get("disks", name) or {}
+        return str(found.get("properties", {}).get("diskState", ""))
+
+    # -- networks
+
+    def _cards(self, owner: str, networks: Sequence[Network] | None, count: int) -> list[str]:
+        cards = []
+        if networks:
+            for number, network in enumerate(networks):
+                cards.append(self._card(owner, number, self._subnet(network), network))
+        else:
+            subnet = self._nowhere(owner)
+            cards = [self._card(owner, number, subnet, None) for number in range(count)]
+        reach("azure.cards.made")
+        return cards
+
+    def _subnet(self, network: Network) -> str:
+        return f"{self._arm.id('virtualNetworks', network.vnet, network.group)}/subnets/{network.subnet}"
+
+    def _card(self, owner: str, number: int, subnet: str, network: Network | None) -> str:
+        name = f"{owner}-nic{number}"
+        config: dict[str, Any] = {"subnet": {"id": subnet}, "privateIPAllocationMethod": "Dynamic"}
+        if network is not None and network.public:
+            config["publicIPAddress"] = {"id": self._address(owner, number)}
+        properties: dict[str, Any] = {"ipConfigurations": [{"name": "first", "properties": config}]}
+        if network is not None and network.security_group:
+            group = self._arm.id("networkSecurityGroups", network.security_group, network.group)
+            properties["networkSecurityGroup"] = {"id": group}
+        if self._arm.get("networkInterfaces", name) is None:
+            self._arm.put("networkInterfaces", name, self._body(owner, properties))
+        return name
+
+    def _address(self, owner: str, number: int) -> str:
+        name = f"{owner}-ip{number}"
+        properties = {"publicIPAllocationMethod": "Static", "publicIPAddressVersion": "IPv4"}
+        body = self._body(owner, properties) | {"sku": {"name": "Standard"}}
+        if self._arm.get("publicIPAddresses", name) is None:
+            self._arm.put("publicIPAddresses", name, body)
+        return self._arm.id("publicIPAddresses", name)
+
+    def _nowhere(self, owner: str) -> str:
+        """A subnet of a network of its own: no peer, no public address, and nothing let in or out."""
+        group, network = f"{owner}-nsg", f"{owner}-net"
+        rules = [
+            {"name": f"none-{way.lower()}", "properties": _CLOSED | _ANYWHERE | {"direction": way}}
+            for way in ("Inbound", "Outbound")
+        ]
+        self._arm.put("networkSecurityGroups", group, self._body(owner, {"securityRules": rules}))
+        subnet = {
+            "addressPrefix": "10.255.0.0/24",
+            "networkSecurityGroup": {"id": self._arm.id("networkSecurityGroups", group)},
+        }
+        space = {"addressPrefixes": ["10.255.0.0/24"]}
+        subnets = [{"name": "nowhere", "properties": subnet}]
+        self._arm.put("virtualNetworks", network, self._body(owner, {"addressSpace": space, "subnets": subnets}))
+        return f"{self._arm.id('virtualNetworks', network)}/subnets/nowhere"
+
+    def _body(self, owner: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+        return {"location": self._settings.location, "tags": tags_for(owner), "properties": properties}
+
+    # -- the machine itself
+
+    def start(self, defined: Defined) -> None:
+        """Start it; Azure's machine is made by the first start."""
+        if self._arm.get("virtualMachines", defined.name) is not None:
+            self._arm.start(defined.name)
+        else:
+            self._arm.put("virtualMachines", defined.name, self._machine(defined))
+        reach("azure.machine.started")
+
+    def _machine(self, defined: Defined) -> dict[str, Any]:
+        system, *data = defined.disks.values()
+
+        def attached(name: str) -> dict[str, Any]:
+            return {"createOption": "Attach", "managedDisk": {"id": self._arm.id("disks", name)}}
+
+        cards = [
+            {"id": self._arm.id("networkInterfaces", name), "properties": {"primary": number == 0}}
+            for number, name in enumerate(defined.cards)
+        ]
+        properties = {
+            "hardwareProfile": {"vmSize": defined.size},
+            "storageProfile": {
+                "osDisk": attached(system) | {"osType": os_of(defined.description.machine)},
+                "dataDisks": [attached(name) | {"lun": number} for number, name in enumerate(data)],
+            },
+            "networkProfile": {"networkInterfaces": cards},
+            # The console is what tells why a machine does not come up.
+            "diagnosticsProfile": {"bootDiagnostics": {"enabled": True}},
+        }
+        return self._body(defined.name, properties)
+
+    def base(self, defined: Defined) -> None:
+        """Snapshots of the disks before the machine ever runs: what it changes is told against them."""
+        for disk_id, disk in defined.disks.items():
+            name = f"{disk}-base"
+            if self._arm.get("snapshots", name) is None:
+                self.snapshot(name, defined.name, disk, disk_id, BASE_VIEW)
+            reach("azure.base.snapshotted")
+
+    def snapshot(self, name: str, owner: str, disk: str, disk_id: str, view: str, *, runs: bool = False) -> None:
+        """An incremental snapshot of a disk as it is now."""
+        power = "running" if runs else "off"
+        own = {TAG_DISK: disk_id, TAG_VIEW: view, TAG_TAKEN: repr(self._site.clock()), TAG_POWER: power}
+        tags = tags_for(owner, **own)
+        creation = {"createOption": "Copy", "sourceResourceId": self._arm.id("disks", disk)}
+        body = {
+            "location": self._settings.location,
+            "tags": tags,
+            "properties": {"creationData": creation, "incremental": True},
+        }
+        self._arm.put("snapshots", name, body)
+
+    # -- removing
+
+    def remove(self, owner: str) -> None:
+        """Everything of a machine, what is half made as well."""
+        for kind, name in self.resources(owner):
+            self.remove_resource(kind, name)
+            reach("azure.resource.removed")
+        for item in self._site.container.listed(f"{MACHINES}{owner}/"):
+            self._site.container.delete(item.name)
+        self._site.container.delete(machine_blob(owner))
+        reach("azure.machine.removed")
+
+    def resources(self, owner: str) -> list[tuple[str, str]]:
+        """Kind and name of all that a machine consists of, in the order in which it may be deleted."""
+        return [
+            (kind, str(item["name"]))
+            for kind in KINDS
+            for item in self._arm.listed(kind)
+            if tags_of(item).get(TAG_OWNER) == owner
+        ]
+
+    def remove_resource(self, kind: str, name: str) -> None:
+        """One of them; what somebody has access to is closed first."""
+        if kind in ("disks", "snapshots"):
+            self._unlock(kind, name)
+        self._arm.delete(kind, name)
+
+    def _unlock(self, kind: str, name: str) -> None:
+        found: Resource = self._arm.get(kind, name) or {}
+        properties = found.get("properties", {})
+        state = properties.get("diskState")
+        if state == "ActiveSAS":
+            self._arm.revoke(kind, name)
+        elif state == "ActiveUpload":
+            # Azure deletes no disk that is being uploaded to, and ends no upload without a footer.
+            size = int(properties["creationData"]["uploadSizeBytes"]) - _vhd.FOOTER
+            try:
+                self._arm.revoke(kind, name)
+            except AsrError:
+                self._close_upload(name, size, Access(self._site, kind, name, write=True))

@@ -1,0 +1,55 @@
+"""Every request to Azure goes through here: paced, repeated where that may help, limited in time, errors translated."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import attrs
+from azure.core.exceptions import AzureError
+
+from asr_driver_azure import _errors
+from asr_driver_azure._pacer import Pacer
+
+__all__ = ["Calls"]
+
+T = TypeVar("T")
+_FIRST_PAUSE = 0.4
+_LONGEST_PAUSE = 15.0
+
+
+@attrs.define
+class Calls:
+    """`patience`: seconds for which a request is repeated while the service is busy or does not answer."""
+
+    site: str
+    patience: float = 60.0
+    pacer: Pacer = attrs.field(factory=Pacer)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def run(self, operation: str, call: Callable[[], T], *, where: str = "", patience: float | None = None) -> T:
+        """The answer of `call`, which must bear being repeated. Raises AsrError for what Azure refuses.
+
+        Errors that a caller wants to tell apart (a condition that failed) it catches within `call`.
+        """
+        end = self.clock() + (self.patience if patience is None else patience)
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                with self.pacer.request():
+                    answer = call()
+            except AzureError as error:
+                wait = _errors.retry_after(error)
+                if not _errors.waits(error) or self.clock() >= end:
+                    raise _errors.translated(error, site=self.site, operation=operation, where=where) from error
+                if _errors.status_of(error) in (429, 503):
+                    self.pacer.busy(pause if wait is None else wait)
+                else:
+                    self.sleep(pause * random.uniform(0.7, 1.0))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                self.pacer.well()
+                return answer

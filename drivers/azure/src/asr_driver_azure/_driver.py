@@ -1,0 +1,47 @@
+"""The driver itself: who it is, and how it connects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import ClassVar
+
+from asr_driver_azure._settings import DRIVER, SETTINGS, SiteSettings
+from asr_driver_azure._site import AzureSite
+from asrcore.driver import Capability, Check, Driver, DriverInfo
+
+__all__ = ["AzureDriver"]
+
+
+class AzureDriver(Driver):
+    """Microsoft Azure, as target and, for failback, as source."""
+
+    info: ClassVar[DriverInfo] = DriverInfo(
+        name=DRIVER,
+        title="Microsoft Azure",
+        version=metadata.version("asr-driver-azure"),
+        api=(1, 0),
+        capabilities=frozenset(
+            {
+                Capability.POWER,
+                Capability.FENCE,
+                Capability.SOURCE,
+                Capability.TRACKING,
+                Capability.TARGET,
+                Capability.FAILOVER,
+            }
+        ),
+        settings=SETTINGS,
+    )
+
+    def connect(self, name: str, settings: Mapping[str, str]) -> AzureSite:
+        """Raises InvalidSetting, SiteUnreachable, AccessDenied."""
+        site = AzureSite(name, SiteSettings.parse(settings))
+        site.reach()
+        return site
+
+    def check(self, settings: Mapping[str, str]) -> Iterator[Check]:
+        """See `Driver.check`."""
+        from asr_driver_azure import _check  # noqa: PLC0415 - brings the management SDK, 1 s to load
+
+        return _check.run(SiteSettings.parse(settings))

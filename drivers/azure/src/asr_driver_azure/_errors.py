@@ -1,0 +1,130 @@
+"""Azure's errors told in the catalogue's words, and the driver's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+
+from asrcore.errors import AccessDenied, AsrError, Category, DriverFailed, SiteUnreachable, TargetFull, TargetReadOnly
+
+__all__ = [
+    "LeaseHeld",
+    "NetworkUnknown",
+    "QuotaExceeded",
+    "SizeNotFound",
+    "UploadFailed",
+    "code_of",
+    "retry_after",
+    "status_of",
+    "translated",
+    "waits",
+]
+
+
+class SizeNotFound(AsrError):
+    code = "azure-size-not-found"
+    category = Category.REFUSED
+    happened = "no machine size of {region} fits {machine!r}: {cpus} CPUs, {memory} of memory, {disks} disks"
+    cause = "The sizes that the site's setting `sizes` allows are too small, or the region or subscription lacks them."
+    action = "Widen `sizes` of the site, or name one for this machine with `size_rules`, then repeat."
+
+
+class QuotaExceeded(AsrError):
+    code = "azure-quota-exceeded"
+    category = Category.CAPACITY
+    happened = "the subscription of site {site!r} has no room for {operation}: {detail}"
+    cause = "A quota of the subscription or the capacity of the region is used up."
+    action = "Raise the quota in Azure, or delete what uses it; then repeat. Recovery points are whole."
+    retry = True
+
+
+class LeaseHeld(AsrError):
+    code = "azure-lease-held"
+    category = Category.CONFLICT
+    happened = "blob {blob} of replica {replica!r} is leased by somebody unknown"
+    cause = "Another program, or a person, took a lease on the blob or broke ours. Nothing was written."
+    action = "Find out who holds it. If nobody should: break the lease in Azure, then repeat."
+
+
+class NetworkUnknown(AsrError):
+    code = "azure-network-unknown"
+    category = Category.REFUSED
+    happened = "site {site!r} knows no network {network!r}"
+    cause = "The setting `networks` of the site says which subnet a network's name means; it does not name this one."
+    action = "Add it to `networks`, or map the machine's network to one that is there, then repeat."
+
+
+class UploadFailed(AsrError):
+    code = "azure-upload-failed"
+    category = Category.DRIVER
+    happened = "disk {disk!r} was not taken by Azure: it is in state {state}"
+    cause = "Something else than asrcore changed the disk while it was uploaded, or its end was not accepted."
+    action = "Look at the disk in Azure; delete it if it is not in use, then repeat. The recovery point is whole."
+
+
+_BUSY = {"ServerBusy", "OperationTimedOut", "InternalError", "TooManyRequests"}
+_READ_ONLY = {"AuthorizationPermissionMismatch", "InsufficientAccountPermissions", "AccountIsDisabled"}
+_FULL = {"AccountLimitExceeded", "BlobTierInadequateForContentLength"}
+_QUOTA = {"QuotaExceeded", "SkuNotAvailable", "AllocationFailed", "ZonalAllocationFailed", "OperationNotAllowed"}
+_DENIED = {401, 403}
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of an answer; 0 if none came."""
+    return (error.status_code or 0) if isinstance(error, HttpResponseError) else 0
+
+
+def code_of(error: BaseException) -> str:
+    """Azure's own word for what went wrong; empty if it gave none."""
+    code = getattr(error, "error_code", None)
+    if code is None and isinstance(error, HttpResponseError) and error.error is not None:
+        code = error.error.code
+    if code is None:
+        code = _headers(error).get("x-ms-error-code")
+    return str(getattr(code, "value", code) or "")
+
+
+def _headers(error: BaseException) -> Mapping[str, str]:
+    found: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", None) or {}
+    return found
+
+
+def retry_after(error: BaseException) -> float | None:
+    """Seconds that the service asks to wait, if it does."""
+    value = _headers(error).get("Retry-After")
+    try:
+        return max(0.0, float(value)) if value else None
+    except ValueError:
+        return None
+
+
+def waits(error: BaseException) -> bool:
+    """Whether the same request may succeed when it is sent again."""
+    if isinstance(error, ClientAuthenticationError):
+        return False
+    if isinstance(error, ServiceRequestError | ServiceResponseError):
+        return True
+    return status_of(error) in (408, 429, 500, 502, 503, 504) or code_of(error) in _BUSY
+
+
+def translated(error: AzureError, *, site: str, operation: str, where: str = "") -> AsrError:
+    """The catalogue's error for Azure's. `where`: what was to be written, if anything was."""
+    code, detail = code_of(error), " ".join(str(error.message or error).split())[:400]
+    if isinstance(error, ServiceRequestError | ServiceResponseError) or waits(error):
+        return SiteUnreachable(site=site, detail=f"{operation}: {detail}")
+    if where and code in _READ_ONLY:
+        return TargetReadOnly(where=where, detail=detail)
+    if where and code in _FULL:
+        return TargetFull(where=where, detail=detail)
+    if isinstance(error, ClientAuthenticationError) or status_of(error) in _DENIED:
+        return AccessDenied(site=site, detail=f"{operation}: {detail}")
+    if code in _QUOTA:
+        return QuotaExceeded(site=site, operation=operation, detail=detail)
+    return DriverFailed(operation=operation, site=site, detail=detail)

@@ -1,0 +1,99 @@
+"""What the driver keeps of a machine that it made, and the names and tags of that machine's resources.
+
+A machine is *defined* by a small blob: its disks and cards are there, and what it was protected as. Azure's own machine
+comes with the first start, for Azure makes none without starting it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from urllib.parse import quote
+
+import attrs
+
+from asrcore.driver import Fence
+from asrcore.model.machine import Description
+
+__all__ = [
+    "BASE_VIEW",
+    "FENCES",
+    "MACHINES",
+    "TAG_DISK",
+    "TAG_FENCE",
+    "TAG_OWNER",
+    "TAG_POWER",
+    "TAG_SIZE",
+    "TAG_TAKEN",
+    "TAG_VIEW",
+    "Defined",
+    "FenceAt",
+    "fence_blob",
+    "machine_blob",
+    "owner_of",
+    "tags_for",
+]
+
+MACHINES = "machines/"
+FENCES = "fences/"
+TAG_OWNER = "asr-owner"
+"""Name of the machine that a resource belongs to; what has no such machine is left over."""
+TAG_DISK = "asr-disk"
+"""Id of the disk within the machine."""
+TAG_SIZE = "asr-size"
+"""Bytes of the disk as it was protected; Azure's disk may be larger."""
+TAG_VIEW = "asr-view"
+"""Of a snapshot: the view that it belongs to."""
+TAG_TAKEN = "asr-taken"
+"""Of a snapshot: when it was taken, seconds since the epoch."""
+TAG_POWER = "asr-power"
+"""Of a snapshot: whether the machine was running."""
+TAG_FENCE = "asr-fence"
+"""Of a machine: a sign for people that it is quarantined; the record is a blob."""
+BASE_VIEW = "promoted"
+"""View of the snapshots that show a machine as it was promoted, before it ever ran."""
+
+
+@attrs.frozen
+class FenceAt:
+    """A fence with the machine that it is of."""
+
+    machine_id: str
+    fence: Fence
+
+
+@attrs.frozen
+class Defined:
+    """`name`: of Azure's machine and of the blob. `disks`, `cards`: Azure's names by disk id, and in the cards' order.
+    `networks`: what each card is plugged into, in our words. `aside`: put aside by a failover, for undo."""
+
+    name: str
+    machine_id: str
+    description: Description
+    size: str
+    disks: Mapping[str, str]
+    cards: tuple[str, ...]
+    networks: tuple[str, ...]
+    aside: bool = False
+
+
+def owner_of(name: str, instance: str) -> str:
+    """Azure's name for the machine of an instance: readable, unique, at most 49 characters."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "machine"
+    return f"{readable}-{hashlib.sha256(instance.encode()).hexdigest()[:8]}"
+
+
+def tags_for(owner: str, **more: str) -> dict[str, str]:
+    """Of a resource of that machine."""
+    return {TAG_OWNER: owner, **more}
+
+
+def machine_blob(owner: str) -> str:
+    """Of what is kept of a machine."""
+    return f"{MACHINES}{owner}.json"
+
+
+def fence_blob(machine_id: str) -> str:
+    """Of a machine's fence."""
+    return f"{FENCES}{quote(machine_id, safe='')}.json"

@@ -1,0 +1,178 @@
+"""Settings of an Azure site: text by name as the vault keeps them, made into typed values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import attrs
+
+from asrcore.driver import Setting
+from asrcore.errors import InvalidSetting
+
+__all__ = ["DRIVER", "SETTINGS", "Network", "SiteSettings", "SizeRule"]
+
+DRIVER = "azure"
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9]|-(?=[a-z0-9])){1,61}[a-z0-9]")
+_MANAGEMENT = "https://management.azure.com"
+
+SETTINGS = (
+    Setting("account_url", "blob endpoint of the storage account: https://NAME.blob.core.windows.net", required=True),
+    Setting("container", "container for replicas; made if it is not there", default="asr-replicas"),
+    Setting("account_key", "key of the storage account; by default the identity below is used", secret=True),
+    Setting("subscription", "subscription for machines; without it the site keeps replicas but runs none"),
+    Setting("resource_group", "resource group for disks, machines and network cards; it must exist"),
+    Setting("location", "region of the machines, such as westeurope"),
+    Setting("tenant", "tenant of the application below; without it the environment's identity is used"),
+    Setting("client_id", "application that the engine signs in as"),
+    Setting("client_secret", "its secret", secret=True),
+    Setting(
+        "networks",
+        "what a network's name means: NAME=VNET/SUBNET or NAME=GROUP/VNET/SUBNET, `+public` behind it for a public "
+        "address, `+nsg:NAME` for a security group of yours; several by `;`",
+    ),
+    Setting("sizes", "machine sizes to choose from, by `,`; by default general ones of the region (D and B series)"),
+    Setting("size_rules", "MACHINE=SIZE by `;`: the size of a machine by its name, instead of a choice"),
+    Setting("disk_sku", "kind of managed disk: Standard_LRS, StandardSSD_LRS, Premium_LRS", default="StandardSSD_LRS"),
+    Setting("management_url", "management endpoint, for other clouds than the public one", default=_MANAGEMENT),
+    Setting("authority", "sign-in endpoint, for other clouds than the public one"),
+    Setting("ca_file", "certificates to trust for the endpoints above, where they are not public ones"),
+)
+
+
+@attrs.frozen
+class Network:
+    """A subnet, and what a card in it gets. `group`: its resource group, empty for the site's own."""
+
+    name: str
+    group: str
+    vnet: str
+    subnet: str
+    public: bool = False
+    security_group: str = ""
+
+
+@attrs.frozen
+class SizeRule:
+    """The size of one machine, by its name."""
+
+    machine: str
+    size: str
+
+
+@attrs.frozen
+class SiteSettings:
+    """`subscription` empty: a site that keeps replicas and runs no machine."""
+
+    account_url: str
+    container: str
+    account_key: str = attrs.field(default="", repr=False)
+    subscription: str = ""
+    resource_group: str = ""
+    location: str = ""
+    tenant: str = ""
+    client_id: str = ""
+    client_secret: str = attrs.field(default="", repr=False)
+    networks: tuple[Network, ...] = ()
+    sizes: tuple[str, ...] = ()
+    size_rules: tuple[SizeRule, ...] = ()
+    disk_sku: str = "StandardSSD_LRS"
+    management_url: str = _MANAGEMENT
+    authority: str = ""
+    ca_file: str = ""
+
+    @property
+    def runs_machines(self) -> bool:
+        """Whether the site can be failed over to."""
+        return bool(self.subscription)
+
+    def network(self, name: str) -> Network | None:
+        """The network of that name, or None."""
+        return next((item for item in self.networks if item.name == name), None)
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, str]) -> SiteSettings:
+        """Raises InvalidSetting for an unknown, missing or malformed one."""
+        known = {setting.name: setting for setting in SETTINGS}
+        for name in settings:
+            if name not in known:
+                raise _invalid(name, f"is not known; there are: {', '.join(sorted(known))}")
+        given = {name: setting.default for name, setting in known.items()}
+        given |= {name: value.strip() for name, value in settings.items() if value.strip()}
+        _endpoint("account_url", given["account_url"])
+        _endpoint("management_url", given["management_url"])
+        if given["authority"]:
+            _endpoint("authority", given["authority"])
+        if not _NAME.fullmatch(given["container"]):
+            raise _invalid("container", f"{given['container']!r} is not 3 to 63 lower-case letters, digits and `-`")
+        if given["subscription"]:
+            for name in ("resource_group", "location"):
+                if not given[name]:
+                    raise _invalid(name, "is required where `subscription` is set")
+        if any(given[name] for name in ("tenant", "client_id", "client_secret")):
+            for name in ("tenant", "client_id", "client_secret"):
+                if not given[name]:
+                    raise _invalid(name, "`tenant`, `client_id` and `client_secret` are given together or not at all")
+        if given["ca_file"] and not Path(given["ca_file"]).is_file():
+            raise _invalid("ca_file", f"there is no file {given['ca_file']!r}")
+        return cls(
+            account_url=given["account_url"].rstrip("/"),
+            container=given["container"],
+            account_key=given["account_key"],
+            subscription=given["subscription"],
+            resource_group=given["resource_group"],
+            location=given["location"].lower().replace(" ", ""),
+            tenant=given["tenant"],
+            client_id=given["client_id"],
+            client_secret=given["client_secret"],
+            networks=tuple(_network(item) for item in _items(given["networks"], ";")),
+            sizes=tuple(_items(given["sizes"], ",")),
+            size_rules=tuple(_rule(item) for item in _items(given["size_rules"], ";")),
+            disk_sku=given["disk_sku"],
+            management_url=given["management_url"].rstrip("/"),
+            authority=given["authority"].rstrip("/"),
+            ca_file=given["ca_file"],
+        )
+
+
+def _invalid(setting: str, problem: str) -> InvalidSetting:
+    return InvalidSetting(driver=DRIVER, setting=setting, problem=problem)
+
+
+def _items(text: str, separator: str) -> list[str]:
+    return [item.strip() for item in text.split(separator) if item.strip()]
+
+
+def _endpoint(setting: str, text: str) -> None:
+    if not text:
+        raise _invalid(setting, "is required")
+    url = urlsplit(text)
+    local = url.hostname in ("127.0.0.1", "::1", "localhost")
+    if not url.hostname or url.query or url.fragment or not (url.scheme == "https" or (url.scheme == "http" and local)):
+        raise _invalid(setting, f"{text!r} is not an https URL (http is taken of this host only)")
+
+
+def _network(text: str) -> Network:
+    name, _, rest = text.partition("=")
+    path, *options = _items(rest, "+") or [""]
+    parts = path.split("/")
+    if not name.strip() or len(parts) not in (2, 3) or not all(parts):
+        raise _invalid("networks", f"{text!r} is not NAME=VNET/SUBNET or NAME=GROUP/VNET/SUBNET")
+    public, group = False, ""
+    for option in options:
+        if option == "public":
+            public = True
+        elif option.startswith("nsg:") and len(option) > len("nsg:"):
+            group = option.removeprefix("nsg:")
+        else:
+            raise _invalid("networks", f"{option!r} in {text!r} is neither `public` nor `nsg:NAME`")
+    return Network(name.strip(), parts[0] if len(parts) == 3 else "", parts[-2], parts[-1], public, group)
+
+
+def _rule(text: str) -> SizeRule:
+    machine, _, size = text.partition("=")
+    if not machine.strip() or not size.strip():
+        raise _invalid("size_rules", f"{text!r} is not MACHINE=SIZE")
+    return SizeRule(machine.strip(), size.strip())

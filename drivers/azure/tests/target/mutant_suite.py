@@ -1,0 +1,87 @@
+"""The kit against broken variants of this driver. Not collected by itself: `test_mutants` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asr_driver_azure import _pageblob, _record, _replica, _uploader, _vhd, _writer
+from asrcore.testing.conformance import CycleConformance, PointConformance
+from drivers.azure.tests.peers.storage import Storage
+from drivers.azure.tests.target import test_replica
+from drivers.azure.tests.target.rig import TargetRig
+
+
+class Mutant:
+    """A broken driver: what `broken` patches is broken for all of the class."""
+
+    def broken(self, patch: pytest.MonkeyPatch) -> None:
+        raise NotImplementedError
+
+    @pytest.fixture(autouse=True)
+    def _break(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken(monkeypatch)
+
+
+class Kit(Mutant, CycleConformance, PointConformance):
+    @pytest.fixture
+    def rig(self, storage: Storage) -> Iterator[TargetRig]:
+        with TargetRig(storage) as rig:
+            yield rig
+
+
+class TestNoFooter(Kit):
+    def broken(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(_vhd, "footer", lambda size, identity: bytes(512))
+
+    def test_a_blob_is_a_disk(self, rig: TargetRig, target: Any, tmp_path: Path) -> None:
+        test_replica.test_a_blob_is_a_disk_that_qemu_reads(rig, target, tmp_path)
+
+
+class TestZerosSkippedOnADirtyBlob(Kit):
+    def broken(self, patch: pytest.MonkeyPatch) -> None:
+        def zero(self: _writer.AzureWriter, disk_id: str, offset: int, length: int) -> None:
+            self._note(disk_id, offset, length)
+
+        patch.setattr(_writer.AzureWriter, "zero", zero)
+
+
+class TestFullListTakenForADiff(Kit):
+    def broken(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(_pageblob.PageBlob, "changed", lambda self, since, size: self.stored(size))
+
+    def test_zeroes_are_put_back(self, target: Any) -> None:
+        test_replica.test_zeroes_of_a_discarded_cycle_are_put_back(target)
+
+
+class TestPointBeforeItsAcknowledgement(Kit):
+    """The record names snapshots that are taken afterwards."""
+
+    def broken(self, patch: pytest.MonkeyPatch) -> None:
+        seal, later = _writer.AzureWriter.seal, "2030-01-01T00:00:00.0000000Z"
+        patch.setattr(_writer.AzureWriter, "_snapshot", lambda self, disk: later)
+
+        def late(self: _writer.AzureWriter, spec: Any) -> Any:
+            point = seal(self, spec)
+            for disk in self._disks.values():
+                disk.blob.snapshot_now(self._lease)
+            return point
+
+        patch.setattr(_writer.AzureWriter, "seal", late)
+
+
+class TestFlushBeforeTheAcknowledgement(Kit):
+    """What is on its way counts as done."""
+
+    def broken(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(_uploader.Uploader, "drain", lambda self: None)
+
+
+class TestEpochIgnored(Kit):
+    def broken(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(_record.Record, "own", lambda self, epoch: None)
+        for module in (_replica, _writer):
+            patch.setattr(module, "lease_of", lambda replica_id, epoch: _record.lease_of(replica_id, 0))
