@@ -26,6 +26,7 @@ from asrcore.replication import wire
 from asrcore.replication.wire import Bytes, Connection, Frame, ProtocolError
 from asrcore.service.carrier import Carrier, Lost
 from asrcore.service.failures import as_error, farewell, rebuilt, told
+from asrcore.service.pace import Pace
 from asrcore.service.packing import COMPRESSION, Packer, unpacked
 from asrcore.service.tls import Component, Role
 
@@ -100,6 +101,7 @@ class Channel:
         self._waiting: dict[int, queue.SimpleQueue[Frame | AsrError]] = {}
         self._watches: dict[int, Watch] = {}
         self._sinks: dict[int, Sink] = {}
+        self._paces: dict[int, Pace] = {}
         self._workers = ThreadPoolExecutor(WORKERS, "served") if handler else None
         self._queued = threading.BoundedSemaphore(QUEUED)
         self._sent_at = time.monotonic()
@@ -193,7 +195,10 @@ class Channel:
     def stream(self, call: str, head: Mapping[str, Any]) -> DataStream:
         """Begin to send data. Raises as `ask`, but errors of the other side come later."""
         replies: queue.SimpleQueue[Frame | AsrError] = queue.SimpleQueue()
-        return DataStream(self, call, self._open({"call": call, **head}, b"", wire.MORE, 0, replies), replies)
+        stream = self._open({"call": call, **head}, b"", wire.MORE, 0, replies)
+        assert self._wire.peer is not None
+        self._paces[stream] = Pace(self._wire.peer.window)
+        return DataStream(self, call, stream, replies)
 
     # -- for streams
 
@@ -208,17 +213,22 @@ class Channel:
                     self._check()
                     if not self._wire.asked(stream):
                         return 0
-                    room = self._wire.room(stream) >= len(body)
+                    room = self._room(stream, len(body))
                     header = self._wire.stamp(prepared) if room else b""
                     number = self._wire.counts(stream)[0]
+                    if room:
+                        self._paces[stream].sent(len(body))
                 if room:
                     self._send(header + prepared.head, body)
                     self.packer.sent(len(body), time.monotonic() - begun)
                     return number
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self.error or not self._wire.asked(stream) or self._wire.room(stream) >= len(body),
+                    lambda: self.error or not self._wire.asked(stream) or self._room(stream, len(body)),
                 )
+
+    def _room(self, stream: int, size: int) -> bool:
+        return self._wire.room(stream) >= max(size, 1) and self._paces[stream].allows(size)
 
     def _say(self, frame: Frame) -> None:
         """Send a frame about a stream unless that has ended. Raises ValueError for one that is too large."""
@@ -276,7 +286,11 @@ class Channel:
         self._carrier.fill(target)
         with self._changed:
             frame = self._wire.payload(header, target)
-            if header.type in (wire.ACK, wire.REPLY, wire.ERROR):
+            if frame is not None and frame.type == wire.ACK:
+                self._paces[frame.stream].acknowledged(frame.head["count"])
+                self._changed.notify_all()
+            elif header.type in (wire.REPLY, wire.ERROR):
+                self._paces.pop(header.stream, None)
                 self._changed.notify_all()
         return frame
 

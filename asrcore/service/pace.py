@@ -1,0 +1,60 @@
+"""How much of a stream may be under way: as much as keeps the link busy, for that is what a cut loses."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import attrs
+
+from asrcore.units import KiB, MiB
+
+__all__ = ["FLOOR", "Pace"]
+
+FLOOR = 512 * KiB
+_START = 1 * MiB
+_ROUND = 0.25  # seconds between two decisions
+_ENOUGH = 0.2  # seconds of what the link brings across: enough for a round trip and a stall of the other side
+
+
+@attrs.define
+class Pace:
+    """Of one stream, whose acknowledgements come in order. Not thread-safe. `most`: bytes, never more than that."""
+
+    most: int
+    limit: int = attrs.field(init=False)
+    """Bytes that may be under way now."""
+    _clock: Callable[[], float] = time.monotonic
+    _flying: deque[tuple[float, int]] = attrs.field(factory=deque, init=False)
+    _bytes: int = attrs.field(default=0, init=False)
+    _arrived: int = attrs.field(default=0, init=False)
+    _since: float = attrs.field(init=False)
+    _quickest: float = attrs.field(default=float("inf"), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.limit = min(_START, self.most)
+        self._since = self._clock()
+
+    def allows(self, size: int) -> bool:
+        """Whether so many bytes may follow; a single frame always may."""
+        return not self._flying or self._bytes + size <= self.limit
+
+    def sent(self, size: int) -> None:
+        """A frame is under way."""
+        self._flying.append((self._clock(), size))
+        self._bytes += size
+
+    def acknowledged(self, count: int) -> None:
+        """So many frames have arrived."""
+        now = self._clock()
+        for _ in range(min(count, len(self._flying))):
+            at, size = self._flying.popleft()
+            self._bytes -= size
+            self._arrived += size
+            self._quickest = min(self._quickest, now - at)  # later ones wait behind others, and tell less
+        passed = now - self._since
+        if passed >= _ROUND:
+            useful = self._arrived / passed * max(_ENOUGH, 2 * self._quickest)
+            self.limit = max(min(FLOOR, self.most), min(int(useful), self.most))
+            self._arrived, self._since = 0, now
