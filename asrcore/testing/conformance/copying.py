@@ -93,8 +93,10 @@ def _copy(
                 extents = different + subtract(disk.allocated(), [Extent(0, size)])
             _send(disk, writer, extents, counts)
         writer.flush()
-        for disk_id, again in view.settle().get(machine_id, {}).items():
-            _send(machine.disks[disk_id], writer, again, counts)
+        while rounds := {disk: again for disk, again in view.settle().get(machine_id, {}).items() if again}:
+            for disk_id, again in rounds.items():
+                _send(machine.disks[disk_id], writer, again, counts)
+            writer.flush()
         view.confirm()
         spec = SealSpec(point_id, view.taken_at, machine.consistency, keep, machine.description)
         return Sent(writer.seal(spec), **counts)
