@@ -24,7 +24,6 @@ import attrs
 from asrcore.errors import (
     AlreadyExists,
     AmbiguousName,
-    InvalidSetting,
     MachineNotFound,
     VaultInUse,
 )
@@ -148,16 +147,7 @@ class Engine:
         return site
 
     def _prove(self, site: Site) -> None:
-        chosen = self.plugins.driver(site.driver)
-        known = {setting.name: setting for setting in chosen.info.settings}
-        for name in site.settings:
-            if name not in known:
-                names = ", ".join(sorted(known))
-                raise InvalidSetting(setting=name, driver=site.driver, problem=f"unknown; there are: {names}")
-        for setting in known.values():
-            if setting.required and not site.settings.get(setting.name):
-                raise InvalidSetting(setting=setting.name, driver=site.driver, problem="is required")
-        with chosen.connect(site.name, site.settings) as connected:
+        with self.plugins.connect(site.driver, site.name, site.settings) as connected:
             connected.status()
 
     def site_status(self, name: str) -> driver.SiteStatus:

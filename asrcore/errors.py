@@ -298,6 +298,103 @@ class HostIncomplete(AsrError):
     action = "`asr doctor` shows what is missing and the command that installs it."
 
 
+# -- components of other hosts ---------------------------------------------------------------------------------------
+
+
+class IdentityUnusable(AsrError):
+    code = "identity-unusable"
+    category = Category.ACCESS
+    happened = "the identity in {directory} cannot be used: {problem}"
+    cause = "It needs certificate.pem, key.pem (readable by its owner only) and ca.pem, which belong together."
+    action = "Enrol this component again, or name the right directory."
+
+
+class CertificateMissing(AsrError):
+    code = "certificate-missing"
+    category = Category.ACCESS
+    happened = "connection with {peer} refused: {whose} certificate was not shown"
+    cause = "Both sides of a connection must show a certificate of the same authority."
+    action = "Give the component an identity (certificate.pem, key.pem, ca.pem), then repeat."
+
+
+class CertificateUnknown(AsrError):
+    code = "certificate-unknown"
+    category = Category.ACCESS
+    happened = "connection with {peer} refused: {whose} certificate is not of a known authority"
+    cause = "The two components were enrolled with different authorities, or something else answers there. {detail}"
+    action = "Check the address; enrol both components with the same authority."
+
+
+class CertificateExpired(AsrError):
+    code = "certificate-expired"
+    category = Category.ACCESS
+    happened = "connection with {peer} refused: {whose} certificate, or the revocation list, is not valid at this time"
+    cause = "It was not renewed in time, or the clock of a host is wrong. {detail}"
+    action = "Check the clocks of both hosts, then renew the certificate and fetch the newest revocation list."
+
+
+class CertificateRevoked(AsrError):
+    code = "certificate-revoked"
+    category = Category.ACCESS
+    happened = "connection with {peer} refused: {whose} certificate was revoked"
+    cause = "Somebody took this component's rights away."
+    action = "If the component is to be trusted again, enrol it anew."
+
+
+class CertificateRole(AsrError):
+    code = "certificate-role"
+    category = Category.ACCESS
+    happened = "connection with {peer} refused: {whose} certificate is of {found}, not of {wanted}"
+    cause = "A component may only do what the role in its certificate allows."
+    action = "Use the identity directory of the right component, or connect to the right address."
+
+
+# -- the wire --------------------------------------------------------------------------------------------------------
+
+
+class PeerVersion(AsrError):
+    code = "peer-version"
+    category = Category.DRIVER
+    happened = "{peer} speaks version {theirs} of the wire protocol, this side {ours}"
+    cause = "The two sides are of different major versions of asrcore."
+    action = "Nothing was changed. Install versions that belong together."
+
+
+class FrameRefused(AsrError):
+    code = "frame-refused"
+    category = Category.INTEGRITY
+    happened = "the connection with {peer} was closed: {detail}"
+    cause = "A frame was damaged, repeated, out of order or forged on its way, or one side has a defect."
+    action = "What it carried was not used; the work goes on where it was. If it happens again, check the link."
+    retry = True
+
+
+class PeerError(AsrError):
+    code = "peer-error"
+    category = Category.DRIVER
+    happened = "{peer}: {happened}"
+    cause = "{cause} (Error {code} is unknown on this side.)"
+    action = "{action}"
+    retry = True
+
+
+class PeerFailed(AsrError):
+    code = "peer-failed"
+    category = Category.DRIVER
+    happened = "{operation} failed at {peer}: {detail}"
+    cause = "An error that is not in the catalogue: a defect at the other side."
+    action = "Its log has the traceback: report it. Nothing was lost."
+    retry = True
+
+
+class CannotListen(AsrError):
+    code = "cannot-listen"
+    category = Category.USAGE
+    happened = "cannot listen at {address}: {detail}"
+    cause = "The address is not of this host, its port is in use, or it needs more rights."
+    action = "Name another address, or end what uses it."
+
+
 # -- source --------------------------------------------------------------------------------------------------------
 
 

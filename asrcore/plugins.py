@@ -17,7 +17,7 @@ import pluggy
 
 from asrcore import driver as contract
 from asrcore import hookspecs
-from asrcore.errors import DriverIncompatible, DriverNotFound
+from asrcore.errors import DriverIncompatible, DriverNotFound, InvalidSetting
 from asrcore.model.event import FailoverKind, FinishedJob
 from asrcore.model.health import Health
 from asrcore.model.point import RecoveryPoint
@@ -69,6 +69,19 @@ class Plugins:
         if name in self._drivers:
             return self._drivers[name]
         raise self._incompatible.get(name) or DriverNotFound(driver=name)
+
+    def connect(self, driver: str, name: str, settings: Mapping[str, str]) -> contract.Site:
+        """Connect to a site with settings that somebody typed. Raises as `driver` and `Driver.connect` do."""
+        chosen = self.driver(driver)
+        known = {setting.name: setting for setting in chosen.info.settings}
+        for setting_name in settings:
+            if setting_name not in known:
+                names = ", ".join(sorted(known))
+                raise InvalidSetting(setting=setting_name, driver=driver, problem=f"unknown; there are: {names}")
+        for setting in known.values():
+            if setting.required and not settings.get(setting.name):
+                raise InvalidSetting(setting=setting.name, driver=driver, problem="is required")
+        return chosen.connect(name, settings)
 
     def register(self, name: str, plugin: object, distribution: str = "") -> bool:
         """Take a plug-in (a module or any object with hooks) into use; False if it was refused (see `broken`)."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asrcore.cli import _failover, _look, _output, _protect, _session, _setup
+from asrcore.cli import _failover, _look, _master_target, _output, _protect, _session, _setup
 from asrcore.errors import AsrError
 
 __all__ = ["app", "main"]
@@ -40,6 +40,7 @@ def _options(
 _setup.register(app)
 _protect.register(app)
 _look.register(app)
+_master_target.register(app)
 app.add_typer(_failover.app, name="failover")
 
 

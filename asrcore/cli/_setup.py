@@ -17,7 +17,7 @@ from asrcore.model.point import Consistency
 from asrcore.model.policy import Bandwidth, Policy, Window
 from asrcore.units import format_duration, format_size, parse_duration
 
-__all__ = ["register"]
+__all__ = ["Settings", "parsed", "register"]
 
 _site = typer.Typer(help="Sites: where machines run, and where replicas are kept.", no_args_is_help=True)
 _policy = typer.Typer(help="Policies: how often, how consistent, what is kept.", no_args_is_help=True)
@@ -50,7 +50,8 @@ def init(context: typer.Context, as_json: Json = False) -> None:
 # -- sites ---------------------------------------------------------------------------------------------------------
 
 
-def _parsed(settings: list[str] | None) -> dict[str, str]:
+def parsed(settings: list[str] | None) -> dict[str, str]:
+    """Settings by name. Raises InvalidValue."""
     result = {}
     for item in settings or []:
         name, equals, value = item.partition("=")
@@ -70,7 +71,7 @@ def site_add(
 ) -> None:
     """Add a site; a connection proves the settings first."""
     with _session.engine(context) as opened:
-        site = opened.add_site(name, driver, _parsed(settings))
+        site = opened.add_site(name, driver, parsed(settings))
         status = opened.site_status(name)
         details = ", ".join(f"{key}: {value}" for key, value in status.details.items())
         _output.show(
@@ -84,7 +85,7 @@ def site_add(
 def site_update(context: typer.Context, name: str, settings: Settings = None, as_json: Json = False) -> None:
     """Change settings of a site (an empty value removes one); a connection proves them first."""
     with _session.engine(context) as opened:
-        site = opened.update_site(name, _parsed(settings))
+        site = opened.update_site(name, parsed(settings))
         shown = _without_secrets(opened, site.driver, site.settings)
         _output.show({"site": shown | {"name": name}}, f"site {name} updated", as_json=as_json)
 

@@ -172,6 +172,7 @@ class _Flow:
         self.limit = limit
         self.sizes: deque[int] = deque()
         self.bytes = 0
+        self.sent = 0
 
     @property
     def room(self) -> int:
@@ -183,6 +184,7 @@ class _Flow:
             return False
         self.sizes.append(size)
         self.bytes += size
+        self.sent += 1
         return True
 
     def take(self, count: int) -> bool:
@@ -287,11 +289,13 @@ class Connection:
         """Acknowledge that many more DATA frames of a stream; the bytes to send."""
         return self.pack(Frame(ACK, stream, {"count": count}))[0]
 
-    def goodbye(self, reason: str = "", detail: str = "") -> bytes:
-        """The last bytes to send, with the reason if it is an error; b"" if nothing can be said any more."""
+    def goodbye(self, reason: str = "", detail: str = "", error: Mapping[str, Any] | None = None) -> bytes:
+        """The last bytes to send, with the reason if there is one, or an error as ERROR has it; b"" if nothing can be
+        said any more."""
         if self._said_goodbye or not self._out_key:
             return b""
-        return self.pack(Frame(GOODBYE, 0, {"reason": reason, "detail": detail} if reason else {}))[0]
+        head = {**(error or {}), **({"reason": reason, "detail": detail} if reason else {})}
+        return self.pack(Frame(GOODBYE, 0, head))[0]
 
     def room(self, stream: int) -> int:
         """Bytes of DATA that may be sent on a stream of ours now. A single frame may always be under way."""
@@ -303,6 +307,11 @@ class Connection:
     def asked(self, stream: int) -> bool:
         """Whether a request of ours is still without its reply."""
         return stream in self._asked
+
+    def counts(self, stream: int) -> tuple[int, int]:
+        """How many DATA frames were sent on a stream of ours that is still open, and how many are acknowledged."""
+        flow = self._asked.get(stream)
+        return (flow.sent, flow.sent - len(flow.sizes)) if flow else (0, 0)
 
     def _may_send(self, frame: Frame) -> None:
         kind, stream = frame.type, frame.stream

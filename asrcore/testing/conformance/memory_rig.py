@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from asrcore.driver import Instance, MachineView, Site
+from asrcore.driver import Driver, Instance, MachineView, Site
 from asrcore.model.machine import Machine, PowerState
 from asrcore.model.point import Consistency
 from asrcore.testing.conformance.rig import ConformanceRig
@@ -31,16 +31,20 @@ class MemoryRig(ConformanceRig):
         self, name: str = "conformance", driver: MemoryDriver | None = None, *, holds_still: bool = True
     ) -> None:
         super().__init__()
-        self.driver = driver or MemoryDriver()
+        self.driver: Driver = driver or MemoryDriver()
         self.machine_id = "web"
-        self.home = MemoryWorld(f"{name}-home")
-        self.away = MemoryWorld(f"{name}-away")
+        self.home = self.make_world(f"{name}-home")
+        self.away = self.make_world(f"{name}-away")
         self.away.configure(networks={"lan", "dmz"})
         self._random = random.Random(7)
         self._disks = 0
         self._holds_still = holds_still
         self._make_machine("web")
         self._connect()
+
+    def make_world(self, name: str) -> MemoryWorld:
+        """Where the worlds are: by default in this process."""
+        return MemoryWorld(name)
 
     def _make_machine(self, machine_id: str) -> None:
         machine = self.home.add_machine(machine_id, {"vda": 512 * KiB, "vdb": 192 * KiB + 512})
@@ -49,8 +53,8 @@ class MemoryRig(ConformanceRig):
         machine.write("vdb", 0, self._random.randbytes(64 * KiB))
 
     def _connect(self) -> None:
-        self._source = self.driver.connect("home", {"world": self.home.name})
-        self._target = self.driver.connect("away", {"world": self.away.name})
+        self._source: Site = self.driver.connect("home", {"world": self.home.name})
+        self._target: Site = self.driver.connect("away", {"world": self.away.name})
 
     @property
     def source_site(self) -> Site:

@@ -1,0 +1,55 @@
+"""`asr master-target`: serve a site to engines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asrcore.cli import _session, _setup
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the application."""
+    app.command("master-target")(master_target)
+
+
+def master_target(
+    driver: Annotated[str, typer.Option(help="The driver of the site to serve (see `asr drivers`).")],
+    identity: Annotated[
+        Path, typer.Option(help="Directory with certificate.pem, key.pem, ca.pem and perhaps crl.pem.")
+    ],
+    settings: _setup.Settings = None,
+    listen: Annotated[str, typer.Option(help="ADDRESS:PORT to listen at.")] = "0.0.0.0:9444",
+    silence: Annotated[
+        str, typer.Option(help="Without a sign of life for so long a connection counts as lost.")
+    ] = "30s",
+) -> None:
+    """Serve this host's site to engines elsewhere, over TLS with certificates of both sides, until Ctrl-C.
+
+    They use it through the driver `remote`. It needs no vault.
+    """
+    from asrcore import plugins  # noqa: PLC0415 - `asr --help` needs none of these
+    from asrcore.service.carrier import Address, Limits  # noqa: PLC0415
+    from asrcore.service.master_target import MasterTarget  # noqa: PLC0415
+    from asrcore.service.tls import Identity  # noqa: PLC0415
+    from asrcore.units import parse_duration  # noqa: PLC0415
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    address, limits = Address.parse(listen, "--listen"), Limits(silence=parse_duration(silence, "--silence"))
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(_session.INTERRUPTED) if stop.is_set() else stop.set())
+    with plugins.load().connect(driver, "here", _setup.parsed(settings)) as site:
+        status = site.status()
+        with MasterTarget(site, address, Identity(identity), limits=limits) as target:
+            typer.echo(f"{target.component} serves {driver} ({status.version}) at {target.address}; end with Ctrl-C")
+            stop.wait()
+            typer.echo("ending: what has arrived is made durable")
