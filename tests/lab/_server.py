@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.lab import _kvm
-from tests.lab._console import Console, parse_audit, parse_console
 from tests.lab._console import Audit as Audit
+from tests.lab._console import Console, parse_audit, parse_console
 from tests.lab._lab import Lab
 from tests.lab._run import COMMAND_SECONDS, LabError, run
 from tests.lab._server_image import ADDRESS, AREAS, GATEWAY, MAC, ROWS, UUID, ServerImage, build_server_image
@@ -34,7 +34,9 @@ class Server:
         self.lab, self.site, self.name = lab, site, name
         self.image: ServerImage = build_server_image()
         where = lab.sites[site]
-        self._disks = {serial: where.disk_dir / f"srv/images/{name}-{serial}.raw" for serial in ("ROOT0001", "DATA0001")}
+        self._disks = {
+            serial: where.disk_dir / f"srv/images/{name}-{serial}.raw" for serial in ("ROOT0001", "DATA0001")
+        }
         for template, path in zip((self.image.root, self.image.data), self._disks.values(), strict=True):
             run(["cp", "--sparse=always", template, path])
         self.console_file = where.disk_dir / f"srv/console/{name}.log"
@@ -56,7 +58,7 @@ class Server:
             run(inside.enter(command), check=False)
         kvm = _kvm.kvm_boots(self.lab.images)
         command = ["qemu-system-x86_64", "-name", self.name, "-machine", "pc-i440fx-7.2", "-m", str(MEMORY_MIB)]
-        command += ["-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=128", "-cpu", "Nehalem", "-smp", "1"]
+        command += ["-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=128", "-cpu", "max", "-smp", "1"]
         command += ["-nodefaults", "-display", "none", "-no-user-config"]
         command += ["-smbios", f"type=1,manufacturer=Lab Servers,product=Rack 1,serial=LS-0001,uuid={UUID}"]
         command += ["-chardev", f"file,id=console,path=/srv/console/{self.name}.log,append=on"]

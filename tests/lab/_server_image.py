@@ -115,7 +115,9 @@ def _unpack(tree: Path, work: Path) -> None:
     nodoc = work / "nodoc"
     nodoc.write_text("".join(f"path-exclude=/usr/share/{part}/*\n" for part in ("man", "locale", "doc", "info")))
     keep = f'cp -n "$1"/var/cache/apt/archives/*.deb "{archives}/" || true; rm -f "$1"/var/cache/apt/archives/*.deb'
-    give = f'mkdir -p "$1/var/cache/apt/archives"; cp "{archives}"/*.deb "$1/var/cache/apt/archives/" 2>/dev/null || true'
+    give = (
+        f'mkdir -p "$1/var/cache/apt/archives"; cp "{archives}"/*.deb "$1/var/cache/apt/archives/" 2>/dev/null || true'
+    )
     # update-initramfs is held back: it would run at each package, and is run once below.
     config = (
         'mkdir -p "$1/etc/initramfs-tools/conf.d"; '

@@ -22,6 +22,7 @@ from asr_driver_libvirt._files import fsync_directory, remove_tree, write_durabl
 from asr_driver_libvirt._instances import (
     Platform,
     disks_of,
+    disks_of_domain,
     domain_xml,
     hold,
     make_images,
@@ -150,7 +151,7 @@ def promote(platform: Platform, layout: Layout, replica: LibvirtReplica, spec: P
         xml = _materialise.promoted(
             source,
             made=_materialise.Made(replica.replica_id, spec.point_id, "promotion"),
-            disks=images,
+            disks=disks_of_domain(description, images),
             nvram=nvram,
             networks=NetworkMap(promotion.networks),
             known_networks=platform.network_names(),

@@ -13,7 +13,16 @@ import attrs
 from asr_driver_libvirt import _codec, _materialise
 from asr_driver_libvirt._domain import parse_domain
 from asr_driver_libvirt._files import fsync_directory, remove_tree, write_durably
-from asr_driver_libvirt._instances import Platform, domain_xml, hold, make_images, of_point, released, write_nvram
+from asr_driver_libvirt._instances import (
+    Platform,
+    disks_of_domain,
+    domain_xml,
+    hold,
+    make_images,
+    of_point,
+    released,
+    write_nvram,
+)
 from asr_driver_libvirt._replica import LibvirtReplica
 from asr_driver_libvirt._store import Home, checked_id
 from asrcore.crashpoint import reach
@@ -109,7 +118,7 @@ def _make(platform: Platform, replica: LibvirtReplica, test: TestRecord, directo
             machine_id=test.machine_id,
             name=test.name,
             made=_materialise.Made(replica.replica_id, test.point_id, "test", test.test_id),
-            disks=images,
+            disks=disks_of_domain(description, images),
             nvram=nvram,
             network=test.network,
             exists=os.path.exists,

@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from asr_mobility.channel import Answer, Bytes, CallFailed, Channel, ChannelClosed
+
 from asr_driver_physical._identity import Identity, ServerRecord
 from asr_driver_physical._settings import SiteSettings
-from asr_mobility.channel import Answer, Bytes, CallFailed, Channel, ChannelClosed
 from asrcore.errors import AccessDenied, SiteUnreachable, TimedOut, catalogue
 
 __all__ = ["CALL_SECONDS", "Gateway"]
@@ -133,7 +134,9 @@ class _Hub:
         with self._changed:
             return {name: dict(session.peer) for name, session in self._sessions.items() if not session.ended}
 
-    def call(self, server: str, call: str, arguments: Mapping[str, Any], timeout: float) -> tuple[Mapping[str, Any], Bytes]:
+    def call(
+        self, server: str, call: str, arguments: Mapping[str, Any], timeout: float
+    ) -> tuple[Mapping[str, Any], Bytes]:
         end = time.monotonic() + min(timeout, DIAL_IN_SECONDS)
         with self._changed:
             while (session := self._sessions.get(server)) is None or session.ended:
@@ -293,7 +296,9 @@ class Gateway:
                 return kind(**attributes)
         except TypeError:
             pass
-        return AccessDenied(site=self._name, detail=f"server {server} answers {refused.code!r}, which is not known here")
+        return AccessDenied(
+            site=self._name, detail=f"server {server} answers {refused.code!r}, which is not known here"
+        )
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ def machine_of(server: ServerRecord, told: Mapping[str, Any], power: PowerState)
         cpus=told["cpus"],
         memory=_rounded(told["memory"]),
         firmware=Firmware(told["firmware"]),
-        disks=tuple(Disk(id=item["id"], size=item["size"], bus=bus, location=f"/dev/{item['name']}") for item in told["disks"]),
+        disks=tuple(
+            Disk(id=item["id"], size=item["size"], bus=bus, location=f"/dev/{item['name']}") for item in told["disks"]
+        ),
         nics=tuple(Nic(mac=item["mac"], network=item["name"], model="virtio") for item in told["nics"]),
         power=power,
         os=told["os"],

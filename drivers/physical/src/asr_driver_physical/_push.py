@@ -138,7 +138,9 @@ class _Shell:
         if status:
             raise self._failed(what, err.read().decode(errors="replace").strip()[-500:])
         target = shlex.quote(path)
-        done = f"test $(wc -c < {fresh}) = {len(content)} && chmod {mode:o} {fresh} && sync {fresh} && mv {fresh} {target}"
+        done = (
+            f"test $(wc -c < {fresh}) = {len(content)} && chmod {mode:o} {fresh} && sync {fresh} && mv {fresh} {target}"
+        )
         self.run(f"sh -c {shlex.quote(done)}", what)
 
     def _failed(self, what: str, detail: str) -> PushFailed:

@@ -18,7 +18,9 @@ PORT = 9443
 
 SETTINGS = (
     Setting("listen", f"address that servers dial, as `ADDRESS[:PORT]`; port {PORT} by default", required=True),
-    Setting("identity", "directory of the process server's certificate and of the servers that were enrolled", required=True),
+    Setting(
+        "identity", "directory of the process server's certificate and of the servers that were enrolled", required=True
+    ),
     Setting("spool", "directory for what was changed at a freeze, until it is sent on", required=True),
     Setting("spool_limit", "the most that the spool may hold, such as 4GiB", default="4GiB"),
 )

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from asr_mobility.service import MAX_READ
 
 from asr_driver_physical._errors import ServerTooBusy, SpoolFull
 from asr_driver_physical._hub import Gateway
 from asr_driver_physical._identity import ServerRecord
 from asr_driver_physical._machine import description_of
-from asr_mobility.service import MAX_READ
 from asrcore.crashpoint import reach
 from asrcore.driver import Digest, DiskReader, DiskView, FrozenView, MachineView, Tracking
 from asrcore.errors import ViewLost
@@ -145,7 +145,13 @@ def open_view(
 
 class _View(FrozenView):
     def __init__(
-        self, gateway: Gateway, spool: Spool, server: ServerRecord, view_id: str, since: Mark | None, freeze_limit: float
+        self,
+        gateway: Gateway,
+        spool: Spool,
+        server: ServerRecord,
+        view_id: str,
+        since: Mark | None,
+        freeze_limit: float,
     ) -> None:
         self._gateway, self.spool, self._server = gateway, spool, server
         self._view_id, self._since, self._freeze_limit = view_id, since, freeze_limit
@@ -259,7 +265,9 @@ class _View(FrozenView):
 
     def confirm(self) -> None:
         if self._closed or self.record.live:
-            raise ViewLost(machine=self._server.name, detail="it was closed" if self._closed else "it was never settled")
+            raise ViewLost(
+                machine=self._server.name, detail="it was closed" if self._closed else "it was never settled"
+            )
 
     def close(self) -> None:
         if not self._closed:

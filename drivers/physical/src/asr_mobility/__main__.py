@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from asr_mobility import __version__, facts
 from asr_mobility.channel import Channel, ChannelClosed
@@ -37,8 +37,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _settings(home: Path) -> Dict[str, Any]:
-    settings: Dict[str, Any] = json.loads((home / "config.json").read_text())
+def _settings(home: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((home / "config.json").read_text())
     return settings
 
 
@@ -51,7 +51,7 @@ def _context(home: Path) -> ssl.SSLContext:
     return context
 
 
-def _dial(settings: Dict[str, Any], context: ssl.SSLContext) -> ssl.SSLSocket:
+def _dial(settings: dict[str, Any], context: ssl.SSLContext) -> ssl.SSLSocket:
     host, _, port = settings["server"].rpartition(":")
     plain = socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -63,21 +63,23 @@ def _dial(settings: Dict[str, Any], context: ssl.SSLContext) -> ssl.SSLSocket:
     names = [value for kind, value in (carrier.getpeercert() or {}).get("subjectAltName", ()) if kind == "URI"]
     if not any(name.startswith("asr://process-server/") for name in names):
         carrier.close()
-        raise ssl.SSLError("the peer's certificate is not that of a process server: %s" % ", ".join(names))
+        raise ssl.SSLError("the peer's certificate is not that of a process server: {}".format(", ".join(names)))
     return carrier
 
 
 def _run(home: Path) -> int:
     settings = _settings(home)
     if settings["identity"] != facts.identity():
-        say("this machine is not the one that was enrolled as %s: a copy of its disks. Nothing is done." % settings["name"])
+        say(
+            "this machine is not the one that was enrolled as {}: a copy of its disks. Nothing is done.".format(
+                settings["name"]
+            )
+        )
         return NOT_THIS_MACHINE
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    service = Service(
-        home, capture_memory=int(settings["capture_memory"]), bandwidth=float(settings["bandwidth"])
-    )
+    service = Service(home, capture_memory=int(settings["capture_memory"]), bandwidth=float(settings["bandwidth"]))
     me = {"name": settings["name"], "identity": settings["identity"], "version": __version__}
     attempt = 0
     while not stop.is_set():
@@ -86,18 +88,18 @@ def _run(home: Path) -> int:
             channel = Channel(carrier, dialled=True, me={**me, "boot": facts.boot_id()}, serve=service.serve)
         except (OSError, ValueError, ChannelClosed) as problem:
             if attempt < len(RETRY_SECONDS):
-                say("%s: %s" % (settings["server"], problem))
+                say("{}: {}".format(settings["server"], problem))
             stop.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
             attempt += 1
             continue
-        say("connected to %s" % settings["server"])
+        say("connected to {}".format(settings["server"]))
         since = time.monotonic()
         while not stop.is_set() and not channel.wait_ended(0.5):
             pass
         if stop.is_set():
             channel.close()
         else:
-            say("disconnected: %s" % channel.reason)
+            say(f"disconnected: {channel.reason}")
         attempt = 0 if time.monotonic() - since > 10 else attempt + 1
         stop.wait(RETRY_SECONDS[0])
     return 0
@@ -117,7 +119,7 @@ def _remove(home: Path) -> int:
     return 0
 
 
-def main(words: Optional[List[str]] = None) -> int:
+def main(words: list[str] | None = None) -> int:
     """The program; gives its exit status."""
     parser = argparse.ArgumentParser(prog="asr-mobility", description=__doc__)
     parser.add_argument("--home", type=Path, default=HOME, help="directory with config.json and certificates")

@@ -10,7 +10,6 @@ import resource
 import struct
 from contextlib import suppress
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 __all__ = ["TracePoint", "attach", "create_array", "get_pinned", "mount", "pin", "trace_point", "tracking_program"]
 
@@ -28,7 +27,7 @@ TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _numbers() -> Tuple[int, int]:
+def _numbers() -> tuple[int, int]:
     try:
         return _SYSCALLS[platform.machine()]
     except KeyError:
@@ -48,7 +47,7 @@ def mount(kind: str, where: str) -> None:
     """Mount a kernel file system. Raises OSError."""
     if _libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None):
         code = ctypes.get_errno()
-        raise OSError(code, "mount %s: %s" % (where, os.strerror(code)))
+        raise OSError(code, f"mount {where}: {os.strerror(code)}")
 
 
 def create_array(elements: int) -> int:
@@ -79,7 +78,7 @@ class TracePoint:
             raise ValueError("no format of a trace point")
         self.id = int(found[1])
         fields = re.findall(r"([A-Za-z_]\w*)(?:\[\d*\])?;\s+offset:(\d+);", text)
-        self.offsets: Dict[str, int] = {name: int(offset) for name, offset in fields}
+        self.offsets: dict[str, int] = {name: int(offset) for name, offset in fields}
         missing = {"dev", "sector", "nr_sector", "rwbs"} - set(self.offsets)
         if missing:
             raise ValueError("the trace point has no field " + ", ".join(sorted(missing)))
@@ -96,7 +95,7 @@ def trace_point(event: str) -> TracePoint:
     raise FileNotFoundError(2, "the kernel has no trace point block:" + event)
 
 
-def attach(program: bytes, event_id: int) -> Tuple[int, bool]:
+def attach(program: bytes, event_id: int) -> tuple[int, bool]:
     """Load and attach; gives a descriptor to hold on to, and whether it is a link that can be pinned (Linux 5.15)."""
     code, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"Apache-2.0")
     log = ctypes.create_string_buffer(1 << 20)
@@ -113,7 +112,7 @@ def attach(program: bytes, event_id: int) -> Tuple[int, bool]:
         try:
             loaded = load(1)  # again, for the verifier's reason
         except OSError:
-            raise OSError(problem.errno, "%s %s" % (problem.strerror, log.value.decode()[-500:])) from problem
+            raise OSError(problem.errno, f"{problem.strerror} {log.value.decode()[-500:]}") from problem
     try:
         event = _perf_event(event_id)
         try:
@@ -161,9 +160,9 @@ EVENTS, SECTORS, ELSEWHERE, OVERFLOW = range(4)
 
 class _Assembler:
     def __init__(self) -> None:
-        self._code: List[bytes] = []
-        self._labels: Dict[str, int] = {}
-        self._jumps: List[Tuple[int, str]] = []
+        self._code: list[bytes] = []
+        self._labels: dict[str, int] = {}
+        self._jumps: list[tuple[int, str]] = []
 
     def op(self, code: int, to: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> None:
         value = value if value < 2**31 else value - 2**32
@@ -184,7 +183,7 @@ class _Assembler:
         return b"".join(self._code)
 
 
-def tracking_program(array: int, device: int, shift: int, places: Tuple[int, int, int], point: TracePoint) -> bytes:
+def tracking_program(array: int, device: int, shift: int, places: tuple[int, int, int], point: TracePoint) -> bytes:
     """Sets a byte of the array for each granule (2 ** shift bytes) that a completed write, discard or zeroing touched.
 
     `device`: the kernel's number of the disk. `places`: elements where fine bytes, coarse bytes and counters begin.

@@ -11,8 +11,9 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Union
 
 from asrcore.replication.wire import (
     CANCEL,
@@ -32,7 +33,7 @@ from asrcore.replication.wire import (
 __all__ = ["CallFailed", "Channel", "ChannelClosed"]
 
 Bytes = Union[bytes, bytearray, memoryview]
-Answer = Tuple[Mapping[str, Any], Bytes]
+Answer = tuple[Mapping[str, Any], Bytes]
 Serve = Callable[[str, Mapping[str, Any]], Answer]
 
 KEEPALIVE_SECONDS = 10.0
@@ -51,7 +52,7 @@ class CallFailed(Exception):
     """The peer refused a call with an error of the catalogue."""
 
     def __init__(self, code: str, attributes: Mapping[str, Any]) -> None:
-        super().__init__("%s: %s" % (code, dict(attributes)))
+        super().__init__(f"{code}: {dict(attributes)}")
         self.code = code
         self.attributes = dict(attributes)
 
@@ -59,7 +60,7 @@ class CallFailed(Exception):
 class _Waiting:
     def __init__(self) -> None:
         self.done = threading.Event()
-        self.frame: Optional[Frame] = None
+        self.frame: Frame | None = None
 
 
 class Channel:
@@ -68,11 +69,11 @@ class Channel:
 
     def __init__(
         self,
-        carrier: Union[ssl.SSLSocket, socket.socket],
+        carrier: ssl.SSLSocket | socket.socket,
         *,
         dialled: bool,
         me: Mapping[str, Any],
-        serve: Optional[Serve] = None,
+        serve: Serve | None = None,
         workers: int = 2,
     ) -> None:
         self._socket = carrier
@@ -82,14 +83,14 @@ class Channel:
         # One lock for the TLS state, which may not be used by two threads at once, and one for the order of frames.
         self._tls = threading.Lock()
         self._order = threading.Lock()
-        self._asked: Dict[int, _Waiting] = {}
-        self._requests: "queue.Queue[Optional[Frame]]" = queue.Queue(64)
+        self._asked: dict[int, _Waiting] = {}
+        self._requests: queue.Queue[Frame | None] = queue.Queue(64)
         self._ended = threading.Event()
         self._greeted = threading.Event()
         self.reason = ""
         self._buffer = bytearray(_CHUNK)
         self._send([self._link.hello()])
-        self._threads: List[threading.Thread] = [threading.Thread(target=self._receive, daemon=True)]
+        self._threads: list[threading.Thread] = [threading.Thread(target=self._receive, daemon=True)]
         self._threads += [threading.Thread(target=self._work, daemon=True) for _ in range(workers if serve else 0)]
         for thread in self._threads:
             thread.start()
@@ -108,11 +109,11 @@ class Channel:
         """Whether nothing can be asked any more."""
         return self._ended.is_set()
 
-    def wait_ended(self, seconds: Optional[float] = None) -> bool:
+    def wait_ended(self, seconds: float | None = None) -> bool:
         """Wait for the end; tells whether it has come."""
         return self._ended.wait(seconds)
 
-    def call(self, name: str, arguments: Mapping[str, Any], *, timeout: float) -> Tuple[Mapping[str, Any], Bytes]:
+    def call(self, name: str, arguments: Mapping[str, Any], *, timeout: float) -> tuple[Mapping[str, Any], Bytes]:
         """Ask and wait. Raises CallFailed, ChannelClosed, and TimeoutError after so many seconds."""
         waiting = _Waiting()
         with self._order:
@@ -126,7 +127,7 @@ class Channel:
                 self._asked.pop(stream, None)
                 if self._link.asked(stream):
                     self._write(Frame(CANCEL, stream))
-            raise TimeoutError("%s: no answer within %g s" % (name, timeout))
+            raise TimeoutError(f"{name}: no answer within {timeout:g} s")
         frame = waiting.frame
         if frame is None:
             raise ChannelClosed(self.reason)
@@ -164,14 +165,14 @@ class Channel:
         try:
             self._send([first, body] if len(body) else [first])
         except OSError as problem:
-            self.end("sending failed: %s" % problem)
+            self.end(f"sending failed: {problem}")
             raise ChannelClosed(self.reason) from problem
 
-    def _send(self, parts: List[Bytes]) -> None:
+    def _send(self, parts: list[Bytes]) -> None:
         end = time.monotonic() + SEND_SECONDS
         for part in parts:
             view = memoryview(part)
-            while len(view):
+            while view:
                 try:
                     with self._tls:
                         sent = self._socket.send(view[:_CHUNK])
@@ -179,7 +180,7 @@ class Channel:
                     end = time.monotonic() + SEND_SECONDS
                 except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
                     if time.monotonic() > end:
-                        raise OSError(110, "the peer takes nothing for %g s" % SEND_SECONDS) from None
+                        raise OSError(110, f"the peer takes nothing for {SEND_SECONDS:g} s") from None
                     self._poll(read=False, seconds=1.0)
 
     def _poll(self, *, read: bool, seconds: float) -> None:
@@ -198,11 +199,11 @@ class Channel:
         except ProtocolError as problem:
             with suppress(Exception), self._order:
                 self._send([self._link.goodbye(problem.reason, problem.detail)])
-            self.end("protocol: %s" % problem)
+            self.end(f"protocol: {problem}")
         except (OSError, ChannelClosed) as problem:
             self.end(str(problem) or type(problem).__name__)
         except Exception as problem:
-            self.end("defect: %r" % problem)
+            self.end(f"defect: {problem!r}")
             raise
         finally:
             with suppress(OSError):
@@ -210,7 +211,7 @@ class Channel:
 
     def _receive_frames(self) -> None:
         told = heard = time.monotonic()
-        waiting: Optional[Header] = None
+        waiting: Header | None = None
         data = bytearray()
         size = 0
         while not self._ended.is_set():
@@ -218,7 +219,7 @@ class Channel:
             now = time.monotonic()
             if got is None:
                 if now - heard > SILENCE_SECONDS:
-                    raise OSError(110, "nothing was heard from the peer for %g s" % SILENCE_SECONDS)
+                    raise OSError(110, f"nothing was heard from the peer for {SILENCE_SECONDS:g} s")
                 if now - told > KEEPALIVE_SECONDS and self._link.peer is not None:
                     told = now
                     self._keep_alive()
@@ -249,7 +250,7 @@ class Channel:
             finally:
                 self._order.release()
 
-    def _read(self) -> Optional[memoryview]:
+    def _read(self) -> memoryview | None:
         try:
             with self._tls:
                 return memoryview(self._buffer)[: self._socket.recv_into(self._buffer)]
@@ -272,7 +273,7 @@ class Channel:
                 raise ProtocolError("window", "more requests than can be served") from None
         elif frame.type == GOODBYE:
             reason = frame.head.get("reason")
-            raise ChannelClosed("the peer said goodbye" + (": %s" % reason if reason else ""))
+            raise ChannelClosed("the peer said goodbye" + (f": {reason}" if reason else ""))
 
     # -- serving
 
@@ -287,14 +288,14 @@ class Channel:
             with suppress(ChannelClosed), self._order:
                 self._write(answer)
 
-    def _answer(self, stream: int, name: str, arguments: Dict[str, Any]) -> Frame:
+    def _answer(self, stream: int, name: str, arguments: dict[str, Any]) -> Frame:
         assert self._serve is not None
         try:
             head, body = self._serve(name, arguments)
         except CallFailed as refused:
             return Frame(ERROR, stream, {"code": refused.code, "attributes": refused.attributes})
         except Exception as problem:  # noqa: BLE001 - a defect there must not end the connection
-            detail = "%s: %s" % (type(problem).__name__, problem)
+            detail = f"{type(problem).__name__}: {problem}"
             attributes = {"operation": name, "site": "", "detail": detail}
             return Frame(ERROR, stream, {"code": "driver-failed", "attributes": attributes})
         return Frame(REPLY, stream, head, body)

@@ -9,7 +9,6 @@ import re
 import struct
 from contextlib import suppress
 from pathlib import Path
-from typing import Dict, List, Set
 
 __all__ = ["DIGEST_BLOCK", "Disk", "Reader", "digests", "disks_below", "find_disks"]
 
@@ -44,7 +43,7 @@ class Disk:
         return bool(self.serial)
 
 
-def find_disks() -> List[Disk]:
+def find_disks() -> list[Disk]:
     """All disks of the server, by name; those of the same serial number are told apart by their names."""
     found = []
     for path in sorted(SYS_BLOCK.iterdir()):
@@ -55,19 +54,19 @@ def find_disks() -> List[Disk]:
         disk = Disk(path.name)
         if disk.size:
             found.append(disk)
-    seen: Dict[str, int] = {}
+    seen: dict[str, int] = {}
     for disk in found:
         seen[disk.id] = seen.get(disk.id, 0) + 1
     for disk in found:
         if seen[disk.id] > 1:
-            disk.id = "%s-%s" % (disk.id, disk.name)
+            disk.id = f"{disk.id}-{disk.name}"
     return found
 
 
-def disks_below(name: str) -> Set[str]:
+def disks_below(name: str) -> set[str]:
     """The whole disks that a block device (partition, logical volume, array) lies on, by kernel names."""
     path = SYS_BLOCK / name
-    below: Set[str] = set()
+    below: set[str] = set()
     with suppress(OSError):
         for lower in os.listdir(path / "slaves"):
             below |= disks_below(lower)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 from asr_mobility import bpf
 from asr_mobility.disks import SYS_BLOCK, find_disks
@@ -44,7 +44,7 @@ def identity() -> str:
     return hashlib.blake2b("\0".join(words).encode(), digest_size=16).hexdigest()
 
 
-def machine() -> Dict[str, Any]:
+def machine() -> dict[str, Any]:
     """The machine as every hypervisor would describe it."""
     return {
         "id": machine_id(),
@@ -92,11 +92,11 @@ def _os_name() -> str:
     return platform.system()
 
 
-def _disk(disk: Any) -> Dict[str, Any]:
+def _disk(disk: Any) -> dict[str, Any]:
     return {"id": disk.id, "name": disk.name, "size": disk.size, "stable": disk.stable, "read_only": disk.read_only}
 
 
-def _nics() -> List[Dict[str, str]]:
+def _nics() -> list[dict[str, str]]:
     """Network cards, without what is made of others."""
     found = []
     for path in sorted(Path("/sys/class/net").iterdir()):
@@ -109,7 +109,7 @@ def _nics() -> List[Dict[str, str]]:
 # -- readiness -------------------------------------------------------------------------------------------------------
 
 
-def readiness() -> Dict[str, Any]:
+def readiness() -> dict[str, Any]:
     """Facts about tracking here, and about booting as a virtual machine."""
     disks = find_disks()
     names = [disk.name for disk in disks]
@@ -153,17 +153,17 @@ def _lockdown() -> str:
     return found[1] if found else "none"
 
 
-def _fstab() -> List[Dict[str, str]]:
+def _fstab() -> list[dict[str, str]]:
     lines = (line.split() for line in _text(Path("/etc/fstab")).splitlines())
     return [{"device": words[0], "path": words[1]} for words in lines if len(words) > 1 and words[0][:1] != "#"]
 
 
-def _device_mapper(prefix: str) -> List[str]:
+def _device_mapper(prefix: str) -> list[str]:
     uuids = ((path.parent.parent.name, _text(path)) for path in SYS_BLOCK.glob("dm-*/dm/uuid"))
     return sorted(name for name, uuid in uuids if uuid.startswith(prefix))
 
 
-def _boot_loader(disks: List[str]) -> List[str]:
+def _boot_loader(disks: list[str]) -> list[str]:
     """Disks that carry a boot loader: a boot record with code, or an EFI system partition."""
     found = []
     for name in disks:
@@ -180,14 +180,22 @@ def _boot_loader(disks: List[str]) -> List[str]:
     return found
 
 
-def _initramfs() -> Dict[str, Any]:
+def _initramfs() -> dict[str, Any]:
     """Which disk drivers of virtual machines the running kernel's initramfs, or the kernel itself, has."""
     release = platform.release()
     wanted = ("virtio_blk", "virtio_pci", "virtio_scsi", "ahci", "ata_piix", "nvme")
     modules = Path("/lib/modules") / release
-    have = {name for name in wanted if re.search(r"/%s\.ko" % name.replace("_", "[-_]"), _text(modules / "modules.builtin"))}
+    have = {
+        name
+        for name in wanted
+        if re.search(r"/{}\.ko".format(name.replace("_", "[-_]")), _text(modules / "modules.builtin"))
+    }
     image = next(
-        (path for path in (Path("/boot/initrd.img-" + release), Path("/boot/initramfs-%s.img" % release)) if path.exists()),
+        (
+            path
+            for path in (Path("/boot/initrd.img-" + release), Path(f"/boot/initramfs-{release}.img"))
+            if path.exists()
+        ),
         None,
     )
     listed = ""
@@ -197,20 +205,25 @@ def _initramfs() -> Dict[str, Any]:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=True)
                 listed = done.stdout
                 break
-    have |= {name for name in wanted if re.search(r"/%s\.ko" % name.replace("_", "[-_]"), listed)}
+    have |= {name for name in wanted if re.search(r"/{}\.ko".format(name.replace("_", "[-_]")), listed)}
     return {"image": str(image or ""), "listed": bool(listed), "drivers": sorted(have)}
 
 
-def _network() -> List[Dict[str, Any]]:
+def _network() -> list[dict[str, Any]]:
     """For each card, whether the network's configuration names it by a name that is of its place in the machine."""
     places = [Path("/etc/network/interfaces"), *Path("/etc/network/interfaces.d").glob("*")]
     places += [*Path("/etc/systemd/network").glob("*.network"), *Path("/etc/netplan").glob("*.yaml")]
-    places += [*Path("/etc/NetworkManager/system-connections").glob("*"), *Path("/etc/sysconfig/network-scripts").glob("ifcfg-*")]
+    places += [
+        *Path("/etc/NetworkManager/system-connections").glob("*"),
+        *Path("/etc/sysconfig/network-scripts").glob("ifcfg-*"),
+    ]
     texts = {str(path): _text(path) for path in places if path.is_file()}
     links = "\n".join(_text(path).lower() for path in Path("/etc/systemd/network").glob("*.link"))
     found = []
     for nic in _nics():
-        named = [path for path, text in texts.items() if re.search(r"\b%s\b" % re.escape(nic["name"]), text + path)]
+        named = [
+            path for path, text in texts.items() if re.search(r"\b{}\b".format(re.escape(nic["name"])), text + path)
+        ]
         found.append({**nic, "named_in": named, "kept": nic["mac"].lower() in links})
     return found
 

@@ -7,10 +7,9 @@ import fcntl
 import os
 import select
 import signal
-import struct
 import time
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Iterable, List, Optional, Set, Tuple
 
 from asr_mobility.disks import disks_below
 
@@ -35,11 +34,11 @@ class Mount:
         self.path, self.kind, self.device, self.read_only = path, kind, device, read_only
 
 
-def mounts_on(disks: Iterable[str], table: str = "/proc/self/mountinfo") -> List[Mount]:
+def mounts_on(disks: Iterable[str], table: str = "/proc/self/mountinfo") -> list[Mount]:
     """File systems on these disks (kernel names), one mount of each, deepest path first and `/` last."""
     wanted = set(disks)
-    found: List[Mount] = []
-    seen: Set[str] = set()
+    found: list[Mount] = []
+    seen: set[str] = set()
     with open(table, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             mount = _mount(line)
@@ -51,7 +50,7 @@ def mounts_on(disks: Iterable[str], table: str = "/proc/self/mountinfo") -> List
     return sorted(found, key=lambda mount: (mount.path != "/", len(mount.path)), reverse=True)
 
 
-def _mount(line: str) -> Optional[Mount]:
+def _mount(line: str) -> Mount | None:
     left, _, right = line.partition(" - ")
     fields, (kind, source, super_options) = left.split(), (right.split() + ["", "", ""])[:3]
     if not source.startswith("/dev/"):
@@ -61,7 +60,13 @@ def _mount(line: str) -> Optional[Mount]:
     if source == "/dev/root":
         with suppress(OSError):
             name = os.path.basename(os.readlink("/sys/dev/block/" + fields[2]))
-    path = fields[4].encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")
+    path = (
+        fields[4]
+        .encode("utf-8", "surrogateescape")
+        .decode("unicode_escape")
+        .encode("latin-1")
+        .decode(errors="surrogateescape")
+    )
     return Mount(path, kind, name, "ro" in super_options.split(","))
 
 
@@ -88,15 +93,15 @@ class Freeze:
     control group, so that what kills the whole service does not kill it.
     """
 
-    def __init__(self, mounts: List[Mount], limit: float) -> None:
+    def __init__(self, mounts: list[Mount], limit: float) -> None:
         self._mounts, self._limit = mounts, limit
-        self.frozen: List[Mount] = []
-        self.not_frozen: List[Tuple[Mount, str]] = []
+        self.frozen: list[Mount] = []
+        self.not_frozen: list[tuple[Mount, str]] = []
         self.began = 0.0
         """Monotonic clock, when the last file system was frozen: the instant."""
         self.held = 0.0
         """Seconds from the first freeze to the last thaw."""
-        self._fds: List[int] = []
+        self._fds: list[int] = []
         self._pid = 0
 
     def __enter__(self) -> Freeze:
@@ -132,7 +137,7 @@ class Freeze:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         late = self._end()
         if late and error is None:
-            raise FreezeError("the limit of %g s was passed with file systems frozen: thawed, no point" % self._limit)
+            raise FreezeError(f"the limit of {self._limit:g} s was passed with file systems frozen: thawed, no point")
 
     def _end(self) -> bool:
         """Thaw, in the reverse order. Tells whether something was thawed before."""
@@ -210,7 +215,11 @@ def _lock_memory() -> None:
 
 
 def _leave_control_group() -> None:
-    for root in ("/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/systemd/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs"):
+    for root in (
+        "/sys/fs/cgroup/cgroup.procs",
+        "/sys/fs/cgroup/systemd/cgroup.procs",
+        "/sys/fs/cgroup/unified/cgroup.procs",
+    ):
         with suppress(OSError):
             fd = os.open(root, os.O_WRONLY)
             try:

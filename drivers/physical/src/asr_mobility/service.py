@@ -10,9 +10,10 @@ import resource
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 from asr_mobility import facts
 from asr_mobility.channel import Answer, CallFailed
@@ -54,7 +55,7 @@ class Budget:
 class _Watched:
     """A disk with its tracking, or with the reason why there is none."""
 
-    def __init__(self, disk: Disk, tracker: Optional[Tracker], reason: str) -> None:
+    def __init__(self, disk: Disk, tracker: Tracker | None, reason: str) -> None:
         self.disk, self.tracker, self.reason = disk, tracker, reason
 
 
@@ -62,7 +63,7 @@ class _Held:
     """Content of the changed ranges at the instant of a freeze, in memory until the process server has it."""
 
     def __init__(self) -> None:
-        self.pieces: Dict[str, List[Tuple[int, bytes]]] = {}
+        self.pieces: dict[str, list[tuple[int, bytes]]] = {}
 
 
 class Service:
@@ -76,11 +77,11 @@ class Service:
         self._budget = Budget(bandwidth)
         self._lock = threading.Lock()
         self._readers = threading.local()
-        self._watched: Dict[str, _Watched] = {}
-        self._held: Dict[str, _Held] = {}
-        self._freezes: List[float] = []
+        self._watched: dict[str, _Watched] = {}
+        self._held: dict[str, _Held] = {}
+        self._freezes: list[float] = []
         self._started = time.monotonic()
-        self._calls: Dict[str, Callable[..., Answer]] = {
+        self._calls: dict[str, Callable[..., Answer]] = {
             "status": self._status,
             "machine": lambda: (facts.machine(), b""),
             "readiness": lambda: (facts.readiness(), b""),
@@ -103,19 +104,19 @@ class Service:
 
     # -- disks and their tracking
 
-    def _refresh(self) -> Dict[str, _Watched]:
+    def _refresh(self) -> dict[str, _Watched]:
         """Look at the disks that there are now; those that are new or have another size are tracked from now on."""
-        now: Dict[str, _Watched] = {}
+        now: dict[str, _Watched] = {}
         for disk in find_disks():
             known = self._watched.get(disk.id)
             if known is not None and (known.disk.name, known.disk.size) == (disk.name, disk.size) and known.tracker:
                 now[disk.id] = known
                 continue
             try:
-                tracker: Optional[Tracker] = Tracker(disk.path, disk.size, disk.identity)
+                tracker: Tracker | None = Tracker(disk.path, disk.size, disk.identity)
                 reason = ""
             except (OSError, ValueError) as problem:
-                tracker, reason = None, "this kernel cannot track it: %s" % problem
+                tracker, reason = None, f"this kernel cannot track it: {problem}"
             now[disk.id] = _Watched(disk, tracker, reason)
         before, self._watched = self._watched, now
         for key, item in before.items():
@@ -123,7 +124,7 @@ class Service:
                 item.tracker.close()
         return now
 
-    def _tracking(self, item: _Watched, since: Optional[Mapping[str, Sequence[Any]]]) -> Tuple[str, str]:
+    def _tracking(self, item: _Watched, since: Mapping[str, Sequence[Any]] | None) -> tuple[str, str]:
         if item.tracker is None:
             return "none", item.reason
         if since is None:
@@ -139,7 +140,7 @@ class Service:
 
     # -- views
 
-    def _open(self, view: str, since: Optional[Mapping[str, Sequence[Any]]], freeze_limit: float) -> Answer:
+    def _open(self, view: str, since: Mapping[str, Sequence[Any]] | None, freeze_limit: float) -> Answer:
         """Begin a view. Where little has changed it is captured at once, frozen; else it is live: what is written
         from now on is told by `settle`."""
         with self._lock:
@@ -173,12 +174,12 @@ class Service:
             answer["machine"] = facts.machine()
             return answer, b""
 
-    def _changed(self, item: _Watched, since: Optional[Mapping[str, Sequence[Any]]], key: str) -> List[List[int]]:
+    def _changed(self, item: _Watched, since: Mapping[str, Sequence[Any]] | None, key: str) -> list[list[int]]:
         assert since is not None
         assert item.tracker is not None
         return _ranges(item.tracker.changed_since(int(since[key][1])), item)
 
-    def _turn(self, watched: Mapping[str, _Watched]) -> Dict[str, List[Any]]:
+    def _turn(self, watched: Mapping[str, _Watched]) -> dict[str, list[Any]]:
         for item in watched.values():
             if item.tracker:
                 item.tracker.begin_turn()
@@ -186,7 +187,7 @@ class Service:
         return self._marks(watched)
 
     @staticmethod
-    def _marks(watched: Mapping[str, _Watched]) -> Dict[str, List[Any]]:
+    def _marks(watched: Mapping[str, _Watched]) -> dict[str, list[Any]]:
         boot = facts.boot_id()
         return {
             key: [item.tracker.generation, item.tracker.last, boot] for key, item in watched.items() if item.tracker
@@ -200,7 +201,7 @@ class Service:
             for key, mark in marks.items():
                 item = watched.get(key)
                 if item is None or item.tracker is None or not item.tracker.knows(mark[0], int(mark[1])):
-                    raise _view_lost("tracking of disk %s was interrupted" % key)
+                    raise _view_lost(f"tracking of disk {key} was interrupted")
             if not watched:
                 raise _view_lost("no disk of the server can be tracked, so it cannot be held still")
             numbers = {key: int(mark[1]) for key, mark in marks.items()}
@@ -219,7 +220,7 @@ class Service:
 
     def _capture(
         self, view: str, watched: Mapping[str, _Watched], since: Mapping[str, int], freeze_limit: float
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         """Freeze, take what has changed since these marks into memory, thaw."""
         scripts = self._script("pre-freeze")
         held = _Held()
@@ -324,8 +325,8 @@ class Service:
             with self._lock:
                 item = self._refresh().get(disk)
         if item is None:
-            raise _view_lost("disk %s is not there any more" % disk)
-        mine: Dict[str, Tuple[_Watched, Reader]] = self._readers.__dict__
+            raise _view_lost(f"disk {disk} is not there any more")
+        mine: dict[str, tuple[_Watched, Reader]] = self._readers.__dict__
         known = mine.get(disk)
         if known is None or known[0] is not item:
             if known is not None:
@@ -406,7 +407,7 @@ def _view_lost(detail: str) -> CallFailed:
     return CallFailed("view-lost", {"machine": "", "detail": detail})
 
 
-def _ranges(runs: Sequence[Run], item: _Watched) -> List[List[int]]:
+def _ranges(runs: Sequence[Run], item: _Watched) -> list[list[int]]:
     assert item.tracker is not None
     shift, size = item.tracker.shift, item.disk.size
     return [[first << shift, min((first + count) << shift, size) - (first << shift)] for first, count in runs]

@@ -16,9 +16,9 @@ import mmap
 import os
 import re
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Iterator, List, Tuple
 
 from asr_mobility import bpf
 from asr_mobility.bpf import COARSE, ELSEWHERE, EVENTS, OVERFLOW, PAGE
@@ -32,7 +32,7 @@ _CONTROL = struct.Struct("<8sIIQ16s16sQQ")  # magic, shift, -, size, identity, g
 _AGES = 254
 """Ages that a byte can tell apart; older turns are counted as younger ones than they are, which sends too much."""
 
-Run = Tuple[int, int]
+Run = tuple[int, int]
 """First granule and how many."""
 
 
@@ -162,7 +162,7 @@ class Tracker:
         return self._field(7)
 
     @property
-    def counters(self) -> Tuple[int, ...]:
+    def counters(self) -> tuple[int, ...]:
         """Events, sectors, elsewhere, overflow: see `bpf`."""
         return struct.unpack_from("<4Q", self._map, self._layout.counters)
 
@@ -188,7 +188,7 @@ class Tracker:
         self._set(last=turn)
         return turn
 
-    def take(self) -> List[Run]:
+    def take(self) -> list[Run]:
         """Take off what is noted and give it the age of the newest turn. Read the granules only after this: what is
         written from now on is noted again."""
         layout, value = self._layout, bytes([tag(self.last)])
@@ -203,7 +203,7 @@ class Tracker:
             self._map[first : first + count] = bytes(count)
         return taken
 
-    def changed_since(self, mark: int) -> List[Run]:
+    def changed_since(self, mark: int) -> list[Run]:
         """What was taken in turns after `mark`; what is noted and not yet taken is not in it."""
         ages = self._ages()
         last = self.last
