@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.lab import _kvm
-from tests.lab._console import Audit as Audit
-from tests.lab._console import Console, parse_audit, parse_console
+from tests.lab._console import Audit, Console, parse_audit, parse_console
 from tests.lab._lab import Lab
 from tests.lab._run import COMMAND_SECONDS, LabError, run
 from tests.lab._server_image import ADDRESS, AREAS, GATEWAY, MAC, ROWS, UUID, ServerImage, build_server_image
@@ -164,7 +163,7 @@ class Server:
     def grow(self, serial: str, size: int) -> None:
         """Make a disk larger while the server runs, and let the server's kernel see it."""
         number = list(self._disks).index(serial)
-        device = "disk%d" % number
+        device = f"disk{number}"
         _qmp(self.lab.host_path(self.site, f"/run/{self.name}.qmp"), "block_resize", {"device": device, "size": size})
 
         def seen() -> bool:

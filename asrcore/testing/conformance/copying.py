@@ -14,6 +14,7 @@ from asrcore.driver import (
     DIGEST_BLOCK,
     DIGEST_SIZE,
     CycleSpec,
+    Digest,
     CycleWriter,
     DiskReader,
     DiskView,
@@ -131,10 +132,10 @@ def _send(disk: DiskView, writer: CycleWriter, extents: Iterable[Extent], counts
 # -- comparisons ---------------------------------------------------------------------------------------------------
 
 
-def fingerprint(disk: DiskView) -> bytes:
+def fingerprint(disk: DiskView, digest: Digest = Digest.BLAKE3) -> bytes:
     """Digests of a frozen disk, every byte read (what the driver says of zeroes or digests is not believed)."""
     with disk.reader() as reader:
-        return digests_of(reader, Extent(0, disk.disk.size))
+        return digests_of(reader, Extent(0, disk.disk.size), digest)
 
 
 def replica_fingerprint(replica: Replica, disk_id: str, size: int, point_id: str | None = None) -> bytes:

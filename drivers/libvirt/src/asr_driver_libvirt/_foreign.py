@@ -1,11 +1,9 @@
-"""A machine of another platform as a domain: from the neutral values of its description. Pure, but for what it is told
-of the host."""
+"""A machine of another platform as a domain: from the neutral values of its description. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from lxml import etree
@@ -39,7 +37,7 @@ def by_target(description: Description, disks: Mapping[str, _Value]) -> dict[str
     return {names[disk_id]: value for disk_id, value in disks.items() if disk_id in names}
 
 
-def domain_of(description: Description, *, kvm: bool = Path("/dev/kvm").exists()) -> bytes:
+def domain_of(description: Description, *, kvm: bool) -> bytes:
     """The domain's XML. Its disks have no images yet: those of a point take their places.
 
     The first disk is the one that it boots from; a card is plugged into the network of its name.
@@ -51,7 +49,7 @@ def domain_of(description: Description, *, kvm: bool = Path("/dev/kvm").exists()
     _text(root, "uuid", machine.id)
     _text(root, "memory", str(machine.memory), unit="b")
     _text(root, "vcpu", str(machine.cpus))
-    system = etree.SubElement(root, "os", **({"firmware": "efi"} if uefi else {}))
+    system = etree.SubElement(root, "os", {"firmware": "efi"} if uefi else {})
     # q35 has no IDE, and the older machine no SATA of its own.
     ide = any(disk.bus == "ide" for disk in machine.disks)
     _text(system, "type", "hvm", arch="x86_64", machine="pc" if ide else "q35")
@@ -96,7 +94,7 @@ def _card(devices: etree._Element, nic: Nic) -> None:
 
 
 def _text(parent: etree._Element, tag: str, text: str, **attributes: str) -> None:
-    etree.SubElement(parent, tag, **attributes).text = text
+    etree.SubElement(parent, tag, attributes).text = text
 
 
 def _letters(number: int) -> str:

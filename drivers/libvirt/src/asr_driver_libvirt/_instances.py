@@ -48,11 +48,11 @@ _UNDEFINE = (
 )
 
 
-def domain_xml(description: Description) -> bytes:
+def domain_xml(description: Description, *, emulated: bool) -> bytes:
     """The domain as it was at the point; for a machine of another platform, one made of its neutral values."""
     xml = description.artifact(DOMAIN_XML)
     if description.platform != PLATFORM or xml is None:
-        return domain_of(description)
+        return domain_of(description, kvm=not emulated)
     return xml
 
 
@@ -164,6 +164,10 @@ class Platform:
     def name(self) -> str:
         """Of the site."""
         return self._site.name
+
+    def domain_xml(self, description: Description) -> bytes:
+        """The domain for a machine of a point, see `domain_xml`."""
+        return domain_xml(description, emulated=self._site.settings.emulates)
 
     def find(self, machine_id: str) -> libvirt.virDomain | None:
         """The domain of that UUID, or None."""

@@ -23,7 +23,6 @@ from asr_driver_libvirt._instances import (
     Platform,
     disks_of,
     disks_of_domain,
-    domain_xml,
     hold,
     make_images,
     of_point,
@@ -103,7 +102,7 @@ def promote(platform: Platform, layout: Layout, replica: LibvirtReplica, spec: P
         record = _own(replica, found, spec.epoch)
         point = of_point(record, spec.point_id)
         description = replica.home.description(spec.point_id)
-        source = domain_xml(description)
+        source = platform.domain_xml(description)
         model = parse_domain(source)
         promotion = load(replica.home)
         if promotion is not None and promotion.phase is Phase.COMMITTING:

@@ -62,7 +62,7 @@ def findings(site: LibvirtSite, layout: Layout, description: Description, policy
 def _gather(site: LibvirtSite, layout: Layout, description: Description) -> TargetFacts:
     kind, problem, total, free = _storage(layout)
     machine = description.machine
-    xml = domain_xml(description)
+    xml = domain_xml(description, emulated=site.settings.emulates)
     with site.guard("asking what the site can run"):
         conn = site.conn()
         networks = frozenset(network.name() for network in conn.listAllNetworks())

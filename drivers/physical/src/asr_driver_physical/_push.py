@@ -122,7 +122,7 @@ class _Shell:
             raise self._failed(what, f"no answer: {problem}") from problem
         if status:
             raise self._failed(what, f"exit status {status}: {(wrong or said).strip()[-500:]}")
-        return said
+        return str(said)
 
     def put(self, path: str, content: bytes, mode: int, what: str) -> None:
         """Write a file in one step: the former one stays until the new one is whole."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,9 @@ class PhysicalSource(Source):
     def keep_marks(self, machine_id: str, keep: Sequence[Mark]) -> None:
         """See Source."""
         server = self._site.server(machine_id)
+        marks = [known for known in map(_view.marks_in, keep) if known is not None]
+        if keep and not marks:
+            return  # none of them is ours: without any, tracking would end
         if not keep:
             self._site.spool(server.name).clear()
-        marks = [json.loads(mark.token) for mark in keep]
         self._site.gateway.call(server.name, "keep", {"marks": marks})

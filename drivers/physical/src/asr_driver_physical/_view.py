@@ -1,8 +1,8 @@
 """Views of a server, and the spool where they outlive the engine.
 
-A view is *live* at first, unless little has changed: its disks are read as they are, and `settle` names what was written
-meanwhile, until it is so little that the agent takes all of it at a freeze. That lies in the spool from then on: one
-sparse file for each disk, and `view.json`, written last.
+A view is *live* at first: its disks are read as they are, and `settle` names what was written meanwhile, until it is so
+little that the agent takes all of it at a freeze. That lies in the spool from then on: one sparse file for each disk,
+and `view.json`, written last.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,25 +31,22 @@ from asrcore.model.machine import Description, Disk
 from asrcore.model.point import Consistency, Mark
 from asrcore.units import MiB
 
-__all__ = ["Spool", "ViewRecord", "open_view"]
+__all__ = ["Spool", "ViewRecord", "marks_in", "open_view"]
 
 _ROUNDS = 12
 _FREEZE_SLACK = 150.0
 """Seconds a call may take beyond the freeze: sync, scripts of the administrator, reading."""
+_OPEN_SECONDS = 120.0
 _DIGEST_PIECE = 16 * MiB
 
 
 @attrs.define
 class ViewRecord:
-    """A view as the spool keeps it. `disks`: as the agent told them; `held`: ranges whose content is in the spool.
-
-    `live`: something was read that is not held, so it has to settle. `settled`: it has, at another instant than it was
-    opened at.
-    """
+    """A view as the spool keeps it. `disks`: as the agent told them; `held`: ranges whose content is in the spool,
+    nothing as long as it is `live`."""
 
     view_id: str
     live: bool
-    settled: bool
     taken_at: float
     consistency: str
     marks: dict[str, list[Any]]
@@ -136,7 +132,7 @@ def open_view(
     view = _View(gateway, spool, server, view_id, since, freeze_limit)
     record = spool.load(view_id)
     # One that has settled shows another instant than what was copied before, but for who knows its new mark.
-    if record is None or (record.settled and (since is None or since != _mark(record))):
+    if record is None or (not record.live and since != _mark(record)):
         spool.clear()
         record = view.begin()
     view.show(record)
@@ -158,7 +154,6 @@ class _View(FrozenView):
         self._rounds = 0
         self._pending: int | None = None
         self._closed = False
-        self._lock = threading.Lock()
 
     def call(self, call: str, timeout: float = 60.0, **arguments: Any) -> tuple[Mapping[str, Any], memoryview]:
         """Ask the agent."""
@@ -169,37 +164,25 @@ class _View(FrozenView):
 
     def begin(self) -> ViewRecord:
         """Have the agent open it."""
-        since = None if self._since is None else json.loads(self._since.token)
-        answer = self._asked("open", since=since)
+        since = None if self._since is None else marks_in(self._since)
+        answer, _ = self.call("open", timeout=_OPEN_SECONDS, since=since)
+        disks = answer["disks"]
+        if self._since is not None and since is None:
+            disks = [{**disk, "tracking": "lost", "reason": "the mark is not of this site"} for disk in disks]
         record = ViewRecord(
             view_id=self._view_id,
-            live=answer["live"],
-            settled=False,
-            taken_at=time.time() - answer["age"],
-            consistency=answer["consistency"],
+            live=True,
+            taken_at=time.time(),
+            consistency=Consistency.CRASH.value,
             marks=answer["marks"],
             machine=answer["machine"],
-            disks=answer["disks"],
+            disks=disks,
             held={},
         )
         reach("source.view.begun")
-        if not record.live:
-            record.held = self._fetch({disk["id"]: disk["changed"] for disk in record.disks}, record.disks)
         self.spool.save(record)
         reach("source.view.opened")
-        if not record.live:
-            self.call("release", view=self._view_id)
         return record
-
-    def _asked(self, call: str, **arguments: Any) -> Mapping[str, Any]:
-        head, _ = self.call(
-            call,
-            timeout=self._freeze_limit + _FREEZE_SLACK,
-            view=self._view_id,
-            freeze_limit=self._freeze_limit,
-            **arguments,
-        )
-        return head
 
     def _fetch(
         self, changed: Mapping[str, Sequence[Sequence[int]]], disks: Sequence[Mapping[str, Any]]
@@ -230,7 +213,13 @@ class _View(FrozenView):
         if not record.live:
             return {}
         try:
-            answer = self._asked("settle", marks=record.marks)
+            answer, _ = self.call(
+                "settle",
+                timeout=self._freeze_limit + _FREEZE_SLACK,
+                view=self._view_id,
+                marks=record.marks,
+                freeze_limit=self._freeze_limit,
+            )
         except ViewLost:
             self.spool.clear()  # the agent cannot tell any more what was written while it was read
             raise
@@ -240,9 +229,7 @@ class _View(FrozenView):
         if answer["live"] and self._pending is not None and (pending >= self._pending or self._rounds > _ROUNDS):
             raise ServerTooBusy(server=self._server.name, pending=pending, rounds=self._rounds)
         self._pending = pending
-        updated = attrs.evolve(
-            record, marks=answer["marks"], machine=answer["machine"], live=answer["live"], settled=not answer["live"]
-        )
+        updated = attrs.evolve(record, marks=answer["marks"], machine=answer["machine"], live=answer["live"])
         if not answer["live"]:
             updated.taken_at = time.time() - answer["age"]
             updated.consistency = answer["consistency"]
@@ -255,13 +242,6 @@ class _View(FrozenView):
         self.machine.settled(updated)
         machine_id = self.machine.description.machine.id
         return {machine_id: {key: _extents(extents) for key, extents in changed.items() if extents}}
-
-    def read_live(self) -> None:
-        """Something is about to be read that is not held."""
-        with self._lock:
-            if not self.record.live:
-                self.record = attrs.evolve(self.record, live=True)
-                self.spool.save(self.record)  # before: an engine that is killed now must settle, too
 
     def confirm(self) -> None:
         if self._closed or self.record.live:
@@ -319,7 +299,6 @@ class _DiskView(DiskView):
         return _Reader(self)
 
     def digests(self, extent: Extent) -> bytes:
-        self.view.read_live()
         result = b""
         for piece in split([extent], _DIGEST_PIECE):
             _, body = self.view.call(
@@ -342,8 +321,6 @@ class _Reader(DiskReader):
         for piece in held:
             self._read_spool(piece, buffer[piece.offset - offset : piece.end - offset])
         rest = subtract(wanted, held) if held else wanted
-        if rest:
-            self._disk.view.read_live()
         for piece in split(rest, MAX_READ):
             self._read_live(piece, buffer[piece.offset - offset : piece.end - offset])
 
@@ -375,6 +352,15 @@ class _Reader(DiskReader):
 
 def _extents(ranges: Sequence[Sequence[int]]) -> list[Extent]:
     return normalise(Extent(offset, length) for offset, length in ranges)
+
+
+def marks_in(mark: Mark) -> dict[str, list[Any]] | None:
+    """What a mark says of each disk; None if it is not one of ours."""
+    try:
+        marks = json.loads(mark.token)
+        return {str(key): [str(generation), int(turn), str(boot)] for key, (generation, turn, boot) in marks.items()}
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def _mark(record: ViewRecord) -> Mark | None:

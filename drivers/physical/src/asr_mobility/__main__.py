@@ -60,7 +60,8 @@ def _dial(settings: dict[str, Any], context: ssl.SSLContext) -> ssl.SSLSocket:
     except BaseException:
         plain.close()
         raise
-    names = [value for kind, value in (carrier.getpeercert() or {}).get("subjectAltName", ()) if kind == "URI"]
+    shown: Any = carrier.getpeercert() or {}
+    names = [str(value) for kind, value in shown.get("subjectAltName", ()) if kind == "URI"]
     if not any(name.startswith("asr://process-server/") for name in names):
         carrier.close()
         raise ssl.SSLError("the peer's certificate is not that of a process server: {}".format(", ".join(names)))

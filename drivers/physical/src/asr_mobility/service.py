@@ -29,6 +29,8 @@ DIGEST_READ = 64 * MIB
 SCRIPT_SECONDS = 60.0
 _QUIET_ROUNDS = 3
 _KEPT_FREEZES = 1000
+_MOST_RANGES = 50_000
+"""An answer may have 4 MiB of them, and a server several disks."""
 _ZEROES = bytes(MAX_READ)
 
 
@@ -140,27 +142,14 @@ class Service:
 
     # -- views
 
-    def _open(self, view: str, since: Mapping[str, Sequence[Any]] | None, freeze_limit: float) -> Answer:
-        """Begin a view. Where little has changed it is captured at once, frozen; else it is live: what is written
-        from now on is told by `settle`."""
+    def _open(self, since: Mapping[str, Sequence[Any]] | None) -> Answer:
+        """Begin a view: its disks are read as they are, and what is written from now on is told by `settle`."""
         with self._lock:
             self._held.clear()
             watched = self._refresh()
             tracking = {key: self._tracking(item, since) for key, item in watched.items()}
-            due = 0
-            for key, item in watched.items():
-                if item.tracker and tracking[key][0] == "changed":
-                    assert since is not None
-                    told = sum(count for _, count in item.tracker.changed_since(int(since[key][1])))
-                    due += (told + item.tracker.pending()) << item.tracker.shift
-            captured = bool(watched) and due <= self._memory // 2 and all(t == "changed" for t, _ in tracking.values())
-            if captured:
-                assert since is not None
-                marks = {key: int(since[key][1]) for key in watched}
-                answer = self._capture(view, watched, marks, freeze_limit)
-            else:
-                answer = {"live": True, "age": 0.0, "consistency": "crash", "marks": self._turn(watched)}
-            answer["disks"] = [
+            marks = self._turn(watched)
+            disks = [
                 {
                     "id": key,
                     "name": item.disk.name,
@@ -171,8 +160,7 @@ class Service:
                 }
                 for key, item in watched.items()
             ]
-            answer["machine"] = facts.machine()
-            return answer, b""
+            return {"marks": marks, "disks": disks, "machine": facts.machine()}, b""
 
     def _changed(self, item: _Watched, since: Mapping[str, Sequence[Any]] | None, key: str) -> list[list[int]]:
         assert since is not None
@@ -209,7 +197,7 @@ class Service:
             if due <= self._memory // 2:
                 answer = self._capture(view, watched, numbers, freeze_limit)
             else:
-                answer = {"live": True, "age": 0.0, "consistency": "crash", "marks": self._turn(watched)}
+                answer = {"live": True, "marks": self._turn(watched)}
             answer["changed"] = {
                 key: _ranges(item.tracker.changed_since(numbers[key]), item)
                 for key, item in watched.items()
@@ -408,6 +396,16 @@ def _view_lost(detail: str) -> CallFailed:
 
 
 def _ranges(runs: Sequence[Run], item: _Watched) -> list[list[int]]:
+    """In bytes. So many that they would not fit into an answer are joined with what lies between them."""
     assert item.tracker is not None
     shift, size = item.tracker.shift, item.disk.size
+    while len(runs) > _MOST_RANGES:
+        shift += 1
+        joined: list[Run] = []
+        for first, count in runs:
+            start, end = first // 2, (first + count + 1) // 2
+            if joined and start <= joined[-1][0] + joined[-1][1]:
+                start = joined.pop()[0]
+            joined.append((start, end - start))
+        runs = joined
     return [[first << shift, min((first + count) << shift, size) - (first << shift)] for first, count in runs]

@@ -42,9 +42,9 @@ def tag(turn: int) -> int:
 
 
 def granule_shift(size: int) -> int:
-    """Granules of 16 KiB, of 64 KiB above 1 TiB. Sent against changed is x1.3 and x1.8 (measured), memory 128 MiB and
-    32 MiB for each TiB."""
-    return 14 if size <= 1 << 40 else 16
+    """Granules of 4 KiB to 64 GiB, of 16 KiB to 1 TiB, of 64 KiB beyond. Memory is two bytes for each; with random
+    writes of 4 KiB what is sent is x1, x4 and x16 of what changed, with usual ones x1, x1.3 and x1.8."""
+    return 12 if size <= 64 << 30 else 14 if size <= 1 << 40 else 16
 
 
 class Layout:
