@@ -4,18 +4,18 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test demo bench lab-up lab-down docs format clean
+.PHONY: help setup packages test demo demo-physical bench lab-up lab-down docs format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1 - /p' Makefile
 
-setup: .venv/.ready  ## system packages, and .venv with asrcore and its driver
+setup: .venv/.ready  ## system packages, and .venv with asrcore and its drivers
 
 packages:
 	@.ci/setup packages
 
 # Made again only when what it was made from is newer.
-.venv/.ready: pyproject.toml drivers/libvirt/pyproject.toml .ci/setup | packages
+.venv/.ready: pyproject.toml drivers/libvirt/pyproject.toml drivers/physical/pyproject.toml .ci/setup | packages
 	@.ci/setup venv
 
 test: setup  ## all tests; STEPS="lint py311" runs some of them
@@ -23,6 +23,9 @@ test: setup  ## all tests; STEPS="lint py311" runs some of them
 
 demo: setup  ## the main job: a guest is protected, its site is lost, it carries on, and comes home
 	@.ci/as-root .venv/bin/python -m tests.system.demo
+
+demo-physical: setup  ## a physical server is protected by push, lost, and carries on at the other site
+	@.ci/as-root .venv/bin/python -m tests.system.demo_physical
 
 bench: setup  ## measure beside nbdcopy, virtnbdbackup, rsync, ...; ONLY=delta,verify some of it, QUICK=1 in 3 minutes
 	@.ci/as-root .venv/bin/python -m tests.bench --only "$(ONLY)" $(if $(QUICK),--quick)

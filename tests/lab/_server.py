@@ -199,7 +199,7 @@ def ssh(
     """Run a command on whatever machine answers at the server's address at a site, with the server's host key."""
     options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", f"UserKnownHostsFile={image.known_hosts}"]
     options += ["-o", "GlobalKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-    words = ["ssh", "-F", "none", "-i", image.key, *options, f"root@{ADDRESS}", command]
+    words: list[str | Path] = ["ssh", "-F", "none", "-i", image.key, *options, f"root@{ADDRESS}", command]
     return lab.run_in(site, words, check=check, text=text, timeout=timeout)
 
 

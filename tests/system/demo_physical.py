@@ -8,6 +8,7 @@ Everything it says was measured in this run. Exit 0 only if every claim holds.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -141,7 +142,7 @@ class Demo:
         self.report["workload_slowdown_percent"] = slower
         with self.asr.library() as library:
             machine = library.status()[0].protection.id
-            sent = {cycle.point_id: cycle.bytes_sent for cycle in library.vault.cycles(machine)}
+            sent = {point.id: point.bytes_sent for point in library.vault.points(machine)}
         changed = self._changed_pages()
         self.report["delta_bytes_changed"] = sum(changed.values())
         self.report["delta_bytes_sent"] = sum(sent[point] for point in changed)
@@ -223,7 +224,7 @@ class Demo:
         """Bytes of differing pages between each kept point and the one before it, by the point."""
         points = self.scene.points()[-WATCHED_CYCLES:]
         result = {}
-        for (_, before), (point_id, after) in zip(points, points[1:], strict=False):
+        for (_, before), (point_id, after) in itertools.pairwise(points):
             result[point_id] = sum(_different(before[disk], path) for disk, path in after.items())
         return result
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from tests.certificates import Authority
 from tests.lab import Lab, Server
-from tests.lab._server import audit, boot_audit, ssh
 from tests.lab._console import Audit
 from tests.lab._kvm import kvm_boots
 from tests.lab._run import LabError
+from tests.lab._server import audit, boot_audit, ssh
 from tests.lab._site import wait_until
 from tests.system.cockpit import ASR, Cockpit
 

@@ -40,7 +40,8 @@ def run(*argv: str | Path, timeout: float = COMMAND_SECONDS, cwd: Path | None = 
 
 def build(source: Path, output: Path) -> Path:
     run(sys.executable, "-m", "build", "--wheel", "--outdir", output, source, timeout=BUILD_SECONDS)
-    return next(output.glob(f"{'asrcore' if source.name == 'core' else 'asr_driver_libvirt'}-*.whl"))
+    package = "asrcore" if source.name == "core" else f"asr_driver_{source.name}"
+    return next(output.glob(f"{package}-*.whl"))
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +63,15 @@ def core_wheel(work: Path) -> Path:
 @pytest.fixture(scope="session")
 def driver_wheel(work: Path) -> Path:
     ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
-    shutil.copytree(PROJECT / "drivers/libvirt", work / "driver", ignore=ours)
-    return build(work / "driver", work / "dist")
+    shutil.copytree(PROJECT / "drivers/libvirt", work / "libvirt", ignore=ours)
+    return build(work / "libvirt", work / "dist")
+
+
+@pytest.fixture(scope="session")
+def physical_wheel(work: Path) -> Path:
+    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
+    shutil.copytree(PROJECT / "drivers/physical", work / "physical", ignore=ours)
+    return build(work / "physical", work / "dist")
 
 
 def environment(place: Path, *wheels: Path) -> Path:
@@ -125,3 +133,14 @@ def test_driver_beside_the_core_is_found(core_and_driver: Path) -> None:
     script = "from asrcore import plugins; p = plugins.load(); print(sorted(p.drivers), p.broken)"
     assert run(core_and_driver / "python", "-c", script).strip() == "['libvirt'] ()"
     assert "libvirt" in run(core_and_driver / "asr", "drivers")
+
+
+def test_physical_driver_beside_the_core_packs_its_agent(
+    core_wheel: Path, physical_wheel: Path, work: Path, tmp_path: Path
+) -> None:
+    names = {name.split("/")[0].split("-")[0] for name in zipfile.ZipFile(physical_wheel).namelist()}
+    assert names == {"asr_driver_physical", "asr_mobility"}
+    bin_dir = environment(work / "physical-venv", core_wheel, physical_wheel)
+    assert "physical" in run(bin_dir / "asr", "drivers")
+    run(bin_dir / "python", "-m", "asr_driver_physical", "package", tmp_path / "agent.pyz")
+    assert run(sys.executable, "-I", tmp_path / "agent.pyz", "version").strip()

@@ -18,22 +18,23 @@ from typing import Any
 program, home, listing, pins, *rest = sys.argv[1:]
 sys.path.insert(0, program)
 
-from asr_mobility import disks, facts, service, tracker
-from asr_mobility.__main__ import main
+from asr_mobility import disks, facts, service, tracker  # noqa: E402
+from asr_mobility.__main__ import main  # noqa: E402
 
 
 class LoopDisk(disks.Disk):
     """A loop device that counts as a disk."""
 
     def __init__(self, disk_id: str, path: str) -> None:
-        super().__init__(os.path.basename(path))
+        super().__init__(Path(path).name)
         self.serial = self.id = disk_id
+        # Of the file behind it, too: another one in its place is another disk.
+        backing = Path(f"/sys/block/{self.name}/loop/backing_file").read_text()
+        self._whose = hashlib.blake2b((disk_id + backing).encode(), digest_size=16).digest()
 
     @property
     def identity(self) -> bytes:
-        """Of the file behind it, too: another one in its place is another disk."""
-        backing = Path(f"/sys/block/{self.name}/loop/backing_file").read_text()
-        return disks.hashlib.blake2b((self.id + backing).encode(), digest_size=16).digest()
+        return self._whose
 
 
 def find_disks() -> list[Any]:
@@ -72,9 +73,11 @@ def witnessed(this: Any, held: Any, watched: Any, *more: Any) -> bool:
     return still
 
 
-take_in, service.Service._take_in = service.Service._take_in, witnessed  # type: ignore[method-assign]
+take_in = service.Service._take_in
+service.Service._take_in = witnessed  # type: ignore[method-assign,assignment]
 look, facts.readiness = facts.readiness, readiness
 service.Service._power_off = power_off  # type: ignore[method-assign]
-service.find_disks = facts.find_disks = find_disks
+for module in (service, facts):
+    vars(module)["find_disks"] = find_disks
 tracker.PIN_ROOT = pins
 sys.exit(main(["--home", home, *rest]))

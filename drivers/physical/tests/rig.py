@@ -173,7 +173,7 @@ class LoopServer:
         old = self.image(disk_id).stat().st_size
         os.truncate(self.image(disk_id), size)
         run("losetup", "-c", self.loops[disk_id])
-        with open(self.loops[disk_id], "r+b") as device:
+        with Path(self.loops[disk_id]).open("r+b") as device:
             device.seek(old + MIB)
             device.write(os.urandom(300_000))
             os.fsync(device.fileno())
@@ -204,12 +204,20 @@ class LoopServer:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """A workload that overwrites, creates and removes files of both disks without a pause."""
-        script = (
-            "import os,sys,random\nn=0\nwhile True:\n n+=1\n for d in sys.argv[1:]:\n"
-            "  p=os.path.join(d,'w%d'%random.randrange(12))\n"
-            "  with open(p,'wb') as f:\n   f.write(os.urandom(random.randrange(1,90000))); f.flush(); os.fsync(f.fileno())\n"
-            "  if n%7==0: os.remove(p)\n"
-        )
+        script = """
+import os, random, sys
+number = 0
+while True:
+    number += 1
+    for directory in sys.argv[1:]:
+        path = os.path.join(directory, f"w{random.randrange(12)}")
+        with open(path, "wb") as file:
+            file.write(os.urandom(random.randrange(1, 90000)))
+            file.flush()
+            os.fsync(file.fileno())
+        if number % 7 == 0:
+            os.remove(path)
+"""
         mounts = [str(self.mount(disk_id)) for disk_id in self.loops]
         writer = subprocess.Popen([sys.executable, "-c", script, *mounts])
         try:

@@ -19,7 +19,7 @@ from asrcore.testing.conformance import (
     TrackingConformance,
 )
 from asrcore.testing.memory import MemoryDriver, MemoryWorld
-from asrcore.units import KiB, MiB
+from asrcore.units import MiB
 from drivers.physical.tests.rig import LoopServer
 
 pytestmark = pytest.mark.system

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from asrcore.driver import CycleSpec, Replica, ReplicaSpec, SealSpec, ViewRequest
-from asrcore.driver import Tracking as T
+from asrcore.driver import CycleSpec, Replica, ReplicaSpec, SealSpec, Tracking, ViewRequest
 from asrcore.errors import SiteUnreachable, ViewLost
 from asrcore.model.extent import total
 from asrcore.model.point import Consistency, Mark
@@ -41,7 +40,7 @@ class Copier:
         self.mark: Mark | None = None
         self.points = 0
 
-    def point(self, *, compare: bool = False, limit: float = 30.0) -> dict[str, T]:
+    def point(self, *, compare: bool = False, limit: float = 30.0) -> dict[str, Tracking]:
         """One cycle; proves that the point equals the frozen disks. Returns what was known of the changes."""
         (self.server.home / "frozen.json").unlink(missing_ok=True)
         source, machine_id = self.server.site.source, self.server.machine_id
@@ -90,7 +89,7 @@ def test_under_load_each_point_is_what_was_frozen(server: LoopServer, copier: Co
         copier.point()
         for _ in range(4):
             time.sleep(0.5)
-            assert set(copier.point().values()) == {T.CHANGED}
+            assert set(copier.point().values()) == {Tracking.CHANGED}
 
 
 def test_agent_killed_between_and_nothing_is_missed(server: LoopServer, copier: Copier) -> None:
@@ -99,7 +98,7 @@ def test_agent_killed_between_and_nothing_is_missed(server: LoopServer, copier: 
         server.kill(signal.SIGKILL)
         time.sleep(0.5)  # written while there is no agent: the kernel notes it
         server.start()
-        assert set(copier.point().values()) == {T.CHANGED}
+        assert set(copier.point().values()) == {Tracking.CHANGED}
 
 
 def test_agent_killed_while_it_is_read(server: LoopServer, copier: Copier) -> None:
@@ -110,7 +109,7 @@ def test_agent_killed_while_it_is_read(server: LoopServer, copier: Copier) -> No
         with server.site.source.open_view([request], consistency=Consistency.CRASH, freeze_limit=10):
             server.kill(signal.SIGKILL)
             server.start()
-        assert set(copier.point().values()) == {T.CHANGED}, "what was taken by the killed view is told again"
+        assert set(copier.point().values()) == {Tracking.CHANGED}, "what was taken by the killed view is told again"
 
 
 def test_restart_of_the_server_is_told_and_compared(server: LoopServer, copier: Copier) -> None:
@@ -118,15 +117,15 @@ def test_restart_of_the_server_is_told_and_compared(server: LoopServer, copier: 
     server.write("vda", "one", 300_000)
     server.lose_tracking()
     with server.writing():
-        assert set(copier.point(compare=True).values()) == {T.LOST}
-        assert set(copier.point().values()) == {T.CHANGED}
+        assert set(copier.point(compare=True).values()) == {Tracking.LOST}
+        assert set(copier.point().values()) == {Tracking.CHANGED}
 
 
 def test_disk_grown(server: LoopServer, copier: Copier) -> None:
     copier.point()
     server.grow_disk("vda", 32 * MiB)
     known = copier.point(compare=True)
-    assert known == {"vda": T.LOST, "vdb": T.CHANGED}
+    assert known == {"vda": Tracking.LOST, "vdb": Tracking.CHANGED}
     assert copier.replica.info().disks["vda"] == 32 * MiB
 
 
@@ -136,7 +135,7 @@ def test_file_system_trimmed(server: LoopServer, copier: Copier) -> None:
     (server.mount("vda") / "gone").unlink()
     server.sync()
     server.trim("vda")
-    assert set(copier.point().values()) == {T.CHANGED}
+    assert set(copier.point().values()) == {Tracking.CHANGED}
 
 
 def test_changes_are_told_finely(server: LoopServer, copier: Copier) -> None:

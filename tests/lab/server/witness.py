@@ -1,5 +1,5 @@
-"""The mobility service with a witness, for tests: while the file systems are frozen, and nothing is left to be taken, it
-writes down a digest of each disk. The service itself is the one that was installed, unchanged.
+"""The mobility service with a witness, for tests: while the file systems are frozen, and nothing is left to be taken,
+it writes down a digest of each disk. The service itself is the one that was installed, unchanged.
 
 Run on the server in the place of the service. It looks only while /run/witness/on is there; while /run/witness/hang is,
 it stays in the freeze for as many seconds as that file says.
@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 sys.path.insert(0, "/opt/asr-mobility/asr-mobility.pyz")
 

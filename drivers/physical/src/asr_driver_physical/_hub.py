@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from asr_mobility.channel import Answer, Bytes, CallFailed, Channel, ChannelClosed
-
 from asr_driver_physical._identity import Identity, ServerRecord
 from asr_driver_physical._settings import SiteSettings
+from asr_mobility.channel import Answer, Bytes, CallFailed, Channel, ChannelClosed
 from asrcore.errors import AccessDenied, SiteUnreachable, TimedOut, catalogue
 
 __all__ = ["CALL_SECONDS", "Gateway"]

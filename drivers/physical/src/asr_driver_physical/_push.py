@@ -247,7 +247,7 @@ def install(
         record = ServerRecord(name, issued.fingerprint, facts["identity"], facts, fence)
         identity.save(record)
         shell.run(
-            "sh -c 'systemctl daemon-reload && systemctl enable --quiet asr-mobility && systemctl restart asr-mobility'",
+            "sh -c 'systemctl daemon-reload && systemctl enable -q asr-mobility && systemctl restart asr-mobility'",
             "starting the service",
         )
         facts = _facts(shell, access.python, PROGRAM)  # as it is now, .link files included

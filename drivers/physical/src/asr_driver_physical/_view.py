@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from asr_mobility.service import MAX_READ
 
 from asr_driver_physical._errors import ServerTooBusy, SpoolFull
 from asr_driver_physical._hub import Gateway
 from asr_driver_physical._identity import ServerRecord
 from asr_driver_physical._machine import description_of
+from asr_mobility.service import MAX_READ
 from asrcore.crashpoint import reach
 from asrcore.driver import Digest, DiskReader, DiskView, FrozenView, MachineView, Tracking
 from asrcore.errors import ViewLost

@@ -1,4 +1,4 @@
-"""The mobility service as a program: `run` by systemd; `probe`, `remove` and `thaw` for the process server and by hand."""
+"""The mobility service as a program: `run` by systemd; `probe`, `remove` and `thaw` when it is pushed, or by hand."""
 
 from __future__ import annotations
 

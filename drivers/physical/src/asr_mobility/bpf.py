@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import platform
 import re
@@ -39,7 +40,7 @@ def _bpf(command: int, attributes: bytes) -> int:
     result: int = _libc.syscall(_numbers()[0], command, buffer, len(buffer))
     if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, "bpf(%d): %s" % (command, os.strerror(code)))
+        raise OSError(code, f"bpf({command}): {os.strerror(code)}")
     return result
 
 
@@ -118,8 +119,6 @@ def attach(program: bytes, event_id: int) -> tuple[int, bool]:
         try:
             link = _bpf(_LINK_CREATE, struct.pack("<IIIIQ", loaded, event, _ATTACH_PERF_EVENT, 0, 0))
         except OSError:
-            import fcntl
-
             fcntl.ioctl(event, _IOC_SET_BPF, loaded)
             fcntl.ioctl(event, _IOC_ENABLE, 0)
             return event, False
@@ -183,7 +182,9 @@ class _Assembler:
         return b"".join(self._code)
 
 
-def tracking_program(array: int, device: int, shift: int, places: tuple[int, int, int], point: TracePoint) -> bytes:
+def tracking_program(  # noqa: PLR0915 - one program, line by line
+    array: int, device: int, shift: int, places: tuple[int, int, int], point: TracePoint
+) -> bytes:
     """Sets a byte of the array for each granule (2 ** shift bytes) that a completed write, discard or zeroing touched.
 
     `device`: the kernel's number of the disk. `places`: elements where fine bytes, coarse bytes and counters begin.

@@ -169,19 +169,25 @@ class Channel:
             raise ChannelClosed(self.reason) from problem
 
     def _send(self, parts: list[Bytes]) -> None:
-        end = time.monotonic() + SEND_SECONDS
         for part in parts:
             view = memoryview(part)
+            end = time.monotonic() + SEND_SECONDS
             while view:
-                try:
-                    with self._tls:
-                        sent = self._socket.send(view[:_CHUNK])
+                sent = self._send_some(view[:_CHUNK])
+                if sent:
                     view = view[sent:]
                     end = time.monotonic() + SEND_SECONDS
-                except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
-                    if time.monotonic() > end:
-                        raise OSError(110, f"the peer takes nothing for {SEND_SECONDS:g} s") from None
+                elif time.monotonic() > end:
+                    raise OSError(110, f"the peer takes nothing for {SEND_SECONDS:g} s")
+                else:
                     self._poll(read=False, seconds=1.0)
+
+    def _send_some(self, piece: memoryview) -> int:
+        try:
+            with self._tls:
+                return self._socket.send(piece)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            return 0
 
     def _poll(self, *, read: bool, seconds: float) -> None:
         watched = [self._socket]

@@ -16,7 +16,7 @@ SYS_BLOCK = Path("/sys/class/block")
 _ALIGN = 4096
 DIGEST_BLOCK, _DIGEST_SIZE = 64 << 10, 16
 _PIECE = 1 << 20
-# Not disks of the server: RAM disks, loops, optical and floppy drives, network block devices, and what is made of disks.
+# Not disks of the server: RAM disks, loops, optical and floppy drives, network disks, and what is made of disks.
 _NOT_DISKS = re.compile(r"(ram|loop|zram|sr|fd|nbd|dm-|md|bcache|drbd|rbd|pmem|mtd)")
 _NO_SERIAL = {"", "0", "none", "n/a", "default string", "to be filled by o.e.m."}
 
@@ -36,6 +36,10 @@ class Disk:
     def identity(self) -> bytes:
         """16 bytes that tell this disk from another one in its place."""
         return hashlib.blake2b(self.id.encode(), digest_size=16).digest()
+
+    def is_same(self, other: Disk) -> bool:
+        """Whether tracking of the one goes on for the other."""
+        return (self.name, self.size, self.identity) == (other.name, other.size, other.identity)
 
     @property
     def stable(self) -> bool:
@@ -130,7 +134,7 @@ class Reader:
         while got < end - start:
             step = os.preadv(self._fd, [view[got : end - start]], start + got)
             if step <= 0:
-                raise OSError(5, "short read at %d" % (start + got))
+                raise OSError(5, f"short read at {start + got}")
             got += step
         return view[offset - start : offset - start + length]
 

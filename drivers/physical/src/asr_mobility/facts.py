@@ -1,4 +1,4 @@
-"""What there is to know of the server: the machine it is, and what readiness is judged by. Looks only, changes nothing."""
+"""What there is to know of the server: which machine it is, and what readiness is judged by. Changes nothing."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def readiness() -> dict[str, Any]:
         "machine": machine(),
         "identity": identity(),
         "root": os.geteuid() == 0,
-        "python": "%d.%d" % sys.version_info[:2],
+        "python": ".".join(map(str, sys.version_info[:2])),
         "systemd": Path("/run/systemd/system").is_dir(),
         "tracking": _tracking(),
         "lockdown": _lockdown(),

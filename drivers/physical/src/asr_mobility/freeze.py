@@ -52,7 +52,7 @@ def mounts_on(disks: Iterable[str], table: str = "/proc/self/mountinfo") -> list
 
 def _mount(line: str) -> Mount | None:
     left, _, right = line.partition(" - ")
-    fields, (kind, source, super_options) = left.split(), (right.split() + ["", "", ""])[:3]
+    fields, (kind, source, super_options) = left.split(), [*right.split(), "", "", ""][:3]
     if not source.startswith("/dev/"):
         return None
     # btrfs and others give a mount a number of no device, so the source is asked.

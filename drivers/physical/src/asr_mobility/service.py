@@ -1,6 +1,6 @@
 """What the process server may ask: the source part of the driver contract, by name, in plain values.
 
-Times travel as ages (seconds before the answer), since the two clocks need not agree. Ranges travel as [offset, length].
+Times travel as ages (seconds before the answer), since the two clocks need not agree; ranges as [offset, length].
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Service:
         now: dict[str, _Watched] = {}
         for disk in find_disks():
             known = self._watched.get(disk.id)
-            if known is not None and (known.disk.name, known.disk.size) == (disk.name, disk.size) and known.tracker:
+            if known is not None and known.tracker and known.disk.is_same(disk):
                 now[disk.id] = known
                 continue
             try:
@@ -273,7 +273,7 @@ class Service:
                     raise FreezeError("reading what had changed took longer than the freeze may last")
                 pieces.append((at, bytes(reader.read(at, min(MIB, offset + length - at)))))
                 if sum(len(data) for _, data in pieces) > self._memory:
-                    raise FreezeError("more has changed than may be held in memory (%d MiB)" % (self._memory // MIB))
+                    raise FreezeError(f"more has changed than may be held in memory ({self._memory // MIB} MiB)")
 
     def _script(self, name: str) -> bool:
         """Run the administrator's script of that name; tells whether there was one, and it succeeded."""
@@ -325,7 +325,7 @@ class Service:
     def _read(self, disk: str, offset: int, length: int) -> Answer:
         """Content as it is now."""
         if not 0 < length <= MAX_READ:
-            raise CallFailed("driver-failed", {"operation": "read", "site": "", "detail": "length %d" % length})
+            raise CallFailed("driver-failed", {"operation": "read", "site": "", "detail": f"length {length}"})
         self._budget.take(length)
         content = bytes(self._reader(disk).read(offset, length))
         # Much of a disk is zeroes; finding that out costs less than encrypting them.
@@ -334,7 +334,7 @@ class Service:
     def _digests(self, disk: str, offset: int, length: int) -> Answer:
         """Digests of the blocks of a range as they are now."""
         if not 0 < length <= DIGEST_READ:
-            raise CallFailed("driver-failed", {"operation": "digests", "site": "", "detail": "length %d" % length})
+            raise CallFailed("driver-failed", {"operation": "digests", "site": "", "detail": f"length {length}"})
         self._budget.take(length)
         return {}, digests(self._reader(disk), offset, length)
 

@@ -3,11 +3,11 @@
 The array, in pages: one byte for each granule, set by the tracking program; one for each coarse granule; the program's
 counters; then what only this service writes: one byte of *age* for each granule, and a control page.
 
-Changes are taken in turns, numbered 1, 2, 3, ... A turn's number is a mark: what was noted is taken off, and the granule's
-age becomes that of the turn. So what changed since mark m is what is noted now, and what was taken in a turn after m. It
-is told again as often as it is asked, until `keep` says that a mark and all before it are no longer needed. The array
-belongs to the kernel: it outlives this process, not the kernel. A new array has another generation, and marks of a former
-one are not known.
+Changes are taken in turns, numbered 1, 2, 3, ... A turn's number is a mark: what was noted is taken off, and the
+granule's age becomes that of the turn. So what changed since mark m is what is noted now, and what was taken in a turn
+after m. It is told again as often as it is asked, until `keep` says that a mark and all before it are no longer needed.
+The array belongs to the kernel: it outlives this process, not the kernel. A new array has another generation, and marks
+of a former one are not known.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Tracker:
         number = os.stat(path).st_rdev
         self._device = os.major(number), os.minor(number)
         self._layout = Layout(size, self.shift)
-        name = "%d_%d" % self._device  # a name in bpffs has no dots
+        name = "{}_{}".format(*self._device)  # a name in bpffs has no dots
         self._pins = os.path.join(PIN_ROOT, name + "_link"), os.path.join(PIN_ROOT, name + "_map")
         if not os.path.ismount(BPFFS):
             bpf.mount("bpf", BPFFS)
@@ -120,7 +120,7 @@ class Tracker:
             control = (_MAGIC, self.shift, 0, self.size, identity, os.urandom(16), 0, 0)
             _CONTROL.pack_into(self._map, layout.control, *control)
             # Devices without request queues (device mapper, brd) tell the completion of bios only.
-            has_queue = Path("/sys/dev/block/%d:%d/mq" % self._device).is_dir()
+            has_queue = Path("/sys/dev/block/{}:{}/mq".format(*self._device)).is_dir()
             point = bpf.trace_point("block_rq_complete" if has_queue else "block_bio_complete")
             places = (0, layout.coarse_page, layout.counters_page)
             device = self._device[0] << 20 | self._device[1]
