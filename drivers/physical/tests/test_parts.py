@@ -161,7 +161,7 @@ def test_the_replica_boots_from_a_bus_that_the_system_knows(drivers: list[str], 
     assert (machine.disks[0].bus, machine.firmware, machine.memory) == (bus, Firmware.BIOS, 8 * GiB)
 
 
-# -- identity and who may dial in ----------------------------------------------------------------------------------------
+# -- identity and who may dial in ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_parts_of_the_program_on_an_old_python(tmp_path: Path) -> None:
     program.write_bytes(mobility_service())
     tests = Path(__file__).with_name("test_mobility.py")
     script = (
-        f"import sys, runpy; sys.path.insert(0, {str(program)!r}); runpy.run_path({str(tests)!r}, run_name='__main__')"
+        f"import sys, runpy; sys.path.insert(0, {str(program)!r}); runpy.run_path({str(tests)!r}, None, '__main__')"
     )
     done = subprocess.run([old_python(), "-I", "-c", script], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

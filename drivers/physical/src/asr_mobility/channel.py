@@ -161,7 +161,10 @@ class Channel:
 
     def _write(self, frame: Frame) -> None:
         """With the lock of the order held."""
-        first, body = self._link.pack(frame)
+        try:
+            first, body = self._link.pack(frame)
+        except ValueError as problem:  # the peer has said goodbye, or waits for this answer no longer
+            raise ChannelClosed(str(problem)) from problem
         try:
             self._send([first, body] if len(body) else [first])
         except OSError as problem:
