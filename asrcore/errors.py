@@ -392,7 +392,7 @@ class PeerError(AsrError):
     code = "peer-error"
     category = Category.DRIVER
     happened = "{peer}: {happened}"
-    cause = "{cause} (Error {code} is unknown on this side.)"
+    cause = "Error {code} of the other side, which this version does not know: {cause}"
     action = "{action}"
     retry = True
 

@@ -66,6 +66,7 @@ class Transfer:
     watch: Watch
     throttle: Throttle
     _unflushed: int = 0
+    _flushing: bool = attrs.field(default=False, init=False)
     _flushed_at: float = attrs.field(factory=time.monotonic, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
 
@@ -95,11 +96,15 @@ class Transfer:
         with self._lock:
             self._unflushed += length
             now = time.monotonic()
-            if self._unflushed < FLUSH_EVERY and now - self._flushed_at < FLUSH_SECONDS:
+            due = self._unflushed >= FLUSH_EVERY or now - self._flushed_at >= FLUSH_SECONDS
+            if not due or self._flushing:
                 return
-            self._unflushed, self._flushed_at = 0, now
-            self.writer.flush()
-            reach("cycle.flushed")  # within the lock: no other flush is done when one is counted
+            self._unflushed, self._flushed_at, self._flushing = 0, now, True
+        try:
+            self.writer.flush()  # the others go on meanwhile: a target elsewhere would stand still for it
+            reach("cycle.flushed")  # before the next flush can begin: no other is done when one is counted
+        finally:
+            self._flushing = False
 
     # -- pieces ----------------------------------------------------------------------------------------------------
 

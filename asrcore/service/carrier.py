@@ -26,15 +26,10 @@ class Lost(Exception):
 
 @attrs.frozen
 class Limits:
-    """Seconds. `silence`: without a single byte although the other side owes a sign of life every third of that."""
+    """Seconds. `silence`: without a single byte, although the other side shows a sign of life every third of that."""
 
     connect: float = 10.0
     silence: float = 30.0
-
-    @property
-    def keepalive(self) -> float:
-        """How often a side that has nothing to say shows that it is there."""
-        return self.silence / 3
 
 
 @attrs.frozen
@@ -63,15 +58,15 @@ _PIECE = 256 * 1024
 class Carrier:
     """A connection after its handshake. One thread may receive while others, one at a time, send."""
 
-    def __init__(self, connection: ssl.SSLSocket, component: tls.Component, peer: str, limits: Limits) -> None:
+    def __init__(self, connection: ssl.SSLSocket, peer: str, limits: Limits) -> None:
         """`connection` is handed over. See `dial` and `answer`."""
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.silence * 1000))
-        self.component = component
         self.peer = peer
         self.limits = limits
         self._connection = connection
+        self._certificate = connection.getpeercert()
         self._fileno = connection.fileno()
         self._lock = threading.Lock()  # OpenSSL's object is not to be used by two threads at once
         self._broken = False
@@ -101,20 +96,26 @@ class Carrier:
         with _closed_on_error(plain):
             connection = _shaken(context, plain, peer, limits, server=False, host=address.host)
         with _closed_on_error(connection):
-            return cls(connection, tls.check_role(connection.getpeercert(), peer, roles, name), peer, limits)
+            made = cls(connection, peer, limits)
+            made.check(roles, name)
+            return made
 
     @classmethod
     def answer(cls, plain: socket.socket, peer: str, identity: tls.Identity, limits: Limits) -> Carrier:
-        """Take an accepted connection, which is closed if it is refused. Its role is to be checked by the caller.
+        """Take an accepted connection, which is closed if it is refused. The caller has to `check` its role.
 
-        Raises TimedOut, Lost, IdentityUnusable, and what `tls.refusal` and `tls.check_role` give.
+        Raises TimedOut, Lost, IdentityUnusable, and what `tls.refusal` gives.
         """
         with _closed_on_error(plain):
             plain.settimeout(limits.connect)
             context = identity.context(server=True)
             connection = _shaken(context, plain, peer, limits, server=True)
         with _closed_on_error(connection):
-            return cls(connection, tls.check_role(connection.getpeercert(), peer, set(tls.Role)), peer, limits)
+            return cls(connection, peer, limits)
+
+    def check(self, roles: Collection[tls.Role], name: str = "") -> tls.Component:
+        """Who the other side is. Raises CertificateRole unless it is of one of the roles, and of that name."""
+        return tls.check_role(self._certificate, self.peer, roles, name)
 
     def send(self, *pieces: Bytes) -> None:
         """Send all. Raises Lost, TimedOut when nothing moves for `silence` seconds."""
@@ -208,7 +209,10 @@ def _shaken(
         raise TimedOut(operation=f"TLS with {peer}", seconds=limits.connect, detail="") from problem
     except ssl.SSLError as problem:
         _linger(connection)
-        raise _lost_or_refused(problem, peer) from problem
+        found = _lost_or_refused(problem, peer)
+        if isinstance(found, Lost) and not server:
+            found = SiteUnreachable(site=peer, detail=str(found))
+        raise found from problem
     except OSError as problem:
         connection.close()
         raise (Lost(str(problem)) if server else SiteUnreachable(site=peer, detail=str(problem))) from problem

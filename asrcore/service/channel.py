@@ -7,6 +7,7 @@ data of a stream to its sink at once: so a slow disk slows its sender down and n
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -19,22 +20,14 @@ from typing import Any, ClassVar, Protocol
 import attrs
 from blake3 import blake3
 
-from asrcore.errors import (
-    AsrError,
-    Cancelled,
-    FrameRefused,
-    PeerError,
-    PeerFailed,
-    PeerVersion,
-    SiteUnreachable,
-    catalogue,
-)
+from asrcore.errors import AsrError, Cancelled, FrameRefused
 from asrcore.model.watch import Stopped, Watch
 from asrcore.replication import wire
 from asrcore.replication.wire import Bytes, Connection, Frame, ProtocolError
 from asrcore.service.carrier import Carrier, Lost
+from asrcore.service.failures import as_error, farewell, rebuilt, told
 from asrcore.service.packing import COMPRESSION, Packer, unpacked
-from asrcore.service.tls import Component
+from asrcore.service.tls import Component, Role
 
 __all__ = ["Answer", "Channel", "DataStream", "Handler", "Sink"]
 
@@ -91,13 +84,16 @@ class Channel:
         handler: Handler | None = None,
     ) -> None:
         """Takes the carrier over and exchanges the hellos. Raises as `ask`."""
-        self.component: Component = carrier.component
         self.peer = carrier.peer
         self.error: AsrError | None = None
         self._carrier = carrier
         self._handler = handler
         self._wire = Connection(
-            dialled=dialled, me=about, hashes={"blake3": blake3}, compression=COMPRESSION, entropy=_entropy
+            dialled=dialled,
+            me={**(about or {}), "silence": carrier.limits.silence},
+            hashes={"blake3": blake3},
+            compression=COMPRESSION,
+            entropy=_entropy,
         )
         self._sending = threading.Lock()  # a frame is sent whole, in the order of the sequence numbers
         self._changed = threading.Condition()  # of the protocol's state
@@ -116,16 +112,23 @@ class Channel:
             self._ended(problem)
             carrier.close()
             if isinstance(problem, Exception):
-                raise _as_error(problem, self.peer) from problem
+                raise as_error(problem, self.peer) from problem
             raise
         assert self._wire.peer is not None
         self.about: Mapping[str, Any] = self._wire.peer.about
+        # Both sides' patience counts: who waits for a sign of life has said how long.
+        self._keepalive = min(carrier.limits.silence, _seconds(self.about.get("silence"), carrier.limits.silence)) / 3
         self.packer = Packer(enabled="zstd" in self._wire.peer.compression)
         _Keeper.take(self)
 
     def start(self) -> None:
         """Begin to receive."""
         self._receiver.start()
+
+    @functools.cached_property
+    def component(self) -> Component:
+        """Who the other side is. Raises CertificateRole if it is nobody."""
+        return self._carrier.check(set(Role))
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -181,7 +184,7 @@ class Channel:
 
     def _answer(self, frame: Frame, call: str) -> Answer:
         if frame.type == wire.ERROR:
-            raise _rebuilt(frame.head, call, self.peer)
+            raise rebuilt(frame.head, call, self.peer)
         try:
             return Answer(frame.head, unpacked(frame))
         except ValueError as problem:
@@ -218,15 +221,16 @@ class Channel:
                 )
 
     def _say(self, frame: Frame) -> None:
-        """Send a frame about a stream unless that has ended."""
+        """Send a frame about a stream unless that has ended. Raises ValueError for one that is too large."""
+        prepared = self._wire.prepare(frame)
         with contextlib.suppress(AsrError), self._sending:
             with self._changed:
                 self._check()
                 try:
-                    packed = self._wire.pack(frame)
+                    header = self._wire.stamp(prepared)
                 except ValueError:
                     return  # answered meanwhile
-            self._send(*packed)
+            self._send(header + prepared.head, frame.body)
 
     def _check(self) -> None:
         if self.error is not None:
@@ -238,7 +242,7 @@ class Channel:
         except BaseException as problem:
             self._ended(problem)
             if isinstance(problem, Exception):
-                raise _as_error(problem, self.peer) from problem
+                raise as_error(problem, self.peer) from problem
             raise
         self._sent_at = time.monotonic()
 
@@ -251,7 +255,7 @@ class Channel:
                 if frame is None:
                     continue
                 if frame.type == wire.GOODBYE:
-                    raise _farewell(frame.head, self.peer)
+                    raise farewell(frame.head, self.peer)
                 self._take(frame)
         except Exception as problem:  # noqa: BLE001 - whatever it is, it ends this connection and nothing else
             self._ended(problem)
@@ -341,19 +345,19 @@ class Channel:
         self._say(ack)
 
     def _reporter(self, stream: int) -> Callable[[str, int, int], None]:
-        told = 0.0
+        last = 0.0
 
         def report(work: str, done: int, total: int) -> None:
-            nonlocal told
+            nonlocal last
             now = time.monotonic()
-            if now - told > _LOOK or done == total or not done:
-                told = now
+            if now - last > _LOOK or done == total or not done:
+                last = now
                 self._say(Frame(wire.PROGRESS, stream, {"work": work, "done": done, "total": total}))
 
         return report
 
     def _fail(self, stream: int, call: str, problem: BaseException) -> None:
-        self._say(Frame(wire.ERROR, stream, _told(call, problem)))
+        self._say(Frame(wire.ERROR, stream, told(call, problem)))
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
@@ -367,7 +371,7 @@ class Channel:
         with self._changed:
             if self.error is not None:
                 return
-            self.error = _as_error(problem, self.peer)
+            self.error = as_error(problem, self.peer)
             goodbye = b""
             if isinstance(problem, ProtocolError):
                 goodbye = self._wire.goodbye(problem.reason, problem.detail)
@@ -382,7 +386,7 @@ class Channel:
             finally:
                 self._sending.release()
         if not isinstance(problem, _Closing | Lost):
-            _log.info("connection with %s (%s) ended: %s", self.component, self.peer, self.error)
+            _log.info("the connection with %s ended: %s", self.peer, self.error)
         self._carrier.abort()
 
     def _finish(self) -> None:
@@ -416,7 +420,7 @@ class Channel:
         """End it before it has started, and tell the other side why."""
         with self._changed:
             self.error = problem
-            goodbye = self._wire.goodbye(error=_told("connecting", problem))
+            goodbye = self._wire.goodbye(error=told("connecting", problem))
         with contextlib.suppress(Lost, AsrError):
             self._carrier.send(goodbye)
         self._carrier.linger()
@@ -424,7 +428,7 @@ class Channel:
 
     def keep_alive(self) -> None:
         """Show the other side that this one is there, if nothing else did for a while."""
-        if time.monotonic() - self._sent_at < self._carrier.limits.keepalive or not self._carrier.can_send:
+        if time.monotonic() - self._sent_at < self._keepalive or not self._carrier.can_send:
             return
         if self._sending.acquire(blocking=False):
             try:
@@ -492,7 +496,7 @@ class DataStream:
             if isinstance(item, AsrError):
                 self._error = item
             else:
-                self._error = _rebuilt(item.head, self._call, self.channel.peer)
+                self._error = rebuilt(item.head, self._call, self.channel.peer)
         return self._error
 
 
@@ -522,7 +526,7 @@ class _Keeper:
     @classmethod
     def _keep(cls) -> None:
         while True:
-            time.sleep(0.5)
+            time.sleep(0.25)
             with cls._lock:
                 channels = [channel for channel in cls._channels if channel.error is None]
                 if not channels:
@@ -530,6 +534,10 @@ class _Keeper:
                     return
             for channel in channels:
                 channel.keep_alive()
+
+
+def _seconds(told: object, otherwise: float) -> float:
+    return max(1.0, float(told)) if isinstance(told, int | float) else otherwise
 
 
 def _entropy(count: int) -> bytes:
@@ -547,52 +555,3 @@ def _progress(watch: Watch, frame: Frame | None) -> None:
     if (work, total) != (watch.work, watch.total) or done < watch.done:
         watch.start(work, total)
     watch.advance(done - watch.done)
-
-
-def _as_error(problem: BaseException, peer: str) -> AsrError:
-    if isinstance(problem, AsrError):
-        return problem
-    if isinstance(problem, ProtocolError):
-        if problem.reason == "version":
-            return PeerVersion(peer=peer, theirs=problem.detail, ours=str(wire.VERSION))
-        return FrameRefused(peer=peer, detail=str(problem))
-    return SiteUnreachable(site=peer, detail=str(problem) or type(problem).__name__)
-
-
-def _farewell(head: Mapping[str, Any], peer: str) -> Exception:
-    """What the other side's goodbye means here."""
-    reason, detail = str(head.get("reason", "")), str(head.get("detail", ""))
-    if "code" in head:
-        return _rebuilt(head, "connecting", peer)
-    if reason in ("", "stopped"):
-        return Lost(detail or "the other side ended the connection")
-    return FrameRefused(peer=peer, detail=f"the other side refused a frame: {reason}: {detail}")
-
-
-# -- errors on their way -------------------------------------------------------------------------------------------
-
-
-def _told(call: str, problem: BaseException) -> dict[str, Any]:
-    if isinstance(problem, AsrError):
-        return {**problem.as_dict(), "attributes": {key: _plain(item) for key, item in problem.attributes.items()}}
-    if isinstance(problem, Stopped):
-        return _told(call, Cancelled(work=call))
-    _log.error("serving %s", call, exc_info=problem)
-    return {"code": "peer-failed", "attributes": {"detail": f"{type(problem).__name__}: {problem}"}}
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, str | int | float | None) else str(value)
-
-
-def _rebuilt(head: Mapping[str, Any], call: str, peer: str) -> AsrError:
-    code, attributes = str(head.get("code", "")), head.get("attributes")
-    fields = dict(attributes) if isinstance(attributes, dict) else {}
-    if code == PeerFailed.code:
-        return PeerFailed(peer=peer, operation=call, detail=fields.get("detail", ""))
-    kind = catalogue().get(code)
-    if kind is not None:
-        with contextlib.suppress(TypeError, ValueError, KeyError, IndexError):
-            return kind(**fields)
-    told = {name: str(head.get(name, "")) for name in ("happened", "cause", "action")}
-    return PeerError(peer=peer, code=code, **told)

@@ -121,10 +121,11 @@ class Listener:
         try:
             carrier = Carrier.answer(plain, peer, self._identity, self._limits)
             channel = Channel(carrier, dialled=False, about=_about(), handler=self._handler)
-            if carrier.component.role not in self._roles:
-                wanted = " or ".join(sorted(role.value for role in self._roles))
-                channel.refuse(CertificateRole(peer=peer, whose="our", found=str(carrier.component), wanted=wanted))
-                _log.warning("%s (%s) was refused: %s is wanted", carrier.component, peer, wanted)
+            try:
+                component = carrier.check(self._roles)
+            except CertificateRole as problem:
+                _log.warning("%s", problem)
+                channel.refuse(CertificateRole(**{**problem.attributes, "peer": str(self.address), "whose": "our"}))
                 return
             with self._lock:
                 self._channels = {item for item in self._channels if item.error is None} | {channel}
@@ -132,7 +133,7 @@ class Listener:
             if stopped:
                 channel.close("stopped", "the service ends")
                 return
-            _log.info("%s connected from %s", carrier.component, peer)
+            _log.info("%s connected from %s", component, peer)
             self._accepted(channel)
             channel.start()
         except (AsrError, Lost) as problem:

@@ -47,7 +47,7 @@ class Packer:
     """For one connection. `sent` is told what sending took, and so moves the level. Thread-safe."""
 
     enabled: bool = True
-    _index: int = 0
+    _index: int = 2  # from which either end is not far
     _busy: float = 0.0
     _waited: float = 0.0
     _bytes: int = 0

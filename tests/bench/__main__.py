@@ -16,7 +16,7 @@ from tests.lab._packages import install_packages, missing_packages
 from tests.lab._run import LabError
 
 PACKAGES = ("virtnbdbackup", "borgbackup", "nbdkit", "libnbd-bin", "rsync", "socat", "zstd", "qemu-utils")
-SECTIONS = ("initial", "delta", "resync", "verify", "points", "idle", "status", "secure")
+SECTIONS = ("initial", "delta", "resync", "verify", "points", "idle", "status", "secure", "wan")
 ROUNDS = 5
 QUICK_ROUNDS = 2
 

@@ -56,6 +56,7 @@ class Field:
     quick: bool
     blocks: list[int]
     pool: bytes
+    profiles: bool = False
     profile: dict[str, int] = attrs.field(factory=dict)
     """With --profile: samples of our engine by the place where it was, summed over the rounds of a section."""
     _seed: int = 0
@@ -142,9 +143,9 @@ class Field:
         """A verb of the engine that is a job, from the call to its end."""
         return self.measured("measured", verb, *arguments, **options)
 
-    def measured(self, verb: str, *arguments: Any, **options: Any) -> Measured:
-        """A verb of the worker that measures."""
-        report = self.worker(verb, *arguments, timeout=PEER_SECONDS, **options)
+    def measured(self, verb: str, *arguments: Any, worker: Pilot | None = None, **options: Any) -> Measured:
+        """A verb of the worker (by default our engine at site b) that measures."""
+        report = (worker or self.worker)(verb, *arguments, timeout=PEER_SECONDS, **options)
         for place, samples in report.get("profile", {}).items():
             self.profile[place] = self.profile.get(place, 0) + samples
         return _measured(report)
@@ -252,6 +253,6 @@ def field(disk: BenchDisk, rounds: int, say: Callable[[str], None], *, quick: bo
             rig = Rig(lab, pilot)
             rig.set_up()
             pilot("profile", profile)
-            yield Field(lab, rig, disk, say, rounds, quick, disk.blocks(), disk.pool())
+            yield Field(lab, rig, disk, say, rounds, quick, disk.blocks(), disk.pool(), profile)
         finally:
             pilot.close()

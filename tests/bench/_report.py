@@ -24,6 +24,8 @@ BUILD = PROJECT / "build"
 AIMS: Mapping[str, str] = {
     "initial_copy_vs_nbdcopy": ">= 1.1, aim 1.3",
     "secure_copy_vs_zstd_tls_pipe": ">= 1.6, aim 2.0",
+    "wan_delta_vs_rsync": "> 1",
+    "wan_bytes_vs_rsync": "about 1: rsync compares both disks to find what a bitmap tells",
     "delta_vs_virtnbdbackup": ">= 3, aim 5",
     "delta_bytes_read_ratio": "<= 1.05",
     "delta_bytes_wire_ratio": "<= 0.6",

@@ -50,13 +50,15 @@ def wait_for(true: Callable[[], Any], what: str, timeout: float = 60, poll: floa
 
 
 class Pilot:
-    """The engine at site b. `module`: what runs there, `tests.system.pilot` or what has more verbs."""
+    """The engine at a site. `module`: what runs there, `tests.system.pilot` or what has more verbs."""
 
-    def __init__(self, lab: Lab, vault: str = "/srv/asr-pilot.db", module: str = "tests.system.pilot") -> None:
-        self.log = lab.host_path("b", f"{vault}.log")
+    def __init__(
+        self, lab: Lab, vault: str = "/srv/asr-pilot.db", module: str = "tests.system.pilot", site: str = "b"
+    ) -> None:
+        self.log = lab.host_path(site, f"{vault}.log")
         with self.log.open("ab") as log:
             command = [sys.executable, "-W", "error", "-m", module, vault]
-            self._process = lab.popen_in("b", command, stdin=subprocess.PIPE, stderr=log.fileno())
+            self._process = lab.popen_in(site, command, stdin=subprocess.PIPE, stderr=log.fileno())
         self._received = b""
         assert self._read("start", 30)["answer"] == "ready"
 

@@ -1,0 +1,84 @@
+"""A change sent over a slow link: bytes on the wire, and the time it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import attrs
+
+from asrcore.units import MiB
+from tests.bench._field import ENGINE, PLACE, SOURCE, Field, synced
+from tests.bench._stats import OURS, Measured, Result, median, ratio
+from tests.lab._site import wait_until
+from tests.system.apart import master_target, paired, sent_bytes
+
+TITLE = "A change of 60 MiB over 100 Mbit/s"
+MBIT = 100
+COPY, MIRROR = "/srv/wan.raw", "mirror.raw"
+RSYNC_PORT, PIPE_PORT = 10873, 10998
+RSYNC, PIPE = "rsync -z", "zstd -3 of the disk, piped"
+
+
+def measure(field: Field) -> Result:
+    """Against rsync -z of a raw file with the same change, and the whole disk through a pipe (once: it takes long)."""
+    lab = field.lab
+    config = "[bench]\npath = /srv/xfs\nread only = no\nuse chroot = no\nuid = root\ngid = root\n"
+    lab.host_path(ENGINE, "/srv/rsyncd.conf").write_text(config)
+    with (
+        field.guest("wan") as guest,
+        master_target(lab, PLACE) as target,
+        paired(lab, target, "tests.bench._worker") as engine,
+        field.begun(f"exec rsync --daemon --no-detach --port {RSYNC_PORT} --config /srv/rsyncd.conf", ENGINE),
+    ):
+        job = engine("protect", guest, source="a", target="there", policy="still")
+        engine("wait", job["id"], 120.0, timeout=130)
+        for site, path in ((SOURCE, COPY), (ENGINE, f"{PLACE}/{MIRROR}")):
+            lab.run_in(site, ["cp", "--sparse=always", str(field.disk.raw), path], timeout=600)
+        address = lab.sites[ENGINE].address
+        mirror = f"rsync://{address}:{RSYNC_PORT}/bench/{MIRROR}"
+        rsync = f"rsync -z --inplace --no-whole-file --ignore-times {COPY} {mirror}"
+        lab.slow(MBIT)
+        try:
+            contenders: dict[str, Callable[[], Measured]] = {
+                OURS: lambda: _counted(field, lambda: field.measured("cycle", guest, worker=engine)),
+                RSYNC: lambda: _counted(field, lambda: field.peer(rsync, SOURCE)),
+            }
+            rounds = field.interleave(
+                contenders,
+                before=lambda: field.change(
+                    [guest], [lab.host_path(SOURCE, COPY)], scattered=40 * MiB, sequential=20 * MiB
+                ),
+                rounds=min(field.rounds, 3),
+            )
+            if not field.quick:
+                rounds[PIPE] = [_counted(field, lambda: _pipe(field))]
+        finally:
+            lab.restore()
+        job = engine("unprotect", guest)
+        engine("wait", job["id"], 60.0)
+    field.remove(COPY, SOURCE)
+    field.remove(f"{PLACE}/{MIRROR}")
+    bytes_of = {name: median(rounds[name], "link_bytes") for name in (OURS, RSYNC)}
+    figures = {"wan_delta_vs_rsync": ratio(rounds, RSYNC), "wan_bytes_vs_rsync": bytes_of[RSYNC] / bytes_of[OURS]}
+    return Result("wan", TITLE, rounds, figures)
+
+
+def _counted(field: Field, work: Callable[[], Measured]) -> Measured:
+    """What it sent over the link, told in `link_bytes`."""
+    before = sent_bytes(field.lab)
+    done = work()
+    sent = float(sent_bytes(field.lab) - before)
+    field.say(f"    {sent / MiB:.1f} MiB on the wire")
+    return attrs.evolve(done, more={**done.more, "link_bytes": sent})
+
+
+def _pipe(field: Field) -> Measured:
+    receive = synced(f"socat -u TCP-LISTEN:{PIPE_PORT},reuseaddr STDOUT | zstd -d -q -f --sparse -o {PLACE}/{MIRROR}")
+    send = f"zstd -3 -T2 -q -c {COPY} | socat -u STDIN TCP:{field.lab.sites[ENGINE].address}:{PIPE_PORT}"
+    with field.begun(receive, ENGINE) as receiver:
+        listening = ["ss", "-Hltn", f"sport = :{PIPE_PORT}"]
+        wait_until(lambda: bool(field.lab.run_in(ENGINE, listening).stdout), "socat listens", 10)
+        begun = time.monotonic()
+        sent, received = field.peer(send, SOURCE), receiver()
+        return Measured(time.monotonic() - begun, sent.cpu_seconds + received.cpu_seconds)

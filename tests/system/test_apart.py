@@ -1,0 +1,109 @@
+"""The two sites have a process each: an engine beside the guests, a master target beside the replicas."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab
+from tests.lab._console import parse_console
+from tests.lab._lab import ADDRESSES
+from tests.system.apart import MasterTargetProcess, master_target, paired, sent_bytes
+from tests.system.pilot import content_of
+from tests.system.rig import MIB, EngineError, Pilot, Rig, wait_for
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def target(lab: Lab) -> Iterator[MasterTargetProcess]:
+    with master_target(lab, silence="5s") as made:
+        yield made
+
+
+@pytest.fixture
+def engine(lab: Lab, target: MasterTargetProcess) -> Iterator[Pilot]:
+    with paired(lab, target, nbd=f"tcp:{ADDRESSES['a']}") as made:  # `frozen_cycle` reads there, too
+        yield made
+
+
+def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: Pilot, target: MasterTargetProcess) -> None:
+    """Initial copy with the link cut in the middle of it, a delta, equality, and a test failover that boots."""
+    lab, name = rig.lab, rig.guest("apart", rate=2)
+    lab.command("a", name, "fill /mnt/lab-scratch/big 0 48")
+    lab.slow(40)
+    try:
+        before = sent_bytes(lab)
+        job = engine("protect", name, source="a", target="there", policy="still")
+        wait_for(lambda: sent_bytes(lab) > before + 24 * MIB, "half of it is copied")
+        lab.cut()
+        begun = time.monotonic()
+        with pytest.raises(EngineError) as failed:
+            engine("wait", job["id"], 60)
+        assert failed.value.exit_code == 6
+        assert time.monotonic() - begun < 40
+        assert engine("points", name) == []
+    finally:
+        lab.restore()
+    before = sent_bytes(lab)
+    wait_for(lambda: replicated(engine, name), "the link is there again", timeout=60)
+    assert sent_bytes(lab) - before < 40 * MIB, "what had arrived was sent again"
+    lab.command("a", name, "fill /mnt/lab-scratch/more 0 8")
+    cycle = engine("frozen_cycle", name)
+    assert cycle["mode"] == "delta"
+    assert content(rig, engine, name) == cycle["content"]
+    assert job_facts(engine, "verify", name)["equal"]
+    console = came_up(rig, engine, name)
+    assert console.audits[-1].intact
+    job_facts(engine, "unprotect", name)
+    lab.remove_guest("a", name)
+    assert target.peak_rss < 256 * MIB
+
+
+def job_facts(engine: Pilot, verb: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    job = engine(verb, *arguments, **options)
+    return dict(engine("wait", job["id"], 90.0))
+
+
+def replicated(engine: Pilot, name: str) -> dict[str, Any] | None:
+    try:
+        return job_facts(engine, "replicate", name, keep=True)
+    except EngineError as error:
+        assert error.exit_code == 6  # noqa: PT017 - it takes a while
+        return None
+
+
+def home(rig: Rig, engine: Pilot, name: str) -> Path:
+    """The replica's directory at site b."""
+    return rig.lab.host_path("b", f"/srv/xfs/replicas/{engine('protection', name)['replica_id']}")
+
+
+def content(rig: Rig, engine: Pilot, name: str) -> dict[str, str]:
+    """Of the newest point, as qemu-img reads the replica's files."""
+    place = home(rig, engine, name)
+    images = json.loads((place / "replica.json").read_text())["points"][-1]["images"]
+    return {disk: content_of(str(place / image), "raw") for disk, image in images.items()}
+
+
+def came_up(rig: Rig, engine: Pilot, name: str) -> Any:
+    """A test failover that has come up; it is cleaned up."""
+    consoles = rig.lab.host_path("b", "/srv/console")
+    before = set(consoles.glob("*"))
+    job_facts(engine, "failover_test", name)
+    try:
+
+        def ready() -> Any:
+            for path in set(consoles.glob(f"{name}*")) - before:
+                console = parse_console(path.read_bytes().decode(errors="replace"))
+                if console.ready:
+                    return console
+            return None
+
+        return wait_for(ready, "the test is up", timeout=90)
+    finally:
+        job_facts(engine, "failover_cleanup", name)
