@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test demo demo-azure bench lab-up lab-down docs format clean
+.PHONY: help setup packages test demo demo-azure demo-physical bench lab-up lab-down docs format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1 - /p' Makefile
@@ -15,7 +15,7 @@ packages:
 	@.ci/setup packages
 
 # Made again only when what it was made from is newer.
-.venv/.ready: pyproject.toml drivers/azure/pyproject.toml drivers/libvirt/pyproject.toml .ci/setup | packages
+.venv/.ready: pyproject.toml $(wildcard drivers/*/pyproject.toml) .ci/setup | packages
 	@.ci/setup venv
 
 test: setup  ## all tests; STEPS="lint py311" runs some of them
@@ -26,6 +26,9 @@ demo: setup  ## the main job: a guest is protected, its site is lost, it carries
 
 demo-azure: setup  ## a guest goes to Azure (Azurite, the tests' management server, QEMU) and comes home; 5 minutes
 	@.ci/as-root .venv/bin/python -m tests.system.demo_azure
+
+demo-physical: setup  ## a physical server is protected by push, lost, and carries on at the other site
+	@.ci/as-root .venv/bin/python -m tests.system.demo_physical
 
 bench: setup  ## measure beside nbdcopy, virtnbdbackup, rsync, ...; ONLY=delta,verify some of it, QUICK=1 in 3 minutes
 	@.ci/as-root .venv/bin/python -m tests.bench --only "$(ONLY)" $(if $(QUICK),--quick)

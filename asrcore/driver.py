@@ -367,11 +367,12 @@ class FrozenView(Closing, ABC):
     machines: Mapping[str, MachineView]
 
     def settle(self) -> Mapping[str, Mapping[str, Sequence[Extent]]]:
-        """Called when all planned extents are flushed: what has to be read again, by machine and disk.
+        """Called when all planned extents are flushed, and again whenever what it named is: what has to be read
+        again, by machine and disk, until it names nothing.
 
-        A source that cannot hold a whole disk still (an agent without snapshots below it) freezes briefly here and
-        names what changed while it was read; from then on `taken_at`, consistency and marks are those of that
-        instant. A source that froze at the opening returns nothing.
+        A source that cannot hold a whole disk still (an agent without snapshots below it) names what changed while it
+        was read, in as many rounds as it needs, and freezes briefly for the last one; from then on `taken_at`,
+        consistency and marks are those of that instant. A source that froze at the opening returns nothing.
         """
         return {}
 

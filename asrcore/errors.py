@@ -228,6 +228,25 @@ class NotReady(AsrError):
     action = "Mend each finding as it says, then protect again."
 
 
+class NoPlannedFailover(AsrError):
+    code = "no-planned-failover"
+    category = Category.REFUSED
+    happened = "{machine!r} cannot be failed over as planned from a site of driver {driver}"
+    cause = "Its site cannot read a machine that is shut down, so what it wrote last would be lost."
+    action = (
+        "Stop its workload, take a point with `asr replicate {machine}`, shut it down by hand, "
+        "then `asr failover unplanned {machine}`."
+    )
+
+
+class NoFailback(AsrError):
+    code = "no-failback"
+    category = Category.REFUSED
+    happened = "{machine!r} cannot be replicated back to site {site!r}: driver {driver} is a source only"
+    cause = "Nothing there can receive a running machine's disks; a physical server cannot be written while it is off."
+    action = "Replicate it to another site, as a virtual machine: `asr unprotect {machine}`, then `asr protect`."
+
+
 class UnsupportedOperation(AsrError):
     code = "unsupported-operation"
     category = Category.REFUSED

@@ -11,7 +11,7 @@ import threading
 
 from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, PointNotFound, TrackingLost, UnsupportedOperation
+from asrcore.errors import AsrError, NoPlannedFailover, PointNotFound, TrackingLost
 from asrcore.failover.choose import choose_point
 from asrcore.model.event import FailoverKind
 from asrcore.model.machine import PowerState
@@ -104,7 +104,7 @@ def _planned_begin(work: Work) -> None:
     protection = work.protection
     source = work.context.site(protection.source_site)
     if driver.Capability.POWER not in source.status().capabilities:  # F3: refused before anything is changed
-        raise UnsupportedOperation(driver=source.driver, operation="shut a machine down for a planned failover")
+        raise NoPlannedFailover(machine=protection.name, driver=source.driver)
     _begin_failover(work, FailoverKind.PLANNED, failover_point=protection.head_point, planned=True)
 
 

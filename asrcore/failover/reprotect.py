@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import MachineNotFound
+from asrcore.errors import MachineNotFound, NoFailback
 from asrcore.model.protection import NetworkMap, Protection
 from asrcore.model.state import Event, State, allowed
 from asrcore.replication.cycle import run_cycle
@@ -23,6 +23,8 @@ def _begin(work: Work) -> None:
         return
     # Both sites must answer before anything is turned round.
     former = work.context.site(protection.source_site)
+    if driver.Capability.TARGET not in work.context.plugins.driver(former.driver).info.capabilities:  # F9
+        raise NoFailback(machine=protection.name, site=former.name, driver=former.driver)
     there = _quarantined(former, protection)
     can_seed = driver.Capability.SEED in former.status().capabilities
     seed = protection.source_machine if there and can_seed else None

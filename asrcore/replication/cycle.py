@@ -154,6 +154,11 @@ def _sweep(source: driver.Source, protection: Protection) -> None:
     reach("cycle.marks-released")
 
 
+def _named(again: Mapping[str, Sequence[Extent]]) -> dict[str, plan.DiskWork]:
+    """What a source wants to be read again, as work; empty if that is nothing."""
+    return {disk_id: plan.DiskWork(copy=tuple(union(extents))) for disk_id, extents in again.items() if extents}
+
+
 def _mode(protection: Protection) -> CycleMode:
     if protection.state in (State.RESYNCING, State.REVERSING):
         return CycleMode.COMPARE
@@ -391,11 +396,10 @@ class _Cycle:
         writer: driver.CycleWriter,
     ) -> PendingCycle:
         """Read again what the source could not hold still, and record the instant that it then shows."""
-        again = view.settle().get(self.protection.source_machine, {})
-        work = {disk_id: plan.DiskWork(copy=tuple(union(extents))) for disk_id, extents in again.items()}
-        if work:
-            self._transfer(work, machine, writer)
+        while again := _named(view.settle().get(self.protection.source_machine, {})):
+            self._transfer(again, machine, writer)
             writer.flush()
+            reach("cycle.settling")
         if machine.mark != pending.view_mark or view.taken_at != pending.taken_at:
             pending = attrs.evolve(pending, view_mark=machine.mark, taken_at=view.taken_at)
             self.context.vault.replan_cycle(self.protection.id, pending, epoch=self.protection.epoch)

@@ -4,6 +4,7 @@ from tests.lab._console import Ack, Audit, Console, Down, Hardware
 from tests.lab._guest import BlankDisk, Kind
 from tests.lab._lab import Lab
 from tests.lab._run import CommandFailed, LabError
+from tests.lab._server import Server
 from tests.lab._site import REPLICA_DIRS, ReplicaDir, Site
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "Lab",
     "LabError",
     "ReplicaDir",
+    "Server",
     "Site",
 ]

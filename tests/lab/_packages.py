@@ -41,6 +41,9 @@ PACKAGES = (
     "grub-pc-bin",
     "libc6-dev",
     "mtools",
+    # the physical server: a whole Debian, with LVM
+    "lvm2",
+    "mmdebstrap",
 )
 
 INSTALL_SECONDS = 900.0

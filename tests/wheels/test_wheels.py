@@ -72,6 +72,13 @@ def driver_wheel(work: Path, driver: str) -> Path:
     return build(work / driver, work / "dist")
 
 
+@pytest.fixture(scope="session")
+def physical_wheel(work: Path) -> Path:
+    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
+    shutil.copytree(PROJECT / "drivers/physical", work / "physical", ignore=ours)
+    return build(work / "physical", work / "dist")
+
+
 def environment(place: Path, *wheels: Path) -> Path:
     """A new virtual environment with just these wheels and what they say they need."""
     run(sys.executable, "-m", "venv", place, timeout=BUILD_SECONDS)
@@ -131,3 +138,14 @@ def test_driver_beside_the_core_is_found(core_and_driver: Path, driver: str) -> 
     script = "from asrcore import plugins; p = plugins.load(); print(sorted(p.drivers), p.broken)"
     assert run(core_and_driver / "python", "-c", script).strip() == f"['{driver}'] ()"
     assert driver in run(core_and_driver / "asr", "drivers")
+
+
+def test_physical_driver_beside_the_core_packs_its_agent(
+    core_wheel: Path, physical_wheel: Path, work: Path, tmp_path: Path
+) -> None:
+    names = {name.split("/")[0].split("-")[0] for name in zipfile.ZipFile(physical_wheel).namelist()}
+    assert names == {"asr_driver_physical", "asr_mobility"}
+    bin_dir = environment(work / "physical-venv", core_wheel, physical_wheel)
+    assert "physical" in run(bin_dir / "asr", "drivers")
+    run(bin_dir / "python", "-m", "asr_driver_physical", "package", tmp_path / "agent.pyz")
+    assert run(sys.executable, "-I", tmp_path / "agent.pyz", "version").strip()

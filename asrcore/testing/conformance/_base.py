@@ -108,8 +108,9 @@ class SourceBench:
 
     def settle(self, view: FrozenView, copies: Mapping[str, Scratch]) -> None:
         """Bring copies of the machine's disks to the instant of the view."""
-        for disk_id, again in view.settle().get(self.rig.machine_id, {}).items():
-            copies[disk_id].update(self.of(view).disks[disk_id], again)
+        while rounds := {disk: again for disk, again in view.settle().get(self.rig.machine_id, {}).items() if again}:
+            for disk_id, again in rounds.items():
+                copies[disk_id].update(self.of(view).disks[disk_id], again)
 
     def mark(self) -> Mark:
         """The mark of a view that is opened and closed just for it."""

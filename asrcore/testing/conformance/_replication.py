@@ -92,8 +92,9 @@ class ReplicationConformance(Base):
                 rest = subtract([Extent(0, disk.disk.size)], writer.done(disk_id))
                 assert total(rest) <= disk.disk.size // 2 + 64 * KiB, "what was flushed is not done"
                 self._send(disk, writer, rest)
-            for disk_id, again in view.settle().get(rig.machine_id, {}).items():
-                self._send(machine.disks[disk_id], writer, again)
+            while rounds := {disk: again for disk, again in view.settle().get(rig.machine_id, {}).items() if again}:
+                for disk_id, again in rounds.items():
+                    self._send(machine.disks[disk_id], writer, again)
             view.confirm()
             writer.seal(SealSpec("p1", view.taken_at, machine.consistency, True, machine.description))
             verify(view, rig.machine_id, self._replica(rig, replica_id))

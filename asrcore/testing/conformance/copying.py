@@ -15,6 +15,7 @@ from asrcore.driver import (
     DIGEST_SIZE,
     CycleSpec,
     CycleWriter,
+    Digest,
     DiskReader,
     DiskView,
     FrozenView,
@@ -93,8 +94,10 @@ def _copy(
                 extents = different + subtract(disk.allocated(), [Extent(0, size)])
             _send(disk, writer, extents, counts)
         writer.flush()
-        for disk_id, again in view.settle().get(machine_id, {}).items():
-            _send(machine.disks[disk_id], writer, again, counts)
+        while rounds := {disk: again for disk, again in view.settle().get(machine_id, {}).items() if again}:
+            for disk_id, again in rounds.items():
+                _send(machine.disks[disk_id], writer, again, counts)
+            writer.flush()
         view.confirm()
         spec = SealSpec(point_id, view.taken_at, machine.consistency, keep, machine.description)
         return Sent(writer.seal(spec), **counts)
@@ -129,10 +132,10 @@ def _send(disk: DiskView, writer: CycleWriter, extents: Iterable[Extent], counts
 # -- comparisons ---------------------------------------------------------------------------------------------------
 
 
-def fingerprint(disk: DiskView) -> bytes:
+def fingerprint(disk: DiskView, digest: Digest = Digest.BLAKE3) -> bytes:
     """Digests of a frozen disk, every byte read (what the driver says of zeroes or digests is not believed)."""
     with disk.reader() as reader:
-        return digests_of(reader, Extent(0, disk.disk.size))
+        return digests_of(reader, Extent(0, disk.disk.size), digest)
 
 
 def replica_fingerprint(replica: Replica, disk_id: str, size: int, point_id: str | None = None) -> bytes:

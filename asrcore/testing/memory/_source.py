@@ -182,7 +182,7 @@ class MemoryFrozenView(FrozenView):
                 self.check(state, machine_id)
 
     def settle(self) -> Mapping[str, Mapping[str, Sequence[Extent]]]:
-        if all(disk.whole for machine in self.machines.values() for disk in machine.disks.values()):
+        if all(machine.settled for machine in self._machines.values()):
             return {}
         with self._session.change() as state:
             for machine_id in self._view_ids:
@@ -251,6 +251,11 @@ class _MachineView(MachineView):
         self.description = frozen.description
         self.consistency = frozen.consistency
         self.mark = None if frozen.mark is None else Mark(frozen.mark)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all of it is held still."""
+        return all(disk.frozen.whole for disk in self._disks.values())
 
     def settle(self, frozen: ViewState) -> None:
         """Be of that instant from now on."""

@@ -14,19 +14,29 @@ from asr_driver_libvirt._chain import qemu_errors
 from asr_driver_libvirt._describe import DOMAIN_XML, NVRAM, PLATFORM
 from asr_driver_libvirt._domain import parse_domain
 from asr_driver_libvirt._files import clone_file, fsync_file, rounded
+from asr_driver_libvirt._foreign import by_target, domain_of
 from asr_driver_libvirt._journal import file_stem
 from asr_driver_libvirt._materialise import DiskFile, Made, made_of
 from asr_driver_libvirt._qemu_process import run
 from asr_driver_libvirt._replica import LibvirtReplica
-from asr_driver_libvirt._settings import DRIVER
 from asr_driver_libvirt._store import FORMAT, Point, Record, ReplicaKind
-from asrcore.errors import DriverFailed, PointNotFound, UnsupportedOperation
+from asrcore.errors import DriverFailed, PointNotFound
 from asrcore.model.machine import Description, Firmware
 
 if TYPE_CHECKING:
     from asr_driver_libvirt._site import LibvirtSite
 
-__all__ = ["Platform", "disks_of", "domain_xml", "hold", "make_images", "of_point", "released", "write_nvram"]
+__all__ = [
+    "Platform",
+    "disks_of",
+    "disks_of_domain",
+    "domain_xml",
+    "hold",
+    "make_images",
+    "of_point",
+    "released",
+    "write_nvram",
+]
 
 _QEMU_IMG_SECONDS = 60.0
 
@@ -38,13 +48,17 @@ _UNDEFINE = (
 )
 
 
-def domain_xml(description: Description) -> bytes:
-    """The domain as it was at the point. Raises UnsupportedOperation for a machine of another platform."""
+def domain_xml(description: Description, *, emulated: bool) -> bytes:
+    """The domain as it was at the point; for a machine of another platform, one made of its neutral values."""
     xml = description.artifact(DOMAIN_XML)
     if description.platform != PLATFORM or xml is None:
-        operation = f"make a machine of a point of platform {description.platform or 'unknown'!r}"
-        raise UnsupportedOperation(driver=DRIVER, operation=operation)
+        return domain_of(description, kvm=not emulated)
     return xml
+
+
+def disks_of_domain(description: Description, images: Mapping[str, DiskFile]) -> Mapping[str, DiskFile]:
+    """Images of a point's disks by the names that the domain has for them: in our own domains these are the ids."""
+    return images if description.artifact(DOMAIN_XML) is not None else by_target(description, images)
 
 
 def of_point(record: Record, point_id: str) -> Point:
@@ -127,7 +141,9 @@ def write_nvram(description: Description, directory: Path) -> str | None:
     path.unlink(missing_ok=True)
     if data is None:
         # libvirt makes it from the firmware's template: the machine boots by its default boot entry.
-        return str(path) if parse_domain(domain_xml(description)).firmware is Firmware.UEFI else None
+        own = description.artifact(DOMAIN_XML)
+        firmware = parse_domain(own).firmware if own is not None else description.machine.firmware
+        return str(path) if firmware is Firmware.UEFI else None
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb", closefd=False) as file:
@@ -148,6 +164,10 @@ class Platform:
     def name(self) -> str:
         """Of the site."""
         return self._site.name
+
+    def domain_xml(self, description: Description) -> bytes:
+        """The domain for a machine of a point, see `domain_xml`."""
+        return domain_xml(description, emulated=self._site.settings.emulates)
 
     def find(self, machine_id: str) -> libvirt.virDomain | None:
         """The domain of that UUID, or None."""

@@ -22,7 +22,7 @@ from asr_driver_libvirt._files import fsync_directory, remove_tree, write_durabl
 from asr_driver_libvirt._instances import (
     Platform,
     disks_of,
-    domain_xml,
+    disks_of_domain,
     hold,
     make_images,
     of_point,
@@ -102,7 +102,7 @@ def promote(platform: Platform, layout: Layout, replica: LibvirtReplica, spec: P
         record = _own(replica, found, spec.epoch)
         point = of_point(record, spec.point_id)
         description = replica.home.description(spec.point_id)
-        source = domain_xml(description)
+        source = platform.domain_xml(description)
         model = parse_domain(source)
         promotion = load(replica.home)
         if promotion is not None and promotion.phase is Phase.COMMITTING:
@@ -150,7 +150,7 @@ def promote(platform: Platform, layout: Layout, replica: LibvirtReplica, spec: P
         xml = _materialise.promoted(
             source,
             made=_materialise.Made(replica.replica_id, spec.point_id, "promotion"),
-            disks=images,
+            disks=disks_of_domain(description, images),
             nvram=nvram,
             networks=NetworkMap(promotion.networks),
             known_networks=platform.network_names(),

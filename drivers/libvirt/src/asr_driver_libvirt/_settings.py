@@ -36,6 +36,10 @@ SETTINGS = (
     Setting("user", "user name, where the URI's authentication asks for one"),
     Setting("password", "password, where the URI's authentication asks for one", secret=True),
     Setting("scratch_dir", "directory at the host for the backup's scratch files; by default beside each disk"),
+    Setting(
+        "domain_type",
+        "`kvm` or `qemu` (emulated): how machines of other platforms run here; by default kvm where the host has it",
+    ),
 )
 
 _NBD_TCP = re.compile(r"tcp:(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+)(?::(?P<low>\d{1,5})(?:-(?P<high>\d{1,5}))?)?")
@@ -68,6 +72,7 @@ class SiteSettings:
     user: str = ""
     password: str = attrs.field(default="", repr=False)
     scratch_dir: str = ""
+    domain_type: str = ""
     local: bool = False
 
     @classmethod
@@ -87,8 +92,14 @@ class SiteSettings:
             user=given.get("user", ""),
             password=given.get("password", ""),
             scratch_dir=str(_directory("scratch_dir", given.get("scratch_dir")) or ""),
+            domain_type=_domain_type(given.get("domain_type", "")),
             local=_is_local(url),
         )
+
+    @property
+    def emulates(self) -> bool:
+        """Whether machines of other platforms are emulated."""
+        return self.domain_type == "qemu" or (not self.domain_type and not Path("/dev/kvm").exists())
 
 
 def _invalid(setting: str, problem: str) -> InvalidSetting:
@@ -140,6 +151,12 @@ def _directory(setting: str, text: str | None) -> Path | None:
     if not path.is_absolute():
         raise _invalid(setting, f"{text!r} is not an absolute path")
     return path
+
+
+def _domain_type(text: str) -> str:
+    if text not in ("", "kvm", "qemu"):
+        raise _invalid("domain_type", f"{text!r} is neither `kvm` nor `qemu`")
+    return text
 
 
 def _tls_directory(text: str | None) -> Path | None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import attrs
 import libvirt
 
-from asr_driver_libvirt._describe import DOMAIN_XML, PLATFORM
+from asr_driver_libvirt._describe import DOMAIN_XML
 from asr_driver_libvirt._domain import FENCE_URI, parse_domain, parse_xml
+from asr_driver_libvirt._instances import domain_xml
 from asr_driver_libvirt._store import Layout, ReplicaKind, probe_kind
 from asrcore.errors import AsrError
 from asrcore.model.finding import Finding, Severity
@@ -61,7 +62,7 @@ def findings(site: LibvirtSite, layout: Layout, description: Description, policy
 def _gather(site: LibvirtSite, layout: Layout, description: Description) -> TargetFacts:
     kind, problem, total, free = _storage(layout)
     machine = description.machine
-    xml = description.artifact(DOMAIN_XML) if description.platform == PLATFORM else None
+    xml = domain_xml(description, emulated=site.settings.emulates)
     with site.guard("asking what the site can run"):
         conn = site.conn()
         networks = frozenset(network.name() for network in conn.listAllNetworks())
@@ -69,8 +70,8 @@ def _gather(site: LibvirtSite, layout: Layout, description: Description) -> Targ
         namesake = any(item.name() == machine.name and item.UUIDString() != machine.id for item in domains)
         twin = next((item for item in domains if item.UUIDString() == machine.id), None)
         twin_power = "" if twin is None else _power(twin)
-        capabilities, unsupported = _capabilities(conn, xml) if xml is not None else ("", "")
-    missing = tuple(path for path in _boot_files(xml) if not Path(path).exists()) if xml is not None else ()
+        capabilities, unsupported = _capabilities(conn, xml)
+    missing = tuple(path for path in _boot_files(xml) if not Path(path).exists())
     return TargetFacts(
         kind=kind,
         problem=problem,

@@ -13,7 +13,15 @@ import attrs
 from asr_driver_libvirt import _codec, _materialise
 from asr_driver_libvirt._domain import parse_domain
 from asr_driver_libvirt._files import fsync_directory, remove_tree, write_durably
-from asr_driver_libvirt._instances import Platform, domain_xml, hold, make_images, of_point, released, write_nvram
+from asr_driver_libvirt._instances import (
+    Platform,
+    disks_of_domain,
+    hold,
+    make_images,
+    of_point,
+    released,
+    write_nvram,
+)
 from asr_driver_libvirt._replica import LibvirtReplica
 from asr_driver_libvirt._store import Home, checked_id
 from asrcore.crashpoint import reach
@@ -76,7 +84,7 @@ def start(platform: Platform, replica: LibvirtReplica, spec: TestSpec, watch: Wa
 def _record(platform: Platform, replica: LibvirtReplica, spec: TestSpec, directory: Path) -> TestRecord:
     with replica.working("making a test machine") as record:
         point = of_point(record, spec.point_id)
-        model = parse_domain(domain_xml(replica.home.description(spec.point_id)))
+        model = parse_domain(platform.domain_xml(replica.home.description(spec.point_id)))
         if not spec.name or len(spec.name) > 200 or not spec.name.isprintable() or "/" in spec.name:
             raise InvalidValue(what="name of the test", value=spec.name, wanted="printable, without slashes")
         own = not spec.network and bool(model.nics)
@@ -105,11 +113,11 @@ def _make(platform: Platform, replica: LibvirtReplica, test: TestRecord, directo
         reach("failover.test.images")
         nvram = write_nvram(description, directory)
         xml, logs = _materialise.test_machine(
-            domain_xml(description),
+            platform.domain_xml(description),
             machine_id=test.machine_id,
             name=test.name,
             made=_materialise.Made(replica.replica_id, test.point_id, "test", test.test_id),
-            disks=images,
+            disks=disks_of_domain(description, images),
             nvram=nvram,
             network=test.network,
             exists=os.path.exists,

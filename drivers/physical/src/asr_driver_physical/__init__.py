@@ -1,0 +1,1 @@
+"""asrcore driver for physical servers, protected by an agent that they run."""

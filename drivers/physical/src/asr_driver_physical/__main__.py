@@ -1,0 +1,125 @@
+"""Enrolling physical servers by hand: `python -m asr_driver_physical push HOST --identity DIR --server ADDRESS`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asr_driver_physical import _push
+from asr_driver_physical._identity import Identity
+from asr_driver_physical._package import mobility_service
+from asr_driver_physical._settings import parse_address
+from asrcore.errors import AsrError
+from asrcore.model.finding import Finding
+from asrcore.units import parse_rate, parse_size
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Host = Annotated[str, typer.Argument(help="Host name or address of the server, reached by SSH.")]
+User = Annotated[str, typer.Option(help="root, or one that may use sudo without a password.")]
+Port = Annotated[int, typer.Option(help="SSH port.")]
+Key = Annotated[Path | None, typer.Option(help="Private SSH key; by default what your agent and ~/.ssh offer.")]
+Hosts = Annotated[Path | None, typer.Option(help="File with the server's host key; by default ~/.ssh/known_hosts.")]
+Python = Annotated[str, typer.Option(help="Python on the server, 3.9 or newer.")]
+Directory = Annotated[Path, typer.Option("--identity", help="The site's setting `identity`.")]
+Name = Annotated[str, typer.Option(help="Name of the server; by default its host name.")]
+
+
+def _tell(findings: list[Finding]) -> None:
+    for item in findings:
+        typer.echo(f"{item.severity.value}: [{item.code}] {item.what}. {item.cause} {item.action}")
+
+
+@app.command()
+def probe(
+    host: Host,
+    user: User = "root",
+    port: Port = 22,
+    key: Key = None,
+    known_hosts: Hosts = None,
+    python: Python = "python3",
+) -> None:
+    """Look whether a server can be protected; nothing stays on it."""
+    facts, findings = _push.probe(_push.Access(host, port, user, key, known_hosts, python))
+    typer.echo(f"{facts['machine']['hostname']}: {facts['machine']['os']}, {len(facts['machine']['disks'])} disks")
+    _tell(findings)
+
+
+@app.command()
+def push(
+    host: Host,
+    identity: Directory,
+    server: Annotated[str, typer.Option(help="Where the server reaches the process server: ADDRESS[:PORT].")],
+    name: Name = "",
+    user: User = "root",
+    port: Port = 22,
+    key: Key = None,
+    known_hosts: Hosts = None,
+    python: Python = "python3",
+    cpu: Annotated[int, typer.Option(help="Most that the agent uses, in per cent of one processor.")] = 50,
+    memory: Annotated[str, typer.Option(help="Most memory that the agent uses.")] = "256MiB",
+    bandwidth: Annotated[str, typer.Option(help="Most that the agent reads and sends, such as 200Mbit; 0: all.")] = "0",
+    keep_nic_names: Annotated[bool, typer.Option(help="Keep the names of network cards in a replica.")] = True,
+) -> None:
+    """Install or upgrade the mobility service on a server, and enrol it."""
+    address, its_port = parse_address("server", server)
+    limits = _push.Limits(
+        cpu=cpu,
+        memory=parse_size(memory),
+        bandwidth=0 if bandwidth == "0" else int(parse_rate(bandwidth, "bandwidth")),
+    )
+    access = _push.Access(host, port, user, key, known_hosts, python)
+    record, findings = _push.install(
+        access, Identity(identity), name or host, f"{address}:{its_port}", limits, keep_nic_names=keep_nic_names
+    )
+    _tell(findings)
+    typer.echo(f"server {record.name} is enrolled; its id is {record.facts['machine']['id']}")
+
+
+@app.command()
+def remove(
+    host: Host,
+    identity: Directory,
+    name: Name = "",
+    user: User = "root",
+    port: Port = 22,
+    key: Key = None,
+    known_hosts: Hosts = None,
+    python: Python = "python3",
+) -> None:
+    """Take the mobility service off a server, leaving nothing, and forget the server."""
+    _push.remove(_push.Access(host, port, user, key, known_hosts, python), Identity(identity), name or host)
+    typer.echo(f"server {name or host} is enrolled no longer; nothing of ours is on it")
+
+
+@app.command()
+def servers(identity: Directory) -> None:
+    """List the enrolled servers, as JSON."""
+    found = Identity(identity).servers()
+    typer.echo(json.dumps([{"name": item.name, "id": item.facts["machine"]["id"]} for item in found], indent=1))
+
+
+@app.command()
+def package(path: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
+    """Write the mobility service's one file, to be installed by hand."""
+    path.write_bytes(mobility_service())
+
+
+def main() -> int:
+    """Exit status by the class of the error, as `asr` has it."""
+    try:
+        app(standalone_mode=False)
+    except AsrError as problem:
+        typer.echo(f"{problem}\n  cause: {problem.cause_text}\n  next: {problem.action_text}", err=True)
+        return problem.category.value
+    except typer.Exit as done:
+        return done.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The inventory role: enrolled servers, their power as far as an agent can tell, and quarantine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import attrs
+
+from asr_driver_physical._identity import ServerRecord
+from asr_driver_physical._machine import machine_of
+from asr_driver_physical._settings import DRIVER
+from asrcore.driver import Fence, Inventory
+from asrcore.errors import AsrError, ShutdownFailed, SiteUnreachable, UnsupportedOperation
+from asrcore.model.machine import Description, Machine, PowerState
+
+if TYPE_CHECKING:
+    from asr_driver_physical._site import PhysicalSite
+
+__all__ = ["PhysicalInventory"]
+
+
+class PhysicalInventory(Inventory):
+    """Of one site. A server whose agent is connected runs; of another it cannot be said."""
+
+    def __init__(self, site: PhysicalSite) -> None:
+        self._site = site
+
+    def machines(self) -> list[Machine]:
+        """All enrolled servers, as they were when they last told."""
+        connected = self._site.gateway.connected()
+        return [self._machine(record, record.name in connected) for record in self._site.identity.servers()]
+
+    def machine(self, machine_id: str) -> Machine:
+        """One server; asked now if it is connected. Raises MachineNotFound."""
+        record = self._site.server(machine_id)
+        connected = record.name in self._site.gateway.connected()
+        if connected:
+            with contextlib.suppress(AsrError):
+                told, _ = self._site.gateway.call(record.name, "machine", {})
+                return machine_of(record, told, PowerState.RUNNING)
+        return self._machine(record, connected)
+
+    @staticmethod
+    def _machine(record: ServerRecord, connected: bool) -> Machine:
+        return machine_of(record, record.facts["machine"], PowerState.RUNNING if connected else PowerState.UNKNOWN)
+
+    def description(self, machine_id: str) -> Description:
+        """Neutral values: a replica is a machine of the target's own kind."""
+        return Description(self.machine(machine_id), DRIVER)
+
+    def power_on(self, machine_id: str) -> None:
+        """Not offered: nothing of ours runs on a server that is off."""
+        self._site.server(machine_id)
+        raise UnsupportedOperation(driver=DRIVER, operation="switch a physical server on: do it by hand")
+
+    def power_off(self, machine_id: str, *, graceful: bool, timeout: float) -> None:
+        """Through the agent. A server whose agent is not connected cannot be told from one that is off."""
+        record = self._site.server(machine_id)
+        gateway = self._site.gateway
+        gateway.call(record.name, "power-off", {"graceful": graceful}, timeout=timeout)
+        end = time.monotonic() + timeout
+        while record.name in gateway.connected():
+            if time.monotonic() > end:
+                raise ShutdownFailed(machine=record.name, seconds=timeout)
+            time.sleep(0.2)
+
+    def fence(self, machine_id: str, fence: Fence) -> None:
+        """Recorded first: a server that dials in later is switched off then. Raises SiteUnreachable while it is not
+        connected, since it may still run."""
+        record = self._site.server(machine_id)
+        known = self.fenced(machine_id)
+        if known is None or fence.epoch >= known.epoch:
+            self._site.identity.save(attrs.evolve(record, fence={"epoch": fence.epoch, "reason": fence.reason}))
+        if record.name in self._site.gateway.connected():
+            self.power_off(machine_id, graceful=True, timeout=120.0)
+            return
+        detail = f"server {record.name} is not connected; it is switched off as soon as it dials in"
+        raise SiteUnreachable(site=self._site.name, detail=detail)
+
+    def unfence(self, machine_id: str, epoch: int) -> None:
+        """See Inventory."""
+        record = self._site.server(machine_id)
+        known = self.fenced(machine_id)
+        if known is not None and known.epoch <= epoch:
+            self._site.identity.save(attrs.evolve(record, fence=None))
+
+    def fenced(self, machine_id: str) -> Fence | None:
+        """See Inventory."""
+        fence = self._site.server(machine_id).fence
+        return None if fence is None else Fence(int(fence["epoch"]), str(fence["reason"]))

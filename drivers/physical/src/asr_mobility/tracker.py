@@ -1,0 +1,275 @@
+"""Changed blocks of one disk, as the kernel notes them in a pinned array.
+
+The array, in pages: one byte for each granule, set by the tracking program; one for each coarse granule; the program's
+counters; then what only this service writes: one byte of *age* for each granule, and a control page.
+
+Changes are taken in turns, numbered 1, 2, 3, ... A turn's number is a mark: what was noted is taken off, and the
+granule's age becomes that of the turn. So what changed since mark m is what is noted now, and what was taken in a turn
+after m. It is told again as often as it is asked, until `keep` says that a mark and all before it are no longer needed.
+The array belongs to the kernel: it outlives this process, not the kernel. A new array has another generation, and marks
+of a former one are not known.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from asr_mobility import bpf
+from asr_mobility.bpf import COARSE, ELSEWHERE, EVENTS, OVERFLOW, PAGE
+
+__all__ = ["PIN_ROOT", "Layout", "Run", "Tracker", "granule_shift", "remove_pins", "tag"]
+
+BPFFS = "/sys/fs/bpf"
+PIN_ROOT = BPFFS + "/asr"
+_MAGIC = b"asrtrk01"
+_CONTROL = struct.Struct("<8sIIQ16s16sQQ")  # magic, shift, -, size, identity, generation, base, last
+_AGES = 254
+"""Ages that a byte can tell apart; older turns are counted as younger ones than they are, which sends too much."""
+
+Run = tuple[int, int]
+"""First granule and how many."""
+
+
+def tag(turn: int) -> int:
+    """The byte that stands for a turn: never 0."""
+    return 1 + turn % _AGES
+
+
+def granule_shift(size: int) -> int:
+    """Granules of 4 KiB to 64 GiB, of 16 KiB to 1 TiB, of 64 KiB beyond. Memory is two bytes for each; with random
+    writes of 4 KiB what is sent is x1, x4 and x16 of what changed, with usual ones x1, x1.3 and x1.8."""
+    return 12 if size <= 64 << 30 else 14 if size <= 1 << 40 else 16
+
+
+class Layout:
+    """Where the parts of the array are, in bytes but for the `*_page`."""
+
+    def __init__(self, size: int, shift: int) -> None:
+        self.granules = -(-size // (1 << shift))
+        fine = -(-self.granules // PAGE)
+        self.coarse_granules = -(-self.granules >> COARSE)
+        coarse = -(-self.coarse_granules // PAGE)
+        self.coarse_page, self.counters_page = fine, fine + coarse
+        self.coarse, self.counters = self.coarse_page * PAGE, self.counters_page * PAGE
+        self.ages = self.counters + PAGE
+        self.control = self.ages + fine * PAGE
+        self.pages = self.control // PAGE + 1
+
+
+def _runs_of(data: bytes, first: int = 0) -> Iterator[Run]:
+    for match in re.finditer(rb"[^\0]+", data):
+        yield first + match.start(), match.end() - match.start()
+
+
+class Tracker:
+    """Tracking of one disk; it goes on when this process ends. `fresh`: it began just now, nothing before is known.
+
+    `identity` is 16 bytes that tell this disk from another in its place.
+    """
+
+    def __init__(self, path: str, size: int, identity: bytes, shift: int = 0) -> None:
+        """Take up the tracking of this disk, or begin it. Raises OSError where the kernel cannot."""
+        self.path, self.size = path, size
+        self.shift = shift or granule_shift(size)
+        number = os.stat(path).st_rdev
+        self._device = os.major(number), os.minor(number)
+        self._layout = Layout(size, self.shift)
+        name = "{}_{}".format(*self._device)  # a name in bpffs has no dots
+        self._pins = os.path.join(PIN_ROOT, name + "_link"), os.path.join(PIN_ROOT, name + "_map")
+        if not os.path.ismount(BPFFS):
+            bpf.mount("bpf", BPFFS)
+        Path(PIN_ROOT).mkdir(mode=0o700, exist_ok=True)
+        self._held = -1
+        self.fresh = not self._take_up(identity)
+        if self.fresh:
+            self._begin(identity)
+        # Of a `keep` that was killed half way.
+        self._forget(self.base)
+
+    def _take_up(self, identity: bytes) -> bool:
+        link, array = self._pins
+        try:
+            os.close(bpf.get_pinned(link))
+            descriptor = bpf.get_pinned(array)
+        except OSError:
+            return False
+        try:
+            self._map = mmap.mmap(descriptor, self._layout.pages * PAGE)
+        except (OSError, ValueError):
+            return False  # of a disk of another size
+        finally:
+            os.close(descriptor)
+        magic, shift, _, size, whose, *_ = _CONTROL.unpack_from(self._map, self._layout.control)
+        if (magic, shift, size, whose) == (_MAGIC, self.shift, self.size, identity):
+            return True
+        self._map.close()
+        return False
+
+    def _begin(self, identity: bytes) -> None:
+        remove_pins(*self._pins)
+        layout = self._layout
+        array = bpf.create_array(layout.pages)
+        try:
+            self._map = mmap.mmap(array, layout.pages * PAGE)
+            control = (_MAGIC, self.shift, 0, self.size, identity, os.urandom(16), 0, 0)
+            _CONTROL.pack_into(self._map, layout.control, *control)
+            # Devices without request queues (device mapper, brd) tell the completion of bios only.
+            has_queue = Path("/sys/dev/block/{}:{}/mq".format(*self._device)).is_dir()
+            point = bpf.trace_point("block_rq_complete" if has_queue else "block_bio_complete")
+            places = (0, layout.coarse_page, layout.counters_page)
+            device = self._device[0] << 20 | self._device[1]
+            program = bpf.tracking_program(array, device, self.shift, places, point)
+            self._held, pinnable = bpf.attach(program, point.id)
+            if pinnable:
+                bpf.pin(self._held, self._pins[0])
+                bpf.pin(array, self._pins[1])
+                os.close(self._held)
+                self._held = -1
+        finally:
+            os.close(array)
+
+    # -- control
+
+    def _field(self, index: int) -> int:
+        return int(_CONTROL.unpack_from(self._map, self._layout.control)[index])
+
+    def _set(self, **fields: object) -> None:
+        values = list(_CONTROL.unpack_from(self._map, self._layout.control))
+        for name, value in fields.items():
+            values[("magic", "shift", "", "size", "identity", "generation", "base", "last").index(name)] = value
+        _CONTROL.pack_into(self._map, self._layout.control, *values)
+
+    @property
+    def generation(self) -> str:
+        """Differs whenever something may have been missed since the one before."""
+        generation: bytes = _CONTROL.unpack_from(self._map, self._layout.control)[5]
+        return generation.hex()
+
+    @property
+    def base(self) -> int:
+        """The oldest mark that is known."""
+        return self._field(6)
+
+    @property
+    def last(self) -> int:
+        """The newest mark."""
+        return self._field(7)
+
+    @property
+    def counters(self) -> tuple[int, ...]:
+        """Events, sectors, elsewhere, overflow: see `bpf`."""
+        return struct.unpack_from("<4Q", self._map, self._layout.counters)
+
+    def knows(self, generation: str, mark: int) -> bool:
+        """Whether `changed_since(mark)` is complete."""
+        self._check_overflow()
+        return generation == self.generation and self.base <= mark <= self.last
+
+    def _check_overflow(self) -> None:
+        if self.counters[OVERFLOW]:
+            # The new generation first: killed in between, nothing is taken for known.
+            self._set(generation=os.urandom(16), base=self.last)
+            struct.pack_into("<Q", self._map, self._layout.counters + 8 * OVERFLOW, 0)
+
+    # -- turns
+
+    def begin_turn(self) -> int:
+        """A new mark; what is taken from now on belongs to it."""
+        turn = self.last + 1
+        ages = self._ages()
+        if ages.find(tag(turn)) >= 0:  # of the turn that is 254 older: counted with the next one
+            self._put_ages(0, ages.replace(bytes([tag(turn)]), bytes([tag(turn + 1)])))
+        self._set(last=turn)
+        return turn
+
+    def take(self) -> list[Run]:
+        """Take off what is noted and give it the age of the newest turn. Read the granules only after this: what is
+        written from now on is noted again."""
+        layout, value = self._layout, bytes([tag(self.last)])
+        for first, count in list(_runs_of(self._map[layout.coarse : layout.counters])):
+            self._map[layout.coarse + first : layout.coarse + first + count] = bytes(count)
+            start, end = first << COARSE, min(first + count << COARSE, layout.granules)
+            self._map[start:end] = b"\x01" * (end - start)
+        taken = list(_runs_of(self._map[: layout.granules]))
+        for first, count in taken:
+            # Age before the note goes: killed in between, it is in both.
+            self._put_ages(first, value * count)
+            self._map[first : first + count] = bytes(count)
+        return taken
+
+    def changed_since(self, mark: int) -> list[Run]:
+        """What was taken in turns after `mark`; what is noted and not yet taken is not in it."""
+        ages = self._ages()
+        last = self.last
+        if last - mark >= _AGES:
+            return list(_runs_of(ages))
+        tags = bytes(tag(turn) for turn in range(mark + 1, last + 1))
+        if not tags:
+            return []
+        return [(m.start(), m.end() - m.start()) for m in re.finditer(b"[" + re.escape(tags) + b"]+", ages)]
+
+    def pending(self) -> int:
+        """Granules that are noted and not yet taken, coarse ones in full."""
+        layout = self._layout
+        coarse = self._map[layout.coarse : layout.counters].count(b"\x01")
+        return self._map[: layout.granules].count(b"\x01") + (coarse << COARSE)
+
+    def keep(self, mark: int) -> None:
+        """What was taken in turns up to this mark need not be told again."""
+        if mark > self.base:
+            self._set(base=min(mark, self.last))  # first: killed in between, an older mark is not half known
+        self._forget(self.base)
+
+    def _forget(self, mark: int) -> None:
+        last = self.last
+        ages = self._ages()
+        younger = bytes(tag(turn) for turn in range(max(mark + 1, last - _AGES + 1), last + 1))
+        gone = bytes(set(range(1, _AGES + 1)) - set(younger))
+        table = bytes(0 if value in gone else value for value in range(256))
+        kept = ages.translate(table)
+        if kept != ages:
+            self._put_ages(0, kept)
+
+    def _ages(self) -> bytes:
+        return self._map[self._layout.ages : self._layout.ages + self._layout.granules]
+
+    def _put_ages(self, first: int, values: bytes) -> None:
+        start = self._layout.ages + first
+        self._map[start : start + len(values)] = values
+
+    # -- end
+
+    def close(self) -> None:
+        """Let go; tracking goes on where it is pinned."""
+        with suppress(BufferError):
+            self._map.close()
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+    @property
+    def events(self) -> int:
+        """Requests seen so far."""
+        return self.counters[EVENTS]
+
+    @property
+    def elsewhere(self) -> int:
+        """Commands whose place nobody told; see `bpf.ELSEWHERE`."""
+        return self.counters[ELSEWHERE]
+
+
+def remove_pins(*paths: str) -> None:
+    """End tracking: of these pins, or of all that there are."""
+    names = paths or tuple(str(path) for path in Path(PIN_ROOT).glob("*"))
+    for path in sorted(names):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    if not paths:
+        with suppress(OSError):
+            os.rmdir(PIN_ROOT)

@@ -1,0 +1,263 @@
+"""Parts of the mobility service, in the standard library's own test frame: they run on an old Python as well."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+from typing import Any
+
+from asr_mobility import bpf, channel, disks, freeze, service, tracker
+
+MIB = 1 << 20
+FORMAT = """\
+name: block_rq_complete
+ID: 1234
+format:
+\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;
+\tfield:dev_t dev;\toffset:8;\tsize:4;\tsigned:0;
+\tfield:sector_t sector;\toffset:16;\tsize:8;\tsigned:0;
+\tfield:unsigned int nr_sector;\toffset:24;\tsize:4;\tsigned:0;
+\tfield:char rwbs[8];\toffset:36;\tsize:8;\tsigned:0;
+"""
+MOUNTS = """\
+25 1 259:2 / / rw,noatime shared:1 - ext4 /dev/root rw
+26 25 0:5 / /dev rw shared:2 - devtmpfs udev rw
+40 25 7:999 / /srv/with\\040space rw - ext4 /dev/loop999 rw
+41 25 7:998 / /srv/with\\040space/deeper ro - xfs /dev/loop998 ro
+"""
+
+
+class TracePoints(unittest.TestCase):
+    def test_offsets_are_those_of_the_kernel(self) -> None:
+        point = bpf.TracePoint(FORMAT)
+        self.assertEqual((point.id, point.offsets["sector"], point.offsets["rwbs"]), (1234, 16, 36))
+
+    def test_a_trace_point_without_a_field_is_refused(self) -> None:
+        with self.assertRaisesRegex(ValueError, "nr_sector"):
+            bpf.TracePoint(FORMAT.replace("nr_sector", "something"))
+
+
+class Mounts(unittest.TestCase):
+    def test_deepest_first_and_only_those_on_the_disks(self) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".mounts") as table:
+            table.write(MOUNTS)
+            table.flush()
+            found = freeze.mounts_on(["loop999", "loop998"], table.name)
+        self.assertEqual([mount.path for mount in found], ["/srv/with space/deeper", "/srv/with space"])
+        self.assertEqual([mount.read_only for mount in found], [True, False])
+
+
+class Ranges(unittest.TestCase):
+    def test_too_many_are_joined_and_cover_all(self) -> None:
+        runs = [(number * 3, 1) for number in range(120_000)]
+        size = 360_000 << 12
+        item = _Item(size)
+        told = service._ranges(runs, item)  # type: ignore[arg-type]
+        self.assertLessEqual(len(told), 50_000)
+        covered = [False] * 360_000
+        for offset, length in told:
+            for granule in range(offset >> 12, (offset + length) >> 12):
+                covered[granule] = True
+        self.assertTrue(all(covered[first] for first, _ in runs))
+        self.assertLessEqual(told[-1][0] + told[-1][1], size)
+
+
+class _Item:
+    def __init__(self, size: int) -> None:
+        self.disk = self
+        self.size = size
+        self.tracker = self
+        self.shift = 12
+
+
+class Budgets(unittest.TestCase):
+    def test_what_is_taken_takes_its_time(self) -> None:
+        budget = service.Budget(10 * MIB)
+        begun = time.monotonic()
+        for _ in range(10):
+            budget.take(MIB)
+        self.assertGreaterEqual(time.monotonic() - begun, 0.4)
+
+
+class Channels(unittest.TestCase):
+    def pair(self, serve: Any) -> tuple[channel.Channel, channel.Channel]:
+        left, right = socket.socketpair()
+        made: list[channel.Channel] = []
+        thread = threading.Thread(
+            target=lambda: made.append(channel.Channel(left, dialled=True, me={"name": "box"}, serve=serve))
+        )
+        thread.start()
+        asks = channel.Channel(right, dialled=False, me={})
+        thread.join()
+        self.addCleanup(asks.close)
+        self.addCleanup(made[0].close)
+        return asks, made[0]
+
+    def test_who_was_dialled_asks(self) -> None:
+        content = os.urandom(2 * MIB)
+        asks, _ = self.pair(lambda call, arguments: ({"call": call, **arguments}, content))
+        self.assertEqual(asks.peer["name"], "box")
+        head, body = asks.call("read", {"offset": 7}, timeout=30)
+        self.assertEqual((head, bytes(body)), ({"call": "read", "offset": 7}, content))
+
+    def test_an_error_is_told_and_the_connection_goes_on(self) -> None:
+        def serve(call: str, arguments: Any) -> Any:
+            if call == "bad":
+                raise channel.CallFailed("view-lost", {"machine": "box", "detail": "why"})
+            if call == "defect":
+                raise ZeroDivisionError("oops")
+            return {}, b""
+
+        asks, _ = self.pair(serve)
+        with self.assertRaises(channel.CallFailed) as told:
+            asks.call("bad", {}, timeout=30)
+        self.assertEqual(told.exception.code, "view-lost")
+        with self.assertRaises(channel.CallFailed) as told:
+            asks.call("defect", {}, timeout=30)
+        self.assertEqual(told.exception.code, "driver-failed")
+        self.assertEqual(asks.call("good", {}, timeout=30)[0], {})
+
+    def test_several_ask_at_once(self) -> None:
+        asks, _ = self.pair(lambda call, arguments: ({}, bytes(arguments["length"])))
+        seen: list[int] = []
+
+        def ask(length: int) -> None:
+            seen.append(len(asks.call("read", {"length": length}, timeout=60)[1]))
+
+        threads = [threading.Thread(target=ask, args=(1000 * number,)) for number in range(1, 30)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(sorted(seen), [1000 * number for number in range(1, 30)])
+
+    def test_who_waits_learns_of_the_end(self) -> None:
+        go = threading.Event()
+        self.addCleanup(go.set)
+        asks, serves = self.pair(lambda call, arguments: (go.wait(30), ({}, b""))[1])
+        threading.Timer(0.2, lambda: serves.end("killed")).start()
+        with self.assertRaises(channel.ChannelClosed):
+            asks.call("wait", {}, timeout=30)
+
+    def test_a_peer_that_does_not_answer_is_given_up(self) -> None:
+        go = threading.Event()
+        self.addCleanup(go.set)
+        asks, _ = self.pair(lambda call, arguments: (go.wait(30), ({}, b""))[1])
+        with self.assertRaises(TimeoutError):
+            asks.call("wait", {}, timeout=0.3)
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root: loop devices, bpf")
+class Tracking(unittest.TestCase):
+    """On a loop device, with the kernel's own trace point."""
+
+    def setUp(self) -> None:
+        work = tempfile.TemporaryDirectory()
+        self.addCleanup(work.cleanup)
+        self.image = Path(work.name, "disk.img")
+        self.image.write_bytes(b"")
+        os.truncate(self.image, 32 * MIB)
+        made = subprocess.run(
+            ["losetup", "--find", "--show", str(self.image)], capture_output=True, text=True, check=True
+        )
+        self.loop = made.stdout.strip()
+        self.addCleanup(subprocess.run, ["losetup", "-d", self.loop], check=False)
+        self.pins = f"/sys/fs/bpf/asr-unit-{os.getpid()}"
+        former, tracker.PIN_ROOT = tracker.PIN_ROOT, self.pins
+        self.addCleanup(setattr, tracker, "PIN_ROOT", former)
+        self.addCleanup(tracker.remove_pins)
+
+    def open(self, identity: bytes = b"0123456789abcdef") -> tracker.Tracker:
+        made = tracker.Tracker(self.loop, self.image.stat().st_size, identity)
+        self.addCleanup(made.close)
+        return made
+
+    def write(self, granule: int, count: int = 1) -> None:
+        fd = os.open(self.loop, os.O_WRONLY)
+        os.pwrite(fd, os.urandom(count << 12), granule << 12)
+        os.fsync(fd)
+        os.close(fd)
+
+    def test_what_is_written_is_noted_once(self) -> None:
+        tracked = self.open()
+        self.assertTrue(tracked.fresh)
+        self.write(5, 3)
+        self.write(100)
+        tracked.begin_turn()
+        self.assertEqual(tracked.take(), [(5, 3), (100, 1)])
+        self.assertEqual(tracked.take(), [])
+
+    def test_reads_are_not_noted(self) -> None:
+        tracked = self.open()
+        reader = disks.Reader(self.loop, 32 * MIB)
+        reader.read(0, MIB)
+        reader.close()
+        self.assertEqual(tracked.pending(), 0)
+
+    def test_it_goes_on_without_the_service(self) -> None:
+        first = self.open()
+        generation = first.generation
+        first.close()
+        self.write(7)
+        again = self.open()
+        self.assertFalse(again.fresh)
+        self.assertTrue(again.knows(generation, 0))
+        again.begin_turn()
+        self.assertEqual(again.take(), [(7, 1)])
+
+    def test_changes_are_told_again_until_they_are_not_needed(self) -> None:
+        tracked = self.open()
+        marks = []
+        for granule in (1, 2, 3):
+            self.write(granule)
+            marks.append(tracked.begin_turn())
+            tracked.take()
+        self.assertEqual(tracked.changed_since(0), [(1, 3)])
+        self.assertEqual(tracked.changed_since(marks[0]), [(2, 2)])
+        self.assertEqual(tracked.changed_since(marks[2]), [])
+        tracked.keep(marks[1])
+        self.assertTrue(tracked.knows(tracked.generation, marks[1]))
+        self.assertFalse(tracked.knows(tracked.generation, marks[0]))
+        self.assertEqual(tracked.changed_since(marks[1]), [(3, 1)])
+
+    def test_many_turns_without_a_point_lose_nothing(self) -> None:
+        tracked = self.open()
+        self.write(1)
+        tracked.begin_turn()
+        tracked.take()
+        for _ in range(600):  # more than a byte can tell apart
+            tracked.begin_turn()
+            tracked.take()
+        self.write(2)
+        tracked.begin_turn()
+        tracked.take()
+        self.assertEqual(tracked.changed_since(0), [(1, 2)])
+        self.assertEqual(tracked.changed_since(tracked.last - 1), [(2, 1)])
+
+    def test_another_disk_in_its_place_is_not_taken_for_it(self) -> None:
+        before = self.open()
+        generation = before.generation
+        before.close()
+        after = self.open(b"another disk....")
+        self.assertTrue(after.fresh)
+        self.assertFalse(after.knows(generation, 0))
+
+    def test_large_discards_are_noted_in_full(self) -> None:
+        tracked = self.open()
+        self.write(0, 2048)
+        tracked.begin_turn()
+        tracked.take()
+        subprocess.run(["blkdiscard", "-o", "0", "-l", str(20 * MIB), self.loop], check=True)
+        tracked.begin_turn()
+        taken = sum(count for _, count in tracked.take())
+        self.assertGreaterEqual(taken, 20 * MIB >> 12)
+
+
+if __name__ == "__main__":
+    unittest.main()

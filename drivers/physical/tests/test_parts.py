@@ -1,0 +1,304 @@
+"""Settings, readiness, identity, the packed program, and who may dial in."""
+
+from __future__ import annotations
+
+import copy
+import json
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asr_driver_physical._hub import Gateway
+from asr_driver_physical._identity import Identity, ServerRecord
+from asr_driver_physical._machine import machine_of
+from asr_driver_physical._package import mobility_service
+from asr_driver_physical._push import Access, Limits, config, link_files, probe, unit
+from asr_driver_physical._readiness import boot_bus, findings
+from asr_driver_physical._settings import SiteSettings, parse_address
+from asr_mobility.channel import Channel, ChannelClosed
+from asrcore.errors import AccessDenied, InvalidSetting, InvalidValue, SiteUnreachable
+from asrcore.model.finding import Severity
+from asrcore.model.machine import Firmware, PowerState
+from asrcore.units import GiB
+from drivers.physical.tests.rig import old_python
+
+FACTS: dict[str, Any] = {
+    "machine": {
+        "id": "5e0c0a70-1ab0-4d5e-8c11-0a77aa010001",
+        "hostname": "box",
+        "cpus": 4,
+        "memory": 8 * GiB - 5_000_000,
+        "firmware": "bios",
+        "secure_boot": False,
+        "tpm": False,
+        "os": "Debian GNU/Linux 12",
+        "kernel": "6.1",
+        "vendor": "Acme",
+        "disks": [{"id": "S1", "name": "sda", "size": 10 * GiB, "stable": True, "read_only": False}],
+        "nics": [{"name": "ens3", "mac": "52:54:00:00:00:01", "driver": "e1000e"}],
+    },
+    "identity": "aa" * 16,
+    "root": True,
+    "python": "3.9",
+    "systemd": True,
+    "tracking": "",
+    "lockdown": "none",
+    "mounts": [{"path": "/", "kind": "ext4", "device": "sda2", "read_only": False}],
+    "fstab": [{"device": "UUID=1", "path": "/"}],
+    "swap": [],
+    "encrypted": [],
+    "multipath": [],
+    "arrays": [],
+    "boot_loader": ["sda"],
+    "initramfs": {"image": "/boot/initrd", "listed": True, "drivers": ["ahci", "virtio_blk", "virtio_pci"]},
+    "network": [],
+    "free": GiB,
+}
+
+
+def changed(**parts: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(FACTS), **parts}
+
+
+def codes(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(item.code, item.severity.value) for item in findings(facts)]
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_settings() -> None:
+    parsed = SiteSettings.parse({"listen": "10.0.0.1", "identity": "/i", "spool": "/s", "spool_limit": "2GiB"})
+    assert (parsed.host, parsed.port, parsed.spool_limit) == ("10.0.0.1", 9443, 2 * GiB)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("listen", "10.0.0.1:port"),
+        ("listen", "10.0.0.1:99999"),
+        ("identity", "relative"),
+        ("spool_limit", "much"),
+        ("what", "ever"),
+        ("spool", ""),
+    ],
+)
+def test_bad_settings_are_named(name: str, value: str) -> None:
+    good = {"listen": "10.0.0.1", "identity": "/i", "spool": "/s"}
+    with pytest.raises(InvalidSetting) as told:
+        SiteSettings.parse({**good, name: value})
+    assert told.value.attributes["setting"] == name
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("[::1]:7", ("::1", 7)), ("::1", ("::1", 9443)), ("box:1", ("box", 1)), ("box", ("box", 9443))],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_address("listen", text) == address
+
+
+# -- readiness ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_server_has_no_findings() -> None:
+    assert codes(FACTS) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "severity"),
+    [
+        ({"root": False}, "not-root", "error"),
+        ({"python": "3.8"}, "python-old", "error"),
+        ({"systemd": False}, "no-systemd", "error"),
+        ({"tracking": "bpf(0): Operation not permitted"}, "tracking-unavailable", "error"),
+        ({"free": 1000}, "server-full", "error"),
+        ({"boot_loader": []}, "no-boot-loader", "error"),
+        ({"fstab": [{"device": "/dev/sda2", "path": "/"}]}, "fstab-by-name", "error"),
+        ({"multipath": ["dm-1"]}, "disk-multipath", "error"),
+        ({"encrypted": ["dm-1"]}, "disk-encrypted", "warning"),
+        ({"initramfs": {"listed": False, "drivers": []}}, "initramfs-unknown", "warning"),
+        ({"initramfs": {"listed": True, "drivers": ["ahci"]}}, "initramfs-without-virtio", "warning"),
+        ({"initramfs": {"listed": True, "drivers": ["nvme"]}}, "initramfs-without-virtio", "error"),
+        (
+            {"mounts": [{"path": "/boot/efi", "kind": "vfat", "device": "sda1", "read_only": False}]},
+            "not-freezable",
+            "info",
+        ),
+    ],
+)
+def test_findings(parts: dict[str, Any], code: str, severity: str) -> None:
+    assert codes(changed(**parts)) == [(code, severity)]
+    assert all(item.action and item.cause for item in findings(changed(**parts)))
+
+
+def test_network_names_are_kept_by_address() -> None:
+    nic = {"name": "ens3", "mac": "52:54:00:00:00:01", "driver": "e1000e", "named_in": ["/etc/x"], "kept": False}
+    facts = changed(network=[nic])
+    assert codes(facts) == [("nic-name-by-place", "warning")]
+    ((path, text),) = link_files(facts).items()
+    assert path == "/etc/systemd/network/10-asr-ens3.link"
+    assert "MACAddress=52:54:00:00:00:01" in text
+    assert "Name=ens3" in text
+    kept = changed(network=[{**nic, "kept": True}])
+    assert codes(kept) == [("nic-name-kept", "info")]
+    assert link_files(kept) == {}
+
+
+@pytest.mark.parametrize(
+    ("drivers", "bus"), [(["virtio_blk", "virtio_pci"], "virtio"), (["ahci"], "sata"), (["ata_piix"], "ide")]
+)
+def test_the_replica_boots_from_a_bus_that_the_system_knows(drivers: list[str], bus: str) -> None:
+    facts = changed(initramfs={"listed": True, "drivers": drivers})
+    assert boot_bus(facts) == bus
+    machine = machine_of(ServerRecord("box", "", "", facts), facts["machine"], PowerState.RUNNING)
+    assert (machine.disks[0].bus, machine.firmware, machine.memory) == (bus, Firmware.BIOS, 8 * GiB)
+
+
+# -- identity and who may dial in ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> SiteSettings:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "spool").mkdir()
+    return SiteSettings("127.0.0.1", port, tmp_path / "identity", tmp_path / "spool")
+
+
+@pytest.fixture
+def identity(place: SiteSettings) -> Identity:
+    return Identity(place.identity)
+
+
+@pytest.fixture
+def gateway(place: SiteSettings, identity: Identity) -> Iterator[Gateway]:
+    with closing(Gateway("dc", place, identity)) as made:
+        yield made
+
+
+def enrol(identity: Identity, tmp_path: Path, name: str = "box") -> ssl.SSLContext:
+    """An enrolled server's way to dial."""
+    issued = identity.issue(name)
+    identity.save(ServerRecord(name, issued.fingerprint, "aa" * 16, FACTS))
+    return dialler(identity, tmp_path, issued.certificate, issued.key)
+
+
+def dialler(identity: Identity, tmp_path: Path, certificate: bytes, key: bytes) -> ssl.SSLContext:
+    (tmp_path / "c.pem").write_bytes(certificate)
+    (tmp_path / "k.pem").write_bytes(key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(identity.path / "ca.pem")
+    context.load_cert_chain(tmp_path / "c.pem", tmp_path / "k.pem")
+    return context
+
+
+def dial(place: SiteSettings, context: ssl.SSLContext, hardware: str = "aa" * 16) -> Channel:
+    carrier = context.wrap_socket(socket.create_connection((place.host, place.port), 10))
+    me = {"name": "box", "identity": hardware}
+    return Channel(carrier, dialled=True, me=me, serve=lambda call, arguments: ({"call": call}, b"content"))
+
+
+def test_an_enrolled_server_is_asked(place: SiteSettings, identity: Identity, gateway: Gateway, tmp_path: Path) -> None:
+    with closing(dial(place, enrol(identity, tmp_path))):
+        head, body = gateway.call("box", "anything", {})
+        assert (head["call"], bytes(body)) == ("anything", b"content")
+        with closing(Gateway("dc", place, identity)) as other:  # another process, such as a verb beside the service
+            assert not other.listens
+            assert list(other.connected()) == ["box"]
+            assert bytes(other.call("box", "anything", {})[1]) == b"content"
+
+
+def test_what_is_secret_is_readable_by_its_owner_only(identity: Identity) -> None:
+    for name in ("key.pem", "ca-key.pem"):
+        assert (identity.path / name).stat().st_mode & 0o077 == 0
+    assert "PRIVATE" not in repr(identity.issue("box"))
+
+
+@pytest.mark.parametrize("wrong", ["none", "other-authority", "process-server", "forgotten", "superseded", "hardware"])
+def test_who_is_not_enrolled_is_refused(
+    wrong: str, place: SiteSettings, identity: Identity, gateway: Gateway, tmp_path: Path
+) -> None:
+    context, hardware = enrol(identity, tmp_path), "aa" * 16
+    if wrong == "none":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.load_verify_locations(identity.path / "ca.pem")
+    elif wrong == "other-authority":
+        issued = Identity(tmp_path / "other").issue("box")
+        context = dialler(identity, tmp_path, issued.certificate, issued.key)
+    elif wrong == "process-server":
+        mine = [(identity.path / name).read_bytes() for name in ("certificate.pem", "key.pem")]
+        context = dialler(identity, tmp_path, *mine)
+    elif wrong == "forgotten":
+        identity.forget("box")
+    elif wrong == "superseded":
+        identity.save(ServerRecord("box", "00", "aa" * 16, FACTS))
+    else:
+        hardware = "bb" * 16  # a copy of the disks
+    with pytest.raises((OSError, ChannelClosed)):  # noqa: PT012 - it may be told at the first message only
+        channel = dial(place, context, hardware)
+        channel.wait_ended(20)
+        raise ChannelClosed(channel.reason)
+    assert gateway.connected() == {}
+
+
+def test_a_server_that_is_away_is_told(gateway: Gateway) -> None:
+    with pytest.raises(SiteUnreachable, match="box has not dialled in"):
+        gateway.call("box", "anything", {}, timeout=0.2)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "x" * 64])
+def test_names_of_servers(identity: Identity, name: str) -> None:
+    with pytest.raises(InvalidValue):
+        identity.issue(name)
+
+
+# -- the program -------------------------------------------------------------------------------------------------------
+
+
+def test_the_program_is_one_file_for_an_old_python(tmp_path: Path) -> None:
+    path = tmp_path / "agent.pyz"
+    path.write_bytes(mobility_service())
+    assert mobility_service() == path.read_bytes(), "the same sources make the same file"
+    assert len(path.read_bytes()) < 100_000
+    done = subprocess.run([old_python(), "-I", path, "probe"], capture_output=True, text=True, timeout=60, check=True)
+    assert set(json.loads(done.stdout)) == set(FACTS)
+
+
+def test_parts_of_the_program_on_an_old_python(tmp_path: Path) -> None:
+    program = tmp_path / "agent.pyz"
+    program.write_bytes(mobility_service())
+    tests = Path(__file__).with_name("test_mobility.py")
+    script = (
+        f"import sys, runpy; sys.path.insert(0, {str(program)!r}); runpy.run_path({str(tests)!r}, None, '__main__')"
+    )
+    done = subprocess.run([old_python(), "-I", "-c", script], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "OK" in done.stderr
+
+
+def test_what_is_installed_names_its_limits() -> None:
+    limits = Limits(cpu=30, memory=1 << 28, bandwidth=1000)
+    text = unit("/usr/bin/python3", limits)
+    assert "CPUQuota=30%" in text
+    assert "ExecStopPost=/usr/bin/python3 /opt/asr-mobility/asr-mobility.pyz thaw" in text
+    assert json.loads(config("box", "h:1", "aa", limits))["bandwidth"] == 1000
+
+
+def test_a_server_that_nobody_answers_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises((SiteUnreachable, AccessDenied)):
+        probe(Access("127.0.0.1", port))
+
+
+def test_findings_have_stable_severities() -> None:
+    assert {item.severity for item in findings(changed(tracking="x"))} == {Severity.ERROR}

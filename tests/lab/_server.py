@@ -1,0 +1,239 @@
+"""The lab's physical server: a QEMU process at a site that libvirt knows nothing of, reached by SSH only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.lab import _kvm
+from tests.lab._console import Audit, Console, parse_audit, parse_console
+from tests.lab._lab import Lab
+from tests.lab._run import COMMAND_SECONDS, LabError, run
+from tests.lab._server_image import ADDRESS, AREAS, GATEWAY, MAC, ROWS, UUID, ServerImage, build_server_image
+from tests.lab._site import BRIDGE, STOP_SECONDS, wait_until
+
+BOOT_SECONDS = 240.0
+MEMORY_MIB = 512
+
+
+class Server:
+    """One physical server at a site of a lab that is up. Its address is the same wherever it runs."""
+
+    address = ADDRESS
+    mac = MAC
+    uuid = UUID
+
+    def __init__(self, lab: Lab, site: str = "a", name: str = "server1") -> None:
+        """Copy its disks; it is not started."""
+        self.lab, self.site, self.name = lab, site, name
+        self.image: ServerImage = build_server_image()
+        where = lab.sites[site]
+        self._disks = {
+            serial: where.disk_dir / f"srv/images/{name}-{serial}.raw" for serial in ("ROOT0001", "DATA0001")
+        }
+        for template, path in zip((self.image.root, self.image.data), self._disks.values(), strict=True):
+            run(["cp", "--sparse=always", template, path])
+        self.console_file = where.disk_dir / f"srv/console/{name}.log"
+        self._qemu: subprocess.Popen[bytes] | None = None
+        give_address(lab, site)
+
+    # -- power
+
+    def start(self, *, wait: bool = True, timeout: float = BOOT_SECONDS) -> float:
+        """Press the power button; with `wait` until SSH answers and the ledger runs. Returns how long that took."""
+        begun = time.monotonic()
+        boots = len(self.console().ready)
+        tap = f"tap-{self.name}"[:15]
+        inside = self.lab.sites[self.site]
+        for command in (
+            ["ip", "tuntap", "add", "dev", tap, "mode", "tap"],
+            ["ip", "link", "set", tap, "master", BRIDGE, "up"],
+        ):
+            run(inside.enter(command), check=False)
+        kvm = _kvm.kvm_boots(self.lab.images)
+        command = ["qemu-system-x86_64", "-name", self.name, "-machine", "pc-i440fx-7.2", "-m", str(MEMORY_MIB)]
+        command += ["-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=128", "-cpu", "max", "-smp", "1"]
+        command += ["-nodefaults", "-display", "none", "-no-user-config"]
+        command += ["-smbios", f"type=1,manufacturer=Lab Servers,product=Rack 1,serial=LS-0001,uuid={UUID}"]
+        command += ["-chardev", f"file,id=console,path=/srv/console/{self.name}.log,append=on"]
+        command += ["-serial", "chardev:console"]
+        command += ["-netdev", f"tap,id=net0,ifname={tap},script=no,downscript=no"]
+        command += ["-device", f"virtio-net-pci,netdev=net0,mac={MAC},addr=3"]
+        for number, serial in enumerate(self._disks):
+            path = f"/srv/images/{self.name}-{serial}.raw"
+            command += ["-drive", f"file={path},format=raw,if=none,id=disk{number},discard=unmap,detect-zeroes=off"]
+            command += ["-device", f"nvme,drive=disk{number},serial={serial},addr={4 + number}"]
+        # A monitor for growing a disk while the server runs, as a storage array would.
+        command += ["-qmp", f"unix:/run/{self.name}.qmp,server=on,wait=off"]
+        self._qemu = self.lab.popen_in(self.site, command)
+        if wait:
+            self.wait_ready(boots + 1, timeout)
+        return time.monotonic() - begun
+
+    def wait_ready(self, boots: int, timeout: float = BOOT_SECONDS) -> None:
+        """Wait until the ledger has said so many times that it runs, and SSH answers."""
+
+        def ready() -> bool:
+            self._check_alive()
+            return len(self.console().ready) >= boots and self.answers()
+
+        try:
+            wait_until(ready, f"{self.name} is ready", timeout, 0.5)
+        except LabError as error:
+            raise LabError(f"{error}\nconsole:\n{self.console().text[-3000:]}") from error
+
+    def answers(self) -> bool:
+        """Whether SSH answers."""
+        return self.ssh("true", check=False, timeout=20).returncode == 0
+
+    def _check_alive(self) -> None:
+        if self._qemu is not None and self._qemu.poll() is not None:
+            said = self._qemu.stderr.read().decode(errors="replace") if self._qemu.stderr else ""
+            raise LabError(f"QEMU of {self.name} has ended with {self._qemu.returncode}: {said}")
+
+    @property
+    def pid(self) -> int:
+        """Of its QEMU. Raises LabError when it is off."""
+        if self._qemu is None or self._qemu.poll() is not None:
+            raise LabError(f"{self.name} is off")
+        return self._qemu.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether its power is on."""
+        return self._qemu is not None and self._qemu.poll() is None
+
+    def cut_power(self) -> None:
+        """SIGKILL its QEMU."""
+        if self._qemu is not None and self._qemu.poll() is None:
+            self._qemu.kill()
+            self._qemu.wait(STOP_SECONDS)
+
+    def wait_off(self, timeout: float = 120) -> None:
+        """Wait until it has powered itself off."""
+        wait_until(lambda: not self.running, f"{self.name} is off", timeout, 0.2)
+
+    def reboot(self) -> None:
+        """An orderly reboot from inside."""
+        boots = len(self.console().ready)
+        self.ssh("systemctl reboot", check=False)
+        self.wait_ready(boots + 1)
+
+    def pause_power(self) -> contextlib.AbstractContextManager[None]:
+        """SIGSTOP its QEMU for a while: nothing of it moves, and nobody is told."""
+        return _stopped(self.pid)
+
+    # -- inside
+
+    def ssh(
+        self, command: str, *, check: bool = True, text: str | None = None, timeout: float = COMMAND_SECONDS
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as root, from the server's site."""
+        return ssh(self.lab, self.site, self.image, command, check=check, text=text, timeout=timeout)
+
+    def console(self) -> Console:
+        """What it said on its serial console here."""
+        try:
+            return parse_console(self.console_file.read_bytes().decode(errors="replace"))
+        except FileNotFoundError:
+            return parse_console("")
+
+    def wait_row(self, row: int, timeout: float = 120) -> None:
+        """Wait until the ledger has acknowledged this row."""
+
+        def there() -> bool:
+            last = self.console().last_ack
+            return last is not None and last.row >= row
+
+        wait_until(there, f"{self.name} has written row {row}", timeout, 0.2)
+
+    def audit(self) -> Audit:
+        """Audit the running ledger, between two of its turns."""
+        return audit(self.ssh)
+
+    def disk(self, serial: str) -> Path:
+        """The raw image of a disk, as the host sees it."""
+        return self._disks[serial]
+
+    def grow(self, serial: str, size: int) -> None:
+        """Make a disk larger while the server runs, and let the server's kernel see it."""
+        number = list(self._disks).index(serial)
+        device = f"disk{number}"
+        _qmp(self.lab.host_path(self.site, f"/run/{self.name}.qmp"), "block_resize", {"device": device, "size": size})
+
+        def seen() -> bool:
+            shown = self.ssh(
+                f"echo 1 > /sys/class/nvme/nvme{number}/rescan_controller; cat /sys/block/nvme{number}n1/size"
+            ).stdout
+            return int(shown) * 512 == size
+
+        wait_until(seen, f"{self.name} sees its disk {serial} grown", 60, 0.5)
+
+
+def audit(command: Callable[[str], subprocess.CompletedProcess[str]]) -> Audit:
+    """Audit the ledger of a machine that runs commands."""
+    said = command(f"ledgerd audit {ROWS} {' '.join(AREAS)}").stdout
+    return parse_audit(said.partition("LAB-AUDIT")[2])
+
+
+def boot_audit(command: Callable[[str], subprocess.CompletedProcess[str]]) -> Audit:
+    """What the ledger found on its disks when the machine booted, before it wrote to them."""
+    return parse_audit(command("cat /run/lab-audit").stdout.partition("LAB-AUDIT")[2])
+
+
+def ssh(
+    lab: Lab,
+    site: str,
+    image: ServerImage,
+    command: str,
+    *,
+    check: bool = True,
+    text: str | None = None,
+    timeout: float = COMMAND_SECONDS,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command on whatever machine answers at the server's address at a site, with the server's host key."""
+    options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", f"UserKnownHostsFile={image.known_hosts}"]
+    options += ["-o", "GlobalKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+    words: list[str | Path] = ["ssh", "-F", "none", "-i", image.key, *options, f"root@{ADDRESS}", command]
+    return lab.run_in(site, words, check=check, text=text, timeout=timeout)
+
+
+def give_address(lab: Lab, site: str) -> None:
+    """Give a site's bridge the address of the server's gateway."""
+    run(lab.sites[site].enter(["ip", "address", "add", f"{GATEWAY}/24", "dev", BRIDGE]), check=False)
+
+
+@contextlib.contextmanager
+def _stopped(pid: int):  # type: ignore[no-untyped-def]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _qmp(path: Path, command: str, arguments: dict[str, object]) -> None:
+    import json
+    import socket
+
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:  # by way of /proc, since a socket's path may have no more than 107 bytes
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(30)
+            monitor.connect(f"/proc/self/fd/{directory}/{path.name}")
+            lines = monitor.makefile("rw")
+            lines.readline()
+            for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                lines.write(json.dumps(request) + "\n")
+                lines.flush()
+                while "event" in (answer := json.loads(lines.readline())):
+                    pass
+                if "error" in answer:
+                    raise LabError(f"QEMU refuses {command}: {answer['error']}")
+    finally:
+        os.close(directory)

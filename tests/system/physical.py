@@ -1,0 +1,212 @@
+"""A physical server at site a, a process server beside it, a master target at site b: what demo and tests share."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.certificates import Authority
+from tests.lab import Lab, Server
+from tests.lab._console import Audit
+from tests.lab._kvm import kvm_boots
+from tests.lab._run import LabError
+from tests.lab._server import audit, boot_audit, ssh
+from tests.lab._site import wait_until
+from tests.system.cockpit import ASR, Cockpit
+
+__all__ = ["Scene", "digest_of_file"]
+
+NAME = "server1"
+IDENTITY = "/srv/asr/dc"
+PIECE = 1 << 20
+WITNESS = Path(__file__).parents[1] / "lab/server/witness.py"
+DROP_IN = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /run/witness/witness.py run\n"
+
+
+def digest_of_file(path: Path) -> str:
+    """As the witness on the server computes it of a disk."""
+    whole = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            whole.update(b"\0" if piece.count(0) == len(piece) else hashlib.blake2b(piece, digest_size=16).digest())
+    return whole.hexdigest()
+
+
+class Scene:
+    """Made step by step; leaving the context takes the parts down that the lab does not know of."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.server = Server(lab, "a", NAME)
+        self.asr = Cockpit(lab, "a")
+        self._target: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(Exception):
+            self.asr.stop_service()
+        self.stop_target()
+        self.server.cut_power()
+
+    # -- the process server and the master target
+
+    def start_target(self) -> None:
+        """The master target at site b; its identity is made at the first start."""
+        where = self.lab.host_path("b", "/srv/asr")
+        where.mkdir(exist_ok=True)
+        if not (where / "identity").exists():
+            authority = Authority()
+            authority.issue(where / "identity", "master-target", "b", addresses=(self.lab.sites["b"].address,))
+            here = self.lab.host_path("a", "/srv/asr")
+            here.mkdir(exist_ok=True)
+            authority.issue(here / "identity", "process-server", "a", addresses=(self.lab.sites["a"].address,))
+        log = (where / "master-target.log").open("ab")
+        command = [str(ASR), "master-target", "--driver", "libvirt", "--identity", "/srv/asr/identity"]
+        command += ["--listen", f"{self.lab.sites['b'].address}:9444"]
+        command += ["--set", "uri=qemu:///system", "--set", "replica_dir=/srv/xfs"]
+        command += ["--set", f"domain_type={'kvm' if kvm_boots(self.lab.images) else 'qemu'}"]
+        self._target = self.lab.popen_in("b", command, stdout=log.fileno(), stderr=log.fileno())
+        log.close()
+        wait_until(lambda: b"serves libvirt" in (where / "master-target.log").read_bytes(), "the master target", 60)
+
+    def stop_target(self) -> None:
+        """End it."""
+        if self._target is not None:
+            self._target.send_signal(signal.SIGTERM)
+            try:
+                self._target.wait(30)
+            except subprocess.TimeoutExpired:
+                self._target.kill()
+                self._target.wait(10)
+            self._target = None
+
+    def set_up(self, *, interval: str = "5s", freeze_limit: str = "60s") -> None:
+        """A vault at site a, both sites, a policy."""
+        asr = self.asr
+        asr.run("init").check_returncode()
+        asr("site", "add", "dc", "--driver", "physical", "--set", "listen=10.78.0.1", "--set", f"identity={IDENTITY}",
+            "--set", "spool=/srv/asr/spool")  # fmt: skip
+        asr("site", "add", "b", "--driver", "remote", "--set", f"address={self.lab.sites['b'].address}:9444",
+            "--set", "identity=/srv/asr/identity", "--set", "peer=b")  # fmt: skip
+        asr("policy", "create", "gold", "--interval", interval, "--point-every", interval, "--keep", "24h",
+            "--freeze-limit", freeze_limit, "--resync-window", "always", "--resync-threshold", "1")  # fmt: skip
+
+    def enrol(
+        self, verb: str, *words: str, timeout: float = 300, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """`python -m asr_driver_physical VERB` for the server, at site a."""
+        image = self.server.image
+        command = [sys.executable, "-m", "asr_driver_physical", verb, self.server.address]
+        command += ["--key", str(image.key), "--known-hosts", str(image.known_hosts), *words]
+        done = self.lab.run_in("a", command, timeout=timeout, check=False)
+        if check and done.returncode:
+            raise LabError(f"{verb}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def push(self, *words: str) -> str:
+        """Install the mobility service; returns what was said."""
+        more = ["--identity", IDENTITY, "--name", NAME, "--server", "10.78.0.1", "--cpu", "100"]
+        return self.enrol("push", *more, *words).stdout
+
+    def protect(self) -> dict[str, Any]:
+        """The initial copy; returns the job's facts."""
+        words = ["protect", NAME, "--from", "dc", "--to", "b", "--policy", "gold", "--network", "ens3=lab"]
+        return self.asr.result(*words, "--test-network", "lab", timeout=540)
+
+    # -- the witness
+
+    def place_witness(self) -> None:
+        """Let the service run with the witness from now on, until the server is restarted."""
+        self.server.ssh("mkdir -p /run/witness && cat > /run/witness/witness.py", text=WITNESS.read_text())
+        drop_in = "/run/systemd/system/asr-mobility.service.d"
+        self.server.ssh(f"mkdir -p {drop_in} && cat > {drop_in}/witness.conf", text=DROP_IN)
+        self.server.ssh("systemctl daemon-reload && systemctl restart asr-mobility", timeout=120)
+
+    def remove_witness(self) -> None:
+        """Let the service run alone again."""
+        self.server.ssh("rm -rf /run/systemd/system/asr-mobility.service.d && systemctl daemon-reload")
+        self.server.ssh("systemctl restart asr-mobility", timeout=120)
+
+    def witnessed(self, *words: str, timeout: float = 540) -> dict[str, Any]:
+        """Run a verb that makes a point, and prove that the point's disks are those that were frozen."""
+        return self._proved(lambda: self.asr.result(*words, timeout=timeout))
+
+    def protected_with_witness(self) -> dict[str, Any]:
+        """The initial copy, proved in the same way."""
+        return self._proved(self.protect)
+
+    def _proved(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        self.server.ssh("rm -f /run/witness/seen; touch /run/witness/on")
+        try:
+            facts = work()
+        finally:
+            self.server.ssh("rm -f /run/witness/on")
+        seen = json.loads(self.server.ssh("cat /run/witness/seen").stdout)
+        assert seen["late"] == 0, f"something was written while the server was frozen: {seen}"
+        found = {disk: digest_of_file(path) for disk, path in self.heads().items()}
+        assert found == seen["disks"], f"the replica is not what was frozen: {found} {seen}"
+        return facts
+
+    def heads(self) -> dict[str, Path]:
+        """Images of the replica's newest point, by disk."""
+        return self.points()[-1][1]
+
+    def points(self) -> list[tuple[str, dict[str, Path]]]:
+        """All points, oldest first, with their images by disk."""
+        root = self.lab.host_path("b", "/srv/xfs/replicas")
+        (record,) = root.glob("*/replica.json")
+        points = json.loads(record.read_bytes())["points"]
+        return [
+            (point["stored"]["id"], {disk: record.parent / image for disk, image in point["images"].items()})
+            for point in points
+        ]
+
+    def wait_connected(self, timeout: float = 120) -> None:
+        """Wait until the server's agent has dialled in."""
+        wait_until(lambda: "0 of" not in self.asr("site", "show", "dc")["status"]["version"], "the agent", timeout, 1)
+
+    def agent(self) -> dict[str, Any]:
+        """What the service on the server says of itself; asked by its own process."""
+        script = (
+            "import json,sys\nfrom asr_driver_physical._driver import PhysicalDriver\n"
+            f"site=PhysicalDriver().connect('dc',{{'listen':'10.78.0.1','identity':{IDENTITY!r},"
+            "'spool':'/srv/asr/spool'})\n"
+            f"print(json.dumps(dict(site.gateway.call({NAME!r},'status',{{}})[0])))\nsite.close()\n"
+        )
+        said = self.lab.run_in("a", [sys.executable, "-c", script], timeout=120).stdout
+        result: dict[str, Any] = json.loads(said)
+        return result
+
+    # -- the other end
+
+    def there(self, command: str, *, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command on the machine that answers at the server's address at site b."""
+        return ssh(self.lab, "b", self.server.image, command, check=check, timeout=timeout)
+
+    def audit_there(self) -> Audit:
+        """Audit the running ledger of the machine at site b."""
+        return audit(self.there)
+
+    def wait_there(self, timeout: float = 300) -> Audit:
+        """Wait until the failed-over machine answers at site b; returns what its ledger found at its boot."""
+        end = time.monotonic() + timeout
+        while True:
+            with contextlib.suppress(LabError):
+                if self.there("test -s /run/lab-audit", check=False, timeout=30).returncode == 0:
+                    return boot_audit(self.there)
+            if time.monotonic() > end:
+                raise LabError(f"the machine does not answer at site b after {timeout:g} s")
+            time.sleep(1)
