@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from asrcore.model.extent import Extent, subtract
 from asrcore.model.machine import Description, Disk, Firmware, Machine
 from asrcore.model.point import Consistency
 from asrcore.model.watch import Watch
+from asrcore.replication.wire import WINDOW_FRAMES
 from asrcore.service.carrier import Address, Limits
 from asrcore.service.master_target import MasterTarget
 from asrcore.service.remote import RemoteDriver
@@ -212,6 +214,38 @@ def test_overlapping_writes_keep_their_order(ends: Ends) -> None:
                 model[at : at + length] = data
         seal(writer)
     assert ends.content(replica) == bytes(model)
+
+
+def test_frames_without_a_body_wait_for_the_other_side_too(ends: Ends) -> None:
+    """The target stands still: no more than the window's number of frames is sent, and the rest is, when it goes on."""
+    replica = ends.replica()
+    one = {**ends.settings, "connections": "1"}
+    errors: list[BaseException] = []
+    with RemoteDriver().connect("there", one) as site, site.target.replica(replica).open_cycle(spec()) as writer:
+
+        def send_many() -> None:
+            try:
+                for index in range(3 * WINDOW_FRAMES):
+                    writer.zero("vda", index * 4096, 4096)
+            except BaseException as problem:  # noqa: BLE001 - told to the test
+                errors.append(problem)
+
+        sender = threading.Thread(target=send_many)
+        with ends.world.look():  # whoever wants to write waits
+            sender.start()
+            wait_until(lambda: 0 in writer._lanes and counted(writer) == WINDOW_FRAMES, "the window is full")  # type: ignore[attr-defined]
+            sender.join(0.3)
+            assert sender.is_alive() or errors
+        sender.join(60)
+        assert errors == []
+        seal(writer)
+    assert ends.points(replica) == ["p1"]
+
+
+def counted(writer: CycleWriter) -> int:
+    """Frames sent on the first connection."""
+    lane = writer._lanes[0]  # type: ignore[attr-defined]
+    return int(lane.stream.channel._wire.counts(lane.stream._stream)[0])
 
 
 def test_a_loss_is_not_forgotten_at_the_seal(ends: Ends) -> None:
