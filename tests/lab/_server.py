@@ -39,6 +39,7 @@ class Server:
         for template, path in zip((self.image.root, self.image.data), self._disks.values(), strict=True):
             run(["cp", "--sparse=always", template, path])
         self.console_file = where.disk_dir / f"srv/console/{name}.log"
+        self._log = self.console_file.with_suffix(".qemu")
         self._qemu: subprocess.Popen[bytes] | None = None
         give_address(lab, site)
 
@@ -70,7 +71,8 @@ class Server:
             command += ["-device", f"nvme,drive=disk{number},serial={serial},addr={4 + number}"]
         # A monitor for growing a disk while the server runs, as a storage array would.
         command += ["-qmp", f"unix:/run/{self.name}.qmp,server=on,wait=off"]
-        self._qemu = self.lab.popen_in(self.site, command)
+        with self._log.open("wb") as log:
+            self._qemu = self.lab.popen_in(self.site, command, stdout=log.fileno(), stderr=log.fileno())
         if wait:
             self.wait_ready(boots + 1, timeout)
         return time.monotonic() - begun
@@ -93,7 +95,7 @@ class Server:
 
     def _check_alive(self) -> None:
         if self._qemu is not None and self._qemu.poll() is not None:
-            said = self._qemu.stderr.read().decode(errors="replace") if self._qemu.stderr else ""
+            said = self._log.read_text(errors="replace")
             raise LabError(f"QEMU of {self.name} has ended with {self._qemu.returncode}: {said}")
 
     @property

@@ -126,6 +126,12 @@ class Scene:
         words = ["protect", NAME, "--from", "dc", "--to", "b", "--policy", "gold", "--network", "ens3=lab"]
         return self.asr.result(*words, "--test-network", "lab", timeout=540)
 
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        """Run a verb beside the test."""
+        return self.lab.popen_in(
+            "a", [str(ASR), "--vault", self.asr.vault, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
     # -- the witness
 
     def place_witness(self) -> None:
