@@ -64,22 +64,27 @@ def connect(target: MasterTarget, identity: Identity) -> str:
         return site.status().version
 
 
+def refused(target: MasterTarget, identity: Identity) -> str:
+    """Why the certificate is refused, each time. The end of the connection may overtake the reason: then ask again."""
+    for _ in range(20):
+        with pytest.raises(AsrError) as caught:
+            connect(target, identity)
+        if caught.value.code != "site-unreachable":
+            break
+    return caught.value.code
+
+
 def test_a_process_server_is_let_in(desk: Desk, target: MasterTarget) -> None:
     assert connect(target, desk.identity(Role.PROCESS_SERVER))
 
 
 @pytest.mark.parametrize("role", [Role.AGENT, Role.OPERATOR, Role.MASTER_TARGET], ids=lambda role: role.value)
 def test_other_components_are_not(role: Role, desk: Desk, target: MasterTarget) -> None:
-    with pytest.raises(AsrError) as caught:
-        connect(target, desk.identity(role, "other"))
-    # The refusal may be overtaken by the end of the connection.
-    assert caught.value.code in ("certificate-role", "site-unreachable")
+    assert refused(target, desk.identity(role, "other")) == "certificate-role"
 
 
 def test_a_join_token_is_not(desk: Desk, target: MasterTarget) -> None:
-    with pytest.raises(AsrError) as caught:
-        connect(target, desk.token())
-    assert caught.value.code == "certificate-role"
+    assert refused(target, desk.token()) == "certificate-role"
 
 
 def test_a_revoked_one_is_not_once_the_list_has_been_fetched(desk: Desk, target: MasterTarget) -> None:
@@ -87,9 +92,7 @@ def test_a_revoked_one_is_not_once_the_list_has_been_fetched(desk: Desk, target:
     assert connect(target, identity)
     desk.authority.revoke(Component(Role.PROCESS_SERVER, "one"))
     write_private(desk.folder / "master-target-one" / "crl.pem", desk.authority.revoked(), 0o644)
-    with pytest.raises(AsrError) as caught:
-        connect(target, identity)
-    assert caught.value.code == "certificate-revoked"
+    assert refused(target, identity) == "certificate-revoked"
 
 
 def test_keys_of_components_are_their_own(desk: Desk) -> None:
