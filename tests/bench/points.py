@@ -34,7 +34,7 @@ from asrcore.model.machine import Artifact, Description, Disk, Firmware, Machine
 from asrcore.model.point import Consistency
 from asrcore.model.watch import Watch
 from asrcore.units import GiB, KiB, MiB
-from tests.lab import Kind, Lab
+from tests.lab import Kind, Lab, mounted
 
 __all__ = ["KINDS", "boot", "growth", "shapes"]
 
@@ -44,7 +44,6 @@ COUNTS = (1, 10, 100, 500, 1000)
 SIZES = (1 * GiB, 4 * GiB, 16 * GiB)
 EXTENTS = (0, 2_000, 20_000)
 ROUNDS = 5
-_MKFS = {"xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"]}
 _WRITE = 4 * KiB
 _DELTA = 8  # writes of _WRITE bytes in a cycle
 _LAB_DIRS = {"reflink": "/srv/xfs", "chain": "/srv/ext4"}
@@ -59,17 +58,8 @@ Times = dict[str, list[float]]
 @contextlib.contextmanager
 def _mounted(file_system: str, size: int = 24 * GiB) -> Iterator[Path]:
     """A file system of its own on a sparse file."""
-    with tempfile.TemporaryDirectory(prefix="asr-bench-") as name:
-        image, mount = Path(name) / "image", Path(name) / "mount"
-        mount.mkdir()
-        with image.open("wb") as file:
-            file.truncate(size)
-        subprocess.run([*_MKFS[file_system], str(image)], check=True, timeout=60)
-        subprocess.run(["mount", "-o", "loop", str(image), str(mount)], check=True, timeout=60)
-        try:
-            yield mount
-        finally:
-            subprocess.run(["umount", str(mount)], check=True, timeout=60)
+    with tempfile.TemporaryDirectory(prefix="asr-bench-") as name, mounted(Path(name), file_system, size) as mount:
+        yield mount
 
 
 @attrs.define

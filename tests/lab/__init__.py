@@ -3,6 +3,7 @@
 from tests.lab._console import Ack, Audit, Console, Down, Hardware
 from tests.lab._guest import BlankDisk, Kind
 from tests.lab._lab import Lab
+from tests.lab._mount import mounted
 from tests.lab._run import CommandFailed, LabError
 from tests.lab._server import Server
 from tests.lab._site import REPLICA_DIRS, ReplicaDir, Site
@@ -22,4 +23,5 @@ __all__ = [
     "ReplicaDir",
     "Server",
     "Site",
+    "mounted",
 ]

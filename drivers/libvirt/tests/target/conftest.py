@@ -24,9 +24,9 @@ from asrcore.driver import CycleSpec, Replica, ReplicaSpec, SealSpec, StoredPoin
 from asrcore.model.machine import Description, Disk, Firmware, Machine
 from asrcore.model.point import Consistency
 from asrcore.model.watch import Watch
+from tests.lab import mounted
 
 KIB, MIB = 1024, 1024 * 1024
-MKFS = {"xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"]}
 FILE_SYSTEM = {ReplicaKind.REFLINK: "xfs", ReplicaKind.CHAIN: "ext4"}
 
 
@@ -34,22 +34,6 @@ def run(*command: str | Path) -> None:
     """A command with a time limit, its output in the error."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-
-
-@contextlib.contextmanager
-def mounted(directory: Path, file_system: str, size: int) -> Iterator[Path]:
-    """A file system of its own on a loop device."""
-    image, mount = directory / f"{file_system}.img", directory / file_system
-    mount.mkdir()
-    with image.open("wb") as file:
-        file.truncate(size)
-    run(*MKFS[file_system], image)
-    run("mount", "-o", "loop", image, mount)
-    try:
-        yield mount
-    finally:
-        run("umount", mount)
-        image.unlink()
 
 
 @pytest.fixture(scope="session")
