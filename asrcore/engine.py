@@ -35,7 +35,8 @@ from asrcore.model.state import Event, State, allowed
 from asrcore.replication.context import Context
 from asrcore.replication.ids import new_id
 from asrcore.replication.procedure import Arguments, Procedure
-from asrcore.service import status
+from asrcore.service import servers, status
+from asrcore.service.servers import ServerStatus
 from asrcore.service.status import MachineStatus
 from asrcore.vault import Job, Vault
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from asrcore.replication.protect import Pairing
     from asrcore.service.member import Identity
 
-__all__ = ["Engine", "MachineStatus"]
+__all__ = ["Engine", "MachineStatus", "ServerStatus"]
 
 _log = logging.getLogger(__name__)
 
@@ -330,6 +331,12 @@ class Engine:
     def status(self) -> list[MachineStatus]:
         """All protected machines, by name. Asks no site: it works with the primary gone."""
         return status.machines(self.vault, self.context.clock())
+
+    def servers(self) -> list[ServerStatus]:
+        """Process servers, or the one engine, as the vault knows them; and the master targets, which are asked."""
+        now = self.context.clock()
+        contact = self.site_status
+        return [*servers.process_servers(self.vault, now), *servers.master_targets(self.vault, contact, now)]
 
     def points(self, machine: str) -> list[RecoveryPoint]:
         """Recovery points of a machine, oldest first."""

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
+import pytest
 
 from tests.certificates import Authority
 from tests.lab import Lab
 from tests.lab._lab import ADDRESSES
 from tests.system.cockpit import ASR
-from tests.system.rig import Pilot, wait_for
+from tests.system.rig import MIB, EngineError, Pilot, wait_for
 
-__all__ = ["PORT", "MasterTargetProcess", "master_target", "paired", "sent_bytes"]
+__all__ = [
+    "CUTS",
+    "PORT",
+    "MasterTargetProcess",
+    "copied",
+    "fill_disk",
+    "master_target",
+    "paired",
+    "reset_connections",
+    "sent_bytes",
+]
 
 PORT = 9444
+CUTS = 10
 _IDENTITY = "/srv/identity"
 
 
@@ -90,3 +104,35 @@ def paired(
         yield pilot
     finally:
         pilot.close()
+
+
+def fill_disk(lab: Lab, guest: str, target: str, size: int) -> None:
+    """Fill the raw disk of a guest that is off with what does not compress."""
+    with lab.host_path("a", f"/srv/images/{guest}-{target}.raw").open("r+b") as disk:
+        for _ in range(0, size, MIB):
+            disk.write(os.urandom(MIB))
+
+
+def reset_connections(lab: Lab) -> None:
+    """Reset all connections of site a with the master target. What was not sent yet is gone; the other side is told."""
+    words = ["ss", "--kill", "--tcp", "--numeric", "state", "established", "dport", "=", f":{PORT}"]
+    killed = lab.run_in("a", words).stdout
+    assert f":{PORT}" in killed, "there was no connection to be cut"
+
+
+def copied(lab: Lab, engine: Pilot, guest: str, size: int, cuts: int) -> int:
+    """Protect a guest whose disks have so many bytes that do not compress, and cut the copy's connections `cuts` times,
+    evenly. Returns what left site a by the link, retransmissions included."""
+    begun = sent_bytes(lab)
+    marks = deque(begun + number * size // (cuts + 1) for number in range(1, cuts + 1))
+    job = engine("protect", guest, source="a", target="there", policy="still")
+    while marks:
+        wait_for(lambda: sent_bytes(lab) > marks[0], "the copy goes on", timeout=120, poll=0.02)
+        marks.popleft()
+        reset_connections(lab)
+        with pytest.raises(EngineError) as failed:
+            engine("wait", job["id"], 120.0, timeout=130)
+        assert failed.value.exit_code == 6
+        job = engine("replicate", guest, keep=True)
+    engine("wait", job["id"], 180.0, timeout=190)
+    return sent_bytes(lab) - begun
