@@ -438,6 +438,11 @@ class Channel:
             else:
                 self._finish()
 
+    def drain(self, seconds: float) -> None:
+        """If the other side has hung up, wait, for so long at most, until all that it sent before was taken."""
+        if self._carrier.hung_up:
+            self._receiver.join(seconds)
+
     def refuse(self, problem: AsrError) -> None:
         """End it before it has started, and tell the other side why."""
         with self._changed:

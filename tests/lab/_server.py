@@ -43,13 +43,21 @@ class Server:
         self._qemu: subprocess.Popen[bytes] | None = None
         give_address(lab, site)
 
+    @property
+    def _tap(self) -> str:
+        return f"tap-{self.name}"[:15]
+
+    @property
+    def _monitor(self) -> str:
+        return f"/run/{self.name}.qmp"
+
     # -- power
 
     def start(self, *, wait: bool = True, timeout: float = BOOT_SECONDS) -> float:
         """Press the power button; with `wait` until SSH answers and the ledger runs. Returns how long that took."""
         begun = time.monotonic()
         boots = len(self.console().ready)
-        tap = f"tap-{self.name}"[:15]
+        tap = self._tap
         inside = self.lab.sites[self.site]
         for command in (
             ["ip", "tuntap", "add", "dev", tap, "mode", "tap"],
@@ -65,12 +73,11 @@ class Server:
         command += ["-serial", "chardev:console"]
         command += ["-netdev", f"tap,id=net0,ifname={tap},script=no,downscript=no"]
         command += ["-device", f"virtio-net-pci,netdev=net0,mac={MAC},addr=3"]
-        for number, serial in enumerate(self._disks):
-            path = f"/srv/images/{self.name}-{serial}.raw"
+        for number, (serial, path) in enumerate(zip(self._disks, self.images_inside, strict=True)):
             command += ["-drive", f"file={path},format=raw,if=none,id=disk{number},discard=unmap,detect-zeroes=off"]
             command += ["-device", f"nvme,drive=disk{number},serial={serial},addr={4 + number}"]
         # A monitor for growing a disk while the server runs, as a storage array would.
-        command += ["-qmp", f"unix:/run/{self.name}.qmp,server=on,wait=off"]
+        command += ["-qmp", f"unix:{self._monitor},server=on,wait=off"]
         with self._log.open("wb") as log:
             self._qemu = self.lab.popen_in(self.site, command, stdout=log.fileno(), stderr=log.fileno())
         if wait:
@@ -130,6 +137,10 @@ class Server:
         """SIGSTOP its QEMU for a while: nothing of it moves, and nobody is told."""
         return _stopped(self.pid)
 
+    def plug(self, *, out: bool) -> None:
+        """Pull its network cable out, or put it back."""
+        run(self.lab.sites[self.site].enter(["ip", "link", "set", self._tap, "down" if out else "up"]))
+
     # -- inside
 
     def ssh(
@@ -162,11 +173,16 @@ class Server:
         """The raw image of a disk, as the host sees it."""
         return self._disks[serial]
 
+    @property
+    def images_inside(self) -> list[str]:
+        """The raw images of the disks in the order in which the server finds them, as its site names them."""
+        return [f"/srv/images/{self.name}-{serial}.raw" for serial in self._disks]
+
     def grow(self, serial: str, size: int) -> None:
         """Make a disk larger while the server runs, and let the server's kernel see it."""
         number = list(self._disks).index(serial)
         device = f"disk{number}"
-        _qmp(self.lab.host_path(self.site, f"/run/{self.name}.qmp"), "block_resize", {"device": device, "size": size})
+        _qmp(self.lab.host_path(self.site, self._monitor), "block_resize", {"device": device, "size": size})
 
         def seen() -> bool:
             shown = self.ssh(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,24 +21,15 @@ from tests.lab._kvm import kvm_boots
 from tests.lab._run import LabError
 from tests.lab._server import audit, boot_audit, ssh
 from tests.lab._site import wait_until
+from tests.system import notary
 from tests.system.cockpit import ASR, Cockpit
 
-__all__ = ["Scene", "digest_of_file"]
+__all__ = ["NAME", "Scene"]
 
 NAME = "server1"
 IDENTITY = "/srv/asr/dc"
-PIECE = 1 << 20
 WITNESS = Path(__file__).parents[1] / "lab/server/witness.py"
 DROP_IN = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /run/witness/witness.py run\n"
-
-
-def digest_of_file(path: Path) -> str:
-    """As the witness on the server computes it of a disk."""
-    whole = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            whole.update(b"\0" if piece.count(0) == len(piece) else hashlib.blake2b(piece, digest_size=16).digest())
-    return whole.hexdigest()
 
 
 class Scene:
@@ -49,6 +40,7 @@ class Scene:
         self.server = Server(lab, "a", NAME)
         self.asr = Cockpit(lab, "a")
         self._target: subprocess.Popen[bytes] | None = None
+        self._notary: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Scene:
         return self
@@ -60,6 +52,7 @@ class Scene:
             self.asr.stop_service()
         self.stop_target()
         self.server.cut_power()
+        self._stop_notary()
 
     # -- the process server and the master target
 
@@ -92,6 +85,32 @@ class Scene:
                 self._target.kill()
                 self._target.wait(10)
             self._target = None
+
+    def use_a_disk_of_its_own(self) -> None:
+        """Let all that the process server keeps, vault and spool, be on a disk that can lose its power. To be called
+        first."""
+        self.lab.host_path("a", "/srv/xfs/asr").mkdir()
+        self.lab.host_path("a", "/srv/asr").symlink_to("xfs/asr")
+
+    def process_server_loses_power(self) -> None:
+        """The machine on which it runs goes, and comes back.
+
+        Nobody hears of it: both cables are out first. Its disk stops as `Site.disk_loses_power` says: what was not made
+        durable is lost. All that it runs is killed. Not shown: a disk that loses what it has acknowledged as flushed.
+        """
+        site = self.lab.sites["a"]
+        self.lab.cut()
+        self.server.plug(out=True)
+        self._stop_notary()
+        site.disk_loses_power("xfs")
+        killed = {pid for pid in site.processes() if pid != site.anchor() and _is_python(pid)}
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: killed.isdisjoint(site.processes()), "what it ran has ended", 30)
+        site.disk_gets_power("xfs")
+        self.server.plug(out=False)
+        self.lab.restore()
+        self._start_notary()
 
     def set_up(self, *, interval: str = "5s", freeze_limit: str = "60s") -> None:
         """A vault at site a, both sites, a policy."""
@@ -126,20 +145,35 @@ class Scene:
         words = ["protect", NAME, "--from", "dc", "--to", "b", "--policy", "gold", "--network", "ens3=lab"]
         return self.asr.result(*words, "--test-network", "lab", timeout=540)
 
-    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+    def begin(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Run a verb beside the test."""
-        return self.lab.popen_in(
-            "a", [str(ASR), "--vault", self.asr.vault, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        command = [str(ASR), "--vault", self.asr.vault, *words]
+        environment = None if env is None else {**os.environ, **env}
+        return self.lab.popen_in("a", command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
     # -- the witness
 
     def place_witness(self) -> None:
         """Let the service run with the witness from now on, until the server is restarted."""
+        self._start_notary()
         self.server.ssh("mkdir -p /run/witness && cat > /run/witness/witness.py", text=WITNESS.read_text())
         drop_in = "/run/systemd/system/asr-mobility.service.d"
         self.server.ssh(f"mkdir -p {drop_in} && cat > {drop_in}/witness.conf", text=DROP_IN)
         self.server.ssh("systemctl daemon-reload && systemctl restart asr-mobility", timeout=120)
+
+    def _start_notary(self) -> None:
+        if self._notary is None:
+            command: list[str] = [sys.executable, "-m", "tests.system.notary", "10.78.0.1", str(notary.PORT)]
+            command += [f"nvme{number}n1={path}" for number, path in enumerate(self.server.images_inside)]
+            self._notary = self.lab.popen_in("a", command)
+            assert self._notary.stdout is not None
+            assert self._notary.stdout.readline() == b"ready\n"
+
+    def _stop_notary(self) -> None:
+        if self._notary is not None:
+            self._notary.kill()
+            self._notary.communicate(timeout=10)
+            self._notary = None
 
     def remove_witness(self) -> None:
         """Let the service run alone again."""
@@ -162,7 +196,7 @@ class Scene:
             self.server.ssh("rm -f /run/witness/on")
         seen = json.loads(self.server.ssh("cat /run/witness/seen").stdout)
         assert seen["late"] == 0, f"something was written while the server was frozen: {seen}"
-        found = {disk: digest_of_file(path) for disk, path in self.heads().items()}
+        found = {disk: notary.digest_of_file(path) for disk, path in self.heads().items()}
         assert found == seen["disks"], f"the replica is not what was frozen: {found} {seen}"
         return facts
 
@@ -216,3 +250,9 @@ class Scene:
             if time.monotonic() > end:
                 raise LabError(f"the machine does not answer at site b after {timeout:g} s")
             time.sleep(1)
+
+
+def _is_python(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
+    return False

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.lab import BlankDisk, Kind, Lab
+from tests.lab import Lab
 from tests.lab._console import parse_console
 from tests.lab._lab import ADDRESSES
-from tests.system.apart import CUTS, MasterTargetProcess, copied, fill_disk, master_target, paired, sent_bytes
+from tests.system.apart import MasterTargetProcess, copied_with_cuts, master_target, paired, sent_bytes
 from tests.system.pilot import content_of
 from tests.system.rig import MIB, EngineError, Pilot, Rig, wait_for
 
@@ -69,26 +69,14 @@ def test_a_copy_cut_ten_times_resends_at_most_a_hundredth(
     rig: Rig, engine: Pilot, target: MasterTargetProcess, record_property: Callable[[str, object], None]
 ) -> None:
     """By the link's own counter, against a copy of the same disk that nobody cuts; at 100 Mbit/s."""
-    lab, name, size = rig.lab, "cut-often", 256 * MIB
-    lab.define_guest("a", Kind.BIOS_DIRECT, name, rate=1, extra_disks=[BlankDisk("vdc", size, "raw")])
-    fill_disk(lab, name, "vdc", size)
-    rig.start(name)
-    rig.paused(name)
-    lab.slow(100)
-    try:
-        uncut = copied(lab, engine, name, size, cuts=0)
-        job_facts(engine, "unprotect", name)
-        cut = copied(lab, engine, name, size, CUTS)
-    finally:
-        lab.restore()
+    uncut, cut = copied_with_cuts(rig, engine, name := "cut-often")
     record_property("resent_ratio", cut / uncut)
-    print(f"{uncut} bytes uncut, {cut} with {CUTS} cuts: {cut / uncut:.4f} times")
-    assert uncut > size
+    assert uncut > 256 * MIB
     assert cut <= uncut * 1.01, f"{cut / uncut:.4f} times"
     cycle = engine("frozen_cycle", name)
     assert content(rig, engine, name) == cycle["content"]
     job_facts(engine, "unprotect", name)
-    lab.remove_guest("a", name)
+    rig.lab.remove_guest("a", name)
 
 
 def job_facts(engine: Pilot, verb: str, *arguments: Any, **options: Any) -> dict[str, Any]:
