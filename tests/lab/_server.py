@@ -68,14 +68,19 @@ class Server:
         command = ["qemu-system-x86_64", "-name", self.name, "-machine", "pc-i440fx-7.2", "-m", str(MEMORY_MIB)]
         command += ["-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=128", "-cpu", "max", "-smp", "1"]
         command += ["-nodefaults", "-display", "none", "-no-user-config"]
+        # On a busy host SeaBIOS has given up on the disks before QEMU's NVMe controllers were ready, and halted.
+        command += ["-boot", "reboot-timeout=2000"]
         command += ["-smbios", f"type=1,manufacturer=Lab Servers,product=Rack 1,serial=LS-0001,uuid={UUID}"]
         command += ["-chardev", f"file,id=console,path=/srv/console/{self.name}.log,append=on"]
         command += ["-serial", "chardev:console"]
         command += ["-netdev", f"tap,id=net0,ifname={tap},script=no,downscript=no"]
         command += ["-device", f"virtio-net-pci,netdev=net0,mac={MAC},addr=3"]
-        for number, (serial, path) in enumerate(zip(self._disks, self.images_inside, strict=True)):
+        for number, path in enumerate(self.images_inside.values()):
             command += ["-drive", f"file={path},format=raw,if=none,id=disk{number},discard=unmap,detect-zeroes=off"]
-            command += ["-device", f"nvme,drive=disk{number},serial={serial},addr={4 + number}"]
+        command += ["-device", "nvme,drive=disk0,serial=ROOT0001,addr=4,bootindex=0"]
+        # QEMU does not let an NVMe disk grow while it is in use.
+        command += ["-device", "virtio-scsi-pci,id=scsi0,addr=5"]
+        command += ["-device", "scsi-hd,drive=disk1,bus=scsi0.0,serial=DATA0001"]
         # A monitor for growing a disk while the server runs, as a storage array would.
         command += ["-qmp", f"unix:{self._monitor},server=on,wait=off"]
         with self._log.open("wb") as log:
@@ -174,23 +179,20 @@ class Server:
         return self._disks[serial]
 
     @property
-    def images_inside(self) -> list[str]:
-        """The raw images of the disks in the order in which the server finds them, as its site names them."""
-        return [f"/srv/images/{self.name}-{serial}.raw" for serial in self._disks]
+    def images_inside(self) -> dict[str, str]:
+        """The raw images of the disks, as its site names them, by the names that its kernel gives them."""
+        names = {"ROOT0001": "nvme0n1", "DATA0001": "sda"}
+        return {names[serial]: f"/srv/images/{self.name}-{serial}.raw" for serial in self._disks}
 
-    def grow(self, serial: str, size: int) -> None:
-        """Make a disk larger while the server runs, and let the server's kernel see it."""
-        number = list(self._disks).index(serial)
-        device = f"disk{number}"
-        _qmp(self.lab.host_path(self.site, self._monitor), "block_resize", {"device": device, "size": size})
+    def grow_data_disk(self, size: int) -> None:
+        """Make the disk DATA0001 larger while the server runs, and let the server's kernel see it."""
+        _qmp(self.lab.host_path(self.site, self._monitor), "block_resize", {"device": "disk1", "size": size})
 
         def seen() -> bool:
-            shown = self.ssh(
-                f"echo 1 > /sys/class/nvme/nvme{number}/rescan_controller; cat /sys/block/nvme{number}n1/size"
-            ).stdout
+            shown = self.ssh("echo 1 > /sys/block/sda/device/rescan; cat /sys/block/sda/size").stdout
             return int(shown) * 512 == size
 
-        wait_until(seen, f"{self.name} sees its disk {serial} grown", 60, 0.5)
+        wait_until(seen, f"{self.name} sees its disk grown", 60, 0.5)
 
 
 def audit(command: Callable[[str], subprocess.CompletedProcess[str]]) -> Audit:

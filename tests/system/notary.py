@@ -43,6 +43,7 @@ def main() -> None:
     """Answer until the end."""
     address, port, *images = sys.argv[1:]
     _Request.images = {name: Path(path) for name, _, path in (item.partition("=") for item in images)}
+    socketserver.TCPServer.allow_reuse_address = True
     with socketserver.TCPServer((address, int(port)), _Request) as server:
         print("ready", flush=True)
         server.serve_forever()

@@ -28,6 +28,11 @@ __all__ = ["NAME", "Scene"]
 
 NAME = "server1"
 IDENTITY = "/srv/asr/dc"
+CONNECT = f"""\
+import json, sys
+from asr_driver_physical._driver import PhysicalDriver
+site = PhysicalDriver().connect("dc", {{"listen": "10.78.0.1", "identity": {IDENTITY!r}, "spool": "/srv/asr/spool"}})
+"""
 WITNESS = Path(__file__).parents[1] / "lab/server/witness.py"
 DROP_IN = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /run/witness/witness.py run\n"
 
@@ -41,6 +46,7 @@ class Scene:
         self.asr = Cockpit(lab, "a")
         self._target: subprocess.Popen[bytes] | None = None
         self._notary: subprocess.Popen[bytes] | None = None
+        self._listener: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Scene:
         return self
@@ -50,6 +56,7 @@ class Scene:
     ) -> None:
         with contextlib.suppress(Exception):
             self.asr.stop_service()
+        self._stop_listening()
         self.stop_target()
         self.server.cut_power()
         self._stop_notary()
@@ -108,20 +115,36 @@ class Scene:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: killed.isdisjoint(site.processes()), "what it ran has ended", 30)
         site.disk_gets_power("xfs")
+        self._stop_listening()
         self.server.plug(out=False)
         self.lab.restore()
         self._start_notary()
+        self.listen()
 
-    def set_up(self, *, interval: str = "5s", freeze_limit: str = "60s") -> None:
-        """A vault at site a, both sites, a policy."""
+    def set_up(self, *, interval: str = "5s", freeze_limit: str = "60s", silence: str = "30s") -> None:
+        """A vault at site a, both sites, a policy. `silence`: after which a cut link to site b is noticed."""
         asr = self.asr
         asr.run("init").check_returncode()
         asr("site", "add", "dc", "--driver", "physical", "--set", "listen=10.78.0.1", "--set", f"identity={IDENTITY}",
             "--set", "spool=/srv/asr/spool")  # fmt: skip
         asr("site", "add", "b", "--driver", "remote", "--set", f"address={self.lab.sites['b'].address}:9444",
-            "--set", "identity=/srv/asr/identity", "--set", "peer=b")  # fmt: skip
+            "--set", "identity=/srv/asr/identity", "--set", "peer=b", "--set", f"silence={silence}")  # fmt: skip
         asr("policy", "create", "gold", "--interval", interval, "--point-every", interval, "--keep", "24h",
             "--freeze-limit", freeze_limit, "--resync-window", "always", "--resync-threshold", "1")  # fmt: skip
+
+    def listen(self) -> None:
+        """Let a process of its own listen for the server, as the service would: else each verb listens by itself, and
+        waits until the server dials again."""
+        script = f"{CONNECT}print('ready', flush=True)\nsys.stdin.read()\n"
+        self._listener = self.lab.popen_in("a", [sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=None)
+        assert self._listener.stdout is not None
+        assert self._listener.stdout.readline() == b"ready\n"
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.kill()
+            self._listener.communicate(timeout=10)
+            self._listener = None
 
     def enrol(
         self, verb: str, *words: str, timeout: float = 300, check: bool = True
@@ -164,8 +187,8 @@ class Scene:
     def _start_notary(self) -> None:
         if self._notary is None:
             command: list[str] = [sys.executable, "-m", "tests.system.notary", "10.78.0.1", str(notary.PORT)]
-            command += [f"nvme{number}n1={path}" for number, path in enumerate(self.server.images_inside)]
-            self._notary = self.lab.popen_in("a", command)
+            command += [f"{name}={path}" for name, path in self.server.images_inside.items()]
+            self._notary = self.lab.popen_in("a", command, stderr=None)
             assert self._notary.stdout is not None
             assert self._notary.stdout.readline() == b"ready\n"
 
@@ -220,12 +243,7 @@ class Scene:
 
     def agent(self) -> dict[str, Any]:
         """What the service on the server says of itself; asked by its own process."""
-        script = (
-            "import json,sys\nfrom asr_driver_physical._driver import PhysicalDriver\n"
-            f"site=PhysicalDriver().connect('dc',{{'listen':'10.78.0.1','identity':{IDENTITY!r},"
-            "'spool':'/srv/asr/spool'})\n"
-            f"print(json.dumps(dict(site.gateway.call({NAME!r},'status',{{}})[0])))\nsite.close()\n"
-        )
+        script = f"{CONNECT}print(json.dumps(dict(site.gateway.call({NAME!r},'status',{{}})[0])))\nsite.close()\n"
         said = self.lab.run_in("a", [sys.executable, "-c", script], timeout=120).stdout
         result: dict[str, Any] = json.loads(said)
         return result
