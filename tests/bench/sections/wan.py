@@ -62,7 +62,7 @@ def measure(field: Field) -> Result:
         figures = {} if field.quick else {"wan_resent_ratio": _resent(field, engine)}
     field.remove(COPY, SOURCE)
     field.remove(f"{PLACE}/{MIRROR}")
-    bytes_of = {name: median(rounds[name], "link_bytes") for name in (OURS, RSYNC)}
+    bytes_of = {name: median(rounds[name], "link_bytes") for name in rounds}
     figures["wan_delta_vs_rsync"] = ratio(rounds, RSYNC)
     figures["wan_bytes_vs_rsync"] = bytes_of[RSYNC] / bytes_of[OURS]
     if field.quick:
