@@ -314,6 +314,14 @@ class DiskReader(Closing, ABC):
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill the caller's writable buffer from `offset`. Raises ViewLost (or ReplicaDamaged for a replica)."""
 
+    def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill several buffers, each from its offset. Raises as `read_into`.
+
+        To be overridden where requests can be in flight together: a delta is thousands of small ones.
+        """
+        for offset, buffer in reads:
+            self.read_into(offset, buffer)
+
 
 class DiskView(ABC):
     """One disk of a frozen machine."""

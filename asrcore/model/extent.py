@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-__all__ = ["Extent", "align", "clip", "intersect", "normalise", "split", "subtract", "total", "union"]
+__all__ = ["Extent", "align", "batches", "clip", "intersect", "normalise", "split", "subtract", "total", "union"]
 
 
 @attrs.frozen(order=True)
@@ -108,6 +108,20 @@ def split(extents: Iterable[Extent], most: int) -> Iterator[Extent]:
             end = min(item.end, (start // most + 1) * most)
             yield Extent(start, end - start, item.zero)
             start = end
+
+
+def batches(extents: Iterable[Extent], most: int, count: int) -> Iterator[list[Extent]]:
+    """The same bytes in pieces as of `split`, gathered to at most `most` bytes and `count` pieces at a time."""
+    batch: list[Extent] = []
+    length = 0
+    for piece in split(extents, most):
+        if batch and (length + piece.length > most or len(batch) == count):
+            yield batch
+            batch, length = [], 0
+        batch.append(piece)
+        length += piece.length
+    if batch:
+        yield batch
 
 
 def total(extents: Iterable[Extent]) -> int:

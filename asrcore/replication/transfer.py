@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,7 +16,7 @@ import attrs
 
 from asrcore.crashpoint import reach
 from asrcore.driver import DIGEST_BLOCK, CycleWriter, DiskView, Replica
-from asrcore.model.extent import Extent, intersect, split, subtract
+from asrcore.model.extent import Extent, batches, intersect, split, subtract
 from asrcore.model.watch import Watch
 from asrcore.replication.pair import COMPARE_WORKERS, Pair, both_zero, piece_size
 from asrcore.replication.throttle import Throttle
@@ -28,6 +28,8 @@ __all__ = ["Counts", "Transfer"]
 # Two connections in two threads read 1.46 x nbdcopy, one 0.80; 256 KiB to 1 MiB is the right request (measured).
 COPY_WORKERS = 2
 COPY_PIECE = 512 * KiB
+# Small extents are read so many at a time: one after the other, each waits for the source's answer to the one before.
+COPY_EXTENTS = 16
 # A crash resends at most this much, or what a slow link brought in this time (seconds); a flush costs one fdatasync of
 # what was just written.
 FLUSH_EVERY = 128 * MiB
@@ -76,7 +78,8 @@ class Transfer:
         for extent in (item for item in extents if item.zero):
             self._zero(extent.offset, extent.length)
             self.watch.advance(extent.length)
-        in_parallel(split((item for item in extents if not item.zero), COPY_PIECE), COPY_WORKERS, self._copying)
+        data = (item for item in extents if not item.zero)
+        in_parallel(batches(data, COPY_PIECE, COPY_EXTENTS), COPY_WORKERS, self._copying)
 
     def compare(self, extents: Iterable[Extent], replica: Replica, size_at_target: int) -> None:
         """Send what differs from the replica's head in the extents; what lies beyond the head's size is copied."""
@@ -109,17 +112,21 @@ class Transfer:
     # -- pieces ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _copying(self) -> Iterator[Callable[[Extent], None]]:
-        buffer = bytearray(COPY_PIECE)
+    def _copying(self) -> Iterator[Callable[[Sequence[Extent]], None]]:
+        buffer = memoryview(bytearray(COPY_PIECE))
         with self.view.reader() as reader:
 
-            def copy(piece: Extent) -> None:
+            def copy(batch: Sequence[Extent]) -> None:
                 self.watch.check()
-                data = memoryview(buffer)[: piece.length]
-                reader.read_into(piece.offset, data)
-                self.counts.add(read=piece.length)
-                self._send(piece.offset, data)
-                self._done(piece)
+                parts, length = [], 0
+                for piece in batch:
+                    parts.append((piece.offset, buffer[length : length + piece.length]))
+                    length += piece.length
+                reader.read_each(parts)
+                self.counts.add(read=length)
+                for offset, data in parts:
+                    self._send(offset, data)
+                self._done(length)
 
             yield copy
 
@@ -134,13 +141,13 @@ class Transfer:
                     self._same(extent.offset, extent.length)
                 for extent in different:
                     self._send(extent.offset, pair.content(piece, extent))
-                self._done(piece)
+                self._done(piece.length)
 
             yield compare
 
-    def _done(self, piece: Extent) -> None:
-        self.watch.advance(piece.length)
-        self._flush_if_due(piece.length)
+    def _done(self, length: int) -> None:
+        self.watch.advance(length)
+        self._flush_if_due(length)
 
     def _send(self, offset: int, data: memoryview) -> None:
         """Write data, with runs of zeroes as zero ranges; grains are counted from the start of the disk."""

@@ -6,14 +6,15 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-
-from asrcore.model.extent import Extent
+from typing import TypeVar
 
 __all__ = ["in_parallel"]
 
+_Piece = TypeVar("_Piece")
+
 
 def in_parallel(
-    pieces: Iterable[Extent], workers: int, begin: Callable[[], AbstractContextManager[Callable[[Extent], None]]]
+    pieces: Iterable[_Piece], workers: int, begin: Callable[[], AbstractContextManager[Callable[[_Piece], None]]]
 ) -> None:
     """Give the pieces to at most `workers` threads; each calls what its `begin()` yields for one piece after another.
 
@@ -23,11 +24,11 @@ def in_parallel(
     lock = threading.Lock()
     stop = threading.Event()
 
-    def next_piece() -> Extent | None:
+    def next_piece() -> _Piece | None:
         with lock:
             return None if stop.is_set() else next(left, None)
 
-    def run(piece: Extent | None) -> None:
+    def run(piece: _Piece | None) -> None:
         try:
             with begin() as work:
                 while piece is not None:

@@ -40,6 +40,7 @@ QUEUED = 32
 """Requests of one connection that may be there at all; a peer that sends more has to wait."""
 _LOOK = 0.2  # seconds until a waiting caller notices that its work was cancelled
 _CANCEL_LIMIT = 30.0  # seconds that a cancelled request may take to end at the other side
+_LAST_WORD = 2.0  # seconds for the receiver to read why the other side closed a connection that takes no more
 
 
 @attrs.frozen
@@ -256,9 +257,13 @@ class Channel:
         try:
             self._carrier.send(*pieces)
         except BaseException as problem:
+            if isinstance(problem, Lost) and self._receiver.is_alive() and self._receiver != threading.current_thread():
+                with self._changed:  # a goodbye may have come, which says why: the receiver reads it, or the end
+                    self._changed.wait_for(lambda: self.error, timeout=_LAST_WORD)
             self._ended(problem, sending=True)
             if isinstance(problem, Exception):
-                raise as_error(problem, self.peer) from problem
+                assert self.error is not None
+                raise self.error from problem
             raise
         self._sent_at = time.monotonic()
 

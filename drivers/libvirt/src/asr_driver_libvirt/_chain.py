@@ -22,7 +22,7 @@ from pathlib import Path
 import attrs
 
 from asr_driver_libvirt import _qemu_img, _raw, _tree
-from asr_driver_libvirt._files import fsync_file, rounded
+from asr_driver_libvirt._files import SparseFile, fsync_file, rounded
 from asr_driver_libvirt._journal import Change, Kind, file_stem
 from asr_driver_libvirt._nbd import NbdClient, NbdError
 from asr_driver_libvirt._nbd_status import (
@@ -38,7 +38,7 @@ from asr_driver_libvirt._store import FORMAT, Images, Layer, Record, Shared
 from asrcore.crashpoint import reach
 from asrcore.driver import Closing, DiskReader
 from asrcore.errors import ReplicaDamaged
-from asrcore.model.extent import Extent, normalise
+from asrcore.model.extent import Extent, batches, normalise
 from asrcore.model.watch import Watch
 from asrcore.units import KiB, MiB
 
@@ -49,6 +49,7 @@ SPAN = 10
 71 each cost 2.2 s, 141 cost 13.6 s), space wants few levels (what a level gathers is stored once more)."""
 _CLUSTER = 64 * KiB
 _COPY = 4 * MiB
+_REQUESTS = 64
 _READS_AS_ZERO = 2  # base:allocation
 _NBD_SECONDS = 60.0
 # qemu-img has to write what the child holds; 5 MiB/s is a disk that is nearly dead.
@@ -275,27 +276,28 @@ class ChainImages(Images):
 
 
 def _send(client: NbdClient, changes: Sequence[Change], data: Path) -> None:
-    buffer = bytearray(_COPY)
-    source = -1
+    for change in changes:
+        if change.kind is Kind.ZERO:
+            client.zero(change.offset, change.length)
+    extents = [Extent(change.offset, change.length) for change in changes if change.kind is Kind.DATA]
+    if not extents:
+        return
+    buffer = memoryview(bytearray(_COPY))
+    source = SparseFile(data, write=False)
     try:
-        for change in changes:
-            if change.kind is Kind.ZERO:
-                client.zero(change.offset, change.length)
-                continue
-            if source < 0:
-                source = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
-            for at in range(change.offset, change.end, _COPY):
-                view = memoryview(buffer)[: min(_COPY, change.end - at)]
-                filled = 0
-                while filled < len(view):
-                    count = os.preadv(source, [view[filled:]], at + filled)
-                    if count == 0:
-                        raise OSError(errno.EIO, f"the journal ends at {at + filled}", str(data))
-                    filled += count
-                client.write(view, at)
+        if os.fstat(source.fd).st_size < extents[-1].end:
+            raise OSError(errno.EIO, f"the journal ends before {extents[-1].end}", str(data))
+        # Many in flight: 3,364 new clusters one after the other took 1.5 s, so 0.5 s.
+        for batch in batches(extents, _COPY, _REQUESTS):
+            parts, at = [], 0
+            for extent in batch:
+                part = buffer[at : at + extent.length]
+                source.read_into(extent.offset, part)
+                parts.append((extent.offset, part))
+                at += extent.length
+            client.write_each(parts)
     finally:
-        if source >= 0:
-            os.close(source)
+        source.close()
 
 
 def _copy_above(reader: NbdClient, writer: NbdClient, layers: int, watch: Watch | None) -> None:

@@ -47,6 +47,9 @@ _NO_CLONES = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.E
 # Written pages are sent to the disk as they come and dropped this many bytes later: a copy of a large disk then
 # neither fills the page cache nor ends in one long sync (measured: 0.87 of the time of leaving it to the kernel).
 _BEHIND = 32 * MiB
+# They are sent so many bytes at a time: one call for each small write costs a transaction of the file system each
+# (measured: 305 MiB in pieces of 64 KiB 0.59 against 0.46 s).
+_TOGETHER = 4 * MiB
 
 _libc = ctypes.CDLL(None, use_errno=True)  # foreign calls release the GIL
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -244,6 +247,7 @@ class SparseFile:
         self._lock = threading.Lock()
         self._behind: deque[tuple[int, int]] = deque()
         self._behind_bytes = 0
+        self._unsent = 0
         self._failed: OSError | None = None
 
     def grow(self, size: int) -> None:
@@ -252,7 +256,7 @@ class SparseFile:
             os.ftruncate(self.fd, size)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write all of it; the pages go to the disk at once, without waiting, and are dropped some time later."""
+        """Write all of it; the pages go to the disk soon, without waiting, and are dropped some time later."""
         length = len(data)
         at = offset
         while data:
@@ -262,14 +266,19 @@ class SparseFile:
         self._push(offset, length)
 
     def _push(self, offset: int, length: int) -> None:
-        _libc.sync_file_range(self.fd, offset, length, _SYNC_WRITE)  # a hint: its failure shows in fdatasync
         old: list[tuple[int, int]] = []
         with self._lock:
+            self._unsent += length
+            due = self._unsent >= _TOGETHER
+            if due:
+                self._unsent = 0
             self._behind.append((offset, length))
             self._behind_bytes += length
             while self._behind_bytes > _BEHIND:
                 old.append(self._behind.popleft())
                 self._behind_bytes -= old[-1][1]
+        if due:
+            _libc.sync_file_range(self.fd, 0, 0, _SYNC_WRITE)  # a hint: its failure shows in fdatasync
         for start, count in old:
             if _libc.sync_file_range(self.fd, start, count, _SYNC_WAIT_BEFORE | _SYNC_WRITE | _SYNC_WAIT_AFTER):
                 self._note_failure(ctypes.get_errno())

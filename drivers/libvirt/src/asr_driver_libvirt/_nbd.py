@@ -10,8 +10,9 @@ import socket
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -297,50 +298,46 @@ class NbdClient:
 
         Raises NbdError (NbdTimeout); what BUFFER then holds is undefined.
         """
-        lib, nothing = self._lib, self._libnbd.no_completion
-        with self._operation(), self._ffi.from_buffer("unsigned char[]", buffer, True) as pointer:
-            self._pieces(
-                "read",
-                offset,
-                len(pointer),
-                self._request,
-                lambda at, size: lib.nbd_aio_pread(self._handle, pointer + at, size, offset + at, nothing, 0),
-            )
+        self.read_each([(offset, buffer)])
+
+    def read_each(self, reads: "Sequence[tuple[int, WriteableBuffer]]") -> None:
+        """Fill each buffer from its offset on, several requests in flight. Raises as `read_into`."""
+        read, done = self._lib.nbd_aio_pread, self._libnbd.no_completion
+        self._each("read", reads, True, lambda data, size, offset: read(self._handle, data, size, offset, done, 0))
 
     def write(self, buffer: "ReadableBuffer", offset: int) -> None:
         """Write all of BUFFER at OFFSET (bytes). Durable only after `flush`. Raises NbdError (NbdTimeout)."""
-        lib, nothing = self._lib, self._libnbd.no_completion
-        with self._operation(), self._ffi.from_buffer("unsigned char[]", buffer) as pointer:
-            self._pieces(
-                "write",
-                offset,
-                len(pointer),
-                self._request,
-                lambda at, size: lib.nbd_aio_pwrite(self._handle, pointer + at, size, offset + at, nothing, 0),
-            )
+        self.write_each([(offset, buffer)])
+
+    def write_each(self, writes: "Sequence[tuple[int, ReadableBuffer]]") -> None:
+        """Write each buffer at its offset, several requests in flight; what overlaps comes in no certain order."""
+        write, done = self._lib.nbd_aio_pwrite, self._libnbd.no_completion
+        self._each("write", writes, False, lambda data, size, offset: write(self._handle, data, size, offset, done, 0))
 
     def zero(self, offset: int, length: int, *, allocate: bool = False) -> None:
         """Make LENGTH bytes from OFFSET on read as zeroes, as a hole where possible unless ALLOCATE."""
         lib, nothing, flags = self._lib, self._libnbd.no_completion, _FLAG_NO_HOLE if allocate else 0
         with self._operation():
-            self._pieces(
-                "zero",
-                offset,
-                length,
-                ZERO_SIZE,
-                lambda at, size: lib.nbd_aio_zero(self._handle, size, offset + at, nothing, flags),
+            self._check_inside("zero", offset, length)
+            self._run(
+                f"zero of {length} bytes at {offset}",
+                (
+                    partial(lib.nbd_aio_zero, self._handle, size, at, nothing, flags)
+                    for at, size in _cut(offset, length, ZERO_SIZE)
+                ),
             )
 
     def trim(self, offset: int, length: int) -> None:
         """Tell the server that LENGTH bytes from OFFSET on are not needed. What they then read as is its choice."""
         lib, nothing = self._lib, self._libnbd.no_completion
         with self._operation():
-            self._pieces(
-                "trim",
-                offset,
-                length,
-                ZERO_SIZE,
-                lambda at, size: lib.nbd_aio_trim(self._handle, size, offset + at, nothing, 0),
+            self._check_inside("trim", offset, length)
+            self._run(
+                f"trim of {length} bytes at {offset}",
+                (
+                    partial(lib.nbd_aio_trim, self._handle, size, at, nothing, 0)
+                    for at, size in _cut(offset, length, ZERO_SIZE)
+                ),
             )
 
     def flush(self) -> None:
@@ -458,21 +455,45 @@ class NbdClient:
                     self._break(error)
                 raise
 
-    def _pieces(self, verb: str, offset: int, length: int, size: int, start: Callable[[int, int], int]) -> None:
-        """Run START(position, bytes) for each piece of [0, LENGTH), some in flight at a time.
+    def _each(
+        self, verb: str, pieces: "Sequence[tuple[int, ReadableBuffer]]", writable: bool, start: Callable[..., int]
+    ) -> None:
+        """Run START(data, bytes, offset) for what the pieces are cut into."""
+        with self._operation(), ExitStack() as held:
+            found = [
+                (offset, held.enter_context(self._ffi.from_buffer("unsigned char[]", buffer, writable)))
+                for offset, buffer in pieces
+            ]
+            for offset, data in found:
+                self._check_inside(verb, offset, len(data))
+            if found:
+                others = f" and {len(found) - 1} others" if len(found) > 1 else ""
+                self._run(
+                    f"{verb} of {len(found[0][1])} bytes at {found[0][0]}{others}",
+                    (
+                        partial(start, data + (at - offset), size, at)
+                        for offset, data in found
+                        for at, size in _cut(offset, len(data), self._request)
+                    ),
+                )
 
-        When one fails the others are still waited for: libnbd holds pointers into the caller's buffer until then.
-        """
-        what = f"{verb} of {length} bytes at {offset}"
+    def _check_inside(self, verb: str, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self._size:
+            what = f"{verb} of {length} bytes at {offset}"
             raise NbdError(what, f"outside of {self._size} bytes", export=self._export, errno=errno.EINVAL)
+
+    def _run(self, what: str, starts: Iterable[Callable[[], int]]) -> None:
+        """Start one request after another, some in flight at a time.
+
+        When one fails the others are still waited for: libnbd holds pointers into the caller's buffers until then.
+        """
         cookies: deque[int] = deque()
         failed: NbdError | None = None
-        for at in range(0, length, size):
+        for start in starts:
             try:
                 if len(cookies) >= IN_FLIGHT:
                     self._wait(cookies.popleft(), what)
-                cookies.append(self._check(start(at, min(size, length - at)), what))
+                cookies.append(self._check(start(), what))
             except NbdError as error:
                 failed = error
                 break
@@ -541,3 +562,9 @@ class NbdClient:
     def _last_error(self, what: str) -> NbdError:
         number, text = _nbd_ffi.last_error(self._libnbd)
         return NbdError(what, text, export=self._export, errno=number)
+
+
+def _cut(offset: int, length: int, size: int) -> Iterator[tuple[int, int]]:
+    """A range as offsets and lengths of at most SIZE."""
+    for at in range(offset, offset + length, size):
+        yield at, min(size, offset + length - at)

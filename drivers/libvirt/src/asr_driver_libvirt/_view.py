@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from asr_driver_libvirt._nbd import NbdClient, NbdError
 from asr_driver_libvirt._nbd_status import BASE_ALLOCATION, DiskExtent, dirty_bitmap_context, merge_status
@@ -98,10 +98,14 @@ class LibvirtDiskReader(DiskReader):
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Raises ViewLost, SiteUnreachable, DriverFailed."""
+        self.read_each([(offset, buffer)])
+
+    def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> None:
+        """Raises as `read_into`."""
         if self._client is None:
             raise ValueError("the reader is closed")
         try:
-            self._client.read_into(buffer, offset)
+            self._client.read_each(reads)
         except BaseException as problem:
             self._sound = False
             if isinstance(problem, NbdError):
