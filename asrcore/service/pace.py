@@ -47,7 +47,7 @@ class Pace:
     @property
     def frame(self) -> int:
         """Bytes that a frame had best have, a power of two: half of one, on average, is lost with its connection."""
-        return max(FRAME, min(1 << (self.limit // _FRAMES).bit_length() - 1, _MOST_FRAME))
+        return min(max(FRAME, 1 << (self.limit // _FRAMES | 1).bit_length() - 1), _MOST_FRAME)
 
     def sent(self, size: int) -> None:
         """A frame is under way."""

@@ -41,11 +41,16 @@ class Server:
         self.console_file = where.disk_dir / f"srv/console/{name}.log"
         self._log = self.console_file.with_suffix(".qemu")
         self._qemu: subprocess.Popen[bytes] | None = None
+        self._line: subprocess.Popen[bytes] | None = None
         give_address(lab, site)
 
     @property
     def _tap(self) -> str:
         return f"tap-{self.name}"[:15]
+
+    @property
+    def _line_path(self) -> str:
+        return f"/run/{self.name}.ssh"
 
     @property
     def _monitor(self) -> str:
@@ -55,6 +60,7 @@ class Server:
 
     def start(self, *, wait: bool = True, timeout: float = BOOT_SECONDS) -> float:
         """Press the power button; with `wait` until SSH answers and the ledger runs. Returns how long that took."""
+        self._close_line()
         begun = time.monotonic()
         boots = len(self.console().ready)
         tap = self._tap
@@ -100,6 +106,18 @@ class Server:
             wait_until(ready, f"{self.name} is ready", timeout, 0.5)
         except LabError as error:
             raise LabError(f"{error}\nconsole:\n{self.console().text[-3000:]}") from error
+        self._open_line()
+
+    def _open_line(self) -> None:
+        """Keep an SSH connection for commands: the emulated processor needs seconds for a handshake."""
+        command = ["ssh", *_ssh_options(self.image), "-MN", "-S", self._line_path, f"root@{ADDRESS}"]
+        self._line = self.lab.popen_in(self.site, command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def _close_line(self) -> None:
+        if self._line is not None:
+            self._line.terminate()  # it removes its socket
+            self._line.wait(STOP_SECONDS)
+            self._line = None
 
     def answers(self) -> bool:
         """Whether SSH answers."""
@@ -124,6 +142,7 @@ class Server:
 
     def cut_power(self) -> None:
         """SIGKILL its QEMU."""
+        self._close_line()
         if self._qemu is not None and self._qemu.poll() is None:
             self._qemu.kill()
             self._qemu.wait(STOP_SECONDS)
@@ -135,6 +154,7 @@ class Server:
     def reboot(self) -> None:
         """An orderly reboot from inside."""
         boots = len(self.console().ready)
+        self._close_line()
         self.ssh("systemctl reboot", check=False)
         self.wait_ready(boots + 1)
 
@@ -152,7 +172,8 @@ class Server:
         self, command: str, *, check: bool = True, text: str | None = None, timeout: float = COMMAND_SECONDS
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as root, from the server's site."""
-        return ssh(self.lab, self.site, self.image, command, check=check, text=text, timeout=timeout)
+        line = () if self._line is None else ("-S", self._line_path)  # if nobody listens there, SSH connects by itself
+        return ssh(self.lab, self.site, self.image, command, *line, check=check, text=text, timeout=timeout)
 
     def console(self) -> Console:
         """What it said on its serial console here."""
@@ -211,16 +232,21 @@ def ssh(
     site: str,
     image: ServerImage,
     command: str,
-    *,
+    *more: str,
     check: bool = True,
     text: str | None = None,
     timeout: float = COMMAND_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command on whatever machine answers at the server's address at a site, with the server's host key."""
+    """Run a command on whatever machine answers at the server's address at a site, with the server's host key; `more`
+    options."""
+    words = ["ssh", *_ssh_options(image), *more, f"root@{ADDRESS}", command]
+    return lab.run_in(site, words, check=check, text=text, timeout=timeout)
+
+
+def _ssh_options(image: ServerImage) -> list[str | Path]:
     options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", f"UserKnownHostsFile={image.known_hosts}"]
     options += ["-o", "GlobalKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-    words: list[str | Path] = ["ssh", "-F", "none", "-i", image.key, *options, f"root@{ADDRESS}", command]
-    return lab.run_in(site, words, check=check, text=text, timeout=timeout)
+    return ["-F", "none", "-i", image.key, *options]
 
 
 def give_address(lab: Lab, site: str) -> None:

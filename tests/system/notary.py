@@ -18,6 +18,7 @@ __all__ = ["PORT", "digest_of_file"]
 
 PORT = 9400
 PIECE = 1 << 20
+ZEROES = bytes(PIECE)
 
 
 def digest_of_file(path: Path) -> str:
@@ -25,7 +26,7 @@ def digest_of_file(path: Path) -> str:
     whole = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while piece := file.read(PIECE):
-            whole.update(b"\0" if piece.count(0) == len(piece) else hashlib.blake2b(piece, digest_size=16).digest())
+            whole.update(b"\0" if piece == ZEROES[: len(piece)] else hashlib.blake2b(piece, digest_size=16).digest())
     return whole.hexdigest()
 
 
