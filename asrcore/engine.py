@@ -35,8 +35,7 @@ from asrcore.model.state import Event, State, allowed
 from asrcore.replication.context import Context
 from asrcore.replication.ids import new_id
 from asrcore.replication.procedure import Arguments, Procedure
-from asrcore.service import servers, status
-from asrcore.service.servers import ServerStatus
+from asrcore.service import status
 from asrcore.service.status import MachineStatus
 from asrcore.vault import Job, Vault
 
@@ -48,8 +47,9 @@ if TYPE_CHECKING:
     from asrcore.plugins import Plugins
     from asrcore.replication.protect import Pairing
     from asrcore.service.member import Identity
+    from asrcore.service.servers import ServerStatus
 
-__all__ = ["Engine", "MachineStatus", "ServerStatus"]
+__all__ = ["Engine", "MachineStatus"]
 
 _log = logging.getLogger(__name__)
 
@@ -334,6 +334,8 @@ class Engine:
 
     def servers(self) -> list[ServerStatus]:
         """Process servers, or the one engine, as the vault knows them; and the master targets, which are asked."""
+        from asrcore.service import servers  # noqa: PLC0415 - `asr status` needs no TLS
+
         now = self.context.clock()
         contact = self.site_status
         return [*servers.process_servers(self.vault, now), *servers.master_targets(self.vault, contact, now)]

@@ -12,7 +12,8 @@ from asrcore.cli._output import Json
 from asrcore.units import format_duration, format_size, format_time
 
 if TYPE_CHECKING:
-    from asrcore.engine import Engine, MachineStatus, ServerStatus
+    from asrcore.engine import Engine, MachineStatus
+    from asrcore.service.servers import ServerStatus
     from asrcore.vault import Job
 
 __all__ = ["register"]
