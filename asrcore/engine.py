@@ -348,6 +348,8 @@ class Engine:
 
     def wait(self, job: Job, on_change: Callable[[Job], None] | None = None, timeout: float | None = None) -> Job:
         """Follow a job to its end, whoever runs it. Raises the job's error if it failed; TimedOut after `timeout`."""
+        if self._jobs is not None:
+            return self._jobs.wait(job.id, on_change, timeout)
         from asrcore.jobs import follow  # noqa: PLC0415
 
         return follow(self.vault, job.id, on_change, timeout)

@@ -69,7 +69,12 @@ class Jobs:
 
     def wait(self, job_id: str, on_change: Callable[[Job], None] | None = None, timeout: float | None = None) -> Job:
         """See `follow`."""
-        return follow(self._vault, job_id, on_change, timeout)
+        return follow(self._vault, job_id, on_change, timeout, pause=self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, but not longer than until a job that runs here has ended."""
+        with self._changed:
+            self._changed.wait(seconds)
 
     def cancel(self, job_id: str) -> bool:
         """Ask a job to end at its next check; False if it has ended. Raises NotFound."""

@@ -65,16 +65,18 @@ def follow(
     timeout: float | None = None,
     *,
     alive: Callable[[], bool] = lambda: True,
+    pause: Callable[[float], object] | None = None,
 ) -> Job:
     """Wait until a job has ended; `on_change` gets every change that is seen, the first look and the last included.
 
-    `alive` tells whether an engine works on the vault. Raises the error of a job that failed or was cancelled,
-    TimedOut after `timeout` seconds (the job goes on), EngineStopped when no engine is left.
+    `alive` tells whether an engine works on the vault; `pause` waits so many seconds, or less. Raises the error of a
+    job that failed or was cancelled, TimedOut after `timeout` seconds (the job goes on), EngineStopped when no engine
+    is left.
     """
     began = time.monotonic()
     seen: Job | None = None
     missed_at: float | None = None
-    pause = threading.Event()
+    pause = pause or threading.Event().wait
     while True:
         job = vault.job(job_id)
         if on_change is not None and job != seen:
@@ -94,4 +96,4 @@ def follow(
             missed_at = now
         elif now - missed_at >= PATIENCE:
             raise EngineStopped(job=job.id)
-        pause.wait(LOOK)
+        pause(LOOK)

@@ -45,7 +45,6 @@ DELTA = [
     "target.seal.commit",
     "target.seal.disk-applied:2",
     "target.keep.cloned:2",
-    "target.seal.kept",
     "target.seal.swept",
     "target.chain.overlay",
     "cycle.sealed",

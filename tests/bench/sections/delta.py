@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from asrcore.units import MiB
+from tests.bench._apart import APART, two_sites
 from tests.bench._disk import DISK_SIZE
 from tests.bench._field import BORG, BORG_CHUNKS, PLACE, SOURCE, Field, synced
 from tests.bench._stats import OURS, Measured, Result, ratio
@@ -19,8 +20,14 @@ COPY, MIRROR = "/srv/copy.raw", f"{PLACE}/mirror.raw"
 
 
 def measure(field: Field) -> Result:
-    """Against virtnbdbackup of an equal guest, and borg and rsync of a raw file with the same changes."""
-    with field.guest("delta") as guest, field.guest("delta-peer") as other:
+    """Against virtnbdbackup of an equal guest, and borg and rsync of a raw file with the same changes. What goes over
+    the wire is told of an engine beside a third such guest and a master target at the other site."""
+    with (
+        field.guest("delta") as guest,
+        field.guest("delta-peer") as other,
+        field.guest("delta-apart") as far,
+        two_sites(field, far) as apart,
+    ):
         field.rig.protect(guest)
         _virtnbdbackup(field, other, "full")
         copy = field.lab.host_path("b", COPY)
@@ -28,6 +35,7 @@ def measure(field: Field) -> Result:
         archives = iter(range(1000))
         contenders: dict[str, Any] = {
             OURS: lambda: field.ours("replicate", guest, keep=True),
+            APART: lambda: apart("replicate", keep=True),
             "virtnbdbackup": lambda: _virtnbdbackup(field, other, "inc"),
         }
         files = []
@@ -45,7 +53,7 @@ def measure(field: Field) -> Result:
 
         def change() -> None:
             nonlocal dirty
-            dirty = field.change([guest, other], files, scattered=SCATTERED, sequential=SEQUENTIAL)
+            dirty = field.change([guest, other, far], files, scattered=SCATTERED, sequential=SEQUENTIAL)
 
         rounds = field.interleave(contenders, before=change)
         for site, path in (("b", COPY), ("b", MIRROR), ("b", REPOSITORY), ("a", BACKUP)):
@@ -58,7 +66,7 @@ def measure(field: Field) -> Result:
         {
             "delta_vs_virtnbdbackup": ratio(rounds, "virtnbdbackup"),
             "delta_bytes_read_ratio": median(item.more["bytes_read"] for item in ours) / dirty,
-            "delta_bytes_wire_ratio": median(item.more["link_bytes"] for item in ours) / dirty,
+            "delta_bytes_wire_ratio": median(item.more["link_bytes"] for item in rounds[APART]) / dirty,
         },
     )
 

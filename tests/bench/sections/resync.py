@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from tests.bench._apart import APART, two_sites
 from tests.bench._disk import DISK_SIZE
 from tests.bench._field import PLACE, Field, synced
 from tests.bench._stats import OURS, Result, ratio
@@ -14,8 +15,9 @@ SCATTERED = DISK_SIZE // 100
 
 
 def measure(field: Field) -> Result:
-    """Against rsync of a raw file with the same changes."""
-    with field.guest("resync") as guest:
+    """Against rsync of a raw file with the same changes. What goes over the wire is told of an engine beside another
+    such guest and a master target at the other site: each hashes its own side."""
+    with field.guest("resync") as guest, field.guest("resync-apart") as far, two_sites(field, far) as apart:
         field.rig.protect(guest)
         for path in (COPY, MIRROR):
             field.lab.run_in("b", ["cp", "--sparse=always", field.disk.raw, path], timeout=600)
@@ -23,15 +25,19 @@ def measure(field: Field) -> Result:
 
         def change() -> None:
             nonlocal different
-            different = field.change([guest], [field.lab.host_path("b", COPY)], scattered=SCATTERED)
+            different = field.change([guest, far], [field.lab.host_path("b", COPY)], scattered=SCATTERED)
 
         rsync = f"rsync --inplace --no-whole-file --ignore-times {COPY} {MIRROR}"
         rounds = field.interleave(
-            {OURS: lambda: field.ours("resync", guest, now=True), "rsync": lambda: field.peer(synced(rsync))},
+            {
+                OURS: lambda: field.ours("resync", guest, now=True),
+                APART: lambda: apart("resync", now=True),
+                "rsync": lambda: field.peer(synced(rsync)),
+            },
             before=change,
         )
         field.remove(COPY)
         field.remove(MIRROR)
-    bytes_moved = median(item.more["link_bytes"] for item in rounds[OURS])
+    bytes_moved = median(item.more["link_bytes"] for item in rounds[APART])
     figures = {"resync_vs_rsync": ratio(rounds, "rsync"), "resync_bytes_ratio": bytes_moved / different}
     return Result("resync", TITLE, rounds, figures)

@@ -168,10 +168,6 @@ class ChainImages(Images):
         status = os.statvfs(self.home.path)
         return min(max(sizes, default=0), status.f_blocks * status.f_frsize // _MOST_HEADROOM)
 
-    def keep(self, point_id: str, heads: Mapping[str, str]) -> Mapping[str, str]:
-        # A kept point's images are frozen by being in it: see `open_heads`.
-        return dict(heads)
-
     # -- gathering
 
     def tidy(self, record: Record, watch: Watch | None = None) -> Record:

@@ -1,5 +1,8 @@
 """Replicas of kind `reflink`: a raw sparse head per disk, kept points are clones that share its blocks.
 
+The newest point is made of the heads themselves, kept or not. A kept one gets its clones before anything writes the
+heads again, at the latest when the next cycle is applied: not while the source waits for its own cycle to be sealed.
+
 To clone a file and to remove the clone costs time for each of the file's extents, and every small write to a head that
 is shared makes more of them. So a replica with a head of very many becomes one of kind `chain` with the heads as its
 bases: its points so far stay clones, later ones are layers, which cost what they hold.
@@ -15,7 +18,7 @@ import attrs
 from asr_driver_libvirt import _raw
 from asr_driver_libvirt._files import clone_file, count_extents, fsync_directory
 from asr_driver_libvirt._journal import Change, Kind, file_stem
-from asr_driver_libvirt._store import FORMAT, Images, Layer, Record, ReplicaKind
+from asr_driver_libvirt._store import FORMAT, Images, Layer, Point, Record, ReplicaKind
 from asrcore.crashpoint import reach
 from asrcore.driver import DiskReader
 from asrcore.model.extent import Extent
@@ -37,6 +40,7 @@ class ReflinkImages(Images):
         return attrs.evolve(record, next=record.next + 1, heads={**record.heads, disk_id: name})
 
     def open_heads(self, record: Record, disks: Mapping[str, int]) -> Record:
+        record = self.preserve(record)
         for disk_id, size in disks.items():
             if disk_id in record.heads:
                 _raw.grow(self.home.path / record.heads[disk_id], size)
@@ -51,20 +55,37 @@ class ReflinkImages(Images):
         # Shared blocks take no space; each extent may have two unaligned ends and needs its place in the map.
         return 3 * _BLOCK * sum(change.kind in (Kind.DATA, Kind.ZERO) for change in changes)
 
-    def keep(self, point_id: str, heads: Mapping[str, str]) -> Mapping[str, str]:
-        directory = self.home.point(point_id)
-        images = {}
-        for disk_id, head in heads.items():
-            path = directory / f"{file_stem(disk_id)}.raw"
-            clone_file(self.home.path / head, path)
-            images[disk_id] = str(path.relative_to(self.home.path))
-            reach("target.keep.cloned")
-        fsync_directory(directory)
-        return images
+    def to_preserve(self, record: Record) -> bool:
+        point = record.head
+        return point is not None and point.stored.kept and any(map(_is_head, point.images.values()))
+
+    def preserve(self, record: Record) -> Record:
+        if not self.to_preserve(record):
+            return record
+        self.preserve_ahead(record)
+        point = record.points[-1]
+        images = {disk_id: str(self._clone(point, disk_id).relative_to(self.home.path)) for disk_id in point.images}
+        return attrs.evolve(record, points=(*record.points[:-1], attrs.evolve(point, images=images)))
+
+    def preserve_ahead(self, record: Record) -> None:
+        point = record.points[-1]
+        with self.shared.cloning:
+            for disk_id, image in point.images.items():
+                clone = self._clone(point, disk_id)
+                # It has its name only when all of it is there, and nobody writes the head meanwhile.
+                if _is_head(image) and not clone.exists():
+                    building = clone.with_name(clone.name + ".new")
+                    clone_file(self.home.path / image, building)
+                    building.rename(clone)
+                    reach("target.keep.cloned")
+            fsync_directory(self.home.point(point.stored.id))
+
+    def _clone(self, point: Point, disk_id: str) -> Path:
+        return self.home.point(point.stored.id) / f"{file_stem(disk_id)}.raw"
 
     def tidy(self, record: Record, watch: Watch | None = None) -> Record:
         if all(count_extents(self.home.path / head) <= MOST_EXTENTS for head in record.heads.values()):
-            return record
+            return self.preserve(record)
         bases = {
             head: Layer(disk_id, None, (self.home.path / head).stat().st_size) for disk_id, head in record.heads.items()
         }
@@ -82,3 +103,7 @@ class ReflinkImages(Images):
 
     def layer_count(self, record: Record) -> int:
         return 1
+
+
+def _is_head(image: str) -> bool:
+    return image.startswith("images/")

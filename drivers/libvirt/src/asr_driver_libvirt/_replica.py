@@ -1,17 +1,20 @@
 """A replica and the writer of its cycles: the order of durable steps, the same for both kinds of images.
 
 A cycle's content goes to the journal. The commit record is the durable instant of the point; after it come, each
-repeatable, until the journal is gone: open_heads, apply, keep, the record, free. `_replay` does these and is also what
+repeatable, until the journal is gone: open_heads, apply, the record, free. `_replay` does these and is also what
 a crash is followed by.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 import attrs
 
@@ -19,7 +22,7 @@ from asr_driver_libvirt._chain import ChainImages
 from asr_driver_libvirt._files import missing_space, storage_errors
 from asr_driver_libvirt._journal import Commit, Cycle, Journal, Kind
 from asr_driver_libvirt._reflink import ReflinkImages
-from asr_driver_libvirt._store import MAX_LAYERS, Home, Images, Point, Record, ReplicaKind, Shared, checked_id
+from asr_driver_libvirt._store import FORMAT, MAX_LAYERS, Home, Images, Point, Record, ReplicaKind, Shared, checked_id
 from asrcore.crashpoint import reach
 from asrcore.driver import (
     DIGEST_BLOCK,
@@ -51,6 +54,8 @@ from asrcore.model.watch import Watch
 from asrcore.units import MiB
 
 __all__ = ["LibvirtReplica", "checked_disks"]
+
+_log = logging.getLogger(__name__)
 
 # Left free at a seal for metadata: what is committed must not fail for want of space while it is applied.
 _RESERVE = 8 * MiB
@@ -189,9 +194,16 @@ class LibvirtReplica(Replica):
             headroom = self.images(record).headroom(record)
             reach("target.cycle.opened")
             self.shared.hold()
-            writer = LibvirtCycleWriter(self, journal, headroom)
+            beside = partial(self._preserve_ahead, record) if self.images(record).to_preserve(record) else None
+            writer = LibvirtCycleWriter(self, journal, headroom, beside)
             self.shared.writer = weakref.ref(writer)
             return writer
+
+    def _preserve_ahead(self, record: Record) -> None:
+        try:
+            self.images(record).preserve_ahead(record)
+        except OSError as problem:  # done again, and told, when the cycle is applied
+            _log.info("%s: %s", record.name, problem)
 
     def _replay(self) -> Record:
         """Finish what a commit record began; the record as it is then."""
@@ -225,10 +237,9 @@ class LibvirtReplica(Replica):
             reach("target.seal.applied")
             heads = {disk_id: record.heads[disk_id] for disk_id in disks}
             self.home.describe(commit.point.id, commit.seal.description)
-            kept = images.keep(commit.point.id, heads) if commit.point.kept else heads
-            reach("target.seal.kept")
         older = tuple(point for point in record.points if point.stored.kept)
-        record = attrs.evolve(record, disks=dict(disks), heads=heads, points=(*older, Point(commit.point, dict(kept))))
+        points = (*older, Point(commit.point, heads))
+        record = attrs.evolve(record, format=FORMAT, disks=dict(disks), heads=heads, points=points)
         self.home.save(record)
         return record
 
@@ -263,13 +274,10 @@ class LibvirtReplica(Replica):
             point = self._point(record, point_id)
             if point.stored.pinned == pinned:
                 return
-            images = point.images
-            if pinned and not point.stored.kept:
-                images = self.images(record).keep(point_id, point.images)
             kept = point.stored.kept or pinned
-            changed = Point(attrs.evolve(point.stored, pinned=pinned, kept=kept), dict(images))
+            changed = attrs.evolve(point, stored=attrs.evolve(point.stored, pinned=pinned, kept=kept))
             points = tuple(changed if item is point else item for item in record.points)
-            self.home.save(attrs.evolve(record, points=points))
+            self.home.save(attrs.evolve(record, format=FORMAT, points=points))
 
     # -- reading
 
@@ -368,13 +376,19 @@ class _ReplicaReader(DiskReader):
 class LibvirtCycleWriter(CycleWriter):
     """Writes a cycle to its journal; the replica is closed to other processes until `close`."""
 
-    def __init__(self, replica: LibvirtReplica, journal: Journal, headroom: int) -> None:
-        """Takes over one `hold` of the replica. `headroom`: bytes to be left free."""
+    def __init__(
+        self, replica: LibvirtReplica, journal: Journal, headroom: int, beside: Callable[[], None] | None
+    ) -> None:
+        """Takes over one `hold` of the replica. `headroom`: bytes to be left free. `beside` is called on a thread of
+        its own while data comes."""
         self._headroom = headroom
         self._replica = replica
         self._journal = journal
         self._disks = dict(journal.cycle.disks)
         self._sealed: StoredPoint | None = None
+        self._beside = threading.Thread(target=beside, name="clones", daemon=True) if beside else None
+        if self._beside is not None:
+            self._beside.start()
         self._open = True
 
     @property
@@ -432,6 +446,7 @@ class LibvirtCycleWriter(CycleWriter):
         self._check_open()
         checked_id("point id", spec.point_id)
         replica, journal = self._replica, self._journal
+        self._wait_beside()
         with replica.working("sealing a cycle") as record:
             already = record.point(spec.point_id)
             if already is not None:
@@ -468,6 +483,10 @@ class LibvirtCycleWriter(CycleWriter):
         if status.f_bavail * status.f_frsize < wanted:
             raise TargetFull(where=str(path), detail=missing_space(path, wanted))
 
+    def _wait_beside(self) -> None:
+        if self._beside is not None:
+            self._beside.join()
+
     def discard(self) -> None:
         """See CycleWriter."""
         self._check_open()
@@ -479,6 +498,7 @@ class LibvirtCycleWriter(CycleWriter):
     def close(self) -> None:
         if self._open:
             self._open = False
+            self._wait_beside()
             try:
                 self._journal.close()
             finally:

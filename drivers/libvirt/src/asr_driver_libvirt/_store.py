@@ -53,8 +53,9 @@ __all__ = [
     "probe_kind",
 ]
 
-FORMAT = 2
-"""Format 2 has layers on which several stand, and tests that hold a clone. Records of format 1 are read as they are."""
+FORMAT = 3
+"""Format 2 has layers on which several stand, and tests that hold a clone; format 3 kept points that are made of the
+heads. Records of older formats are read as they are."""
 MAX_LAYERS = 150
 """A chain is not made longer: libvirt refuses 200 layers, and what stands on the chain adds some."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -315,6 +316,8 @@ class Shared:
         """A weak reference to the cycle writer that is open."""
         self.servers: Closing | None = None
         """What readers keep running; closed before images are written, and when nobody works here any more."""
+        self.cloning = threading.Lock()
+        """Of who clones the heads."""
         self._holding = threading.Lock()
         self._holders = 0
         self._fd = -1
@@ -459,9 +462,16 @@ class Images(ABC):
         """Bytes that cycles leave free, so that dropping points is possible and frees the rest."""
         return 0
 
-    @abstractmethod
-    def keep(self, point_id: str, heads: Mapping[str, str]) -> Mapping[str, str]:
-        """Images, durable, that keep the content of these heads as a point's."""
+    def to_preserve(self, record: Record) -> bool:
+        """Whether the newest point is a kept one, made of heads, and cannot stay so when they are written."""
+        return False
+
+    def preserve(self, record: Record) -> Record:
+        """Give such a point images of its own."""
+        return record
+
+    def preserve_ahead(self, record: Record) -> None:  # noqa: B027 - most have nothing to preserve
+        """Do of `preserve` what takes time: on any thread, beside anything that writes no heads."""
 
     @abstractmethod
     def tidy(self, record: Record, watch: Watch | None = None) -> Record:
