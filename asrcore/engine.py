@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from asrcore.plugins import Plugins
     from asrcore.replication.protect import Pairing
     from asrcore.service.member import Identity
+    from asrcore.service.servers import ServerStatus
 
 __all__ = ["Engine", "MachineStatus"]
 
@@ -330,6 +331,14 @@ class Engine:
     def status(self) -> list[MachineStatus]:
         """All protected machines, by name. Asks no site: it works with the primary gone."""
         return status.machines(self.vault, self.context.clock())
+
+    def servers(self) -> list[ServerStatus]:
+        """Process servers, or the one engine, as the vault knows them; and the master targets, which are asked."""
+        from asrcore.service import servers  # noqa: PLC0415 - `asr status` needs no TLS
+
+        now = self.context.clock()
+        contact = self.site_status
+        return [*servers.process_servers(self.vault, now), *servers.master_targets(self.vault, contact, now)]
 
     def points(self, machine: str) -> list[RecoveryPoint]:
         """Recovery points of a machine, oldest first."""

@@ -1,4 +1,4 @@
-"""Looking: `status`, `points`, `jobs`, `events`."""
+"""Looking: `status`, `points`, `jobs`, `events`, `server list`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from asrcore.units import format_duration, format_size, format_time
 
 if TYPE_CHECKING:
     from asrcore.engine import Engine, MachineStatus
+    from asrcore.service.servers import ServerStatus
     from asrcore.vault import Job
 
 __all__ = ["register"]
+
+_server = typer.Typer(help="Servers: process servers and master targets.", no_args_is_help=True)
 
 _COLUMNS = ("MACHINE", "STATE", "HEALTH", "RPO", "LAST POINT", "POINTS", "DIRECTION", "REPLICA", "EPOCH", "TEST", "NOW")
 
@@ -24,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the application."""
     for verb in (status, points, jobs, events):
         app.command(verb.__name__)(verb)
+    app.add_typer(_server, name="server")
 
 
 def status(
@@ -149,3 +153,31 @@ def events(
             return
         rows = [(format_time(item.at), item.machine, item.kind, item.text) for item in found]
         _output.table(("TIME", "MACHINE", "KIND", "WHAT"), rows, empty="nothing happened yet")
+
+
+@_server.command("list")
+def server_list(context: typer.Context, as_json: Json = False) -> None:
+    """List process servers and master targets (these are asked): health, version, last seen, machines carried."""
+    with _session.engine(context) as opened:
+        found = opened.servers()
+        if as_json:
+            _output.show([item.document() for item in found], "", as_json=True)
+            return
+        columns = ("ROLE", "SERVER", "HEALTH", "VERSION", "LAST SEEN", "MACHINES", "SITES", "WHERE")
+        _output.table(columns, [_server_row(item) for item in found], empty="no server works on this vault")
+        for item in found:
+            if item.error is not None:
+                typer.echo(f"\n{item.name}: [{item.error.code}] {item.error}\n  next: {item.error.action_text}")
+
+
+def _server_row(item: ServerStatus) -> tuple[str, ...]:
+    return (
+        item.role,
+        item.name or "-",
+        "up" if item.up else "down",
+        item.version or "-",
+        "-" if item.seen_at is None else format_time(item.seen_at),
+        str(item.machines),
+        "all" if item.sites is None else ", ".join(item.sites),
+        item.where,
+    )

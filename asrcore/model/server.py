@@ -13,7 +13,7 @@ class Server:
 
     `session` is new each time the server starts: what an earlier process of that name held, this one does not.
     `sites`: those it can reach; None: all. `alive`: it was heard of within its lease. `silent`: seconds since then, by
-    the database's clock.
+    the database's clock. `version`: of its software, empty if it did not say.
     """
 
     name: str
@@ -22,6 +22,7 @@ class Server:
     sites: frozenset[str] | None
     alive: bool
     silent: float
+    version: str = ""
 
     def reaches(self, *sites: str) -> bool:
         """Whether it can work between these sites."""

@@ -162,6 +162,7 @@ class _Api:
                 "server": item.name,
                 "host": item.host,
                 "up": item.alive,
+                "version": item.version,
                 "silent_seconds": item.silent,
                 "sites": None if item.sites is None else sorted(item.sites),
                 "machines": assigned.count(item.session),

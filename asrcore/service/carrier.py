@@ -142,6 +142,13 @@ class Carrier:
         poll.register(self._fileno, select.POLLOUT)
         return not self._broken and bool(poll.poll(0))
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether the other side has closed or reset the connection; what it sent before may still be unread."""
+        poll = select.poll()
+        poll.register(self._fileno, select.POLLRDHUP)
+        return self._broken or bool(poll.poll(0))
+
     def _attempt(self, call: Callable[[], int], direction: int) -> int:
         while True:
             try:

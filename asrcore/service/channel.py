@@ -26,7 +26,7 @@ from asrcore.replication import wire
 from asrcore.replication.wire import Bytes, Connection, Frame, ProtocolError
 from asrcore.service.carrier import Carrier, Lost
 from asrcore.service.failures import as_error, farewell, rebuilt, told
-from asrcore.service.pace import Pace
+from asrcore.service.pace import FRAME, Pace
 from asrcore.service.packing import COMPRESSION, Packer, unpacked
 from asrcore.service.tls import Component, Role
 
@@ -203,6 +203,12 @@ class Channel:
 
     # -- for streams
 
+    def _frame_size(self, stream: int) -> int:
+        """Bytes that a frame of data had best have: what has arrived of a frame at a cut is sent again."""
+        with self._changed:
+            pace = self._paces.get(stream)
+            return pace.frame if pace is not None else FRAME
+
     def _put(self, stream: int, head: Mapping[str, Any], data: Bytes, more: int = 0) -> int:
         """Send one frame of data, as soon as there is room; its number from 1 on, 0 if the stream has ended."""
         body, flags, plain = self.packer.pack(data)
@@ -254,7 +260,7 @@ class Channel:
             if isinstance(problem, Lost) and self._receiver.is_alive() and self._receiver != threading.current_thread():
                 with self._changed:  # a goodbye may have come, which says why: the receiver reads it, or the end
                     self._changed.wait_for(lambda: self.error, timeout=_LAST_WORD)
-            self._ended(problem)
+            self._ended(problem, sending=True)
             if isinstance(problem, Exception):
                 assert self.error is not None
                 raise self.error from problem
@@ -385,7 +391,7 @@ class Channel:
         self._ended(problem)
         return problem
 
-    def _ended(self, problem: BaseException) -> None:
+    def _ended(self, problem: BaseException, *, sending: bool = False) -> None:
         """Set `error` and wake all; what is told to the other side is why, if it broke the protocol."""
         with self._changed:
             if self.error is not None:
@@ -397,6 +403,8 @@ class Channel:
             elif isinstance(problem, _Closing):
                 goodbye = self._wire.goodbye(problem.reason, str(problem))
             self._changed.notify_all()
+        if sending and isinstance(problem, Lost):
+            return  # what arrived before that is still read: it need not be sent again
         if goodbye and self._carrier.can_send and self._sending.acquire(timeout=1.0):
             try:
                 self._carrier.send(goodbye)
@@ -434,6 +442,11 @@ class Channel:
                 self._receiver.join(self._carrier.limits.silence)
             else:
                 self._finish()
+
+    def drain(self, seconds: float) -> None:
+        """If the other side has hung up, wait, for so long at most, until all that it sent before was taken."""
+        if self._carrier.hung_up:
+            self._receiver.join(seconds)
 
     def refuse(self, problem: AsrError) -> None:
         """End it before it has started, and tell the other side why."""
@@ -485,6 +498,11 @@ class DataStream:
     def end(self) -> None:
         """Nothing more will be put."""
         self.channel._put(self._stream, {}, b"", wire.END)
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes of data that one `put` had best have now."""
+        return self.channel._frame_size(self._stream)
 
     @property
     def acknowledged(self) -> int:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from importlib.metadata import version
 
 import attrs
 
@@ -58,7 +59,12 @@ class Member:
         while True:
             try:
                 self._vault.join(
-                    identity.name, identity.session, host=identity.host, sites=identity.sites, lease=identity.lease
+                    identity.name,
+                    identity.session,
+                    host=identity.host,
+                    sites=identity.sites,
+                    lease=identity.lease,
+                    version=version("asrcore"),
                 )
                 break
             except ServerNameTaken:

@@ -10,9 +10,13 @@ import attrs
 
 from asrcore.units import KiB, MiB
 
-__all__ = ["FLOOR", "Pace"]
+__all__ = ["FLOOR", "FRAME", "Pace"]
 
 FLOOR = 512 * KiB
+FRAME = 64 * KiB
+"""A frame has at least so many bytes of data, if there are so many."""
+_MOST_FRAME = 1 * MiB
+_FRAMES = 8  # on their way together, or more
 _START = 1 * MiB
 _ROUND = 0.25  # seconds between two decisions
 _ENOUGH = 0.2  # seconds of what the link brings across: enough for a round trip and a stall of the other side
@@ -39,6 +43,11 @@ class Pace:
     def allows(self, size: int) -> bool:
         """Whether so many bytes may follow; a single frame always may."""
         return not self._flying or self._bytes + size <= self.limit
+
+    @property
+    def frame(self) -> int:
+        """Bytes that a frame had best have, a power of two: half of one, on average, is lost with its connection."""
+        return min(max(FRAME, 1 << (self.limit // _FRAMES | 1).bit_length() - 1), _MOST_FRAME)
 
     def sent(self, size: int) -> None:
         """A frame is under way."""

@@ -36,6 +36,8 @@ T = TypeVar("T")
 KEEP_VIEWS = 300.0
 """Seconds that a frozen view waits for its peer to come back."""
 MAX_READ = 2 * MiB
+DRAIN_SECONDS = 10.0
+"""How long a cycle is not opened again while what its former session sent is still being written."""
 
 
 @attrs.define(eq=False)
@@ -338,6 +340,7 @@ class SiteServer:
         spec = calls.value(head.get("spec"), driver.CycleSpec, "spec")
         replica = self._replica(head)
         replica_id = str(head.get("replica"))
+        self._drain(replica_id)
         with self._lock:
             opening = self._opening.setdefault(replica_id, threading.Lock())
         with opening:
@@ -351,6 +354,15 @@ class SiteServer:
             with self._lock:
                 self._cycles[replica_id] = cycle
         return Answer({"handle": session.add(cycle)})
+
+    def _drain(self, replica_id: str) -> None:
+        """What connections that were cut have still brought of an open cycle is taken: it need not be sent again."""
+        with self._lock:
+            cycle = self._cycles.get(replica_id)
+            held = [item for item in self._sessions.values() if cycle is not None and cycle in item.handles.values()]
+            channels = [channel for item in held for channel in item.channels]
+        for channel in channels:
+            channel.drain(DRAIN_SECONDS)
 
     def _end_cycle(self, cycle: _Cycle, why: str) -> None:
         cycle.end(why, flush=True)

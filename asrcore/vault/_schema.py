@@ -44,7 +44,7 @@ APPLICATION_ID = 0x41735256
 
 VERSION_TABLE = "asr_version"
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Known schema versions, oldest first; the same as in migrations/versions, without importing Alembic to know."""
 
 # Constraints that have names can be altered by a later migration on both databases.
@@ -199,6 +199,7 @@ servers = Table(
     Column("sites", Text),
     Column("lease", Float, nullable=False),
     Column("beat_at", Float, nullable=False),
+    Column("version", String(64)),
 )
 
 # No reference to `servers`: the session of one that is gone still says that somebody worked on the machine.

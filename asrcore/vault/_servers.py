@@ -42,8 +42,11 @@ class Servers(Store):
 
     # -- being one ---------------------------------------------------------------------------------------------------
 
-    def join(self, name: str, session: str, *, host: str, sites: Collection[str] | None, lease: float) -> None:
-        """Work for a process server from now on. `lease`: seconds of silence after which its machines are given away.
+    def join(
+        self, name: str, session: str, *, host: str, sites: Collection[str] | None, lease: float, version: str = ""
+    ) -> None:
+        """Work for a process server from now on. `lease`: seconds of silence after which its machines are given away;
+        `version`: of the software, for people.
 
         Raises ServerNameTaken while another session of that name lives.
         """
@@ -54,7 +57,7 @@ class Servers(Store):
             if known is not None and known["session"] != session and known["beat_at"] + known["lease"] > now:
                 raise ServerNameTaken(server=name, host=known["host"], seconds=known["lease"])
             connection.execute(delete(table).where(table.c.name == name))
-            row = {"name": name, "session": session, "host": host, "lease": lease, "beat_at": now}
+            row = {"name": name, "session": session, "host": host, "lease": lease, "beat_at": now, "version": version}
             row["sites"] = None if sites is None else json.dumps(sorted(sites))
             connection.execute(insert(table).values(row))
         self._member = _Member(name, session)
@@ -209,4 +212,4 @@ class Servers(Store):
 def _server_of(row: _rows.Row, now: float) -> Server:
     sites = None if row["sites"] is None else frozenset(map(str, json.loads(row["sites"])))
     silent = max(0.0, now - row["beat_at"])
-    return Server(row["name"], row["session"], row["host"], sites, silent <= row["lease"], silent)
+    return Server(row["name"], row["session"], row["host"], sites, silent <= row["lease"], silent, row["version"] or "")

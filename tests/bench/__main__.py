@@ -19,6 +19,8 @@ from tests.lab._packages import install_packages, missing_packages
 from tests.lab._run import LabError
 
 PACKAGES = ("virtnbdbackup", "borgbackup", "nbdkit", "libnbd-bin", "rsync", "socat", "zstd", "qemu-utils")
+SSHD_NEEDS = ("openssh-client", "libwrap0", "libgssapi-krb5-2")
+"""Beside what every Debian has; sshd itself is not installed (see `_ssh`)."""
 SECTIONS = ("initial", "delta", "resync", "verify", "points", "idle", "status", "secure", "wan")
 ROUNDS = 5
 QUICK_ROUNDS = 2
@@ -62,7 +64,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=0, help=f"{ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument("--profile", action="store_true", help="also tell where our engine's time goes; ours is slower")
     arguments = parser.parse_args()
-    if missing := missing_packages(PACKAGES):
+    if missing := missing_packages([*PACKAGES, *SSHD_NEEDS]):
         _say(f"installing the peers: {' '.join(missing)}")
         install_packages(missing)
     compileall.compile_dir(Path(asrcore.__file__).parent, quiet=1)  # as pip does; Python may be told not to by itself

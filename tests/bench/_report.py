@@ -25,6 +25,8 @@ AIMS: Mapping[str, str] = {
     "initial_copy_vs_nbdcopy": ">= 1.1, aim 1.3",
     "secure_copy_vs_zstd_tls_pipe": ">= 1.6, aim 2.0",
     "wan_delta_vs_rsync": "> 1",
+    "wan_bytes_vs_zstd_ssh": "> 1",
+    "wan_resent_ratio": "<= 1.01: with ten cuts",
     "wan_bytes_vs_rsync": "about 1: rsync compares both disks to find what a bitmap tells",
     "delta_vs_virtnbdbackup": ">= 3, aim 5",
     "delta_bytes_read_ratio": "<= 1.05",

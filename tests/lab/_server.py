@@ -41,15 +41,29 @@ class Server:
         self.console_file = where.disk_dir / f"srv/console/{name}.log"
         self._log = self.console_file.with_suffix(".qemu")
         self._qemu: subprocess.Popen[bytes] | None = None
+        self._line: subprocess.Popen[bytes] | None = None
         give_address(lab, site)
+
+    @property
+    def _tap(self) -> str:
+        return f"tap-{self.name}"[:15]
+
+    @property
+    def _line_path(self) -> str:
+        return f"/run/{self.name}.ssh"
+
+    @property
+    def _monitor(self) -> str:
+        return f"/run/{self.name}.qmp"
 
     # -- power
 
     def start(self, *, wait: bool = True, timeout: float = BOOT_SECONDS) -> float:
         """Press the power button; with `wait` until SSH answers and the ledger runs. Returns how long that took."""
+        self._close_line()
         begun = time.monotonic()
         boots = len(self.console().ready)
-        tap = f"tap-{self.name}"[:15]
+        tap = self._tap
         inside = self.lab.sites[self.site]
         for command in (
             ["ip", "tuntap", "add", "dev", tap, "mode", "tap"],
@@ -60,17 +74,21 @@ class Server:
         command = ["qemu-system-x86_64", "-name", self.name, "-machine", "pc-i440fx-7.2", "-m", str(MEMORY_MIB)]
         command += ["-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=128", "-cpu", "max", "-smp", "1"]
         command += ["-nodefaults", "-display", "none", "-no-user-config"]
+        # On a busy host SeaBIOS has given up on the disks before QEMU's NVMe controllers were ready, and halted.
+        command += ["-boot", "reboot-timeout=2000"]
         command += ["-smbios", f"type=1,manufacturer=Lab Servers,product=Rack 1,serial=LS-0001,uuid={UUID}"]
         command += ["-chardev", f"file,id=console,path=/srv/console/{self.name}.log,append=on"]
         command += ["-serial", "chardev:console"]
         command += ["-netdev", f"tap,id=net0,ifname={tap},script=no,downscript=no"]
         command += ["-device", f"virtio-net-pci,netdev=net0,mac={MAC},addr=3"]
-        for number, serial in enumerate(self._disks):
-            path = f"/srv/images/{self.name}-{serial}.raw"
+        for number, path in enumerate(self.images_inside.values()):
             command += ["-drive", f"file={path},format=raw,if=none,id=disk{number},discard=unmap,detect-zeroes=off"]
-            command += ["-device", f"nvme,drive=disk{number},serial={serial},addr={4 + number}"]
+        command += ["-device", "nvme,drive=disk0,serial=ROOT0001,addr=4,bootindex=0"]
+        # QEMU does not let an NVMe disk grow while it is in use.
+        command += ["-device", "virtio-scsi-pci,id=scsi0,addr=5"]
+        command += ["-device", "scsi-hd,drive=disk1,bus=scsi0.0,serial=DATA0001"]
         # A monitor for growing a disk while the server runs, as a storage array would.
-        command += ["-qmp", f"unix:/run/{self.name}.qmp,server=on,wait=off"]
+        command += ["-qmp", f"unix:{self._monitor},server=on,wait=off"]
         with self._log.open("wb") as log:
             self._qemu = self.lab.popen_in(self.site, command, stdout=log.fileno(), stderr=log.fileno())
         if wait:
@@ -88,6 +106,18 @@ class Server:
             wait_until(ready, f"{self.name} is ready", timeout, 0.5)
         except LabError as error:
             raise LabError(f"{error}\nconsole:\n{self.console().text[-3000:]}") from error
+        self._open_line()
+
+    def _open_line(self) -> None:
+        """Keep an SSH connection for commands: the emulated processor needs seconds for a handshake."""
+        command = ["ssh", *_ssh_options(self.image), "-MN", "-S", self._line_path, f"root@{ADDRESS}"]
+        self._line = self.lab.popen_in(self.site, command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def _close_line(self) -> None:
+        if self._line is not None:
+            self._line.terminate()  # it removes its socket
+            self._line.wait(STOP_SECONDS)
+            self._line = None
 
     def answers(self) -> bool:
         """Whether SSH answers."""
@@ -112,6 +142,7 @@ class Server:
 
     def cut_power(self) -> None:
         """SIGKILL its QEMU."""
+        self._close_line()
         if self._qemu is not None and self._qemu.poll() is None:
             self._qemu.kill()
             self._qemu.wait(STOP_SECONDS)
@@ -123,6 +154,7 @@ class Server:
     def reboot(self) -> None:
         """An orderly reboot from inside."""
         boots = len(self.console().ready)
+        self._close_line()
         self.ssh("systemctl reboot", check=False)
         self.wait_ready(boots + 1)
 
@@ -130,13 +162,18 @@ class Server:
         """SIGSTOP its QEMU for a while: nothing of it moves, and nobody is told."""
         return _stopped(self.pid)
 
+    def plug(self, *, out: bool) -> None:
+        """Pull its network cable out, or put it back."""
+        run(self.lab.sites[self.site].enter(["ip", "link", "set", self._tap, "down" if out else "up"]))
+
     # -- inside
 
     def ssh(
         self, command: str, *, check: bool = True, text: str | None = None, timeout: float = COMMAND_SECONDS
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as root, from the server's site."""
-        return ssh(self.lab, self.site, self.image, command, check=check, text=text, timeout=timeout)
+        line = () if self._line is None else ("-S", self._line_path)  # if nobody listens there, SSH connects by itself
+        return ssh(self.lab, self.site, self.image, command, *line, check=check, text=text, timeout=timeout)
 
     def console(self) -> Console:
         """What it said on its serial console here."""
@@ -162,19 +199,21 @@ class Server:
         """The raw image of a disk, as the host sees it."""
         return self._disks[serial]
 
-    def grow(self, serial: str, size: int) -> None:
-        """Make a disk larger while the server runs, and let the server's kernel see it."""
-        number = list(self._disks).index(serial)
-        device = f"disk{number}"
-        _qmp(self.lab.host_path(self.site, f"/run/{self.name}.qmp"), "block_resize", {"device": device, "size": size})
+    @property
+    def images_inside(self) -> dict[str, str]:
+        """The raw images of the disks, as its site names them, by the names that its kernel gives them."""
+        names = {"ROOT0001": "nvme0n1", "DATA0001": "sda"}
+        return {names[serial]: f"/srv/images/{self.name}-{serial}.raw" for serial in self._disks}
+
+    def grow_data_disk(self, size: int) -> None:
+        """Make the disk DATA0001 larger while the server runs, and let the server's kernel see it."""
+        _qmp(self.lab.host_path(self.site, self._monitor), "block_resize", {"device": "disk1", "size": size})
 
         def seen() -> bool:
-            shown = self.ssh(
-                f"echo 1 > /sys/class/nvme/nvme{number}/rescan_controller; cat /sys/block/nvme{number}n1/size"
-            ).stdout
+            shown = self.ssh("echo 1 > /sys/block/sda/device/rescan; cat /sys/block/sda/size").stdout
             return int(shown) * 512 == size
 
-        wait_until(seen, f"{self.name} sees its disk {serial} grown", 60, 0.5)
+        wait_until(seen, f"{self.name} sees its disk grown", 60, 0.5)
 
 
 def audit(command: Callable[[str], subprocess.CompletedProcess[str]]) -> Audit:
@@ -193,16 +232,21 @@ def ssh(
     site: str,
     image: ServerImage,
     command: str,
-    *,
+    *more: str,
     check: bool = True,
     text: str | None = None,
     timeout: float = COMMAND_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command on whatever machine answers at the server's address at a site, with the server's host key."""
+    """Run a command on whatever machine answers at the server's address at a site, with the server's host key; `more`
+    options."""
+    words = ["ssh", *_ssh_options(image), *more, f"root@{ADDRESS}", command]
+    return lab.run_in(site, words, check=check, text=text, timeout=timeout)
+
+
+def _ssh_options(image: ServerImage) -> list[str | Path]:
     options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", f"UserKnownHostsFile={image.known_hosts}"]
     options += ["-o", "GlobalKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-    words: list[str | Path] = ["ssh", "-F", "none", "-i", image.key, *options, f"root@{ADDRESS}", command]
-    return lab.run_in(site, words, check=check, text=text, timeout=timeout)
+    return ["-F", "none", "-i", image.key, *options]
 
 
 def give_address(lab: Lab, site: str) -> None:

@@ -250,6 +250,25 @@ class Site:
             run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard", backing])
         self._inside("mount", "-o", "loop", backing, replica.path)
 
+    def disk_loses_power(self, name: str) -> None:
+        """The XFS of that replica directory stops at once, as at a power cut: its log is not flushed, what it held in
+        memory is gone; what was made durable, or happened to be written, stays."""
+        self._inside("xfs_io", "-x", "-c", "shutdown", self._replica_dir(name).path)
+
+    def disk_gets_power(self, name: str) -> None:
+        """Mount it again, from what is on its disk: XFS replays its log. Raises LabError if a file of it is open."""
+        replica, backing = self._replica_dir(name), self.disk_dir / f"{name}.img"
+        self._inside("umount", replica.path)
+        device = run(["losetup", "--find", "--show", backing]).stdout.strip()  # the site does not see the image
+        try:
+            self._inside("mount", device, replica.path)
+        finally:
+            run(["losetup", "--detach", device])  # once it is unmounted
+
+    @staticmethod
+    def _replica_dir(name: str) -> ReplicaDir:
+        return next(item for item in REPLICA_DIRS if item.name == name)
+
     def start_libvirtd(self) -> None:
         """Start the daemon, as at the boot of a host, and wait until it answers."""
         self._inside("ip", "link", "set", "lo", "up")

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
+import pytest
 
 from tests.certificates import Authority
-from tests.lab import Lab
+from tests.lab import BlankDisk, Kind, Lab
 from tests.lab._lab import ADDRESSES
 from tests.system.cockpit import ASR
-from tests.system.rig import Pilot, wait_for
+from tests.system.rig import MIB, EngineError, Pilot, Rig, wait_for
 
-__all__ = ["PORT", "MasterTargetProcess", "master_target", "paired", "sent_bytes"]
+__all__ = [
+    "CUTS",
+    "PORT",
+    "MasterTargetProcess",
+    "copied_with_cuts",
+    "master_target",
+    "paired",
+    "sent_bytes",
+]
 
 PORT = 9444
+CUTS = 10
 _IDENTITY = "/srv/identity"
 
 
@@ -90,3 +102,50 @@ def paired(
         yield pilot
     finally:
         pilot.close()
+
+
+def _reset_connections(lab: Lab) -> None:
+    """Reset all connections of site a with the master target. What was not sent yet is gone; the other side is told."""
+    words = ["ss", "--kill", "--tcp", "--numeric", "state", "established", "dport", "=", f":{PORT}"]
+    killed = lab.run_in("a", words).stdout
+    assert f":{PORT}" in killed, "there was no connection to be cut"
+
+
+def _copied(lab: Lab, engine: Pilot, guest: str, size: int, cuts: int) -> int:
+    """Protect a guest whose disks have so many bytes that do not compress, and cut the copy's connections `cuts` times,
+    evenly. Returns what left site a by the link, retransmissions included."""
+    begun = sent_bytes(lab)
+    marks = deque(begun + number * size // (cuts + 1) for number in range(1, cuts + 1))
+    job = engine("protect", guest, source="a", target="there", policy="still")
+    while marks:
+        wait_for(lambda: sent_bytes(lab) > marks[0], "the copy goes on", timeout=120, poll=0.02)
+        marks.popleft()
+        _reset_connections(lab)
+        with pytest.raises(EngineError) as failed:
+            engine("wait", job["id"], 120.0, timeout=130)
+        assert failed.value.exit_code == 6
+        job = engine("replicate", guest, keep=True)
+    engine("wait", job["id"], 180.0, timeout=190)
+    return sent_bytes(lab) - begun
+
+
+def copied_with_cuts(rig: Rig, engine: Pilot, name: str) -> tuple[int, int]:
+    """Copy a guest's disk of 256 MiB that does not compress at 100 Mbit/s, first uncut, then cut ten times.
+
+    Returns what each copy put on the wire, in bytes. The guest, which rests, stays and is protected.
+    """
+    lab, size = rig.lab, 256 * MIB
+    lab.define_guest("a", Kind.BIOS_DIRECT, name, rate=1, extra_disks=[BlankDisk("vdc", size, "raw")])
+    with lab.host_path("a", f"/srv/images/{name}-vdc.raw").open("r+b") as disk:
+        for _ in range(0, size, MIB):
+            disk.write(os.urandom(MIB))
+    rig.start(name)
+    rig.paused(name)
+    lab.slow(100)
+    try:
+        uncut = _copied(lab, engine, name, size, cuts=0)
+        job = engine("unprotect", name)
+        engine("wait", job["id"], 60.0)
+        return uncut, _copied(lab, engine, name, size, CUTS)
+    finally:
+        lab.restore()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,24 +21,20 @@ from tests.lab._kvm import kvm_boots
 from tests.lab._run import LabError
 from tests.lab._server import audit, boot_audit, ssh
 from tests.lab._site import wait_until
+from tests.system import notary
 from tests.system.cockpit import ASR, Cockpit
 
-__all__ = ["Scene", "digest_of_file"]
+__all__ = ["NAME", "Scene"]
 
 NAME = "server1"
 IDENTITY = "/srv/asr/dc"
-PIECE = 1 << 20
+CONNECT = f"""\
+import json, sys
+from asr_driver_physical._driver import PhysicalDriver
+site = PhysicalDriver().connect("dc", {{"listen": "10.78.0.1", "identity": {IDENTITY!r}, "spool": "/srv/asr/spool"}})
+"""
 WITNESS = Path(__file__).parents[1] / "lab/server/witness.py"
 DROP_IN = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /run/witness/witness.py run\n"
-
-
-def digest_of_file(path: Path) -> str:
-    """As the witness on the server computes it of a disk."""
-    whole = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            whole.update(b"\0" if piece.count(0) == len(piece) else hashlib.blake2b(piece, digest_size=16).digest())
-    return whole.hexdigest()
 
 
 class Scene:
@@ -49,6 +45,8 @@ class Scene:
         self.server = Server(lab, "a", NAME)
         self.asr = Cockpit(lab, "a")
         self._target: subprocess.Popen[bytes] | None = None
+        self._notary: subprocess.Popen[bytes] | None = None
+        self._listener: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Scene:
         return self
@@ -58,8 +56,10 @@ class Scene:
     ) -> None:
         with contextlib.suppress(Exception):
             self.asr.stop_service()
+        self._stop_listening()
         self.stop_target()
         self.server.cut_power()
+        self._stop_notary()
 
     # -- the process server and the master target
 
@@ -93,16 +93,58 @@ class Scene:
                 self._target.wait(10)
             self._target = None
 
-    def set_up(self, *, interval: str = "5s", freeze_limit: str = "60s") -> None:
-        """A vault at site a, both sites, a policy."""
+    def use_a_disk_of_its_own(self) -> None:
+        """Let all that the process server keeps, vault and spool, be on a disk that can lose its power. To be called
+        first."""
+        self.lab.host_path("a", "/srv/xfs/asr").mkdir()
+        self.lab.host_path("a", "/srv/asr").symlink_to("xfs/asr")
+
+    def process_server_loses_power(self) -> None:
+        """The machine on which it runs goes, and comes back.
+
+        Nobody hears of it: both cables are out first. Its disk stops as `Site.disk_loses_power` says: what was not made
+        durable is lost. All that it runs is killed. Not shown: a disk that loses what it has acknowledged as flushed.
+        """
+        site = self.lab.sites["a"]
+        self.lab.cut()
+        self.server.plug(out=True)
+        self._stop_notary()
+        site.disk_loses_power("xfs")
+        killed = {pid for pid in site.processes() if pid != site.anchor() and _is_python(pid)}
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: killed.isdisjoint(site.processes()), "what it ran has ended", 30)
+        site.disk_gets_power("xfs")
+        self._stop_listening()
+        self.server.plug(out=False)
+        self.lab.restore()
+        self._start_notary()
+        self.listen()
+
+    def set_up(self, *, interval: str = "5s", freeze_limit: str = "60s", silence: str = "30s") -> None:
+        """A vault at site a, both sites, a policy. `silence`: after which a cut link to site b is noticed."""
         asr = self.asr
         asr.run("init").check_returncode()
         asr("site", "add", "dc", "--driver", "physical", "--set", "listen=10.78.0.1", "--set", f"identity={IDENTITY}",
             "--set", "spool=/srv/asr/spool")  # fmt: skip
         asr("site", "add", "b", "--driver", "remote", "--set", f"address={self.lab.sites['b'].address}:9444",
-            "--set", "identity=/srv/asr/identity", "--set", "peer=b")  # fmt: skip
+            "--set", "identity=/srv/asr/identity", "--set", "peer=b", "--set", f"silence={silence}")  # fmt: skip
         asr("policy", "create", "gold", "--interval", interval, "--point-every", interval, "--keep", "24h",
             "--freeze-limit", freeze_limit, "--resync-window", "always", "--resync-threshold", "1")  # fmt: skip
+
+    def listen(self) -> None:
+        """Let a process of its own listen for the server, as the service would: else each verb listens by itself, and
+        waits until the server dials again."""
+        script = f"{CONNECT}print('ready', flush=True)\nsys.stdin.read()\n"
+        self._listener = self.lab.popen_in("a", [sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=None)
+        assert self._listener.stdout is not None
+        assert self._listener.stdout.readline() == b"ready\n"
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.kill()
+            self._listener.communicate(timeout=10)
+            self._listener = None
 
     def enrol(
         self, verb: str, *words: str, timeout: float = 300, check: bool = True
@@ -126,20 +168,35 @@ class Scene:
         words = ["protect", NAME, "--from", "dc", "--to", "b", "--policy", "gold", "--network", "ens3=lab"]
         return self.asr.result(*words, "--test-network", "lab", timeout=540)
 
-    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+    def begin(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Run a verb beside the test."""
-        return self.lab.popen_in(
-            "a", [str(ASR), "--vault", self.asr.vault, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        command = [str(ASR), "--vault", self.asr.vault, *words]
+        environment = None if env is None else {**os.environ, **env}
+        return self.lab.popen_in("a", command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
     # -- the witness
 
     def place_witness(self) -> None:
         """Let the service run with the witness from now on, until the server is restarted."""
+        self._start_notary()
         self.server.ssh("mkdir -p /run/witness && cat > /run/witness/witness.py", text=WITNESS.read_text())
         drop_in = "/run/systemd/system/asr-mobility.service.d"
         self.server.ssh(f"mkdir -p {drop_in} && cat > {drop_in}/witness.conf", text=DROP_IN)
         self.server.ssh("systemctl daemon-reload && systemctl restart asr-mobility", timeout=120)
+
+    def _start_notary(self) -> None:
+        if self._notary is None:
+            command: list[str] = [sys.executable, "-m", "tests.system.notary", "10.78.0.1", str(notary.PORT)]
+            command += [f"{name}={path}" for name, path in self.server.images_inside.items()]
+            self._notary = self.lab.popen_in("a", command, stderr=None)
+            assert self._notary.stdout is not None
+            assert self._notary.stdout.readline() == b"ready\n"
+
+    def _stop_notary(self) -> None:
+        if self._notary is not None:
+            self._notary.kill()
+            self._notary.communicate(timeout=10)
+            self._notary = None
 
     def remove_witness(self) -> None:
         """Let the service run alone again."""
@@ -162,7 +219,7 @@ class Scene:
             self.server.ssh("rm -f /run/witness/on")
         seen = json.loads(self.server.ssh("cat /run/witness/seen").stdout)
         assert seen["late"] == 0, f"something was written while the server was frozen: {seen}"
-        found = {disk: digest_of_file(path) for disk, path in self.heads().items()}
+        found = {disk: notary.digest_of_file(path) for disk, path in self.heads().items()}
         assert found == seen["disks"], f"the replica is not what was frozen: {found} {seen}"
         return facts
 
@@ -186,12 +243,7 @@ class Scene:
 
     def agent(self) -> dict[str, Any]:
         """What the service on the server says of itself; asked by its own process."""
-        script = (
-            "import json,sys\nfrom asr_driver_physical._driver import PhysicalDriver\n"
-            f"site=PhysicalDriver().connect('dc',{{'listen':'10.78.0.1','identity':{IDENTITY!r},"
-            "'spool':'/srv/asr/spool'})\n"
-            f"print(json.dumps(dict(site.gateway.call({NAME!r},'status',{{}})[0])))\nsite.close()\n"
-        )
+        script = f"{CONNECT}print(json.dumps(dict(site.gateway.call({NAME!r},'status',{{}})[0])))\nsite.close()\n"
         said = self.lab.run_in("a", [sys.executable, "-c", script], timeout=120).stdout
         result: dict[str, Any] = json.loads(said)
         return result
@@ -216,3 +268,9 @@ class Scene:
             if time.monotonic() > end:
                 raise LabError(f"the machine does not answer at site b after {timeout:g} s")
             time.sleep(1)
+
+
+def _is_python(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
+    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from tests.lab import Lab
 from tests.lab._console import parse_console
 from tests.lab._lab import ADDRESSES
-from tests.system.apart import MasterTargetProcess, master_target, paired, sent_bytes
+from tests.system.apart import MasterTargetProcess, copied_with_cuts, master_target, paired, sent_bytes
 from tests.system.pilot import content_of
 from tests.system.rig import MIB, EngineError, Pilot, Rig, wait_for
 
@@ -63,6 +63,20 @@ def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: Pilot, target: Mast
     job_facts(engine, "unprotect", name)
     lab.remove_guest("a", name)
     assert target.peak_rss < 256 * MIB
+
+
+def test_a_copy_cut_ten_times_resends_at_most_a_hundredth(
+    rig: Rig, engine: Pilot, target: MasterTargetProcess, record_property: Callable[[str, object], None]
+) -> None:
+    """By the link's own counter, against a copy of the same disk that nobody cuts; at 100 Mbit/s."""
+    uncut, cut = copied_with_cuts(rig, engine, name := "cut-often")
+    record_property("resent_ratio", cut / uncut)
+    assert uncut > 256 * MIB
+    assert cut <= uncut * 1.01, f"{cut / uncut:.4f} times"
+    cycle = engine("frozen_cycle", name)
+    assert content(rig, engine, name) == cycle["content"]
+    job_facts(engine, "unprotect", name)
+    rig.lab.remove_guest("a", name)
 
 
 def job_facts(engine: Pilot, verb: str, *arguments: Any, **options: Any) -> dict[str, Any]:

@@ -3,28 +3,38 @@ replica is what was frozen, byte for byte (the witness on the server tells)."""
 
 from __future__ import annotations
 
-import time
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.lab import Lab
 from tests.lab._site import wait_until
+from tests.system.apart import sent_bytes
 from tests.system.cockpit import AsrFailed
 from tests.system.physical import NAME, Scene
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
-HOT = "while :; do dd if=/dev/urandom of=/srv/plain/hot bs=64k count=32 conv=notrunc,fdatasync; sleep 1; done"
+HOT = (
+    "while :; do test -e /run/calm || "
+    "dd if=/dev/urandom of=/srv/plain/hot bs=64k count=32 conv=notrunc,fdatasync; sleep 1; done"
+)
+BULK = 16 << 20
 
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with Lab("physical") as lab, Scene(lab) as made:
+        made.use_a_disk_of_its_own()
         made.start_target()
-        made.set_up()
+        made.set_up(silence="5s")
         made.server.start(timeout=400)
         made.push()
+        made.listen()
         made.place_witness()
         made.server.ssh(f"nohup sh -c '{HOT}' > /dev/null 2>&1 &")
         made.protected_with_witness()  # the initial copy, under load
@@ -32,13 +42,12 @@ def scene() -> Iterator[Scene]:
 
 
 def compared(scene: Scene) -> None:
-    """Tracking was lost: a delta says so, a comparison makes the replica equal again, a delta goes on."""
+    """Tracking was lost: a delta says so, a comparison makes the replica equal again."""
     with pytest.raises(AsrFailed) as told:
         scene.asr("replicate", NAME)
     assert told.value.error is not None
     assert told.value.error["code"] == "tracking-lost"
     scene.witnessed("resync", NAME, "--now")
-    scene.witnessed("replicate", NAME)
 
 
 def test_delta_under_load(scene: Scene) -> None:
@@ -75,18 +84,65 @@ def test_whole_service_killed_in_the_freeze(scene: Scene) -> None:
     scene.asr.run("replicate", NAME, timeout=300)
     wait_until(lambda: scene.server.ssh("cat /run/took", check=False).stdout != "", "thawed", 120, 1)
     assert int(scene.server.ssh("cat /run/took").stdout) < 40, "long before the limit of 60 s"
+    scene.server.ssh("touch /run/calm")  # what follows sends over slow links
     assert scene.witnessed("replicate", NAME)["mode"] == "delta"
 
 
-def test_link_slow_and_cut(scene: Scene) -> None:
-    """To the master target: at 1 Mbit/s, then cut, then as before."""
+def begun(scene: Scene, mbit: float, **options: Any) -> subprocess.Popen[bytes]:
+    """A delta of 16 MiB on its way over a slow link, 2 MiB of it sent."""
+    scene.server.ssh(f"dd if=/dev/urandom of=/srv/plain/bulk bs=1M count={BULK >> 20} conv=notrunc,fsync")
+    scene.lab.slow(mbit)
+    before = sent_bytes(scene.lab)
+    job = scene.begin("replicate", NAME, **options)
+    wait_until(lambda: sent_bytes(scene.lab) > before + (2 << 20), "it is being sent", 120)
+    return job
+
+
+def test_link_slow(scene: Scene) -> None:
+    """To the master target, at 1 Mbit/s."""
     scene.lab.slow(1)
-    job = scene.begin("replicate", NAME)
-    time.sleep(8)
+    try:
+        assert scene.witnessed("replicate", NAME)["mode"] == "delta"
+    finally:
+        scene.lab.restore()
+
+
+def test_link_cut(scene: Scene) -> None:
+    """To the master target, in the middle of a delta."""
+    job = begun(scene, 8)
     scene.lab.cut()
     job.wait(300)
     scene.lab.restore()
     assert scene.witnessed("replicate", NAME)["mode"] == "delta"
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["while it sends", "right after the freeze"])
+def test_process_server_loses_power(scene: Scene, settled: bool) -> None:
+    """What was not durable on its disk is gone; what was is enough to go on."""
+    if settled:
+        job = scene.begin("replicate", NAME, env={"ASRCORE_CRASH_AT": "source.view.settled"})
+        assert job.wait(300) == -signal.SIGKILL
+    else:
+        job = begun(scene, 8)
+    kept, lost = (scene.lab.host_path("a", f"/srv/asr/{name}") for name in ("kept", "lost"))
+    with kept.open("w") as file:
+        file.write("kept")
+        file.flush()
+        os.fsync(file.fileno())
+    lost.write_text("lost")
+    scene.process_server_loses_power()
+    job.wait(30)
+    assert kept.read_text() == "kept"
+    assert not lost.exists() or lost.read_text() != "lost", "the power cut was none"
+    assert scene.witnessed("replicate", NAME)["mode"] == "delta"
+
+
+def test_disk_grown(scene: Scene) -> None:
+    """While the server runs, by its storage; tracking begins anew, so it is compared."""
+    size = scene.server.disk("DATA0001").stat().st_size + (64 << 20)
+    scene.server.grow_data_disk(size)
+    compared(scene)
+    assert scene.heads()["DATA0001"].stat().st_size == size
 
 
 def test_server_restarted(scene: Scene) -> None:
@@ -100,6 +156,7 @@ def test_power_cut(scene: Scene) -> None:
     scene.server.start(timeout=400)
     scene.place_witness()
     compared(scene)
+    assert scene.witnessed("replicate", NAME)["mode"] == "delta"
     assert scene.server.audit().intact
 
 

@@ -28,7 +28,10 @@ class RemoteSite(Site):
         status: SiteStatus = self._peer.plain("site.status")
         self._capabilities = status.capabilities
         channel = self._links.channel()
-        return attrs.evolve(status, details={**status.details, "served by": f"{channel.component} at {channel.peer}"})
+        served = {"served by": f"{channel.component} at {channel.peer}"}
+        if (told := channel.about.get("version")) is not None:
+            served["served by version"] = str(told)
+        return attrs.evolve(status, details={**status.details, **served})
 
     def _need(self, capability: Capability, operation: str) -> None:
         known = self._capabilities or self.status().capabilities

@@ -15,12 +15,10 @@ from asrcore.errors import AsrError
 from asrcore.model.extent import Extent, split
 from asrcore.service import calls
 from asrcore.service.channel import DataStream
+from asrcore.service.pace import FRAME
 from asrcore.service.remote._peer import Peer
-from asrcore.units import MiB
 
 __all__ = ["RemoteWriter"]
-
-_PIECE = 1 * MiB
 
 
 @attrs.frozen
@@ -64,7 +62,7 @@ class RemoteWriter(CycleWriter):
     # -- data
 
     def write(self, disk_id: str, offset: int, data: memoryview) -> None:
-        for piece in split([Extent(offset, len(data))], _PIECE):
+        for piece in split([Extent(offset, len(data))], self._frame_size()):
             part = data[piece.offset - offset : piece.end - offset]
             self._put(disk_id, piece.offset, piece.end, {"disk": disk_id, "at": piece.offset}, part)
 
@@ -73,6 +71,11 @@ class RemoteWriter(CycleWriter):
 
     def same(self, disk_id: str, offset: int, length: int) -> None:
         self._put(disk_id, offset, offset + length, {"disk": disk_id, "at": offset, "length": length, "same": True})
+
+    def _frame_size(self) -> int:
+        with self._lock:
+            lanes = list(self._lanes.values())
+        return max((lane.stream.frame_size for lane in lanes), default=FRAME)
 
     def _put(self, disk_id: str, start: int, end: int, head: Mapping[str, Any], data: memoryview | bytes = b"") -> None:
         index, lane = self._lane_for(disk_id, start, end)

@@ -1,4 +1,4 @@
-"""A change sent over a slow link: bytes on the wire, and the time it takes."""
+"""A change sent over a slow link: bytes on the wire, and the time it takes; and what a copy that is cut sends again."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from collections.abc import Callable
 import attrs
 
 from asrcore.units import MiB
+from tests.bench import _ssh as ssh
 from tests.bench._field import ENGINE, PLACE, SOURCE, Field, synced
 from tests.bench._stats import OURS, Measured, Result, median, ratio
 from tests.lab._site import wait_until
-from tests.system.apart import master_target, paired, sent_bytes
+from tests.system.apart import copied_with_cuts, master_target, paired, sent_bytes
+from tests.system.rig import Pilot
 
 TITLE = "A change of 60 MiB over 100 Mbit/s"
 MBIT = 100
 COPY, MIRROR = "/srv/wan.raw", "mirror.raw"
-RSYNC_PORT, PIPE_PORT = 10873, 10998
-RSYNC, PIPE = "rsync -z", "zstd -3 of the disk, piped"
+RSYNC_PORT = 10873
+RSYNC, PIPE = "rsync -z", "zstd -3 of the disk | ssh"
 
 
 def measure(field: Field) -> Result:
-    """Against rsync -z of a raw file with the same change, and the whole disk through a pipe (once: it takes long)."""
+    """Against rsync -z of a raw file with the same change, and the whole disk through ssh (once: it takes long)."""
     lab = field.lab
     config = "[bench]\npath = /srv/xfs\nread only = no\nuse chroot = no\nuid = root\ngid = root\n"
     lab.host_path(ENGINE, "/srv/rsyncd.conf").write_text(config)
@@ -57,10 +59,15 @@ def measure(field: Field) -> Result:
             lab.restore()
         job = engine("unprotect", guest)
         engine("wait", job["id"], 60.0)
+        figures = {} if field.quick else {"wan_resent_ratio": _resent(field, engine)}
     field.remove(COPY, SOURCE)
     field.remove(f"{PLACE}/{MIRROR}")
-    bytes_of = {name: median(rounds[name], "link_bytes") for name in (OURS, RSYNC)}
-    figures = {"wan_delta_vs_rsync": ratio(rounds, RSYNC), "wan_bytes_vs_rsync": bytes_of[RSYNC] / bytes_of[OURS]}
+    bytes_of = {name: median(rounds[name], "link_bytes") for name in rounds}
+    figures["wan_delta_vs_rsync"] = ratio(rounds, RSYNC)
+    figures["wan_bytes_vs_rsync"] = bytes_of[RSYNC] / bytes_of[OURS]
+    if field.quick:
+        return Result("wan", TITLE, rounds, figures, [f"{PIPE}, and a copy that is cut: they take long"])
+    figures["wan_bytes_vs_zstd_ssh"] = bytes_of[PIPE] / bytes_of[OURS]
     return Result("wan", TITLE, rounds, figures)
 
 
@@ -74,11 +81,21 @@ def _counted(field: Field, work: Callable[[], Measured]) -> Measured:
 
 
 def _pipe(field: Field) -> Measured:
-    receive = synced(f"socat -u TCP-LISTEN:{PIPE_PORT},reuseaddr STDOUT | zstd -d -q -f --sparse -o {PLACE}/{MIRROR}")
-    send = f"zstd -3 -T2 -q -c {COPY} | socat -u STDIN TCP:{field.lab.sites[ENGINE].address}:{PIPE_PORT}"
-    with field.begun(receive, ENGINE) as receiver:
-        listening = ["ss", "-Hltn", f"sport = :{PIPE_PORT}"]
-        wait_until(lambda: bool(field.lab.run_in(ENGINE, listening).stdout), "socat listens", 10)
+    send = f"zstd -3 -T2 -q -c {COPY} | {ssh.client(field, synced(f'zstd -d -q -f --sparse -o {PLACE}/{MIRROR}'))}"
+    with field.begun(ssh.server(field), ENGINE) as receiver:
+        listening = ["ss", "-Hltn", f"sport = :{ssh.PORT}"]
+        wait_until(lambda: bool(field.lab.run_in(ENGINE, listening).stdout), "sshd listens", 10)
         begun = time.monotonic()
-        sent, received = field.peer(send, SOURCE), receiver()
-        return Measured(time.monotonic() - begun, sent.cpu_seconds + received.cpu_seconds)
+        sent = field.peer(send, SOURCE)
+        seconds, received = time.monotonic() - begun, receiver()
+        return Measured(seconds, sent.cpu_seconds + received.cpu_seconds)
+
+
+def _resent(field: Field, engine: Pilot) -> float:
+    """A copy that is cut ten times, against one that is not."""
+    uncut, cut = copied_with_cuts(field.rig, engine, name := "cut-often")
+    field.say(f"    {uncut / MiB:.1f} MiB on the wire, {cut / MiB:.1f} MiB with ten cuts")
+    job = engine("unprotect", name)
+    engine("wait", job["id"], 60.0)
+    field.lab.remove_guest(SOURCE, name)
+    return cut / uncut

@@ -1,5 +1,6 @@
 """The mobility service with a witness, for tests: while the file systems are frozen, and nothing is left to be taken,
-it writes down a digest of each disk. The service itself is the one that was installed, unchanged.
+it has a notary outside of the server (`tests.system.notary`) look at the disks, and writes down the digests that it
+gets. The service itself is the one that was installed, unchanged.
 
 Run on the server in the place of the service. It looks only while /run/witness/on is there; while /run/witness/hang is,
 it stays in the freeze for as many seconds as that file says.
@@ -7,9 +8,9 @@ it stays in the freeze for as many seconds as that file says.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -20,21 +21,17 @@ sys.path.insert(0, "/opt/asr-mobility/asr-mobility.pyz")
 
 from asr_mobility import service
 from asr_mobility.__main__ import main
-from asr_mobility.disks import Reader
 
-PIECE = 1 << 20
+NOTARY = ("10.78.0.1", 9400)
 DIRECTORY = Path("/run/witness")
 
 
-def digest(path: str, size: int) -> str:
-    """As `tests.system.physical.digest_of_file` computes it of an image."""
-    whole = hashlib.blake2b(digest_size=16)
-    reader = Reader(path, size, PIECE)
-    for at in range(0, size, PIECE):
-        piece = bytes(reader.read(at, min(PIECE, size - at)))
-        whole.update(b"\0" if piece.count(0) == len(piece) else hashlib.blake2b(piece, digest_size=16).digest())
-    reader.close()
-    return whole.hexdigest()
+def digests(names: dict[str, str]) -> dict[str, str]:
+    """Of disks by the kernel's name, as the notary sees them."""
+    with socket.create_connection(NOTARY, 30) as notary:
+        notary.sendall(json.dumps(names).encode() + b"\n")
+        with notary.makefile() as answer:
+            return dict(json.loads(answer.readline()))
 
 
 def witnessed(take_in: Callable[..., bool]) -> Callable[..., bool]:
@@ -43,7 +40,7 @@ def witnessed(take_in: Callable[..., bool]) -> Callable[..., bool]:
     def step(this: Any, held: Any, watched: Any, *more: Any) -> bool:
         still = take_in(this, held, watched, *more)
         if (DIRECTORY / "on").exists():
-            disks = {key: digest(item.disk.path, item.disk.size) for key, item in watched.items()}
+            disks = digests({key: item.disk.name for key, item in watched.items()})
             late = sum(item.tracker.pending() for item in watched.values())
             (DIRECTORY / "seen.new").write_text(json.dumps({"disks": disks, "late": late, "still": still}))
             (DIRECTORY / "seen.new").replace(DIRECTORY / "seen")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ def test_several_roles_in_one_process_with_a_file(host: Host) -> None:
     ):
         assert vault.engine_holder() is not None
         assert vault.servers() == []
+        (shown,) = host.asr("server", "list")
+        assert (shown["role"], shown["up"], shown["where"]) == ("engine", True, vault.engine_holder())
 
 
 def test_a_process_server_and_its_log(tmp_path: Path, postgres: Cluster) -> None:
@@ -161,6 +164,10 @@ def test_a_process_server_and_its_log(tmp_path: Path, postgres: Cluster) -> None
         while not (found := vault.servers()):
             signal.sigtimedwait([], 0.05)
         assert [(item.name, item.sites) for item in found] == [("ps1", frozenset({"a"}))]
+        (shown,) = host.asr("server", "list")
+        assert (shown["role"], shown["server"], shown["up"], shown["sites"]) == ("process-server", "ps1", True, ["a"])
+        assert (shown["version"], shown["machines"]) == (version("asrcore"), 0)
     with Vault.open(url) as vault:
         assert vault.servers() == [], "it has left"
+    assert host.asr("server", "list") == []
     postgres.drop(url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from asrcore.service import pace as pacing
 from asrcore.service.pace import FLOOR, Pace
 from asrcore.units import MiB
 
@@ -37,6 +38,16 @@ def test_the_link_is_busy_and_little_is_under_way(rate: float, round_trip: float
     got, under_way = simulated(rate, round_trip)
     assert got > 0.85 * min(rate, WINDOW / (round_trip + FRAME / rate))
     assert under_way <= max(FLOOR, rate * max(0.21, 2.1 * (round_trip + FRAME / rate))) + FRAME
+
+
+def test_frames_are_small_on_a_slow_link() -> None:
+    """At a cut half of one is lost, on average, on each connection."""
+    pace = Pace(WINDOW)
+    sizes = []
+    for limit in (FLOOR, MiB, 2 * MiB + 1, WINDOW):
+        pace.limit = limit
+        sizes.append(pace.frame)
+    assert sizes == [pacing.FRAME, 2 * pacing.FRAME, 4 * pacing.FRAME, MiB]
 
 
 def test_a_frame_may_always_be_under_way() -> None:

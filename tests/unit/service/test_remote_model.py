@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from asrcore.service.master_target import MasterTarget
 from asrcore.service.remote import RemoteDriver
 from asrcore.service.tls import Identity
 from asrcore.testing.memory import MemoryDriver, MemoryWorld
+from asrcore.testing.memory._target import MemoryWriter
 from asrcore.units import KiB, MiB
 from tests.certificates import Authority
 from tests.unit.service.relay import Relay
@@ -156,6 +158,29 @@ def test_ten_cuts_resend_little(ends: Ends) -> None:
     assert ends.content(replica) == bytes(source)
     # Frames of 4 KiB have heads of some 110 bytes; at each cut at most the window is on its way.
     assert ends.relay.sent - begun < SIZE * 1.06 + 10 * 64 * 4096
+
+
+def test_what_arrived_before_the_cut_is_done(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target is slow, the link is cut with much unread: all counts, though no acknowledgement goes out, and the
+    engine is back before it is written."""
+    write = MemoryWriter.write
+
+    def slowly(writer: MemoryWriter, disk_id: str, offset: int, data: memoryview) -> None:
+        time.sleep(0.2)
+        write(writer, disk_id, offset, data)
+
+    monkeypatch.setattr(MemoryWriter, "write", slowly)
+    replica, frames, size = ends.replica(), 6, 8 * KiB  # together less than a receive buffer
+    one = {**ends.settings, "connections": "1"}
+    with RemoteDriver().connect("there", one) as site, site.target.replica(replica).open_cycle(spec()) as writer:
+        before = ends.relay.sent
+        for index in range(frames):
+            writer.write("vda", index * size, memoryview(random.Random(index).randbytes(size)))
+        wait_until(lambda: ends.relay.sent > before + frames * size, "it has arrived")
+        ends.relay.cut()
+        wait_until(lambda: ends.relay.idle, "no connection is left")
+        with ends.connect() as later, later.target.replica(replica).open_cycle(spec()) as resumed:
+            assert resumed.done("vda") == [Extent(0, frames * size)]
 
 
 # -- who may write ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 
 from asrcore.errors import MachineBusy, VaultInUse
 from asrcore.vault import Job, Vault
+from tests.unit.service.waiting import wait_until
 from tests.unit.vault import samples
 
 
@@ -147,7 +148,7 @@ def test_a_killed_engine_lets_go(vault: Vault, place: str) -> None:
             pass
         other.send_signal(signal.SIGKILL)
         other.wait(20)
-    assert vault.engine_holder() is None
+    wait_until(lambda: vault.engine_holder() is None, "the database server has seen its end")
     with vault.engine_lock("me"):
         assert str(vault.engine_holder()).startswith("me")
 

@@ -79,6 +79,11 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.path / "view.json")
+        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def clear(self) -> None:
         """Forget the view."""
