@@ -6,9 +6,11 @@ machine, so what a killed engine leaves is found.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from asr_driver_azure import _codec, _sizes, _vhd
@@ -27,8 +29,10 @@ from asr_driver_azure._machine import (
     TAG_VIEW,
     Defined,
     machine_blob,
+    repairs_blob,
     tags_for,
 )
+from asr_driver_azure._mending import Mending
 from asr_driver_azure._pageblob import MOST, PageBlob
 from asr_driver_azure._record import Snapshot
 from asr_driver_azure._settings import Network
@@ -108,14 +112,29 @@ class Builder:
         ranges = {disk_id: align(blobs[disk_id].stored(at.size), DIGEST_BLOCK, at.size) for disk_id, at in work.items()}
         watch.start("copying to managed disks", sum(total(extents) for extents in ranges.values()))
         for number, (disk_id, at) in enumerate(work.items()):
-            disks[disk_id] = f"{owner}-{number}"
-            system = number == 0
-            self._disk(disks[disk_id], owner, disk_id, at.size, machine if system else None)
-            self._upload(disks[disk_id], owner, disk_id, blobs[disk_id], at.size, ranges[disk_id], watch)
+            name = disks[disk_id] = f"{owner}-{number}"
+            system = machine if number == 0 else None
+            if system is not None and self._state(name) == "ActiveUpload":
+                # What repairs put there is nowhere recorded, and what is not sent has to be zero.
+                self.remove_resource("disks", name)
+            self._disk(name, owner, disk_id, at.size, system)
+            repaired = system is not None and self._repairs(description)
+            with Mending(at.size, total(ranges[disk_id])) if repaired else nullcontext() as mending:
+                self._upload(name, owner, disk_id, blobs[disk_id], at.size, ranges[disk_id], watch, mending)
             reach("azure.disk.made")
         cards = self._cards(owner, networks, max(1, len(machine.nics)))
         names = [item.name for item in networks] if networks else [f"{owner}-net"] * len(cards)
         return Defined(owner, machine_id, description, size, disks, tuple(cards), tuple(names))
+
+    def repairs(self, owner: str) -> tuple[str, ...]:
+        """What was changed on a machine's system disk so that it comes up, and what was left."""
+        found = self._site.container.read(repairs_blob(owner))
+        return tuple(json.loads(found[0])) if found else ()
+
+    def _repairs(self, description: Description) -> bool:
+        """Whether the system is to be made ready: it comes from elsewhere, and is none that brings all along."""
+        away = description.platform != self._site.driver
+        return self._settings.repair and away and os_of(description.machine) == "Linux"
 
     def publish(self, defined: Defined) -> None:
         """From now on the machine is there."""
@@ -140,9 +159,17 @@ class Builder:
         reach("azure.disk.created")
 
     def _upload(
-        self, name: str, owner: str, disk_id: str, blob: PageBlob, size: int, extents: list[Extent], watch: Watch
+        self,
+        name: str,
+        owner: str,
+        disk_id: str,
+        blob: PageBlob,
+        size: int,
+        extents: list[Extent],
+        watch: Watch,
+        mending: Mending | None,
     ) -> None:
-        """Bring the disk's content to a disk that is new; nothing, if that is done."""
+        """Bring the disk's content, repaired if so wished, to a disk that is new; nothing, if that is done."""
         state = self._state(name)
         if state in ("ReadyToUpload", "ActiveUpload"):
             access = Access(self._site, "disks", name, write=True)
@@ -155,6 +182,8 @@ class Builder:
                 blob.read_into(piece.offset, memoryview(data))
                 access.put(piece.offset, bytes(data))
                 digests[piece.offset] = block_digests(memoryview(data))
+                if mending is not None:
+                    mending.keep(piece.offset, data)
                 watch.advance(piece.length)
                 reach("azure.disk.put")
 
@@ -163,7 +192,13 @@ class Builder:
                 pieces = list(split(extents, MOST))
                 for _ in pool.map(send, pieces):
                     pass
-            DigestTable(size, pieces, digests).save(self._site.container, owner, disk_id)
+            table = DigestTable(size, pieces, digests)
+            if mending is not None:
+                watch.check()
+                table = mending.finish(pieces, digests, access.put)
+                self._site.container.write(repairs_blob(owner), json.dumps(mending.told).encode())
+                reach("azure.disk.repaired")
+            table.save(self._site.container, owner, disk_id)
             self._close_upload(name, _vhd.managed_size(size), access)
             reach("azure.disk.closed")
             state = self._state(name)

@@ -32,6 +32,7 @@ __all__ = [
     "fence_blob",
     "machine_blob",
     "owner_of",
+    "repairs_blob",
     "tags_for",
 ]
 
@@ -92,6 +93,11 @@ def tags_for(owner: str, **more: str) -> dict[str, str]:
 def machine_blob(owner: str) -> str:
     """Of what is kept of a machine."""
     return f"{MACHINES}{owner}.json"
+
+
+def repairs_blob(owner: str) -> str:
+    """Of what was changed on its system disk so that it comes up, and what was left, for people."""
+    return f"{MACHINES}{owner}/repairs.json"
 
 
 def fence_blob(machine_id: str) -> str:
