@@ -116,11 +116,14 @@ class Builder:
             system = machine if number == 0 else None
             if system is not None and self._state(name) == "ActiveUpload":
                 # What repairs put there is nowhere recorded, and what is not sent has to be zero.
+                self._site.container.delete(repairs_blob(owner))
                 self.remove_resource("disks", name)
             self._disk(name, owner, disk_id, at.size, system)
-            repaired = system is not None and self._repairs(description)
-            with Mending(at.size, total(ranges[disk_id])) if repaired else nullcontext() as mending:
-                self._upload(name, owner, disk_id, blobs[disk_id], at.size, ranges[disk_id], watch, mending)
+            # Only what is still to be uploaded is repaired.
+            new = system is not None and self._repairs(description) and self._state(name) == "ReadyToUpload"
+            blob, extents = blobs[disk_id], ranges[disk_id]
+            with Mending(at.size, extents, blob.read_into) if new else nullcontext() as mending:
+                self._upload(name, owner, disk_id, blob, at.size, extents, watch, mending)
             reach("azure.disk.made")
         cards = self._cards(owner, networks, max(1, len(machine.nics)))
         names = [item.name for item in networks] if networks else [f"{owner}-net"] * len(cards)
@@ -183,7 +186,7 @@ class Builder:
                 access.put(piece.offset, bytes(data))
                 digests[piece.offset] = block_digests(memoryview(data))
                 if mending is not None:
-                    mending.keep(piece.offset, data)
+                    mending.keep(piece, data)
                 watch.advance(piece.length)
                 reach("azure.disk.put")
 
@@ -281,7 +284,7 @@ class Builder:
         reach("azure.machine.started")
 
     def _machine(self, defined: Defined) -> dict[str, Any]:
-        system, *data = defined.disks.values()
+        system, *data = defined.in_order
 
         def attached(name: str) -> dict[str, Any]:
             return {"createOption": "Attach", "managedDisk": {"id": self._arm.id("disks", name)}}

@@ -78,6 +78,11 @@ class Defined:
     networks: tuple[str, ...]
     aside: bool = False
 
+    @property
+    def in_order(self) -> list[str]:
+        """Azure's names of the disks as the machine has them, the system's first; what is kept is sorted by id."""
+        return [self.disks[disk.id] for disk in self.description.machine.disks if disk.id in self.disks]
+
 
 def owner_of(name: str, instance: str) -> str:
     """Azure's name for the machine of an instance: readable, unique, at most 49 characters."""

@@ -1,81 +1,125 @@
-"""The system disk of a machine that is being made: copied as it is uploaded, repaired, and what differs uploaded."""
+"""The system disk of a machine that is being made: its root is copied as it is uploaded, repaired, and what differs is
+uploaded again."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Self
 
 from asr_driver_azure._digests import DigestTable
 from asr_driver_azure._pageblob import MOST
 from asr_driver_azure._repair import plan
-from asr_driver_azure._rootfs import Image, NotUnderstood, RootFs
+from asr_driver_azure._rootfs import Image, NotUnderstood, Partition, RootFs, partitions
 from asrcore.driver import DIGEST_BLOCK, block_digests, different_blocks
-from asrcore.model.extent import Extent, align, split, union
+from asrcore.model.extent import Extent, align, intersect, split, subtract, total, union
 from asrcore.units import MiB, format_size
 
 __all__ = ["Mending"]
 
-_SPARE = 256 * MiB  # of the file system that the copy is in; repairs need a little
+_EXT = ("ext2", "ext3", "ext4")
+_SPARE = 256 * MiB  # of the file system that the copies are in; repairs need a little
 
 
 class Mending:
-    """Of one disk. The copy is a file without a name in the directory for temporary files, as large as what is stored.
+    """Of one disk. The copies are files without a name in the directory for temporary files, of what is stored.
 
     `told`: what was done and what was left alone, for people. Whatever goes wrong leaves the upload as it was.
     """
 
-    def __init__(self, size: int, stored: int) -> None:
+    def __init__(self, size: int, stored: Sequence[Extent], read: Callable[[int, memoryview], None]) -> None:
         self.told: tuple[str, ...] = ()
-        self._image = Image(size)
+        self._size = size
+        self._copies: list[tuple[Partition, Extent, Image]] = []
+        self._partitions: list[Partition] = []
         self._problem = ""
-        room = os.fstatvfs(self._image.file.fileno())
-        if room.f_bavail * room.f_frsize < stored + _SPARE:
-            self._problem = f"a copy of {format_size(stored)} has no room where temporary files are kept"
+        self._opened = ExitStack()
+        try:
+            self._partitions = partitions(size, read)
+            for partition in self._partitions:
+                if partition.kind in _EXT:
+                    self._open(partition, stored)
+        except (NotUnderstood, OSError) as problem:
+            self._problem = str(problem)
 
-    def keep(self, offset: int, data: bytearray) -> None:
-        """This is what was uploaded here. Thread-safe."""
+    def _open(self, partition: Partition, stored: Sequence[Extent]) -> None:
+        if partition.start % DIGEST_BLOCK:
+            raise NotUnderstood(f"partition {partition.number} does not begin at a multiple of 64 KiB")
+        (place,) = align([Extent(partition.start, partition.size)], DIGEST_BLOCK, self._size)
+        image = self._opened.enter_context(Image(place.length))
+        self._copies.append((partition, place, image))
+        wanted = sum(total(intersect(stored, [item])) for _, item, _ in self._copies)
+        room = os.fstatvfs(image.file.fileno())
+        if room.f_bavail * room.f_frsize < wanted + _SPARE:
+            raise NotUnderstood(f"a copy of {format_size(wanted)} has no room where temporary files are kept")
+
+    def keep(self, piece: Extent, data: bytearray) -> None:
+        """This is what was uploaded there. Thread-safe."""
         if self._problem:
             return
         try:
-            self._image.put(offset, data)
+            for _, place, image in self._copies:
+                for part in intersect([piece], [place]):
+                    at = part.offset - piece.offset
+                    image.put(part.offset - place.offset, data[at : at + part.length])
         except OSError as problem:
             self._problem = f"the copy could not be written: {problem.strerror}"
 
     def finish(
-        self,
-        sent: Sequence[Extent],
-        digests: Mapping[int, bytes],
-        put: Callable[[int, bytes], None],
+        self, sent: Sequence[Extent], digests: Mapping[int, bytes], put: Callable[[int, bytes], None]
     ) -> DigestTable:
         """Repair the copy and upload what that changed; digests of the disk as it is then."""
-        before = DigestTable(self._image.size, list(sent), digests)
+        before = DigestTable(self._size, list(sent), digests)
         try:
-            if self._problem:
-                raise NotUnderstood(self._problem)
-            root = RootFs(self._image)
-            made = plan(root.look())
-            root.write(made.changes)
+            partition, place, image = self._root()
+            system = RootFs(image)
+            system.settle()
+            made = plan(
+                system.look(partition.number, {item.number: item.uuid for item in self._partitions if item.uuid})
+            )
+            system.write(made.changes)
         except NotUnderstood as problem:
             self.told = (f"the system was left as it is: {problem}",)
             return before
         self.told = (*(f"{item.path}: {item.what}" for item in made.changes), *(f"left: {item}" for item in made.left))
-        return self._differing(sent, before, put) if made.changes else before
+        return self._differing(place, image, sent, before, put) if made.changes else before
 
-    def _differing(self, sent: Sequence[Extent], before: DigestTable, put: Callable[[int, bytes], None]) -> DigestTable:
-        size = self._image.size
-        pieces = list(split(align(union(sent, self._image.stored()), DIGEST_BLOCK, size), MOST))
-        after = {}
-        for piece in pieces:
-            data = self._image.read(piece)
+    def _root(self) -> tuple[Partition, Extent, Image]:
+        if self._problem:
+            raise NotUnderstood(self._problem)
+        roots = [copy for copy in self._copies if RootFs(copy[2]).is_root()]
+        if len(roots) != 1:
+            found = ", ".join(sorted({item.kind for item in self._partitions if item.kind})) or "nothing that is known"
+            raise NotUnderstood(
+                f"of its first disk {len(roots)} partitions are an ext root file system (the disk holds {found})"
+            )
+        return roots[0]
+
+    def _differing(
+        self,
+        place: Extent,
+        image: Image,
+        sent: Sequence[Extent],
+        before: DigestTable,
+        put: Callable[[int, bytes], None],
+    ) -> DigestTable:
+        def former(piece: Extent) -> bytes:
+            return b"".join(before.of(block) for block in range(piece.offset, piece.end, DIGEST_BLOCK))
+
+        outside = list(split(subtract(sent, [place]), MOST))
+        after = {piece.offset: former(piece) for piece in outside}
+        held = [Extent(place.offset + item.offset, item.length) for item in image.stored()]
+        inside = list(split(align(union(intersect(sent, [place]), held), DIGEST_BLOCK, place.end), MOST))
+        for piece in inside:
+            data = image.read(Extent(piece.offset - place.offset, piece.length))
             digests = after[piece.offset] = block_digests(memoryview(data))
-            former = b"".join(before.of(block) for block in range(piece.offset, piece.end, DIGEST_BLOCK))
-            for run in different_blocks(piece, digests, former):
+            for run in different_blocks(piece, digests, former(piece)):
                 put(run.offset, data[run.offset - piece.offset : run.end - piece.offset])
-        return DigestTable(size, pieces, after)
+        return DigestTable(self._size, outside + inside, after)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._image.close()
+        self._opened.close()

@@ -139,8 +139,8 @@ def _with_console(words: str) -> str:
     """A kernel's command line with a console on the serial port; a screen that was the console stays one."""
     if re.search(r"\bconsole=ttyS0\b", words):
         return words
-    screen = "" if re.search(r"\bconsole=", words) else " console=tty0"
-    return f"{words.rstrip()}{screen} {_CONSOLE}".lstrip()
+    consoles = _CONSOLE if re.search(r"\bconsole=", words) else f"console=tty0 {_CONSOLE}"
+    return f"{words.rstrip()} {consoles}" if words.strip() else consoles
 
 
 def _defaults(guest: Guest, changes: list[Change], left: list[str]) -> None:

@@ -11,16 +11,19 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+import attrs
+
 from asr_driver_azure._repair import DIRECTORIES, FILES, FSTAB, Change, Guest
 from asrcore.model.extent import Extent
+from asrcore.units import MiB
 
-__all__ = ["TOOLS", "Image", "NotUnderstood", "RootFs"]
+__all__ = ["Image", "NotUnderstood", "Partition", "RootFs", "partitions"]
 
-TOOLS = ("blkid", "debugfs", "e2fsck", "sfdisk")
+_TABLE = MiB  # holds a table of partitions, and what tells a file system
 _SECONDS, _CHECK_SECONDS = 60.0, 1800.0
 _MOST_TEXT = 1024 * 1024
 _SECTOR = 512
@@ -101,55 +104,65 @@ class Image:
         self.close()
 
 
-class RootFs:
-    """The one ext file system on a partition of the image that has an /etc/fstab, once its journal is replayed."""
+@attrs.frozen
+class Partition:
+    """`start`, `size`: bytes. `kind`, `uuid`: of what lies on it, empty where that is unknown."""
 
-    def __init__(self, image: Image) -> None:
-        """Raises NotUnderstood."""
-        self._image = image
-        self._uuids: dict[int, str] = {}
-        kinds, roots = [], []
-        for number, start, size in self._partitions():
-            told = self._probe(start, size)
-            kinds.append(told.get("TYPE", ""))
-            if "UUID" in told:
-                self._uuids[number] = told["UUID"]
-            if kinds[-1] in ("ext2", "ext3", "ext4"):
-                self._at = f"{image.path}?offset={start}"
-                if self._stat(FSTAB):
-                    roots.append((number, self._at))
-        if len(roots) != 1:
-            found = ", ".join(sorted({kind for kind in kinds if kind})) or "nothing that is known"
-            raise NotUnderstood(
-                f"of its first disk {len(roots)} partitions are an ext root file system (the disk holds {found})"
-            )
-        ((self._root, self._at),) = roots
-        # What the guest itself does before it mounts: replay the journal, mend what is certain, else stop.
-        image.run("e2fsck", "-f", "-p", self._at, good=(0, 1), seconds=_CHECK_SECONDS)
+    number: int
+    start: int
+    size: int
+    kind: str
+    uuid: str
 
-    def _partitions(self) -> list[tuple[int, int, int]]:
-        """(number, first byte, bytes)"""
+
+def partitions(size: int, read: Callable[[int, memoryview], None]) -> list[Partition]:
+    """Of a disk of `size` bytes, of which little is read. Raises NotUnderstood."""
+    with Image(size) as image:
+
+        def fetch(start: int, end: int) -> None:
+            data = bytearray(max(0, min(end, size) - start))
+            read(start, memoryview(data))
+            image.put(start, data)
+
+        fetch(0, _TABLE)
+        fetch(max(0, size - _TABLE), size)  # the second copy of a GPT
         try:
-            table = json.loads(self._image.run("sfdisk", "--json", self._image.path))["partitiontable"]
+            table = json.loads(image.run("sfdisk", "--json", image.path))["partitiontable"]
         except NotUnderstood as problem:
             raise NotUnderstood(f"its first disk has no partition table ({problem})") from problem
-        sector = int(table.get("sectorsize", _SECTOR))
-        return [
-            (int(item["node"].rpartition("p")[2]), int(item["start"]) * sector, int(item["size"]) * sector)
-            for item in table.get("partitions", [])
-        ]
+        found = []
+        for item in table.get("partitions", []):
+            number = int(item["node"].rpartition("p")[2])
+            start, length = int(item["start"]) * _SECTOR, int(item["size"]) * _SECTOR
+            fetch(start, min(start + _TABLE, start + length))
+            words = ("-p", "-o", "export", "--offset", str(start), "--size", str(length), image.path)
+            lines = image.run("blkid", *words, good=(0, 2, 8)).splitlines()  # 2: nothing known there; 8: several things
+            told = dict(line.split("=", 1) for line in lines if "=" in line)
+            found.append(Partition(number, start, length, told.get("TYPE", ""), told.get("UUID", "")))
+        return found
 
-    def _probe(self, start: int, size: int) -> dict[str, str]:
-        words = ("blkid", "-p", "-o", "export", "--offset", str(start), "--size", str(size), self._image.path)
-        lines = self._image.run(*words, good=(0, 2, 8)).splitlines()  # 2: nothing known there; 8: more than one thing
-        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+class RootFs:
+    """An ext file system, in an image of its partition, that is a system's root if it has an /etc/fstab."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    def is_root(self) -> bool:
+        """Whether it looks like one."""
+        return self._stat(FSTAB) is not None
+
+    def settle(self) -> None:
+        """What the guest itself does before it mounts: replay the journal, mend what is certain. Raises NotUnderstood
+        where that is not enough."""
+        self._image.run("e2fsck", "-f", "-p", self._image.path, good=(0, 1), seconds=_CHECK_SECONDS)
 
     def _debugfs(self, *requests: str, write: bool = False) -> str:
         """Raises NotUnderstood. debugfs ends with 0 whatever befalls, so what it did has to be looked at."""
         with tempfile.NamedTemporaryFile("w", prefix="asr-repair-") as file:
             file.write("".join(f"{request}\n" for request in requests))
             file.flush()
-            return self._image.run("debugfs", *(["-w"] if write else []), "-f", file.name, self._at)
+            return self._image.run("debugfs", *(["-w"] if write else []), "-f", file.name, self._image.path)
 
     def _stat(self, path: str) -> tuple[str, str, str] | None:
         """(mode, owner, group) of a plain file; None if it is none."""
@@ -174,8 +187,8 @@ class RootFs:
         except UnicodeDecodeError:
             return None
 
-    def look(self) -> Guest:
-        """What a plan is made from."""
+    def look(self, number: int, uuids: Mapping[int, str]) -> Guest:
+        """What a plan is made from; `number` is the partition's. Raises NotUnderstood."""
         paths = list(FILES)
         for directory in DIRECTORIES:
             rows = [line.split("/") for line in self._debugfs(f"ls -p {directory}").splitlines() if line[:1] == "/"]
@@ -184,14 +197,14 @@ class RootFs:
         files = {path: text for path, text in texts.items() if text is not None}
         if FSTAB not in files:
             raise NotUnderstood(f"its {FSTAB} is no text")
-        return Guest(files, self._root, self._uuids)
+        return Guest(files, number, uuids)
 
     def write(self, changes: Sequence[Change]) -> None:
         """Write files, with mode, owner and attributes as they were. Raises NotUnderstood, and then the image is
         spoilt."""
         for change in changes:
             self._write(change)
-        self._image.run("e2fsck", "-f", "-n", self._at, seconds=_CHECK_SECONDS)
+        self._image.run("e2fsck", "-f", "-n", self._image.path, seconds=_CHECK_SECONDS)
 
     def _write(self, change: Change) -> None:
         directory, _, name = change.path.rpartition("/")

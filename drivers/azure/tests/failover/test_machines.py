@@ -11,11 +11,20 @@ import pytest
 from asr_driver_azure import _vhd
 from asr_driver_azure._access import Access
 from asr_driver_azure._machine import tags_for
-from asrcore.driver import Fence, PromoteSpec, TestSpec, ViewRequest, different_blocks
+from asrcore.driver import (
+    CycleSpec,
+    Fence,
+    PromoteSpec,
+    ReplicaSpec,
+    SealSpec,
+    TestSpec,
+    ViewRequest,
+    different_blocks,
+)
 from asrcore.errors import AccessDenied, AsrError, UnsupportedOperation
 from asrcore.model.extent import Extent
 from asrcore.model.finding import Severity
-from asrcore.model.machine import Disk, Firmware, Machine, Nic
+from asrcore.model.machine import Description, Disk, Firmware, Machine, Nic
 from asrcore.model.point import Consistency
 from asrcore.model.policy import Policy
 from asrcore.model.protection import NetworkMap
@@ -114,6 +123,23 @@ def test_the_disk_is_the_point(rig: FailoverRig, target: TargetBench) -> None:
         assert content[:size] == target.head[disk]
         assert len(content) == _vhd.managed_size(size)
         assert not any(content[size:])
+
+
+def test_the_first_disk_is_the_system_whatever_its_name(rig: FailoverRig) -> None:
+    disks = (Disk("root", 2 * MiB), Disk("data", MiB))
+    description = Description(Machine("two", "two", 1, 64 * MiB, Firmware.BIOS, disks), "test")
+    replica = rig.target_site.target.create_replica(ReplicaSpec("two", "two", 1, description), Watch())
+    with replica.open_cycle(CycleSpec("c", 1, None, {disk.id: disk.size for disk in disks})) as writer:
+        writer.write("root", 0, memoryview(b"boot".ljust(512)))
+        writer.seal(SealSpec("p", 1.0, Consistency.CRASH, True, description))
+    rig.target_site.failover.promote(PromoteSpec("two", "p", 1, NetworkMap({})), Watch())
+    assert [disk.id for disk in rig.target_site.inventory.machine("two").disks] == ["root", "data"]
+    rig.target_site.inventory.power_on("two")
+    (machine,) = rig.cloud.all("virtualMachines")
+    system = machine["properties"]["storageProfile"]["osDisk"]["managedDisk"]["id"].rpartition("/")[2]
+    assert rig.cloud.content.path(f"disks/{system}").read_bytes().startswith(b"boot")
+    assert [disk.id for disk in rig.target_site.inventory.machine("two").disks] == ["root", "data"]
+    rig.target_site.failover.undo("two", 1)
 
 
 # -- what runs out
