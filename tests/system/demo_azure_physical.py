@@ -38,10 +38,11 @@ grep -q '^/dev/nvme0n1p2 / ' /etc/fstab
 sync
 """
 
-# What each point holds, past the driver: SHA-256 of all page ranges of its snapshots, by blob and snapshot.
+# What each point holds, past the driver: SHA-256 of all pieces of its snapshots that hold a page, by blob and snapshot.
 POINTS = """
 import hashlib, json, sys
 from azure.storage.blob import BlobServiceClient
+PIECE = 4 << 20
 given = json.loads(sys.argv[1])
 service = BlobServiceClient(given["account_url"], credential=given["account_key"], api_version="2026-06-06")
 container = service.get_container_client(given["container"])
@@ -49,10 +50,10 @@ found = {}
 for item in container.list_blobs(include=["snapshots"]):
     if item.snapshot and item.name.endswith(".vhd"):
         blob, digest = container.get_blob_client(item.name, snapshot=item.snapshot), hashlib.sha256()
-        for part in blob.list_page_ranges():
-            length = part.end - part.start + 1
-            digest.update(f"{part.start} {length}:".encode())
-            digest.update(blob.download_blob(offset=part.start, length=length).readall())
+        pages = [range(part.start // PIECE, part.end // PIECE + 1) for part in blob.list_page_ranges()]
+        for number in sorted({number for part in pages for number in part}):
+            start, length = number * PIECE, min(PIECE, item.size - number * PIECE)
+            digest.update(f"{number}:".encode() + blob.download_blob(offset=start, length=length).readall())
         found[f"{item.name} {item.snapshot}"] = digest.hexdigest()
 print(json.dumps(found))
 """
@@ -120,8 +121,8 @@ class Demo:
 
     def lose_the_server(self) -> None:
         """The power goes; the copy carries on, repaired; the point is what it was."""
-        before = self._points()
         self.server.cut_power()
+        before = self._points()
         last = self.server.console().last_ack
         assert last is not None
         consoles, started = self.peers.consoles(), time.monotonic()

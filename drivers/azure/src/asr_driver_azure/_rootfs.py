@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,10 @@ from asr_driver_azure._repair import DIRECTORIES, FILES, FSTAB, Change, Guest
 from asrcore.model.extent import Extent
 from asrcore.units import MiB
 
-__all__ = ["Image", "NotUnderstood", "Partition", "RootFs", "partitions"]
+__all__ = ["Image", "NotUnderstood", "Partition", "RootFs", "missing", "partitions"]
 
+_TOOLS = {"blkid": "util-linux", "debugfs": "e2fsprogs", "e2fsck": "e2fsprogs", "sfdisk": "fdisk"}
+"""What is run, and Debian's package of it."""
 _TABLE = MiB  # holds a table of partitions, and what tells a file system
 _SECONDS, _CHECK_SECONDS = 60.0, 1800.0
 _MOST_TEXT = 1024 * 1024
@@ -31,6 +34,11 @@ _PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _FOUND = re.compile(r"^Inode: (\d+)\s+Type: (\w+(?: \w+)*)\s+Mode:\s+0*(\d+)", re.MULTILINE)
 _OWNER = re.compile(r"^User:\s+(\d+)\s+Group:\s+(\d+)", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"^\s+([\w.-]+) \(\d+\)", re.MULTILINE)
+
+
+def missing() -> dict[str, str]:
+    """Of the programs that are run those that this host has not."""
+    return {tool: package for tool, package in _TOOLS.items() if shutil.which(tool, path=_PATH["PATH"]) is None}
 
 
 class NotUnderstood(Exception):

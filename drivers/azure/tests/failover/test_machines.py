@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 import pytest
@@ -32,6 +34,7 @@ from asrcore.model.watch import Watch
 from asrcore.testing.conformance._target_bench import Data, TargetBench, noise
 from asrcore.units import KiB, MiB, TiB
 from drivers.azure.tests.failover.rig import FailoverRig
+from drivers.azure.tests.peers.arm import traffic
 from drivers.azure.tests.peers.arm.server import Cloud
 from drivers.azure.tests.peers.storage import Storage
 
@@ -375,3 +378,45 @@ def test_the_server_is_strict(rig: FailoverRig) -> None:
         with pytest.raises(AsrError):
             arm.put("disks", "wrong", wrong)
     assert rig.cloud.names() == []
+
+
+def test_recorded_traffic_is_as_the_sdk_describes_it(rig: FailoverRig, target: TargetBench) -> None:
+    promote(rig, target, "dmz")
+    rig.target_site.failover.start_test(TestSpec("t1", target.id, "p1", "asr-t1"), Watch())
+    rig.target_site.inventory.power_on(target.id)
+    rig.target_site.inventory.machines()
+    rig.target_site.inventory.fence(target.id, Fence(4, "it works elsewhere"))
+    rig.target_site.inventory.unfence(target.id, 4)
+    rig.target_site.failover.stop_test(target.id, "t1")
+    heard = list(rig.cloud.traffic)
+    assert traffic.problems(heard) == []
+    kinds = {kind for kind in traffic.KINDS if any(f"/{kind}" in item["path"] for item in heard)}
+    assert kinds == set(traffic.KINDS), "every kind was spoken of"
+
+
+def _spoilt(heard: list[dict[str, Any]], spoil: Callable[[dict[str, Any]], object]) -> list[str]:
+    """What is told of an answer about a disk, spoilt."""
+    (*_, item) = [item for item in heard if item["given"] and item["method"] == "PUT" and "/disks/" in item["path"]]
+    copy: dict[str, Any] = json.loads(json.dumps(item))
+    spoil(copy)
+    return traffic.problems([copy])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda item: item["given"]["properties"].update(colour="red"), "has no property 'colour'"),
+        (lambda item: item["given"]["properties"].update(diskState="Ready"), "must be one of"),
+        (lambda item: item["given"]["properties"].update(diskSizeBytes="1"), "must be int"),
+        (lambda item: item["headers"].clear(), "nowhere to ask"),
+        (lambda item: item["sent"].update(colour="red"), "has no property 'colour'"),
+        (lambda item: item.update(status=409), "an error of another form"),
+        (lambda item: item.update(path="/subscriptions/x/providers/Microsoft.Compute/images"), "not described"),
+    ],
+)
+def test_what_is_not_as_described_is_told(
+    rig: FailoverRig, target: TargetBench, spoil: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    promote(rig, target)
+    (problem,) = _spoilt(rig.cloud.traffic, spoil)
+    assert told in problem

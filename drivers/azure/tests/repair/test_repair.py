@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from asr_driver_azure import _mending
+from asr_driver_azure import _mending, _rootfs
 from asr_driver_azure._driver import AzureDriver
 from asr_driver_azure._site import AzureSite
 from asrcore.driver import CycleSpec, PromoteSpec, ReplicaSpec, SealSpec, TestSpec, ViewRequest, different_blocks
@@ -276,17 +275,11 @@ def test_without_room_for_a_copy(bench: Bench, debian: Path, monkeypatch: pytest
 
 
 def test_without_the_tools(bench: Bench, debian: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_rootfs_path(), "PATH", "/nowhere")
+    monkeypatch.setitem(_rootfs._PATH, "PATH", "/nowhere")
     bench.seal(debian)
     (told,) = bench.promote()
     assert "is not installed where the engine runs" in told
     assert bench.disk().read_bytes()[:SIZE] == debian.read_bytes()
-
-
-def _rootfs_path() -> dict[str, str]:
-    from asr_driver_azure import _rootfs
-
-    return _rootfs._PATH
 
 
 def test_an_interrupted_one_begins_anew(
@@ -310,7 +303,8 @@ def test_an_interrupted_one_begins_anew(
     assert bench.disk().read_bytes()[:SIZE] == debian.read_bytes()
 
 
-def test_tools_are_there() -> None:
-    """What the repairs need is on every Debian."""
-    for tool in ("blkid", "debugfs", "e2fsck", "sfdisk"):
-        assert shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin")
+def test_a_host_without_the_tools_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AzureDriver().check_host() == []
+    monkeypatch.setitem(_rootfs._PATH, "PATH", "/nowhere")
+    (finding,) = AzureDriver().check_host()
+    assert "e2fsprogs fdisk util-linux" in finding.action
