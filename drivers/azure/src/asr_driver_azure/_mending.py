@@ -19,6 +19,8 @@ from asrcore.units import MiB, format_size
 __all__ = ["Mending"]
 
 _EXT = ("ext2", "ext3", "ext4")
+_ODD = (NotUnderstood, OSError, ValueError, KeyError)
+"""What a disk that somebody else has written may lead to; none of it keeps a machine from being made."""
 _SPARE = 256 * MiB  # of the file system that the copies are in; repairs need a little
 
 
@@ -40,7 +42,7 @@ class Mending:
             for partition in self._partitions:
                 if partition.kind in _EXT:
                     self._open(partition, stored)
-        except (NotUnderstood, OSError) as problem:
+        except _ODD as problem:
             self._problem = str(problem)
 
     def _open(self, partition: Partition, stored: Sequence[Extent]) -> None:
@@ -79,7 +81,7 @@ class Mending:
                 system.look(partition.number, {item.number: item.uuid for item in self._partitions if item.uuid})
             )
             system.write(made.changes)
-        except NotUnderstood as problem:
+        except _ODD as problem:
             self.told = (f"the system was left as it is: {problem}",)
             return before
         self.told = (*(f"{item.path}: {item.what}" for item in made.changes), *(f"left: {item}" for item in made.left))

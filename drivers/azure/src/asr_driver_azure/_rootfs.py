@@ -28,11 +28,11 @@ _TOOLS = {"blkid": "util-linux", "debugfs": "e2fsprogs", "e2fsck": "e2fsprogs", 
 """What is run, and Debian's package of it."""
 _TABLE = MiB  # holds a table of partitions, and what tells a file system
 _SECONDS, _CHECK_SECONDS = 60.0, 1800.0
-_MOST_TEXT = 1024 * 1024
+_MOST_TEXT, _MOST_FILES = MiB, 200  # bytes, and files that are looked at: the guest says how many there are
 _SECTOR = 512
 _PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _FOUND = re.compile(r"^Inode: (\d+)\s+Type: (\w+(?: \w+)*)\s+Mode:\s+0*(\d+)", re.MULTILINE)
-_OWNER = re.compile(r"^User:\s+(\d+)\s+Group:\s+(\d+)", re.MULTILINE)
+_OWNER = re.compile(r"^User:\s+(\d+)\s+Group:\s+(\d+).*\bSize: (\d+)", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"^\s+([\w.-]+) \(\d+\)", re.MULTILINE)
 
 
@@ -59,8 +59,9 @@ class Image:
         return f"/proc/self/fd/{self.file.fileno()}"
 
     def put(self, offset: int, data: bytes | bytearray) -> None:
-        """Thread-safe."""
-        os.pwrite(self.file.fileno(), data, offset)
+        """Thread-safe. Raises OSError."""
+        if os.pwrite(self.file.fileno(), data, offset) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def read(self, extent: Extent) -> bytes:
         """Its bytes."""
@@ -128,7 +129,7 @@ def partitions(size: int, read: Callable[[int, memoryview], None]) -> list[Parti
     with Image(size) as image:
 
         def fetch(start: int, end: int) -> None:
-            data = bytearray(max(0, min(end, size) - start))
+            data = bytearray(min(end, size) - start)
             read(start, memoryview(data))
             image.put(start, data)
 
@@ -142,6 +143,8 @@ def partitions(size: int, read: Callable[[int, memoryview], None]) -> list[Parti
         for item in table.get("partitions", []):
             number = int(item["node"].rpartition("p")[2])
             start, length = int(item["start"]) * _SECTOR, int(item["size"]) * _SECTOR
+            if start + length > size:
+                raise NotUnderstood(f"partition {number} ends beyond the end of the disk")
             fetch(start, min(start + _TABLE, start + length))
             words = ("-p", "-o", "export", "--offset", str(start), "--size", str(length), image.path)
             lines = image.run("blkid", *words, good=(0, 2, 8)).splitlines()  # 2: nothing known there; 8: several things
@@ -173,25 +176,27 @@ class RootFs:
             return self._image.run("debugfs", *(["-w"] if write else []), "-f", file.name, self._image.path)
 
     def _stat(self, path: str) -> tuple[str, str, str] | None:
-        """(mode, owner, group) of a plain file; None if it is none."""
+        """(mode, owner, group) of a plain file of a size that a text has; None if it is none."""
         said = self._debugfs(f"stat {path}")
         found, owner = _FOUND.search(said), _OWNER.search(said)
-        return (found[3], owner[1], owner[2]) if found and owner and found[2] == "regular" else None
+        if found is None or owner is None or found[2] != "regular" or int(owner[3]) > _MOST_TEXT:
+            return None
+        return found[3], owner[1], owner[2]
 
     def _attributes(self, path: str) -> list[str]:
         """Its extended attributes, as debugfs tells them."""
         return sorted(line for line in self._debugfs(f"ea_list {path}").splitlines() if line.startswith(" "))
 
     def _read(self, path: str) -> str | None:
-        """Text of a plain file, None if it is none; not what is too large or no text."""
+        """Text of a plain file, None if it is none, or no text."""
         if not self._stat(path):
             return None
         with tempfile.TemporaryDirectory(prefix="asr-repair-") as directory:
             copy = Path(directory) / "text"
             self._debugfs(f"dump {path} {copy}")
-            data = copy.read_bytes()
+            data = copy.read_bytes() if copy.exists() else b"\xff"
         try:
-            return data.decode() if len(data) <= _MOST_TEXT else None
+            return data.decode()
         except UnicodeDecodeError:
             return None
 
@@ -201,6 +206,8 @@ class RootFs:
         for directory in DIRECTORIES:
             rows = [line.split("/") for line in self._debugfs(f"ls -p {directory}").splitlines() if line[:1] == "/"]
             paths += [f"{directory}/{row[5]}" for row in rows if re.fullmatch(r"[\w.@-]*\w[\w.@-]*", row[5])]
+        if len(paths) > _MOST_FILES:
+            raise NotUnderstood(f"{' and '.join(DIRECTORIES)} hold more than {_MOST_FILES} files")
         texts = {path: self._read(path) for path in paths}
         files = {path: text for path, text in texts.items() if text is not None}
         if FSTAB not in files:

@@ -256,7 +256,29 @@ def _torn(image: Path) -> str:
     return "e2fsck ended with 4"
 
 
-@pytest.mark.parametrize("harm", [_no_table, _swap, _broken, _torn])
+def _beyond(image: Path) -> str:
+    """A partition that the disk is too small for, as a table may say."""
+    run("sfdisk", "-q", image, text=f"label: dos\nstart={START // 512},type=83\n")
+    with image.open("r+b") as file:
+        file.seek(446 + 12)
+        file.write((SIZE // 512).to_bytes(4, "little"))
+    return "beyond the end of the disk"
+
+
+def _endless(image: Path) -> str:
+    """A text of a terabyte."""
+    debugfs(image, f"sif /etc/fstab size {1 << 40}")
+    return "0 partitions are an ext root file system"
+
+
+def _crowded(image: Path) -> str:
+    (image.parent / "one").write_text("[Match]\n")
+    words = [f"write {image.parent / 'one'} {number}.network" for number in range(250)]
+    debugfs(image, "cd /etc/systemd/network", *words)
+    return "more than 200 files"
+
+
+@pytest.mark.parametrize("harm", [_no_table, _swap, _broken, _torn, _beyond, _endless, _crowded])
 def test_what_is_not_understood_is_left(bench: Bench, debian: Path, harm: Callable[[Path], str]) -> None:
     why = harm(debian)
     bench.seal(debian)
