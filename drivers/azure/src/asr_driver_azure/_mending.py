@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Self
 
+import attrs
+
 from asr_driver_azure._digests import DigestTable
 from asr_driver_azure._pageblob import MOST
 from asr_driver_azure._repair import plan
@@ -16,7 +18,7 @@ from asrcore.driver import DIGEST_BLOCK, block_digests, different_blocks
 from asrcore.model.extent import Extent, align, intersect, split, subtract, total, union
 from asrcore.units import MiB, format_size
 
-__all__ = ["Mending"]
+__all__ = ["Mending", "Repaired"]
 
 _EXT = ("ext2", "ext3", "ext4")
 _ODD = (NotUnderstood, OSError, ValueError, KeyError)
@@ -24,14 +26,23 @@ _ODD = (NotUnderstood, OSError, ValueError, KeyError)
 _SPARE = 256 * MiB  # of the file system that the copies are in; repairs need a little
 
 
+@attrs.frozen
+class Repaired:
+    """`told`: what was done and what was left, for people. `differs`: where the copy is no longer what was uploaded, in
+    pieces of at most one put. `digests`: of the disk with that."""
+
+    told: tuple[str, ...]
+    differs: tuple[Extent, ...]
+    digests: DigestTable
+
+
 class Mending:
     """Of one disk. The copies are files without a name in the directory for temporary files, of what is stored.
 
-    `told`: what was done and what was left alone, for people. Whatever goes wrong leaves the upload as it was.
+    Whatever goes wrong leaves the disk as it was uploaded.
     """
 
     def __init__(self, size: int, stored: Sequence[Extent], read: Callable[[int, memoryview], None]) -> None:
-        self.told: tuple[str, ...] = ()
         self._size = size
         self._copies: list[tuple[Partition, Extent, Image]] = []
         self._partitions: list[Partition] = []
@@ -68,10 +79,8 @@ class Mending:
         except OSError as problem:
             self._problem = f"the copy could not be written: {problem.strerror}"
 
-    def finish(
-        self, sent: Sequence[Extent], digests: Mapping[int, bytes], put: Callable[[int, bytes], None]
-    ) -> DigestTable:
-        """Repair the copy and upload what that changed; digests of the disk as it is then."""
+    def finish(self, sent: Sequence[Extent], digests: Mapping[int, bytes]) -> Repaired:
+        """Repair the copy; what has to be uploaded again, from `read`."""
         before = DigestTable(self._size, list(sent), digests)
         try:
             partition, place, image = self._root()
@@ -82,10 +91,14 @@ class Mending:
             )
             system.write(made.changes)
         except _ODD as problem:
-            self.told = (f"the system was left as it is: {problem}",)
-            return before
-        self.told = (*(f"{item.path}: {item.what}" for item in made.changes), *(f"left: {item}" for item in made.left))
-        return self._differing(place, image, sent, before, put) if made.changes else before
+            return Repaired((f"the system was left as it is: {problem}",), (), before)
+        told = (*(f"{item.path}: {item.what}" for item in made.changes), *(f"left: {item}" for item in made.left))
+        return self._differing(told, place, image, sent, before) if made.changes else Repaired(told, (), before)
+
+    def read(self, extent: Extent) -> bytes:
+        """Of the copy, as it is now."""
+        ((place, image),) = [(place, image) for _, place, image in self._copies if intersect([extent], [place])]
+        return image.read(Extent(extent.offset - place.offset, extent.length))
 
     def _root(self) -> tuple[Partition, Extent, Image]:
         if self._problem:
@@ -99,13 +112,8 @@ class Mending:
         return roots[0]
 
     def _differing(
-        self,
-        place: Extent,
-        image: Image,
-        sent: Sequence[Extent],
-        before: DigestTable,
-        put: Callable[[int, bytes], None],
-    ) -> DigestTable:
+        self, told: tuple[str, ...], place: Extent, image: Image, sent: Sequence[Extent], before: DigestTable
+    ) -> Repaired:
         def former(piece: Extent) -> bytes:
             return b"".join(before.of(block) for block in range(piece.offset, piece.end, DIGEST_BLOCK))
 
@@ -113,12 +121,11 @@ class Mending:
         after = {piece.offset: former(piece) for piece in outside}
         held = [Extent(place.offset + item.offset, item.length) for item in image.stored()]
         inside = list(split(align(union(intersect(sent, [place]), held), DIGEST_BLOCK, place.end), MOST))
+        differs: list[Extent] = []
         for piece in inside:
-            data = image.read(Extent(piece.offset - place.offset, piece.length))
-            digests = after[piece.offset] = block_digests(memoryview(data))
-            for run in different_blocks(piece, digests, former(piece)):
-                put(run.offset, data[run.offset - piece.offset : run.end - piece.offset])
-        return DigestTable(self._size, outside + inside, after)
+            after[piece.offset] = block_digests(memoryview(self.read(piece)))
+            differs += different_blocks(piece, after[piece.offset], former(piece))
+        return Repaired(told, tuple(differs), DigestTable(self._size, outside + inside, after))
 
     def __enter__(self) -> Self:
         return self

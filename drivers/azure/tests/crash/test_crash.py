@@ -58,7 +58,7 @@ STOP = ["azure.resource.removed", "azure.resource.removed:3", "azure.machine.rem
 PROMOTE = [
     "azure.promotion.recorded",
     "azure.disk.put",
-    "azure.disk.repaired",
+    "azure.repairs.recorded",
     "azure.base.snapshotted",
     "azure.machine.defined",
 ]
