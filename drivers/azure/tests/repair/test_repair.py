@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import subprocess
 import uuid
@@ -14,6 +15,7 @@ import pytest
 
 from asr_driver_azure import _mending, _rootfs
 from asr_driver_azure._driver import AzureDriver
+from asr_driver_azure._machine import repairs_blob
 from asr_driver_azure._site import AzureSite
 from asrcore.driver import CycleSpec, PromoteSpec, ReplicaSpec, SealSpec, TestSpec, ViewRequest, different_blocks
 from asrcore.driver import digests_of as digests_of_reader
@@ -318,7 +320,20 @@ def test_an_interrupted_one_begins_anew(
         with pytest.raises(KeyboardInterrupt):
             bench.promote()
     (unfinished,) = [item["name"] for item in bench.cloud.all("disks")]
-    assert UUID in content(bench.cloud.content.path(f"disks/{unfinished}"), "/etc/fstab")
+    path = bench.cloud.content.path(f"disks/{unfinished}")
+    assert UUID in content(path, "/etc/fstab")
+    # As if a repair had gone where the point holds nothing: only the record can tell of that.
+    place = 20 * MiB
+    assert not any(debian.read_bytes()[place : place + MiB])
+    name = repairs_blob(unfinished.removesuffix("-0"))
+    found = bench.site.container.read(name)
+    assert found is not None
+    record = json.loads(found[0])
+    assert record["extents"]
+    bench.site.container.write(name, json.dumps(record | {"extents": [*record["extents"], [place, 65536]]}).encode())
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(b"a repair")
     without = connect(container=bench.settings["container"], repair="off")
     without.id = bench.id
     assert without.promote() == ()
