@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test demo demo-azure demo-physical bench lab-up lab-down docs format clean
+.PHONY: help setup packages test demo demo-azure demo-azure-physical demo-physical bench lab-up lab-down docs format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1 - /p' Makefile
@@ -26,6 +26,9 @@ demo: setup  ## the main job: a guest is protected, its site is lost, it carries
 
 demo-azure: setup  ## a guest goes to Azure (Azurite, the tests' management server, QEMU) and comes home; 5 minutes
 	@.ci/as-root .venv/bin/python -m tests.system.demo_azure
+
+demo-azure-physical: setup  ## a physical server goes to Azure, and comes up there repaired; 5 minutes
+	@.ci/as-root .venv/bin/python -m tests.system.demo_azure_physical
 
 demo-physical: setup  ## a physical server is protected by push, lost, and carries on at the other site
 	@.ci/as-root .venv/bin/python -m tests.system.demo_physical

@@ -650,10 +650,12 @@ class PromoteSpec:
 
 @attrs.frozen
 class Instance:
-    """A machine that was made of a recovery point."""
+    """A machine that was made of a recovery point. `repairs`: what was changed on its disks, never in the point, so
+    that it comes up at this site, and what was not understood and left; lines for the log."""
 
     machine_id: str
     name: str
+    repairs: tuple[str, ...] = ()
 
 
 class Failover(ABC):

@@ -67,7 +67,15 @@ def _test_start(work: Work) -> None:
     work.context.plugins.after_failover(work.protection, FailoverKind.TEST)
     work.facts.update(machine=instance.name, machine_id=instance.machine_id, point=run.point_id)
     work.facts["seconds"] = round(now - run.started_at, 3)
+    _note_repairs(work, instance)
     work.note("test", f"point {run.point_id} runs as {instance.name}")
+
+
+def _note_repairs(work: Work, instance: driver.Instance) -> None:
+    if instance.repairs:
+        work.facts["repairs"] = list(instance.repairs)
+    for repair in instance.repairs:
+        work.note("repair", repair)
 
 
 def _run_test(work: Work, run: TestRun) -> driver.Instance:
@@ -244,6 +252,7 @@ def _promote(work: Work) -> None:
     reach("failover.promoted")
     work.context.vault.update(protection.id, target_machine=instance.machine_id)
     work.facts.update(machine=instance.name, machine_id=instance.machine_id, point=spec.point_id)
+    _note_repairs(work, instance)
 
 
 def _start(work: Work) -> None:

@@ -33,14 +33,14 @@ REACTION_SECONDS = 240.0
 
 
 class Peers:
-    """Azurite, proxy and cloud, in a process inside the site: its loopback is where they are reached."""
+    """Azurite, proxy and cloud, in a process inside a site: its loopback is where they are reached."""
 
-    def __init__(self, lab: Lab, directory: Path) -> None:
+    def __init__(self, lab: Lab, directory: Path, site: str = SITE) -> None:
         self._log = (directory / "peers.log").open("wb")
         self._directory = directory
         command = [sys.executable, "-m", "drivers.azure.tests.peers.serve", str(directory)]
         self._process = lab.popen_in(
-            SITE,
+            site,
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from asrcore import driver
@@ -36,6 +37,23 @@ def test_a_test_runs_beside_replication_and_leaves_nothing(protected: Rig) -> No
     assert protected.protection.test is None
     with pytest.raises(MachineNotFound):
         protected.engine.context.site("b").inventory.machine(test_machine)
+
+
+def test_what_was_repaired_is_told(protected: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the job and in the log of events, of a test and of a failover."""
+    failover = type(protected.engine.context.site("b").failover)
+    start, promote = failover.start_test, failover.promote
+
+    def repaired(made: driver.Instance) -> driver.Instance:
+        return attrs.evolve(made, repairs=("root by UUID", "left: an odd thing"))
+
+    monkeypatch.setattr(failover, "start_test", lambda *given: repaired(start(*given)))
+    monkeypatch.setattr(failover, "promote", lambda *given: repaired(promote(*given)))
+    told = ["root by UUID", "left: an odd thing"]
+    assert facts(protected.engine.failover_test("web"))["repairs"] == told
+    assert facts(protected.engine.failover_unplanned("web"))["repairs"] == told
+    events = [item.text for item in protected.engine.vault.events(machine="web") if item.kind == "repair"]
+    assert events == [*told, *told]
 
 
 def test_a_second_test_takes_the_place_of_the_first(protected: Rig) -> None:

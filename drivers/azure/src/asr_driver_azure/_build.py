@@ -6,9 +6,11 @@ machine, so what a killed engine leaves is found.
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from asr_driver_azure import _codec, _sizes, _vhd
@@ -27,15 +29,17 @@ from asr_driver_azure._machine import (
     TAG_VIEW,
     Defined,
     machine_blob,
+    repairs_blob,
     tags_for,
 )
+from asr_driver_azure._mending import Mending
 from asr_driver_azure._pageblob import MOST, PageBlob
 from asr_driver_azure._record import Snapshot
 from asr_driver_azure._settings import Network
 from asrcore.crashpoint import reach
 from asrcore.driver import DIGEST_BLOCK, block_digests
 from asrcore.errors import AsrError
-from asrcore.model.extent import Extent, align, split, total
+from asrcore.model.extent import Extent, align, split, total, union
 from asrcore.model.machine import Description, Machine
 from asrcore.model.watch import Watch
 from asrcore.units import format_size
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Builder", "os_of"]
 
 _CLOSED = {"protocol": "*", "sourcePortRange": "*", "destinationPortRange": "*", "access": "Deny", "priority": 100}
+_UPLOADED_TO = ("ReadyToUpload", "ActiveUpload")
 _ANYWHERE = {"sourceAddressPrefix": "*", "destinationAddressPrefix": "*"}
 
 
@@ -108,14 +113,37 @@ class Builder:
         ranges = {disk_id: align(blobs[disk_id].stored(at.size), DIGEST_BLOCK, at.size) for disk_id, at in work.items()}
         watch.start("copying to managed disks", sum(total(extents) for extents in ranges.values()))
         for number, (disk_id, at) in enumerate(work.items()):
-            disks[disk_id] = f"{owner}-{number}"
-            system = number == 0
-            self._disk(disks[disk_id], owner, disk_id, at.size, machine if system else None)
-            self._upload(disks[disk_id], owner, disk_id, blobs[disk_id], at.size, ranges[disk_id], watch)
+            name = disks[disk_id] = f"{owner}-{number}"
+            system = machine if number == 0 else None
+            self._disk(name, owner, disk_id, at.size, system)
+            blob, extents = blobs[disk_id], ranges[disk_id]
+            if system is None:
+                self._upload(name, owner, disk_id, blob, at.size, extents, watch)
+            else:
+                self._system(name, owner, disk_id, blob, at.size, extents, watch, repair=self._repairs(description))
             reach("azure.disk.made")
         cards = self._cards(owner, networks, max(1, len(machine.nics)))
         names = [item.name for item in networks] if networks else [f"{owner}-net"] * len(cards)
         return Defined(owner, machine_id, description, size, disks, tuple(cards), tuple(names))
+
+    def repairs(self, owner: str) -> tuple[str, ...]:
+        """What was changed on a machine's system disk so that it comes up, and what was left."""
+        return self._recorded(owner)[0]
+
+    def _recorded(self, owner: str) -> tuple[tuple[str, ...], list[Extent]]:
+        """The repairs, and where they changed the disk."""
+        found = self._site.container.read(repairs_blob(owner))
+        told = json.loads(found[0]) if found else {"repairs": [], "extents": []}
+        return tuple(told["repairs"]), [Extent(offset, length) for offset, length in told["extents"]]
+
+    def _record(self, owner: str, repairs: Sequence[str], extents: Sequence[Extent]) -> None:
+        told = {"repairs": repairs, "extents": [[item.offset, item.length] for item in extents]}
+        self._site.container.write(repairs_blob(owner), json.dumps(told).encode())
+
+    def _repairs(self, description: Description) -> bool:
+        """Whether the system is to be made ready: it comes from elsewhere, and is none that brings all along."""
+        away = description.platform != self._site.driver
+        return self._settings.repair and away and os_of(description.machine) == "Linux"
 
     def publish(self, defined: Defined) -> None:
         """From now on the machine is there."""
@@ -139,12 +167,56 @@ class Builder:
         self._arm.put("disks", name, body)
         reach("azure.disk.created")
 
-    def _upload(
-        self, name: str, owner: str, disk_id: str, blob: PageBlob, size: int, extents: list[Extent], watch: Watch
+    def _system(
+        self,
+        name: str,
+        owner: str,
+        disk_id: str,
+        blob: PageBlob,
+        size: int,
+        extents: list[Extent],
+        watch: Watch,
+        *,
+        repair: bool,
     ) -> None:
-        """Bring the disk's content to a disk that is new; nothing, if that is done."""
+        """Bring the system disk's content; repaired, if so wished."""
+        # Where an attempt that was cut off had put its repairs is sent again as it is in the point.
+        _, touched = self._recorded(owner)
+        extents = union(extents, touched)
+        repair = repair and self._state(name) in _UPLOADED_TO
+        with Mending(size, extents, blob.read_into) if repair else nullcontext() as mending:
+
+            def finish(access: Access, pieces: list[Extent], digests: dict[int, bytes]) -> DigestTable:
+                if mending is None:
+                    self._record(owner, (), touched)
+                    return DigestTable(size, pieces, digests)
+                repaired = mending.finish(pieces, digests)
+                self._record(owner, repaired.told, union(touched, repaired.differs))
+                reach("azure.repairs.recorded")
+                for run in repaired.differs:
+                    watch.check()
+                    access.put(run.offset, mending.read(run))
+                return repaired.digests
+
+            keep = mending.keep if mending is not None else None
+            self._upload(name, owner, disk_id, blob, size, extents, watch, keep, finish)
+
+    def _upload(
+        self,
+        name: str,
+        owner: str,
+        disk_id: str,
+        blob: PageBlob,
+        size: int,
+        extents: list[Extent],
+        watch: Watch,
+        keep: Callable[[Extent, bytearray], None] | None = None,
+        finish: Callable[[Access, list[Extent], dict[int, bytes]], DigestTable] | None = None,
+    ) -> None:
+        """Bring the disk's content to a disk that is new; nothing, if that is done. `keep` is given what was sent;
+        `finish` may send more before the upload ends, and tells the digests of it all."""
         state = self._state(name)
-        if state in ("ReadyToUpload", "ActiveUpload"):
+        if state in _UPLOADED_TO:
             access = Access(self._site, "disks", name, write=True)
             reach("azure.disk.opened")
             digests: dict[int, bytes] = {}
@@ -155,6 +227,8 @@ class Builder:
                 blob.read_into(piece.offset, memoryview(data))
                 access.put(piece.offset, bytes(data))
                 digests[piece.offset] = block_digests(memoryview(data))
+                if keep is not None:
+                    keep(piece, data)
                 watch.advance(piece.length)
                 reach("azure.disk.put")
 
@@ -163,7 +237,8 @@ class Builder:
                 pieces = list(split(extents, MOST))
                 for _ in pool.map(send, pieces):
                     pass
-            DigestTable(size, pieces, digests).save(self._site.container, owner, disk_id)
+            table = finish(access, pieces, digests) if finish is not None else DigestTable(size, pieces, digests)
+            table.save(self._site.container, owner, disk_id)
             self._close_upload(name, _vhd.managed_size(size), access)
             reach("azure.disk.closed")
             state = self._state(name)
@@ -246,7 +321,7 @@ class Builder:
         reach("azure.machine.started")
 
     def _machine(self, defined: Defined) -> dict[str, Any]:
-        system, *data = defined.disks.values()
+        system, *data = defined.in_order
 
         def attached(name: str) -> dict[str, Any]:
             return {"createOption": "Attach", "managedDisk": {"id": self._arm.id("disks", name)}}

@@ -107,6 +107,10 @@ class Container:
 
         self.run(f"writing {name}", append, write=True)
 
+    def begin(self, name: str) -> None:
+        """An empty append blob; what was in one of that name is gone."""
+        self.run(f"writing {name}", lambda: self.client.get_blob_client(name).create_append_blob(), write=True)
+
     def listed(self, prefix: str, *, snapshots: bool = False) -> list[Listed]:
         """Blobs whose names begin with `prefix`."""
 
@@ -154,13 +158,20 @@ class Container:
         """False if there is a record already."""
         return self.write(record_blob(record.replica_id), _codec.dump(record), new=True)
 
-    def change(self, replica_id: str, site: str, edit: Callable[[Record], Record]) -> Record:
+    def change(
+        self,
+        replica_id: str,
+        site: str,
+        edit: Callable[[Record], Record],
+        known: tuple[Record, str] | None = None,
+    ) -> Record:
         """Read, edit and write the record; whoever else wrote meanwhile makes it start again from what is there.
+        `known`: what `load` gave a moment ago, which is tried first.
 
         `edit` may be called several times and may raise. Raises ReplicaNotFound, MachineBusy.
         """
         for _ in range(_ATTEMPTS):
-            found = self.load(replica_id)
+            found, known = known or self.load(replica_id), None
             if found is None or found[0].deleting:
                 raise ReplicaNotFound(site=site, replica=replica_id)
             record, etag = found

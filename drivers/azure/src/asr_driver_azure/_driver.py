@@ -9,6 +9,7 @@ from typing import ClassVar
 from asr_driver_azure._settings import DRIVER, SETTINGS, SiteSettings
 from asr_driver_azure._site import AzureSite
 from asrcore.driver import Capability, Check, Driver, DriverInfo
+from asrcore.model.finding import Finding, Severity
 
 __all__ = ["AzureDriver"]
 
@@ -33,6 +34,23 @@ class AzureDriver(Driver):
         ),
         settings=SETTINGS,
     )
+
+    def check_host(self) -> list[Finding]:
+        """See `Driver.check_host`."""
+        from asr_driver_azure import _rootfs  # noqa: PLC0415 - `asr` starts sooner
+
+        missing = _rootfs.missing()
+        if not missing:
+            return []
+        return [
+            Finding(
+                "azure-no-repair",
+                Severity.WARNING,
+                f"this host has no {', '.join(missing)}",
+                "With them a Linux system is made ready for Azure on the disk of the machine that is made.",
+                f"apt-get install {' '.join(sorted(set(missing.values())))}; or set `repair=off` at the site.",
+            )
+        ]
 
     def connect(self, name: str, settings: Mapping[str, str]) -> AzureSite:
         """Raises InvalidSetting, SiteUnreachable, AccessDenied."""

@@ -60,7 +60,7 @@ class AzureFailover(Failover):
             known = self._builder.define(owner, f"test-{spec.test_id}", described, point.disks, networks, watch)
             self._builder.publish(known)
         self._builder.start(known)
-        return Instance(known.machine_id, known.description.machine.name)
+        return Instance(known.machine_id, known.description.machine.name, self._builder.repairs(owner))
 
     def stop_test(self, replica_id: str, test_id: str) -> None:
         self._builder.remove(test_owner(replica_id, test_id))
@@ -98,7 +98,7 @@ class AzureFailover(Failover):
             known = self._builder.define(promotion.machine, machine.id, description, point.disks, networks, watch)
             self._builder.base(known)
             self._builder.publish(known)
-        return Instance(machine.id, machine.name)
+        return Instance(machine.id, machine.name, self._builder.repairs(known.name))
 
     def _make_room(self, record: Record, spec: PromoteSpec, point: Point, machine_id: str, name: str) -> Promotion:
         """Record the promotion; whatever has the machine's identity and may go, goes aside or away."""

@@ -32,6 +32,7 @@ __all__ = [
     "fence_blob",
     "machine_blob",
     "owner_of",
+    "repairs_blob",
     "tags_for",
 ]
 
@@ -77,6 +78,11 @@ class Defined:
     networks: tuple[str, ...]
     aside: bool = False
 
+    @property
+    def in_order(self) -> list[str]:
+        """Azure's names of the disks as the machine has them, the system's first; what is kept is sorted by id."""
+        return [self.disks[disk.id] for disk in self.description.machine.disks if disk.id in self.disks]
+
 
 def owner_of(name: str, instance: str) -> str:
     """Azure's name for the machine of an instance: readable, unique, at most 49 characters."""
@@ -92,6 +98,11 @@ def tags_for(owner: str, **more: str) -> dict[str, str]:
 def machine_blob(owner: str) -> str:
     """Of what is kept of a machine."""
     return f"{MACHINES}{owner}.json"
+
+
+def repairs_blob(owner: str) -> str:
+    """Of what was changed on its system disk so that it comes up, and what was left, for people."""
+    return f"{MACHINES}{owner}/repairs.json"
 
 
 def fence_blob(machine_id: str) -> str:

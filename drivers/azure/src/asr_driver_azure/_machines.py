@@ -150,7 +150,7 @@ class Machines:
         """Azure's name and the size in bytes of each disk, by our id."""
         name = self.name(machine_id)
         known, vm = self.defined(name), self._arm.get("virtualMachines", name)
-        names = list(known.disks.values()) if known is not None and vm is None else _disks_of(vm or {})
+        names = known.in_order if known is not None and vm is None else _disks_of(vm or {})
         return {disk_id: (azure, size) for disk_id, azure, size in self._sized(names)}
 
     def _sized(self, names: list[str]) -> list[tuple[str, str, int]]:
@@ -167,7 +167,7 @@ class Machines:
     def _describe(self, item: Defined) -> Description:
         """As it was protected, so that it can go home as what it was; its disks and networks as they are now."""
         vm = self._arm.get("virtualMachines", item.name)
-        names = list(item.disks.values()) if vm is None else _disks_of(vm)
+        names = item.in_order if vm is None else _disks_of(vm)
         before = {disk.id: disk for disk in item.description.machine.disks}
         disks = tuple(
             attrs.evolve(before.get(disk_id, Disk(disk_id, size)), size=size, location=name, format="raw")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import attrs
@@ -22,7 +23,7 @@ from asr_driver_azure._record import (
     lease_of,
     prefix_of,
 )
-from asr_driver_azure._writer import AzureWriter, OpenDisk, read_index
+from asr_driver_azure._writer import AzureWriter, OpenDisk, begin_index, read_index
 from asrcore.crashpoint import reach
 from asrcore.driver import CycleSpec, CycleWriter, DiskReader, Replica, ReplicaInfo
 from asrcore.errors import InvalidValue, MachineBusy, ReplicaDamaged, StaleBase, StaleEpoch
@@ -153,22 +154,29 @@ class AzureReplica(Replica):
         for disk_id, size in spec.disks.items():
             checked_size(disk_id, size)
 
+        resumed = False
+
         def admit(record: Record) -> Record:
+            nonlocal resumed
             record.own(spec.epoch)
             if spec.base_point != record.head_id:
                 raise StaleBase(replica=self._id, head=record.head_id, base=spec.base_point)
             if record.pending is not None and record.pending.cycle_id != spec.cycle_id:
                 raise MachineBusy(machine=record.name, work=f"cycle {record.pending.cycle_id}")
+            resumed = record.pending is not None
             return attrs.evolve(record, pending=Pending(spec.cycle_id, self._disks_of(record, spec)))
 
         record = self._container.change(self._id, self._site.name, admit)
         assert record.pending is not None
         reach("azure.cycle.recorded")
-        done = read_index(self._container, self._id, spec.cycle_id)
-        disks = {
-            disk_id: self._open_disk(record, disk_id, disk, spec, done.get(disk_id, []))
-            for disk_id, disk in record.pending.disks.items()
-        }
+        wanted = record.pending.disks
+        with ThreadPoolExecutor(len(wanted) + 1, thread_name_prefix="azure-open") as pool:
+            index = pool.submit(read_index if resumed else begin_index, self._container, self._id, spec.cycle_id)
+            opened = pool.map(lambda disk_id: self._open_disk(record, disk_id, wanted[disk_id], spec), wanted)
+            disks = dict(zip(wanted, opened, strict=True))
+            done = index.result()
+        for disk_id, disk in disks.items():
+            disk.torn = RangeSet(subtract(disk.dirty.extents(), done.get(disk_id, [])))
         reach("azure.cycle.opened")
         return AzureWriter(self._container, self._site.name, self._id, spec, disks, done, self._site.clock)
 
@@ -182,7 +190,7 @@ class AzureReplica(Replica):
             for disk_id, size in spec.disks.items()
         }
 
-    def _open_disk(self, record: Record, disk_id: str, disk: DiskAt, spec: CycleSpec, done: list[Extent]) -> OpenDisk:
+    def _open_disk(self, record: Record, disk_id: str, disk: DiskAt, spec: CycleSpec) -> OpenDisk:
         page, found = self._opened_blob(record, disk, spec.epoch)
         at = record.head.disks.get(disk_id) if record.head else None
         dirty: list[Extent] = []
@@ -199,7 +207,6 @@ class AzureReplica(Replica):
             head=head,
             head_size=at.size if at else 0,
             dirty=RangeSet(dirty),
-            torn=RangeSet(subtract(dirty, done)),
         )
 
     # -- points

@@ -36,6 +36,12 @@ SETTINGS = (
     Setting("sizes", "machine sizes to choose from, by `,`; by default general ones of the region (D and B series)"),
     Setting("size_rules", "MACHINE=SIZE by `;`: the size of a machine by its name, instead of a choice"),
     Setting("disk_sku", "kind of managed disk: Standard_LRS, StandardSSD_LRS, Premium_LRS", default="StandardSSD_LRS"),
+    Setting(
+        "repair",
+        "`on`: what a Linux system needs to come up in Azure is set on the disk of the machine that is made, never in "
+        "a point; `off`: its disks are the point's byte for byte",
+        default="on",
+    ),
     Setting("management_url", "management endpoint, for other clouds than the public one", default=_MANAGEMENT),
     Setting("authority", "sign-in endpoint, for other clouds than the public one"),
     Setting("ca_file", "certificates to trust for the endpoints above, where they are not public ones"),
@@ -79,6 +85,7 @@ class SiteSettings:
     sizes: tuple[str, ...] = ()
     size_rules: tuple[SizeRule, ...] = ()
     disk_sku: str = "StandardSSD_LRS"
+    repair: bool = True
     management_url: str = _MANAGEMENT
     authority: str = ""
     ca_file: str = ""
@@ -111,6 +118,8 @@ class SiteSettings:
             for name in ("resource_group", "location"):
                 if not given[name]:
                     raise _invalid(name, "is required where `subscription` is set")
+        if given["repair"] not in ("on", "off"):
+            raise _invalid("repair", f"{given['repair']!r} is neither `on` nor `off`")
         if any(given[name] for name in ("tenant", "client_id", "client_secret")):
             for name in ("tenant", "client_id", "client_secret"):
                 if not given[name]:
@@ -131,6 +140,7 @@ class SiteSettings:
             sizes=tuple(_items(given["sizes"], ",")),
             size_rules=tuple(_rule(item) for item in _items(given["size_rules"], ";")),
             disk_sku=given["disk_sku"],
+            repair=given["repair"] == "on",
             management_url=given["management_url"].rstrip("/"),
             authority=given["authority"].rstrip("/"),
             ca_file=given["ca_file"],

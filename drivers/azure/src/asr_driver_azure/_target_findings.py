@@ -33,7 +33,7 @@ def findings(site: AzureSite, description: Description, policy: Policy) -> list[
         found += _system(machine)
         found += _place(site, machine)
         if description.platform != site.driver:
-            found.append(_guest(machine))
+            found.append(_guest(machine, site.settings.repair))
     else:
         found.append(
             Finding(
@@ -136,21 +136,28 @@ def _place(site: AzureSite, machine: Machine) -> list[Finding]:
     return found
 
 
-def _guest(machine: Machine) -> Finding:
+def _guest(machine: Machine, repair: bool) -> Finding:
+    why = "Azure's hypervisor shows other disks and cards than the machine has now; "
     if os_of(machine) == "Windows":
         needs = "the Hyper-V drivers of Windows 8 / Server 2012 or newer are built in"
+        why += "nothing is changed in the guest."
         action = "Set all cards to DHCP, enable the serial console (`bcdedit /ems on`), and try a test failover."
     else:
         needs = "hv_vmbus, hv_storvsc and hv_netvsc in the initramfs, root by UUID, DHCP, and console=ttyS0"
+        why += (
+            "at a failover all but the initramfs is repaired on the machine's disk, if its root is an ext file system."
+            if repair
+            else "the site's setting `repair` is off: nothing is changed in the guest."
+        )
         action = (
             "In the guest: `lsinitramfs /boot/initrd.img-$(uname -r) | grep hv_` (or `lsinitrd`); add what is missing "
-            "to the initramfs, then try a test failover and read its console."
+            "to the initramfs, then try a test failover: it tells what it repaired and what it left. Read its console."
         )
     return Finding(
         "azure-guest",
         Severity.WARNING,
         f"whether the guest comes up under Hyper-V was not looked into ({needs})",
-        "Azure's hypervisor shows other disks and cards than the machine has now; nothing is changed in the guest.",
+        why,
         action,
     )
 

@@ -39,7 +39,9 @@ class Uploader:
         self._most = parallel + _OPEN
         self._changed = threading.Condition()
         self._open: dict[_Key, _Window] = {}
+        self._going: dict[int, _Key] = {}  # closed and not arrived, by number; one may wait for another of its key
         self._busy: set[_Key] = set()
+        self._sent = 0
         self._spare: list[bytearray] = []
         self._error: BaseException | None = None
 
@@ -65,16 +67,18 @@ class Uploader:
                 self._open[key].filled.remove(max(start - base, 0), min(end - base, MOST))
                 if not self._open[key].filled:
                     self._spare.append(self._open.pop(key).data)
-            while any(_meets(key, disk, start, end) for key in self._busy):
+            while any(_meets(key, disk, start, end) for key in self._going.values()):
                 self._changed.wait()
             self._check()
 
     def drain(self) -> None:
-        """Send all; return when it has arrived. Raises what a put raised."""
+        """Send all; return when it has arrived. What others write meanwhile is not waited for. Raises what a put
+        raised."""
         with self._changed:
             for key in list(self._open):
                 self._send(key)
-            while self._busy:
+            last = self._sent
+            while any(number <= last for number in self._going):
                 self._changed.wait()
             self._check()
 
@@ -94,7 +98,7 @@ class Uploader:
         while key not in self._open:
             if len(self._open) >= _OPEN:
                 self._send(next(iter(self._open)))
-            elif len(self._open) + len(self._busy) >= self._most:
+            elif len(self._open) + len(self._going) >= self._most:
                 self._changed.wait()
             else:
                 self._open[key] = _Window(self._spare.pop() if self._spare else bytearray(MOST))
@@ -105,12 +109,14 @@ class Uploader:
         window = self._open.pop(key, None)
         if window is None:
             return  # another thread sent it while this one waited
+        self._sent = number = self._sent + 1
+        self._going[number] = key
         while key in self._busy:
             self._changed.wait()
         self._busy.add(key)
-        self._pool.submit(self._arrive, key, window)
+        self._pool.submit(self._arrive, number, key, window)
 
-    def _arrive(self, key: _Key, window: _Window) -> None:
+    def _arrive(self, number: int, key: _Key, window: _Window) -> None:
         try:
             for run in window.filled.extents():
                 if self._error is not None:
@@ -120,6 +126,7 @@ class Uploader:
             self._error = self._error or error
         with self._changed:
             self._busy.discard(key)
+            del self._going[number]
             self._spare.append(window.data)
             self._changed.notify_all()
 

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import attrs
@@ -23,10 +24,10 @@ from asr_driver_azure._record import DiskAt, Point, Record, Snapshot, cycle_inde
 from asr_driver_azure._uploader import Uploader
 from asrcore.crashpoint import reach
 from asrcore.driver import CycleSpec, CycleWriter, SealSpec, StoredPoint
-from asrcore.errors import AsrError, StaleEpoch, WrongState
+from asrcore.errors import AsrError, ReplicaNotFound, StaleEpoch, WrongState
 from asrcore.model.extent import Extent, normalise, split
 
-__all__ = ["AzureWriter", "OpenDisk", "read_index"]
+__all__ = ["AzureWriter", "OpenDisk", "begin_index", "read_index"]
 
 _LINE = 3 * 1024 * 1024  # an append block holds 4 MiB
 
@@ -44,7 +45,7 @@ class OpenDisk:
     head: PageBlob | None
     head_size: int
     dirty: RangeSet
-    torn: RangeSet
+    torn: RangeSet = attrs.field(factory=RangeSet)
     stored: RangeSet | None = None
     head_stored: RangeSet | None = None
     written: RangeSet = attrs.field(factory=RangeSet)
@@ -59,6 +60,12 @@ def read_index(container: Container, replica_id: str, cycle_id: str) -> dict[str
         for disk_id, ranges in json.loads(line).items():
             done.setdefault(disk_id, []).extend(Extent(offset, length) for offset, length in ranges)
     return {disk_id: normalise(extents) for disk_id, extents in done.items()}
+
+
+def begin_index(container: Container, replica_id: str, cycle_id: str) -> dict[str, list[Extent]]:
+    """The index of a new cycle: nothing has been acknowledged."""
+    container.begin(cycle_index(replica_id, cycle_id))
+    return {}
 
 
 class AzureWriter(CycleWriter):
@@ -222,22 +229,28 @@ class AzureWriter(CycleWriter):
         reach("azure.flushed")
 
     def seal(self, spec: SealSpec) -> StoredPoint:
-        record = self._container.record(self._id, self._site)
-        sealed = [point.stored for point in record.points if point.stored.id == spec.point_id]
+        known = self._container.load(self._id)
+        if known is None or known[0].deleting:
+            raise ReplicaNotFound(site=self._site, replica=self._id)
+        sealed = [point.stored for point in known[0].points if point.stored.id == spec.point_id]
         if sealed:
             return sealed[0]
-        self.flush()
-        for disk in self._disks.values():
-            self._fenced(partial(self._put_back, disk, disk.torn.extents()))
-        # From here on no put of this or of an earlier writer arrives: a late one would be in the next point's blob.
-        at = {disk_id: self._close_blob(disk) for disk_id, disk in self._disks.items()}
-        reach("azure.closed")
-        disks = {}
-        for disk_id, disk in self._disks.items():
-            disks[disk_id] = Snapshot(disk.blob.name, self._snapshot(disk), disk.size)
-            reach("azure.snapshotted")
-        self._container.write(description_of(self._id, spec.point_id), _codec.dump(spec.description))
+        with ThreadPoolExecutor(len(self._disks) + 1, thread_name_prefix="azure-seal") as pool:
+            text = _codec.dump(spec.description)
+            described = pool.submit(self._container.write, description_of(self._id, spec.point_id), text)
+            self.flush()
+            for disk in self._disks.values():
+                self._fenced(partial(self._put_back, disk, disk.torn.extents()))
+            # From here on no put of this or an earlier writer arrives: a late one would be in the next point's blob.
+            at = dict(zip(self._disks, pool.map(self._close_blob, self._disks.values()), strict=True))
+            reach("azure.closed")
+            taken = list(pool.map(self._snapshot, self._disks.values()))
+            described.result()
         reach("azure.described")
+        disks = {
+            disk_id: Snapshot(disk.blob.name, snapshot, disk.size)
+            for (disk_id, disk), snapshot in zip(self._disks.items(), taken, strict=True)
+        }
         stored = StoredPoint(
             id=spec.point_id,
             taken_at=spec.taken_at,
@@ -259,7 +272,7 @@ class AzureWriter(CycleWriter):
             points = tuple(point for point in record.points if point not in gone)
             return attrs.evolve(record, points=(*points, Point(stored, disks)), disks=at, pending=None)
 
-        self._container.change(self._id, self._site, commit)
+        self._container.change(self._id, self._site, commit, known)
         self._ended = "sealed"
         reach("azure.sealed")
         self._tidy(gone)
@@ -272,6 +285,7 @@ class AzureWriter(CycleWriter):
     def _snapshot(self, disk: OpenDisk) -> str:
         taken: list[str] = []
         self._fenced(lambda: taken.append(disk.blob.snapshot_now(self._lease)))
+        reach("azure.snapshotted")
         return taken[0]
 
     def _tidy(self, gone: list[Point]) -> None:

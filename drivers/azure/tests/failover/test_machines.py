@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 import pytest
@@ -11,11 +13,20 @@ import pytest
 from asr_driver_azure import _vhd
 from asr_driver_azure._access import Access
 from asr_driver_azure._machine import tags_for
-from asrcore.driver import Fence, PromoteSpec, TestSpec, ViewRequest, different_blocks
+from asrcore.driver import (
+    CycleSpec,
+    Fence,
+    PromoteSpec,
+    ReplicaSpec,
+    SealSpec,
+    TestSpec,
+    ViewRequest,
+    different_blocks,
+)
 from asrcore.errors import AccessDenied, AsrError, UnsupportedOperation
 from asrcore.model.extent import Extent
 from asrcore.model.finding import Severity
-from asrcore.model.machine import Disk, Firmware, Machine, Nic
+from asrcore.model.machine import Description, Disk, Firmware, Machine, Nic
 from asrcore.model.point import Consistency
 from asrcore.model.policy import Policy
 from asrcore.model.protection import NetworkMap
@@ -23,6 +34,7 @@ from asrcore.model.watch import Watch
 from asrcore.testing.conformance._target_bench import Data, TargetBench, noise
 from asrcore.units import KiB, MiB, TiB
 from drivers.azure.tests.failover.rig import FailoverRig
+from drivers.azure.tests.peers.arm import traffic
 from drivers.azure.tests.peers.arm.server import Cloud
 from drivers.azure.tests.peers.storage import Storage
 
@@ -114,6 +126,23 @@ def test_the_disk_is_the_point(rig: FailoverRig, target: TargetBench) -> None:
         assert content[:size] == target.head[disk]
         assert len(content) == _vhd.managed_size(size)
         assert not any(content[size:])
+
+
+def test_the_first_disk_is_the_system_whatever_its_name(rig: FailoverRig) -> None:
+    disks = (Disk("root", 2 * MiB), Disk("data", MiB))
+    description = Description(Machine("two", "two", 1, 64 * MiB, Firmware.BIOS, disks), "test")
+    replica = rig.target_site.target.create_replica(ReplicaSpec("two", "two", 1, description), Watch())
+    with replica.open_cycle(CycleSpec("c", 1, None, {disk.id: disk.size for disk in disks})) as writer:
+        writer.write("root", 0, memoryview(b"boot".ljust(512)))
+        writer.seal(SealSpec("p", 1.0, Consistency.CRASH, True, description))
+    rig.target_site.failover.promote(PromoteSpec("two", "p", 1, NetworkMap({})), Watch())
+    assert [disk.id for disk in rig.target_site.inventory.machine("two").disks] == ["root", "data"]
+    rig.target_site.inventory.power_on("two")
+    (machine,) = rig.cloud.all("virtualMachines")
+    system = machine["properties"]["storageProfile"]["osDisk"]["managedDisk"]["id"].rpartition("/")[2]
+    assert rig.cloud.content.path(f"disks/{system}").read_bytes().startswith(b"boot")
+    assert [disk.id for disk in rig.target_site.inventory.machine("two").disks] == ["root", "data"]
+    rig.target_site.failover.undo("two", 1)
 
 
 # -- what runs out
@@ -349,3 +378,45 @@ def test_the_server_is_strict(rig: FailoverRig) -> None:
         with pytest.raises(AsrError):
             arm.put("disks", "wrong", wrong)
     assert rig.cloud.names() == []
+
+
+def test_recorded_traffic_is_as_the_sdk_describes_it(rig: FailoverRig, target: TargetBench) -> None:
+    promote(rig, target, "dmz")
+    rig.target_site.failover.start_test(TestSpec("t1", target.id, "p1", "asr-t1"), Watch())
+    rig.target_site.inventory.power_on(target.id)
+    rig.target_site.inventory.machines()
+    rig.target_site.inventory.fence(target.id, Fence(4, "it works elsewhere"))
+    rig.target_site.inventory.unfence(target.id, 4)
+    rig.target_site.failover.stop_test(target.id, "t1")
+    heard = list(rig.cloud.traffic)
+    assert traffic.problems(heard) == []
+    kinds = {kind for kind in traffic.KINDS if any(f"/{kind}" in item["path"] for item in heard)}
+    assert kinds == set(traffic.KINDS), "every kind was spoken of"
+
+
+def _spoilt(heard: list[dict[str, Any]], spoil: Callable[[dict[str, Any]], object]) -> list[str]:
+    """What is told of an answer about a disk, spoilt."""
+    (*_, item) = [item for item in heard if item["given"] and item["method"] == "PUT" and "/disks/" in item["path"]]
+    copy: dict[str, Any] = json.loads(json.dumps(item))
+    spoil(copy)
+    return traffic.problems([copy])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda item: item["given"]["properties"].update(colour="red"), "has no property 'colour'"),
+        (lambda item: item["given"]["properties"].update(diskState="Ready"), "must be one of"),
+        (lambda item: item["given"]["properties"].update(diskSizeBytes="1"), "must be int"),
+        (lambda item: item["headers"].clear(), "nowhere to ask"),
+        (lambda item: item["sent"].update(colour="red"), "has no property 'colour'"),
+        (lambda item: item.update(status=409), "an error of another form"),
+        (lambda item: item.update(path="/subscriptions/x/providers/Microsoft.Compute/images"), "not described"),
+    ],
+)
+def test_what_is_not_as_described_is_told(
+    rig: FailoverRig, target: TargetBench, spoil: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    promote(rig, target)
+    (problem,) = _spoilt(rig.cloud.traffic, spoil)
+    assert told in problem

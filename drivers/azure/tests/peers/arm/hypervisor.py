@@ -73,7 +73,7 @@ class Qemu(Paper):
         self.kill()
         qmp = self._sockets / "qmp"
         qmp.unlink(missing_ok=True)
-        command = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-user-config", "-m", "256"]
+        command = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-user-config", "-m", "512"]
         command += ["-machine", "q35" if uefi else "pc", "-accel", "tcg", "-cpu", "Nehalem"]
         command += ["-smbios", "type=1,manufacturer=Lab,version=rate=10"]
         command += ["-qmp", f"unix:{qmp},server=on,wait=off"]
