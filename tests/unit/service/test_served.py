@@ -48,14 +48,17 @@ class Place:
     relay: Relay
     settings: dict[str, str]
     now: list[float]
+    sites: list[RemoteSite] = attrs.field(factory=list)
 
     def connect(self) -> RemoteSite:
-        return RemoteDriver().connect("there", self.settings)
+        self.sites.append(RemoteDriver().connect("there", self.settings))
+        return self.sites[-1]
 
     def cut(self) -> None:
-        """Until the serving side has noticed, too."""
+        """Until both sides have noticed."""
         self.relay.cut()
         wait_until(lambda: not self.server._sessions, "the session has ended")
+        wait_until(lambda: not any(site._peer.links.living() for site in self.sites), "the site has noticed")
 
 
 @pytest.fixture
