@@ -89,7 +89,11 @@ class Channel:
         self._greeted = threading.Event()
         self.reason = ""
         self._buffer = bytearray(_CHUNK)
-        self._send([self._link.hello()])
+        try:
+            self._send([self._link.hello()])
+        except BaseException:
+            carrier.close()  # nobody else will: there is no thread yet
+            raise
         self._threads: list[threading.Thread] = [threading.Thread(target=self._receive, daemon=True)]
         self._threads += [threading.Thread(target=self._work, daemon=True) for _ in range(workers if serve else 0)]
         for thread in self._threads:
