@@ -10,6 +10,7 @@ bases: its points so far stay clones, later ones are layers, which cost what the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from asrcore.model.extent import Extent
 from asrcore.model.watch import Watch
 
 __all__ = ["MOST_EXTENTS", "ReflinkImages"]
+
+_log = logging.getLogger(__name__)
 
 MOST_EXTENTS = 10_000
 """Of a head. XFS took 30-90 us for each: a kept point of 20,000 cost 1.8 s with the source frozen, a layer 0.1 s."""
@@ -85,7 +88,11 @@ class ReflinkImages(Images):
 
     def tidy(self, record: Record, watch: Watch | None = None) -> Record:
         if all(count_extents(self.home.path / head) <= MOST_EXTENTS for head in record.heads.values()):
-            return self.preserve(record)
+            try:
+                return self.preserve(record)
+            except OSError as problem:  # a full disk, say: it is tried again before the heads are written
+                _log.info("%s: %s", record.name, problem)
+                return record
         bases = {
             head: Layer(disk_id, None, (self.home.path / head).stat().st_size) for disk_id, head in record.heads.items()
         }
