@@ -283,7 +283,7 @@ def _send(client: NbdClient, changes: Sequence[Change], data: Path) -> None:
     try:
         if os.fstat(source.fd).st_size < extents[-1].end:
             raise OSError(errno.EIO, f"the journal ends before {extents[-1].end}", str(data))
-        # Many in flight: 3,364 new clusters one after the other took 1.5 s, so 0.5 s.
+        # Many in flight: QEMU took 3,277 new clusters in 1.4 s one after the other, so in 0.7-1.0 s (measured).
         for batch in batches(extents, _COPY, _REQUESTS):
             parts, at = [], 0
             for extent in batch:

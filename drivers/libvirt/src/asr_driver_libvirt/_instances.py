@@ -76,8 +76,9 @@ def hold(replica: LibvirtReplica, record: Record, holder: str, point: Point) -> 
     """
     if record.kind is ReplicaKind.REFLINK and not point.stored.kept:
         return record
-    record = replica.images(record).preserve(record)
-    point = of_point(record, point.stored.id)
+    if point == record.head:
+        record = replica.images(record).preserve(record)
+        point = of_point(record, point.stored.id)
     if record.holds.get(holder) == point.images:
         return record
     record = attrs.evolve(record, holds={**record.holds, holder: dict(point.images)}, format=FORMAT)
