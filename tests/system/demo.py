@@ -274,6 +274,18 @@ class Demo:
         return audit
 
 
+def conclude(report: dict[str, Any], path: Path, begun: float, failed: str) -> int:
+    """Write a demo's report, in one step, and show it; the exit code. `failed`: what does not hold."""
+    report["seconds"] = round(time.monotonic() - begun, 1)
+    report["holds"] = not failed
+    text = json.dumps(report, indent=2)
+    part = path.with_suffix(".part")
+    part.write_text(text + "\n")
+    os.replace(part, path)  # noqa: PTH105 - atomic
+    print(f"\n{text}\n{'every claim holds' if not failed else 'FAILED: ' + failed}")
+    return 1 if failed else 0
+
+
 def main() -> int:
     """Run the demo; returns the exit code."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -294,13 +306,7 @@ def main() -> int:
             print(
                 f"\nDOES NOT HOLD: {failed}\n--- the service's last words:\n{demo.asr.log()[-4000:]}", file=sys.stderr
             )
-    demo.report["seconds"] = round(time.monotonic() - begun, 1)
-    demo.report["holds"] = not failed
-    part = given.report.with_suffix(".part")
-    part.write_text(json.dumps(demo.report, indent=2) + "\n")
-    os.replace(part, given.report)  # noqa: PTH105 - atomic
-    print(f"\n{json.dumps(demo.report, indent=2)}\n{'every claim holds' if not failed else 'FAILED: ' + failed}")
-    return 1 if failed else 0
+    return conclude(demo.report, given.report, begun, failed)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 from tests.lab import Lab
 from tests.lab._console import Audit, Console, parse_console
 from tests.system.cockpit import Cockpit
-from tests.system.demo import Claim, claim
+from tests.system.demo import Claim, claim, conclude
 
 GUEST = "web1"
 SITE = "b"
@@ -276,13 +276,7 @@ def main() -> int:
         except Claim as problem:
             failed = str(problem)
             print(f"\nDOES NOT HOLD: {failed}", file=sys.stderr)
-    demo.report["seconds"] = round(time.monotonic() - begun, 1)
-    demo.report["holds"] = not failed
-    part = given.report.with_suffix(".part")
-    part.write_text(json.dumps(demo.report, indent=2) + "\n")
-    os.replace(part, given.report)  # noqa: PTH105 - atomic
-    print(f"\n{json.dumps(demo.report, indent=2)}\n{'every claim holds' if not failed else 'FAILED: ' + failed}")
-    return 1 if failed else 0
+    return conclude(demo.report, given.report, begun, failed)
 
 
 if __name__ == "__main__":

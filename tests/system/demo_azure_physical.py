@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 from tests.lab import Audit, Lab
 from tests.lab._console import Console, parse_console
 from tests.lab._site import wait_until
-from tests.system.demo import Claim, claim
+from tests.system.demo import Claim, claim, conclude
 from tests.system.demo_azure import Peers
 from tests.system.physical import IDENTITY, NAME, Scene
 
@@ -201,13 +200,7 @@ def main() -> int:
         except (Claim, AssertionError) as problem:
             failed = str(problem)
             print(f"\nDOES NOT HOLD: {failed}", file=sys.stderr)
-    demo.report["seconds"] = round(time.monotonic() - begun, 1)
-    demo.report["holds"] = not failed
-    part = given.report.with_suffix(".part")
-    part.write_text(json.dumps(demo.report, indent=2) + "\n")
-    os.replace(part, given.report)  # noqa: PTH105 - atomic
-    print(f"\n{json.dumps(demo.report, indent=2)}\n{'every claim holds' if not failed else 'FAILED: ' + failed}")
-    return 1 if failed else 0
+    return conclude(demo.report, given.report, begun, failed)
 
 
 if __name__ == "__main__":

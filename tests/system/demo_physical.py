@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 from tests.lab import Audit, Lab
 from tests.lab._server import give_address
-from tests.system.demo import Claim, claim
+from tests.system.demo import Claim, claim, conclude
 from tests.system.physical import NAME, Scene
 
 INTERVAL = 5.0
@@ -267,13 +266,7 @@ def main() -> int:
             print(
                 f"\nDOES NOT HOLD: {failed}\n--- the service's last words:\n{demo.asr.log()[-4000:]}", file=sys.stderr
             )
-    demo.report["seconds"] = round(time.monotonic() - begun, 1)
-    demo.report["holds"] = not failed
-    part = given.report.with_suffix(".part")
-    part.write_text(json.dumps(demo.report, indent=2) + "\n")
-    os.replace(part, given.report)  # noqa: PTH105 - atomic
-    print(f"\n{json.dumps(demo.report, indent=2)}\n{'every claim holds' if not failed else 'FAILED: ' + failed}")
-    return 1 if failed else 0
+    return conclude(demo.report, given.report, begun, failed)
 
 
 if __name__ == "__main__":
