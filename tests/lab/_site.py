@@ -256,9 +256,11 @@ class Site:
         self._inside("xfs_io", "-x", "-c", "shutdown", self._replica_dir(name).path)
 
     def disk_gets_power(self, name: str) -> None:
-        """Mount it again, from what is on its disk: XFS replays its log. Raises LabError if a file of it is open."""
+        """Mount it again, from what is on its disk: XFS replays its log. Raises LabError if a file of it stays open."""
         replica, backing = self._replica_dir(name), self.disk_dir / f"{name}.img"
-        self._inside("umount", replica.path)
+        # A killed process is in no list any more when its first thread has ended; the others may still hold files.
+        unmount = self.enter(["umount", replica.path])
+        wait_until(lambda: run(unmount, check=False).returncode == 0, f"{replica.path} can be unmounted", 30, poll=0.2)
         device = run(["losetup", "--find", "--show", backing]).stdout.strip()  # the site does not see the image
         try:
             self._inside("mount", device, replica.path)
