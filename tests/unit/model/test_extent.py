@@ -106,6 +106,20 @@ def test_split(items: list[Extent], most: int) -> None:
     assert x.total(pieces) == x.total(whole)
 
 
+@given(extents, st.integers(1, 16), st.integers(1, 5))
+def test_batches(items: list[Extent], most: int, count: int) -> None:
+    """All pieces in order, none too large or with too many, and none that the one before had room for."""
+    whole = x.normalise(items)
+    found = list(x.batches(whole, most, count))
+    assert [piece for batch in found for piece in batch] == list(x.split(whole, most))
+    for batch in found:
+        assert 0 < len(batch) <= count
+        assert x.total(batch) <= most
+    for batch, following in pairwise(found):
+        assert len(batch) == count or x.total(batch) + following[0].length > most
+
+
+
 def test_data_wins_over_zero_and_neighbours_merge() -> None:
     items = [Extent(0, 10, zero=True), Extent(4, 2), Extent(10, 5, zero=True)]
     assert x.normalise(items) == [Extent(0, 4, zero=True), Extent(4, 2), Extent(6, 9, zero=True)]

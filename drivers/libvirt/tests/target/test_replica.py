@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
 
 from asr_driver_libvirt import _seed
 from asr_driver_libvirt._domain import DiskKind, DomainDisk
+from asr_driver_libvirt._instances import hold, make_images, of_point
 from asr_driver_libvirt._store import ReplicaKind, Shared
 from asrcore.driver import DIGEST_BLOCK, CycleSpec, DiskReader, ReplicaSpec, digests_of
 from asrcore.errors import (
@@ -371,6 +373,26 @@ def test_open_reader_sees_the_point_after_layers_were_merged(bench: Make, replic
         assert buffer == one.points["p3"]["vda"]
         head.read_into(0, memoryview(buffer))
         assert buffer == one.head["vda"]
+
+
+@pytest.mark.parametrize("point_id", ["p1", "p2"], ids=["an older point", "the newest point"])
+def test_what_stands_on_a_point_never_changes(bench: Make, replica_dir: Path, tmp_path: Path, point_id: str) -> None:
+    """The disk of a test machine, while cycles go on and its point is dropped."""
+    one = bench(replica_dir, {"vda": MIB})
+    for number in (1, 2):
+        one.cycle([("vda", 0, data(number, 65536))])
+    expected = one.points[point_id]["vda"]
+    with one.replica.working("a test") as found:
+        point = of_point(found, point_id)
+        record = hold(one.replica, found, "test one", point)
+        disk = make_images(one.replica, record, "test one", point, replica_dir, own=False)["vda"]
+    for number in (3, 4):
+        one.cycle([("vda", 0, data(number, 65536))], keep=False)
+    one.replica.drop_points([point_id], 1)
+    one.cycle([("vda", 0, data(5, 65536))], keep=False)
+    copy = tmp_path / "copy.raw"
+    subprocess.run(["qemu-img", "convert", "-f", disk.format, "-O", "raw", disk.path, copy], check=True, timeout=60)
+    assert copy.read_bytes() == expected
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
