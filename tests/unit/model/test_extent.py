@@ -119,7 +119,6 @@ def test_batches(items: list[Extent], most: int, count: int) -> None:
         assert len(batch) == count or x.total(batch) + following[0].length > most
 
 
-
 def test_data_wins_over_zero_and_neighbours_merge() -> None:
     items = [Extent(0, 10, zero=True), Extent(4, 2), Extent(10, 5, zero=True)]
     assert x.normalise(items) == [Extent(0, 4, zero=True), Extent(4, 2), Extent(6, 9, zero=True)]
