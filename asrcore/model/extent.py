@@ -88,7 +88,11 @@ def intersect(extents: Iterable[Extent], others: Iterable[Extent]) -> list[Exten
 
 def clip(extents: Iterable[Extent], size: int) -> list[Extent]:
     """What lies within a disk of `size` bytes."""
-    return intersect(extents, [Extent(0, size)])
+    return [
+        item if item.end <= size else Extent(item.offset, size - item.offset, item.zero)
+        for item in normalise(extents)
+        if item.offset < size
+    ]
 
 
 def align(extents: Iterable[Extent], granule: int, size: int) -> list[Extent]:

@@ -35,6 +35,7 @@ class RecoveryPoint:
 
     `taken_at` is the instant of the frozen view, `sealed_at` when all of it was durable. A point that is not
     `kept` is the latest state only: the next sealed cycle takes its place. A `pinned` one outlives retention.
+    `held`: bytes that the target kept for its disks, as last known; None where the target does not tell.
     """
 
     id: str
@@ -44,3 +45,4 @@ class RecoveryPoint:
     kept: bool
     pinned: bool = False
     bytes_sent: int = 0
+    held: int | None = None

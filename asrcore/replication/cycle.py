@@ -7,7 +7,8 @@ The order of the steps is what keeps the invariants; each may be the last one be
 3. Content goes to the replica's journal and is flushed; the target knows what is done.
 4. The view is confirmed, the cycle is sealed at the target: now the point exists.
 5. The vault records the point and advances the mark in one transaction.
-6. Older marks are released, retention runs.
+6. The view is closed, then the writer, which may have left work for then (`CycleWriter.seal`).
+7. Older marks are released, retention runs.
 
 After a crash before 4 the cycle is resumed; between 4 and 5 the sealed point is found at the target and recorded.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import attrs
 
@@ -84,11 +85,13 @@ def run_cycle(
             context, protection, source, watch, keep=keep, compare=compare, again=again or {}, after_seal=after_seal
         )
     except TargetFull:
-        thin(context, protection_id, watch)  # else points past their age would keep the space that is missing
+        thin(context, protection, watch)  # else points past their age would keep the space that is missing
         raise
-    _sweep(source, context.vault.protection(protection_id))
-    # Not where a point was asked for: in a planned failover the workload stands still meanwhile.
-    thin(context, protection_id, watch, tidy=result.point.kept and not keep)
+    # Not in a planned failover: the workload stands still meanwhile.
+    tidy = result.point.kept and protection.state is not State.FAILING_OVER
+    protection = context.vault.protection(protection_id)
+    _sweep(source, protection)
+    thin(context, protection, watch, tidy=tidy)
     return result
 
 
@@ -104,20 +107,20 @@ def _run(
     after_seal: AfterSeal | None,
 ) -> CycleResult:
     adopted = adopt_sealed(context, protection)
-    if adopted is not None and protection.pending is not None and protection.state in _ENDED_BY_A_POINT:
-        return CycleResult(adopted, protection.pending.mode, Counts(), resumed=True)
-    # A point that was sealed before a crash shows that moment; what is asked for now is a view of now.
-    protection = context.vault.protection(protection.id)
+    if adopted is not None:
+        if protection.pending is not None and protection.state in _ENDED_BY_A_POINT:
+            return CycleResult(adopted, protection.pending.mode, Counts(), resumed=True)
+        # A point that was sealed before a crash shows that moment; what is asked for now is a view of now.
+        protection = context.vault.protection(protection.id)
     return _Cycle(context, protection, source, watch, keep, compare, again, after_seal).run()
 
 
-def thin(context: Context, protection_id: str, watch: Watch, *, tidy: bool = False) -> None:
+def thin(context: Context, protection: Protection, watch: Watch, *, tidy: bool = False) -> None:
     """Drop the points that the policy no longer keeps. A failure is left to the next cycle.
 
     With `tidy` the target is told even if none goes: see `Replica.drop_points`.
     """
-    vault = context.vault
-    protection = vault.protection(protection_id)
+    vault, protection_id = context.vault, protection.id
     policy = vault.policy(protection.policy)
     now = context.clock()
     # Of thousands of points only those that may go are read.
@@ -181,6 +184,8 @@ class _Cycle:
     info: driver.ReplicaInfo = attrs.field(init=False)
     policy: Policy = attrs.field(init=False)
     started: float = attrs.field(init=False)
+    writers: ExitStack = attrs.field(factory=ExitStack, init=False)
+    """Closed after the view: a target applies then what was sealed, and the source need not wait for that."""
     counts: Counts = attrs.field(factory=Counts, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -204,7 +209,7 @@ class _Cycle:
         view = self.source.open_view(
             [request], consistency=self.policy.consistency, freeze_limit=self.policy.freeze_limit
         )
-        with view:
+        with self.writers, view:
             reach("cycle.view-opened")
             machine = view.machines[self.protection.source_machine]
             facts = self._facts(machine)
@@ -214,6 +219,7 @@ class _Cycle:
                 else:
                     result, sealed = self._resume(pending, base, view, machine, facts)
             except plan.ResyncDue as due:
+                self.writers.close()
                 if self.protection.pending is not None:
                     self._give_up(self.protection.pending)
                 if self.protection.state is State.PROTECTED:
@@ -259,9 +265,9 @@ class _Cycle:
         )
         self.context.vault.begin_cycle(self.protection.id, pending, epoch=self.protection.epoch)
         reach("cycle.begun")
-        with self._open(pending, machine) as writer:
-            self._transfer(work, machine, writer)
-            return self._seal(pending, view, machine, writer, resumed=False)
+        writer = self._open(pending, machine)
+        self._transfer(work, machine, writer)
+        return self._seal(pending, view, machine, writer, resumed=False)
 
     def _plan(self, fact: plan.DiskFacts, mode: CycleMode, view: driver.DiskView) -> plan.DiskWork:
         method = plan.method_of(fact, mode)
@@ -284,40 +290,40 @@ class _Cycle:
         reopened = abs(view.taken_at - pending.taken_at) < 1e-3
         first: dict[str, plan.DiskWork] = {}
         rest: dict[str, plan.DiskWork] = {}
-        with self._open(pending, machine) as writer:
-            for disk_id, fact in facts.items():
-                planned = pending.plan.get(disk_id)
-                if planned is None:
-                    first[disk_id] = plan.DiskWork()
-                    rest[disk_id] = self._plan(fact, pending.mode, machine.disks[disk_id])
-                    continue
-                first[disk_id], left = plan.work_resumed(
-                    fact,
-                    pending.mode,
-                    planned=planned,
-                    done=writer.done(disk_id),
-                    changed=() if reopened else self._changed(fact, pending.mode, machine.disks[disk_id]),
-                )
-                rest[disk_id] = plan.work_with(left, fact.size, self.again.get(disk_id, ()))
-            if not reopened:
-                # Until these are durable the cycle counts as reading from the interrupted view: its mark is kept.
-                self._transfer(first, machine, writer)
-                writer.flush()
-                reach("cycle.caught-up")
-                pending = attrs.evolve(
-                    pending,
-                    taken_at=view.taken_at,
-                    view_mark=machine.mark,
-                    base_point=base,
-                    plan={
-                        disk_id: tuple(union([*first[disk_id].plan, *pending.plan.get(disk_id, rest[disk_id].plan)]))
-                        for disk_id in facts
-                    },
-                )
-                self.context.vault.replan_cycle(self.protection.id, pending, epoch=self.protection.epoch)
-                reach("cycle.replanned")
-            self._transfer(rest, machine, writer)
-            return self._seal(pending, view, machine, writer, resumed=True)
+        writer = self._open(pending, machine)
+        for disk_id, fact in facts.items():
+            planned = pending.plan.get(disk_id)
+            if planned is None:
+                first[disk_id] = plan.DiskWork()
+                rest[disk_id] = self._plan(fact, pending.mode, machine.disks[disk_id])
+                continue
+            first[disk_id], left = plan.work_resumed(
+                fact,
+                pending.mode,
+                planned=planned,
+                done=writer.done(disk_id),
+                changed=() if reopened else self._changed(fact, pending.mode, machine.disks[disk_id]),
+            )
+            rest[disk_id] = plan.work_with(left, fact.size, self.again.get(disk_id, ()))
+        if not reopened:
+            # Until these are durable the cycle counts as reading from the interrupted view: its mark is kept.
+            self._transfer(first, machine, writer)
+            writer.flush()
+            reach("cycle.caught-up")
+            pending = attrs.evolve(
+                pending,
+                taken_at=view.taken_at,
+                view_mark=machine.mark,
+                base_point=base,
+                plan={
+                    disk_id: tuple(union([*first[disk_id].plan, *pending.plan.get(disk_id, rest[disk_id].plan)]))
+                    for disk_id in facts
+                },
+            )
+            self.context.vault.replan_cycle(self.protection.id, pending, epoch=self.protection.epoch)
+            reach("cycle.replanned")
+        self._transfer(rest, machine, writer)
+        return self._seal(pending, view, machine, writer, resumed=True)
 
     def _changed(self, fact: plan.DiskFacts, mode: CycleMode, view: driver.DiskView) -> Sequence[Extent] | None:
         """What changed since the interrupted view; None where it is not known and comparing is in order."""
@@ -336,7 +342,7 @@ class _Cycle:
             base_point=pending.base_point,
             disks={disk_id: view.disk.size for disk_id, view in machine.disks.items()},
         )
-        writer = self.replica.open_cycle(spec)
+        writer = self.writers.enter_context(self.replica.open_cycle(spec))
         reach("cycle.opened")
         return writer
 

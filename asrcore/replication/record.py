@@ -38,6 +38,7 @@ def record_sealed(
         kept=stored.kept,
         pinned=stored.pinned,
         bytes_sent=counts.sent,
+        held=stored.held,
     )
     stats = CycleStats(
         id=pending.id,

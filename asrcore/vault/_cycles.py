@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import attrs
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, func, insert, select, update
 
 from asrcore.crashpoint import reach
 from asrcore.errors import PointNotFound, StaleBase, StaleEpoch, WrongCycle, WrongState
@@ -28,6 +28,37 @@ STATISTICS_ROWS = 10_000
 STATISTICS_AGE = 30 * DAY
 
 _IN_ONE_STATEMENT = 500  # ids; SQLite takes at most 999 parameters in older builds
+
+# Statements of every cycle, made once.
+_MACHINE: BindParameter[str] = bindparam("machine")
+_POINT: BindParameter[str] = bindparam("point")
+_BEFORE: BindParameter[float] = bindparam("before")
+_NUMBER: BindParameter[int] = bindparam("number")
+_points, _cycles, _pending = _schema.points.c, _schema.cycles.c, _schema.pending_cycles.c
+_its_point = (_points.protection_id == _MACHINE, _points.id == _POINT)
+_head_of = select(_schema.protections.c.head_point).where(_schema.protections.c.id == _MACHINE).scalar_subquery()
+_ALL_POINTS = (
+    select(_schema.points).where(_points.protection_id == _MACHINE, ~_points.dropping).order_by(_points.number)
+)
+_POINTS_BEFORE = _ALL_POINTS.where((_points.taken_at < _BEFORE) | (_points.id == _head_of))
+_KEPT_AT = (
+    select(_points.taken_at)
+    .where(_points.protection_id == _MACHINE, _points.kept, ~_points.dropping)
+    .order_by(_points.taken_at.desc())
+    .limit(1)
+)
+_DROPPING = select(_points.id).where(_points.protection_id == _MACHINE, _points.dropping).order_by(_points.number)
+_POINT_NUMBER = select(_points.number).where(*_its_point)
+_FORGET_FORMER_HEAD = delete(_schema.points).where(*_its_point, ~_points.kept, ~_points.pinned)
+_FORGET_PENDING = delete(_schema.pending_cycles).where(_pending.protection_id == _MACHINE)
+_LAST_CYCLE = select(func.max(_cycles.number)).where(_cycles.protection_id == _MACHINE)
+_FORGET_CYCLES = delete(_schema.cycles).where(_cycles.protection_id == _MACHINE, _cycles.number <= _NUMBER)
+_OLDEST_CYCLES = (
+    select(_cycles.number, _cycles.sealed_at)
+    .where(_cycles.protection_id == _MACHINE)
+    .order_by(_cycles.number)
+    .limit(100)
+)
 
 
 class Cycles(Registry):
@@ -119,21 +150,18 @@ class Cycles(Registry):
 
         The order is that of recording: it is the order of the content even if a clock was set back.
         """
-        table = _schema.points
-        statement = select(table).where(table.c.protection_id == protection_id, ~table.c.dropping)
-        if before is not None:
-            head = select(_schema.protections.c.head_point).where(_schema.protections.c.id == protection_id)
-            statement = statement.where((table.c.taken_at < before) | (table.c.id == head.scalar_subquery()))
         with self._read() as connection:
-            rows = connection.execute(statement.order_by(table.c.number)).mappings().all()
+            if before is None:
+                found = connection.execute(_ALL_POINTS, {"machine": protection_id})
+            else:
+                found = connection.execute(_POINTS_BEFORE, {"machine": protection_id, "before": before})
+            rows = found.mappings().all()
         return [self._value(_rows.point_of, row, f"point {row['id']}") for row in rows]
 
     def last_kept_at(self, protection_id: str) -> float | None:
         """The latest instant that a kept point shows; None without one."""
-        table = _schema.points
-        kept = select(table.c.taken_at).where(table.c.protection_id == protection_id, table.c.kept, ~table.c.dropping)
         with self._read() as connection:
-            return connection.execute(kept.order_by(table.c.taken_at.desc()).limit(1)).scalar()
+            return connection.execute(_KEPT_AT, {"machine": protection_id}).scalar()
 
     def heads(self) -> dict[str, RecoveryPoint]:
         """The newest point of each machine that has one, by the machine's id: one statement, whatever the number of
@@ -175,10 +203,8 @@ class Cycles(Registry):
 
     def dropping(self, protection_id: str) -> list[str]:
         """Ids of points that are being dropped, oldest first."""
-        table = _schema.points
-        statement = select(table.c.id).where(table.c.protection_id == protection_id, table.c.dropping)
         with self._read() as connection:
-            return list(connection.execute(statement.order_by(table.c.number)).scalars())
+            return list(connection.execute(_DROPPING, {"machine": protection_id}).scalars())
 
     def forget_points(self, protection_id: str, point_ids: Iterable[str]) -> None:
         """Forget points that are gone at the target; unknown ones are forgotten already. The head stays, except in a
@@ -317,38 +343,30 @@ class Cycles(Registry):
         if pending.mode is CycleMode.DELTA and pending.base_point != protection.head_point:
             raise StaleBase(replica=protection.name, head=protection.head_point, base=pending.base_point)
         protection = self._drop_pending(connection, protection)
-        connection.execute(insert(_schema.pending_cycles).values(_rows.pending_row(protection.id, pending)))
+        connection.execute(insert(_schema.pending_cycles), _rows.pending_row(protection.id, pending))
         return self._store(connection, protection, pending=pending)
 
     def _drop_pending(self, connection: Connection, protection: Protection) -> Protection:
-        table = _schema.pending_cycles
-        connection.execute(delete(table).where(table.c.protection_id == protection.id))
+        connection.execute(_FORGET_PENDING, {"machine": protection.id})
         return self._store(connection, protection, pending=None)
 
     def _has_point(self, connection: Connection, protection_id: str, point_id: str) -> bool:
-        table = _schema.points
-        chosen: tuple[ColumnElement[bool], ...] = (table.c.protection_id == protection_id, table.c.id == point_id)
-        return connection.execute(select(table.c.number).where(*chosen)).scalar() is not None
+        return connection.execute(_POINT_NUMBER, {"machine": protection_id, "point": point_id}).scalar() is not None
 
     def _replace_head(self, connection: Connection, protection: Protection, point: RecoveryPoint) -> None:
-        table = _schema.points
         # The new row first: a deleted last row would give its number away again.
-        connection.execute(insert(table).values(_rows.point_row(protection.id, point)))
-        former = (table.c.protection_id == protection.id, table.c.id == protection.head_point)
-        connection.execute(delete(table).where(*former, ~table.c.kept, ~table.c.pinned))
+        connection.execute(insert(_schema.points), _rows.point_row(protection.id, point))
+        connection.execute(_FORGET_FORMER_HEAD, {"machine": protection.id, "point": protection.head_point})
 
     def _add_statistics(self, connection: Connection, protection_id: str, stats: CycleStats) -> None:
-        table = _schema.cycles
-        ours = table.c.protection_id == protection_id
-        last: int | None = connection.execute(select(func.max(table.c.number)).where(ours)).scalar()
+        ours = {"machine": protection_id}
+        last: int | None = connection.execute(_LAST_CYCLE, ours).scalar()
         number = (last or 0) + 1
-        connection.execute(insert(table).values(_rows.cycle_row(protection_id, number, stats)))
-        connection.execute(delete(table).where(ours, table.c.number <= number - STATISTICS_ROWS))
+        connection.execute(insert(_schema.cycles), _rows.cycle_row(protection_id, number, stats))
         # By age: only from the old end, so that no more than a few rows are looked at each time.
-        oldest = select(table.c.number, table.c.sealed_at).where(ours).order_by(table.c.number).limit(100)
-        aged = [row.number for row in connection.execute(oldest) if row.sealed_at < stats.sealed_at - STATISTICS_AGE]
-        if aged:
-            connection.execute(delete(table).where(ours, table.c.number.in_(aged)))
+        oldest = connection.execute(_OLDEST_CYCLES, ours)
+        aged = [row.number for row in oldest if row.sealed_at < stats.sealed_at - STATISTICS_AGE]
+        connection.execute(_FORGET_CYCLES, ours | {"number": max([number - STATISTICS_ROWS, *aged])})
 
 
 def _portions(ids: Iterable[str]) -> Iterator[list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar, Unpack
 
 import attrs
-from sqlalchemy import ColumnElement, Connection, Table, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from asrcore.errors import AlreadyExists, AlreadyProtected, InvalidValue, NotFound, StillInUse
@@ -21,6 +21,7 @@ from asrcore.vault._values import Changes
 __all__ = ["Registry"]
 
 _CHANGEABLE = frozenset(Changes.__annotations__)
+_UPDATE_MACHINE = update(_schema.protections).where(_schema.protections.c.id == bindparam("machine"))
 _LISTINGS = {"site": "asr site list", "policy": "asr policy list", "machine": "asr status"}
 
 T = TypeVar("T")
@@ -213,8 +214,7 @@ class Registry(Servers):
         row = _rows.protection_row(changed)
         values = {name: row[name] for name in changes if name in row}
         if values:
-            table = _schema.protections
-            connection.execute(update(table).where(table.c.id == protection.id).values(values))
+            connection.execute(_UPDATE_MACHINE, {"machine": protection.id, **values})
         return changed
 
     def _check_references(self, connection: Connection, protection: Protection) -> None:

@@ -298,7 +298,7 @@ def point_row(protection_id: str, point: RecoveryPoint) -> dict[str, Any]:
 
 def point_of(row: Row) -> RecoveryPoint:
     """From table points."""
-    names = ("id", "taken_at", "sealed_at", "kept", "pinned", "bytes_sent")
+    names = ("id", "taken_at", "sealed_at", "kept", "pinned", "bytes_sent", "held")
     return RecoveryPoint(**{name: row[name] for name in names}, consistency=Consistency(row["consistency"]))
 
 

@@ -44,7 +44,7 @@ APPLICATION_ID = 0x41735256
 
 VERSION_TABLE = "asr_version"
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Known schema versions, oldest first; the same as in migrations/versions, without importing Alembic to know."""
 
 # Constraints that have names can be altered by a later migration on both databases.
@@ -133,6 +133,7 @@ points = Table(
     Column("pinned", Boolean, nullable=False),
     Column("bytes_sent", BigInteger, nullable=False),
     Column("dropping", Boolean, nullable=False),
+    Column("held", BigInteger),
     UniqueConstraint("protection_id", "id"),
     Index("ix_points_protection_id_taken_at", "protection_id", "taken_at"),
 )

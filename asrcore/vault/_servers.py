@@ -15,6 +15,7 @@ import attrs
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, literal_column, select, text, update
 
 from asrcore.errors import NotAssigned, ServerNameTaken, ServerReplaced
+from asrcore.model.protection import Protection
 from asrcore.model.server import Placement, Server
 from asrcore.vault import _rows, _schema
 from asrcore.vault._store import Store, row_of
@@ -164,6 +165,12 @@ class Servers(Store):
             Placement(machine, source, target, session, bool(busy))
             for machine, source, target, session, busy in connection.execute(statement)
         ]
+
+    def check_assigned(self, protection: Protection) -> None:
+        """Before a command that carries no epoch. Raises NotAssigned when the machine is another server's by now."""
+        if self._member is not None:
+            with self._write("whose a machine is") as connection:
+                self._check_mine(connection, protection.id, protection.name)
 
     # -- what is ours, for the other parts ---------------------------------------------------------------------------
 

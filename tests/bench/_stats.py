@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-__all__ = ["OURS", "Measured", "Result", "document", "median", "order", "ratio"]
+__all__ = ["OURS", "TIDIED", "Measured", "Result", "document", "median", "order", "ratio", "sealed"]
 
 OURS = "asrcore"
+TIDIED = "asrcore, tidied up"
+"""Ours until its job had ended: with what is done after the point, in the time to the next cycle."""
 
 
 @attrs.frozen
@@ -33,6 +35,14 @@ class Result:
     rounds: Mapping[str, Sequence[Measured]]
     figures: Mapping[str, float] = attrs.field(factory=dict)
     missing: Sequence[str] = ()
+
+
+def sealed(rounds: Mapping[str, Sequence[Measured]], *names: str) -> dict[str, list[Measured]]:
+    """The rounds with ours (and that of `names`) only until the recovery point was there, and beside it as it was."""
+    result = {name: list(items) for name, items in rounds.items()}
+    for name in (OURS, *names):
+        result[name] = [attrs.evolve(item, seconds=item.more["sealed_seconds"]) for item in rounds[name]]
+    return {OURS: result.pop(OURS), TIDIED: list(rounds[OURS]), **result}
 
 
 def median(rounds: Sequence[Measured], field: str = "") -> float:

@@ -94,6 +94,8 @@ class _Made:
             seal = SealSpec(f"p{self.cycles}", float(self.cycles), Consistency.CRASH, keep, self.description)
             with self.timed("seal_kept" if keep else "seal"):
                 writer.seal(seal)
+            with self.timed("apply"):  # which is what is left to do at a close
+                writer.close()
         if keep:  # as the engine does: see Replica.drop_points
             with self.timed("tidy"):
                 self.replica.drop_points([], 1)

@@ -1,5 +1,6 @@
 """NBD over TCP with TLS, against real servers with certificates made here."""
 
+import datetime
 import shutil
 import socket
 import subprocess
@@ -8,6 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from asr_driver_libvirt import _qemu_img
 from asr_driver_libvirt._nbd import NbdClient, NbdError, NbdTimeout, TlsFiles
@@ -26,12 +31,12 @@ def make_ca(directory: Path, name: str) -> Path:
     """A certificate authority: NAME.pem and NAME-key.pem."""
     new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
     out: list[str | Path] = ["-keyout", directory / f"{name}-key.pem", "-out", directory / f"{name}.pem"]
-    usage = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
+    usage = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
     subprocess.run(["openssl", "req", "-x509", *new, *out, *usage], check=True, capture_output=True)
     return directory / f"{name}.pem"
 
 
-def make_leaf(ca: Path, directory: Path, role: str, names: str, *, trusts: Path) -> Path:
+def make_leaf(ca: Path, directory: Path, role: str, names: str, *, trusts: Path, days: int = 2) -> Path:
     """DIRECTORY with ROLE-cert.pem signed by CA, its key, and TRUSTS as ca-cert.pem."""
     directory.mkdir()
     shutil.copy(trusts, directory / "ca-cert.pem")
@@ -49,11 +54,24 @@ def make_leaf(ca: Path, directory: Path, role: str, names: str, *, trusts: Path)
         ca.with_name(f"{ca.stem}-key.pem"),
         "-CAcreateserial",
         "-days",
-        "2",
+        str(days),
     ]
     out: list[str | Path] = ["-extfile", extension, "-out", directory / f"{role}-cert.pem"]
     subprocess.run(["openssl", "x509", "-req", "-in", request, *signer, *out], check=True, capture_output=True)
     return directory
+
+
+def revoke(ca: Path, revoked: Path, directory: Path) -> None:
+    """A revocation list with one certificate in it, where QEMU looks for it."""
+    authority = x509.load_pem_x509_certificate(ca.read_bytes())
+    key = load_pem_private_key(ca.with_name(f"{ca.stem}-key.pem").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    serial = x509.load_pem_x509_certificate(revoked.read_bytes()).serial_number
+    now = datetime.datetime.now(datetime.UTC)
+    entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+    builder = x509.CertificateRevocationListBuilder(authority.subject, now, now + datetime.timedelta(days=2))
+    builder = builder.add_revoked_certificate(entry).add_extension(x509.CRLNumber(1), critical=False)
+    (directory / "ca-crl.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +83,11 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_leaf(ours, directory / "client", "client", "DNS:site-a", trusts=ours)
     make_leaf(ours, directory / "misled", "client", "DNS:site-a", trusts=other)
     make_leaf(other, directory / "stranger", "client", "DNS:site-a", trusts=ours)
+    make_leaf(ours, directory / "expired", "client", "DNS:site-a", trusts=ours, days=-1)
+    make_leaf(ours, directory / "revoked", "client", "DNS:site-a", trusts=ours)
+    revoke(ours, directory / "revoked" / "client-cert.pem", directory / "server")
+    (directory / "nobody").mkdir()
+    shutil.copy(ours, directory / "nobody" / "ca-cert.pem")
     return directory
 
 
@@ -111,6 +134,9 @@ def test_tls_reads(image: Path, pki: Path, host: str) -> None:
         pytest.param("server", "misled", id="server-of-another-ca"),
         pytest.param("elsewhere", "client", id="server-of-another-name"),
         pytest.param("server", "stranger", id="client-of-another-ca"),
+        pytest.param("server", "expired", id="client-expired"),
+        pytest.param("server", "revoked", id="client-revoked"),
+        pytest.param("server", "nobody", id="client-without-certificate"),
         pytest.param("server", None, id="client-without-tls"),
         pytest.param("server", "nowhere", id="certificates-missing"),
     ],

@@ -9,7 +9,7 @@ from asrcore.units import MiB
 from tests.bench._apart import APART, two_sites
 from tests.bench._disk import DISK_SIZE
 from tests.bench._field import BORG, BORG_CHUNKS, PLACE, SOURCE, Field, synced
-from tests.bench._stats import OURS, Measured, Result, ratio
+from tests.bench._stats import OURS, Measured, Result, ratio, sealed
 
 TITLE = "Delta of 5 % in random blocks and 100 MiB in a row"
 SCATTERED = DISK_SIZE // 20
@@ -55,7 +55,7 @@ def measure(field: Field) -> Result:
             nonlocal dirty
             dirty = field.change([guest, other, far], files, scattered=SCATTERED, sequential=SEQUENTIAL)
 
-        rounds = field.interleave(contenders, before=change)
+        rounds = sealed(field.interleave(contenders, before=change), APART)
         for site, path in (("b", COPY), ("b", MIRROR), ("b", REPOSITORY), ("a", BACKUP)):
             field.remove(path, site)
     ours = rounds[OURS]

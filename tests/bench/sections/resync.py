@@ -7,9 +7,9 @@ from statistics import median
 from tests.bench._apart import APART, two_sites
 from tests.bench._disk import DISK_SIZE
 from tests.bench._field import PLACE, Field, synced
-from tests.bench._stats import OURS, Result, ratio
+from tests.bench._stats import OURS, Result, ratio, sealed
 
-TITLE = "Resync of a replica that differs by 1 %"
+TITLE = "Resync of a replica that differs by 1 %, until it is whole again"
 COPY, MIRROR = "/srv/copy.raw", f"{PLACE}/mirror.raw"
 SCATTERED = DISK_SIZE // 100
 
@@ -28,14 +28,12 @@ def measure(field: Field) -> Result:
             different = field.change([guest, far], [field.lab.host_path("b", COPY)], scattered=SCATTERED)
 
         rsync = f"rsync --inplace --no-whole-file --ignore-times {COPY} {MIRROR}"
-        rounds = field.interleave(
-            {
-                OURS: lambda: field.ours("resync", guest, now=True),
-                APART: lambda: apart("resync", now=True),
-                "rsync": lambda: field.peer(synced(rsync)),
-            },
-            before=change,
-        )
+        contenders = {
+            OURS: lambda: field.ours("resync", guest, now=True),
+            APART: lambda: apart("resync", now=True),
+            "rsync": lambda: field.peer(synced(rsync)),
+        }
+        rounds = sealed(field.interleave(contenders, before=change), APART)
         field.remove(COPY)
         field.remove(MIRROR)
     bytes_moved = median(item.more["link_bytes"] for item in rounds[APART])

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.bench._report import AIMS, plot
-from tests.bench._stats import OURS, Measured, Result, document, median, order, ratio
+from tests.bench._stats import OURS, TIDIED, Measured, Result, document, median, order, ratio, sealed
 
 ROUNDS = {
     OURS: [Measured(2.0, 1.5, 64, {"job_seconds": 4.0}), Measured(1.0), Measured(9.0)],
@@ -66,3 +66,11 @@ def test_plot_is_an_svg_with_a_bar_for_each_contender() -> None:
 
 def test_keys_of_the_figures() -> None:
     assert len(AIMS) == 16
+
+
+def test_ours_ends_with_the_point_and_stands_there_with_its_tidying_too() -> None:
+    rounds = {OURS: [Measured(3.0, more={"sealed_seconds": 1.0})], "peer": [Measured(2.0)]}
+    found = sealed(rounds)
+    assert list(found) == [OURS, TIDIED, "peer"]
+    assert (found[OURS][0].seconds, found[TIDIED][0].seconds) == (1.0, 3.0)
+    assert ratio(found, "peer") == 2.0

@@ -9,7 +9,8 @@ import pytest
 
 from asrcore.errors import TargetFull
 from asrcore.model.watch import Watch
-from asrcore.testing.memory._target import MemoryReplica
+from asrcore.testing.memory._source import MemoryFrozenView
+from asrcore.testing.memory._target import MemoryReplica, MemoryWriter
 from tests.unit.rig import Rig
 
 
@@ -27,20 +28,51 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def test_only_a_point_that_the_policy_keeps_asks_for_order(tmp_path: Path, told: list[list[str]]) -> None:
+def test_only_a_kept_point_asks_for_order(tmp_path: Path, told: list[list[str]]) -> None:
     rig = Rig(tmp_path, interval=5.0, point_interval=60.0)
     try:
         rig.protect()
+        assert told == [[]]
         rig.clock.now += 5
         rig.engine.replicate("web")  # only the latest state
+        assert told == [[]]
         rig.clock.now += 5
-        rig.engine.replicate("web", keep=True)  # somebody waits for it
-        assert told == []
+        rig.engine.replicate("web", keep=True)
+        assert told == [[], []]
         rig.clock.now += 60
         rig.engine.replicate("web")
-        assert told == [[]]
+        assert told == [[], [], []]
     finally:
         rig.engine.close()
+
+
+def test_a_planned_failover_does_not_wait_for_it(rig: Rig, told: list[list[str]]) -> None:
+    rig.protect()
+    before = len(told)
+    rig.engine.failover_planned("web")
+    assert len(told) == before
+
+
+def test_the_writer_is_closed_last(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have much to do then: the point is recorded and the source let go before."""
+    rig.protect()
+    order: list[str] = []
+    close_view, close_writer = MemoryFrozenView.close, MemoryWriter.close
+
+    def view_closed(self: MemoryFrozenView) -> None:
+        order.append("view")
+        close_view(self)
+
+    def writer_closed(self: MemoryWriter) -> None:
+        order.append(f"writer, {len(rig.engine.vault.points(rig.protection.id))} points recorded")
+        close_writer(self)
+
+    monkeypatch.setattr(MemoryFrozenView, "close", view_closed)
+    monkeypatch.setattr(MemoryWriter, "close", writer_closed)
+    before = len(rig.engine.vault.points(rig.protection.id))
+    rig.clock.now += 5
+    rig.engine.replicate("web")
+    assert order == ["view", f"writer, {before + 1} points recorded"]
 
 
 def test_its_failure_is_no_failure_of_the_cycle(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def cycle(number: int, base: str | None = None, mode: CycleMode = CycleMode.COMP
 
 
 def point(number: int, *, kept: bool = False) -> RecoveryPoint:
-    return RecoveryPoint(f"p{number}", 1000.0 + number, 1000.5 + number, Consistency.CRASH, kept)
+    return RecoveryPoint(f"p{number}", 1000.0 + number, 1000.5 + number, Consistency.CRASH, kept, held=4096 * number)
 
 
 def stats(number: int) -> CycleStats:

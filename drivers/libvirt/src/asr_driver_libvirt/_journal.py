@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from heapq import heappop, heappush
+from operator import attrgetter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -90,6 +91,9 @@ def file_stem(disk_id: str) -> str:
 def resolve(changes: Iterable[Change]) -> list[Change]:
     """What holds in the end, later changes over earlier ones: sorted, without overlap, neighbours joined."""
     items = [change for change in changes if change.length > 0]
+    ordered = sorted(items, key=attrgetter("offset"))
+    if all(former.offset + former.length <= later.offset for former, later in itertools.pairwise(ordered)):
+        return _joined(ordered)  # as nearly always: a cycle says of each range once what it is
     edges = sorted({edge for change in items for edge in (change.offset, change.end)})
     starting = sorted(range(len(items)), key=lambda number: items[number].offset)
     result: list[Change] = []
@@ -104,11 +108,17 @@ def resolve(changes: Iterable[Change]) -> list[Change]:
             heappop(active)
         if not active:
             continue
-        kind = items[-active[0][0]].kind
-        if result and result[-1].end == start and result[-1].kind is kind:
-            result[-1] = Change(result[-1].offset, end - result[-1].offset, kind)
+        result.append(Change(start, end - start, items[-active[0][0]].kind))
+    return _joined(result)
+
+
+def _joined(ordered: Iterable[Change]) -> list[Change]:
+    result: list[Change] = []
+    for item in ordered:
+        if result and result[-1].end == item.offset and result[-1].kind is item.kind:
+            result[-1] = Change(result[-1].offset, item.end - result[-1].offset, item.kind)
         else:
-            result.append(Change(start, end - start, kind))
+            result.append(item)
     return result
 
 

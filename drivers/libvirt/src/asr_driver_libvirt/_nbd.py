@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = ["NbdClient", "NbdContextMissing", "NbdError", "NbdExportMissing", "NbdTimeout", "TlsFiles"]
 
-# Reads and writes are cut into requests of this size: 256 KiB to 1 MiB is best, 4 MiB takes twice as long.
-REQUEST_SIZE = 512 * KiB
-# Requests kept in flight. One connection with four is as fast as two connections; more only helps on long links.
-IN_FLIGHT = 8
+# Reads and writes are cut into requests of this size. QEMU allocates each one's memory; that of large ones mostly goes
+# back to the system and is faulted in anew (measured, 2 GiB over four connections: 300,000 page faults and 1.8 s with
+# one request of 512 KiB each, 13,000 and 1.1 s with two of 256).
+REQUEST_SIZE = 256 * KiB
+LARGE_IN_FLIGHT = 2
+# Requests kept in flight of what is smaller: as many as small extents are read at a time.
+IN_FLIGHT = 16
 # One request to zero or trim: no data travels, but a server that has to write the zeroes must do it in the time limit.
 ZERO_SIZE = 64 * MiB
 # Slices of waiting, seconds: Python runs signal handlers (Ctrl-C) only between calls of nbd_poll.
@@ -112,6 +115,7 @@ class NbdClient:
         self._broken: str | None = None
         self._timeout = timeout
         self._tcp = tcp
+        self._gathering = False
         self._export = export
         try:
             self._libnbd = _nbd_ffi.load()
@@ -468,6 +472,8 @@ class NbdClient:
                 self._check_inside(verb, offset, len(data))
             if found:
                 others = f" and {len(found) - 1} others" if len(found) > 1 else ""
+                if others:
+                    self._gather()
                 self._run(
                     f"{verb} of {len(found[0][1])} bytes at {found[0][0]}{others}",
                     (
@@ -475,6 +481,7 @@ class NbdClient:
                         for offset, data in found
                         for at, size in _cut(offset, len(data), self._request)
                     ),
+                    LARGE_IN_FLIGHT if any(len(data) >= self._request for _, data in found) else IN_FLIGHT,
                 )
 
     def _check_inside(self, verb: str, offset: int, length: int) -> None:
@@ -482,7 +489,7 @@ class NbdClient:
             what = f"{verb} of {length} bytes at {offset}"
             raise NbdError(what, f"outside of {self._size} bytes", export=self._export, errno=errno.EINVAL)
 
-    def _run(self, what: str, starts: Iterable[Callable[[], int]]) -> None:
+    def _run(self, what: str, starts: Iterable[Callable[[], int]], in_flight: int = IN_FLIGHT) -> None:
         """Start one request after another, some in flight at a time.
 
         When one fails the others are still waited for: libnbd holds pointers into the caller's buffers until then.
@@ -491,7 +498,7 @@ class NbdClient:
         failed: NbdError | None = None
         for start in starts:
             try:
-                if len(cookies) >= IN_FLIGHT:
+                if len(cookies) >= in_flight:
                     self._wait(cookies.popleft(), what)
                 cookies.append(self._check(start(), what))
             except NbdError as error:
@@ -519,6 +526,9 @@ class NbdClient:
     def _poll(self, what: str) -> None:
         """Let libnbd move what can be moved; raise if the server is silent for the time limit."""
         left = self._timeout
+        if self._gathering:
+            self._tcp_option(socket.TCP_CORK, 0)
+            self._gathering = False
         if self._tcp:
             self._acknowledge_at_once()
         while True:
@@ -540,13 +550,26 @@ class NbdClient:
         """QEMU 7.2 sends small answers (its side of the negotiation, holes) in pieces and each only once the one before
         is acknowledged, for which Linux takes 40 ms unless it is told, again and again, not to wait. Measured:
         connecting 88 and now 0.4 ms, reading 1 MiB of holes 44 and now 0.1 ms; data is read as fast as before."""
-        fd = self._lib.nbd_aio_get_fd(self._handle)
-        if fd >= 0:
+        self._tcp_option(socket.TCP_QUICKACK, 1)
+
+    def _gather(self) -> None:
+        """Send the requests that follow together when they are waited for. Sent one by one each wakes the server
+        (measured, 16 reads of 64 KiB at a time: sending took 0.25 s for 305 MiB, and now 0.10)."""
+        if self._tcp:
+            self._tcp_option(socket.TCP_CORK, 1)
+            self._gathering = True
+
+    def _tcp_option(self, option: int, value: int) -> None:
+        link = self._socket
+        if link is None and (fd := self._lib.nbd_aio_get_fd(self._handle)) >= 0:
             link = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-            try:
-                with suppress(OSError):
-                    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            finally:
+        if link is None:
+            return
+        try:
+            with suppress(OSError):
+                link.setsockopt(socket.IPPROTO_TCP, option, value)
+        finally:
+            if link is not self._socket:
                 link.detach()  # libnbd's
 
     def _break(self, reason: BaseException) -> None:

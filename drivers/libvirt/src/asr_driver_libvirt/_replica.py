@@ -1,8 +1,8 @@
 """A replica and the writer of its cycles: the order of durable steps, the same for both kinds of images.
 
-A cycle's content goes to the journal. The commit record is the durable instant of the point; after it come, each
-repeatable, until the journal is gone: open_heads, apply, the record, free. `_replay` does these and is also what
-a crash is followed by.
+A cycle's content goes to the journal. The commit record is the durable instant of the point: the engine is told then.
+After it come, each repeatable, until the journal is gone: open_heads, apply, the record, free. `_replay` does these
+when the writer is closed, or for whoever looks at the replica first, and is also what a crash is followed by.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class LibvirtReplica(Replica):
     def description(self, point_id: str) -> Description:
         """See Replica. Raises PointNotFound."""
         with self.errors("reading a point"):
-            self._point(self.home.load(), point_id)
+            self._point(self._current(), point_id)
             return self.home.description(point_id)
 
     def _point(self, record: Record, point_id: str) -> Point:
@@ -327,7 +327,7 @@ class LibvirtReplica(Replica):
         """Runs of whole blocks within the extent that hold data, and its short last block."""
         runs: list[tuple[int, int]] = []
         with self.errors("reading a replica's allocation"):
-            record = self.home.load()
+            record = self._current()
             self._size(record, disk_id)
             found = self.images(record).allocated(record.heads[disk_id], extent)
         ranges = [(item.offset, item.end) for item in found if not item.zero]
@@ -439,6 +439,7 @@ class LibvirtCycleWriter(CycleWriter):
     def seal(self, spec: SealSpec) -> StoredPoint:
         """See CycleWriter. When space is missing nothing is committed and the cycle stays open.
 
+        What is committed is applied when the writer is closed, or by whoever looks at the replica before.
         The point is not kept, and says so, where the chain is as long as it may be (`MAX_LAYERS`).
         """
         if self._sealed is not None and self._sealed.id == spec.point_id:
@@ -446,7 +447,6 @@ class LibvirtCycleWriter(CycleWriter):
         self._check_open()
         checked_id("point id", spec.point_id)
         replica, journal = self._replica, self._journal
-        self._wait_beside()
         with replica.working("sealing a cycle") as record:
             already = record.point(spec.point_id)
             if already is not None:
@@ -468,7 +468,6 @@ class LibvirtCycleWriter(CycleWriter):
             journal.commit(Commit(point, spec))
             reach("target.seal.commit")
             journal.close()
-            replica._replay()
             self._sealed = point
         return point
 
@@ -496,6 +495,13 @@ class LibvirtCycleWriter(CycleWriter):
         self.close()
 
     def close(self) -> None:
+        """Also applies what was sealed."""
+        if self._open:
+            self._let_go()
+            if self._sealed is not None:
+                self._apply()
+
+    def _let_go(self) -> None:
         if self._open:
             self._open = False
             self._wait_beside()
@@ -505,5 +511,12 @@ class LibvirtCycleWriter(CycleWriter):
                 self._replica.shared.writer = lambda: None
                 self._replica.shared.release()
 
+    def _apply(self) -> None:
+        try:
+            with self._replica.working("applying a sealed cycle"):
+                pass
+        except AsrError as problem:  # the point is there all the same; who works on the replica next is told
+            _log.warning("%s: applying a sealed cycle is left to the next one: %s", self._replica.replica_id, problem)
+
     def __del__(self) -> None:
-        self.close()
+        self._let_go()

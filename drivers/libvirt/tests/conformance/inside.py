@@ -70,7 +70,10 @@ class Done:
 
 
 class Outside:
-    """Plug-in of the pytest that was called: a lab and a pytest inside it, from the first test of ours to the last."""
+    """Plug-in of the pytest that was called: a lab and a pytest inside it for each file of ours.
+
+    Not one for all: a worker of pytest-xdist knows every test, yet is given files one by one and in any order.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._inner: _Inner | None = None
@@ -89,7 +92,7 @@ class Outside:
         else:
             self._end()  # nobody knows where the inner one is; a new one goes on with the next test
             reports = [hook.pytest_runtest_makereport(item=item, call=call)]
-        last = nextitem is None or nextitem.path.parent != HERE
+        last = nextitem is None or nextitem.path != item.path
         after = pytest.CallInfo.from_call(lambda: self._leave(item, nextitem, last=last), when="teardown")
         if after.excinfo is not None:
             reports.append(hook.pytest_runtest_makereport(item=item, call=after))
@@ -102,7 +105,7 @@ class Outside:
         if os.geteuid() != 0:
             pytest.skip("the lab needs root")
         if self._inner is None:
-            every = [other for other in item.session.items if other.path.parent == HERE]
+            every = [other for other in item.session.items if other.path == item.path]
             self._inner = _Inner(item.config, every[every.index(item) :])
         return self._inner.reports(item)
 
