@@ -43,14 +43,6 @@ def test_a_busy_service_is_left_alone_and_asked_less() -> None:
     assert (paced.parallel, paced.delays) == (1, 6)
 
 
-def test_patience_has_an_end() -> None:
-    clock = Clock()
-    paced = pacer(clock)
-    paced.busy(86400)
-    ask(paced)
-    assert clock.now - 100 <= 61
-
-
 def test_it_recovers() -> None:
     clock = Clock()
     paced = pacer(clock)

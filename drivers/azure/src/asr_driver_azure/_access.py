@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from asr_driver_azure._pageblob import PageBlob
-from asrcore.errors import AccessDenied
+from asrcore.errors import AccessDenied, DriverFailed
 from asrcore.model.extent import Extent
 
 if TYPE_CHECKING:
@@ -40,15 +40,21 @@ class Access:
             self._until = time.monotonic() + 0.9 * SAS_SECONDS
             self._number = seen + 1
 
-    def _run(self, call: Callable[[PageBlob], T]) -> T:
-        number = self._number
-        if time.monotonic() > self._until:
-            self._renew(number)
-        number = self._number
+    def _run(self, call: Callable[[PageBlob], T], *others: Access) -> T:
+        """`others`: whose SAS the call names besides."""
+        used = (self, *others)
+        for access in used:
+            if time.monotonic() > access._until:
+                access._renew(access._number)
+        numbers = [access._number for access in used]
         try:
             return call(self._page)
-        except AccessDenied:
-            self._renew(number)  # it was revoked, or the clocks differ
+        except (AccessDenied, DriverFailed) as problem:
+            # It was revoked, or the clocks differ. Of another's SAS it is not known how Azure tells that.
+            if not isinstance(problem, AccessDenied) and not others:
+                raise
+            for access, number in zip(used, numbers, strict=True):
+                access._renew(number)
             return call(self._page)
 
     def put(self, offset: int, data: bytes) -> None:
@@ -65,7 +71,7 @@ class Access:
 
     def changed(self, base: Access, size: int) -> list[Extent]:
         """Ranges that differ from an earlier snapshot of the same disk; `zero` where cleared."""
-        return self._run(lambda page: page.changed_since(base.sas, size))
+        return self._run(lambda page: page.changed_since(base.sas, size), base)
 
     def close(self) -> None:
         """Give the access up."""

@@ -21,13 +21,14 @@ from asr_driver_azure._errors import NetworkUnknown, SizeNotFound, UploadFailed
 from asr_driver_azure._machine import (
     BASE_VIEW,
     MACHINES,
+    TAG_COMMITTED,
     TAG_DISK,
-    TAG_OWNER,
     TAG_POWER,
     TAG_SIZE,
     TAG_TAKEN,
     TAG_VIEW,
     Defined,
+    belongs,
     machine_blob,
     repairs_blob,
     tags_for,
@@ -42,7 +43,6 @@ from asrcore.errors import AsrError
 from asrcore.model.extent import Extent, align, split, total, union
 from asrcore.model.machine import Description, Machine
 from asrcore.model.watch import Watch
-from asrcore.units import format_size
 
 if TYPE_CHECKING:
     from asr_driver_azure._site import AzureSite
@@ -76,9 +76,7 @@ class Builder:
             raise SizeNotFound(
                 region=self._settings.location,
                 machine=machine.name,
-                cpus=machine.cpus,
-                memory=format_size(machine.memory),
-                disks=len(machine.disks),
+                needs=_sizes.why_none(machine, self._site.sizes(), self._settings),
             )
         return found.name
 
@@ -161,7 +159,7 @@ class Builder:
         body = {
             "location": self._settings.location,
             "sku": {"name": self._settings.disk_sku},
-            "tags": tags_for(owner, **{TAG_DISK: disk_id, TAG_SIZE: str(size)}),
+            "tags": self._tags(owner, **{TAG_DISK: disk_id, TAG_SIZE: str(size)}),
             "properties": properties,
         }
         self._arm.put("disks", name, body)
@@ -308,7 +306,10 @@ class Builder:
         return f"{self._arm.id('virtualNetworks', network)}/subnets/nowhere"
 
     def _body(self, owner: str, properties: Mapping[str, Any]) -> dict[str, Any]:
-        return {"location": self._settings.location, "tags": tags_for(owner), "properties": properties}
+        return {"location": self._settings.location, "tags": self._tags(owner), "properties": properties}
+
+    def _tags(self, owner: str, **more: str) -> dict[str, str]:
+        return tags_for(self._site.container.identity, owner, **more)
 
     # -- the machine itself
 
@@ -354,7 +355,7 @@ class Builder:
         """An incremental snapshot of a disk as it is now."""
         power = "running" if runs else "off"
         own = {TAG_DISK: disk_id, TAG_VIEW: view, TAG_TAKEN: repr(self._site.clock()), TAG_POWER: power}
-        tags = tags_for(owner, **own)
+        tags = self._tags(owner, **own)
         creation = {"createOption": "Copy", "sourceResourceId": self._arm.id("disks", disk)}
         body = {
             "location": self._settings.location,
@@ -362,6 +363,12 @@ class Builder:
             "properties": {"creationData": creation, "incremental": True},
         }
         self._arm.put("snapshots", name, body)
+
+    def settle(self, owner: str) -> None:
+        """From now on the machine is the user's: nothing of it is ever left over."""
+        for item in self._arm.listed("disks"):
+            if belongs(tags_of(item), self._site.container.identity, owner):
+                self._arm.tag("disks", str(item["name"]), {TAG_COMMITTED: "yes"})
 
     # -- removing
 
@@ -381,7 +388,7 @@ class Builder:
             (kind, str(item["name"]))
             for kind in KINDS
             for item in self._arm.listed(kind)
-            if tags_of(item).get(TAG_OWNER) == owner
+            if belongs(tags_of(item), self._site.container.identity, owner)
         ]
 
     def remove_resource(self, kind: str, name: str) -> None:

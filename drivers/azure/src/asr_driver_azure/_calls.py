@@ -22,10 +22,13 @@ _LONGEST_PAUSE = 15.0
 
 @attrs.define
 class Calls:
-    """`patience`: seconds for which a request is repeated while the service is busy or does not answer."""
+    """`patience`: seconds for which a request is repeated while the service is busy or does not answer, without those
+    that it asks to wait: `most_asked` of them, together. `together`: whether all wait when one is told to."""
 
     site: str
     patience: float = 60.0
+    most_asked: float = 1800.0
+    together: bool = True
     pacer: Pacer = attrs.field(factory=Pacer)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -36,19 +39,25 @@ class Calls:
         Errors that a caller wants to tell apart (a condition that failed) it catches within `call`.
         """
         end = self.clock() + (self.patience if patience is None else patience)
+        left = self.most_asked if patience is None else 0.0  # who has little patience has none for that
         pause = _FIRST_PAUSE
         while True:
             try:
                 with self.pacer.request():
                     answer = call()
             except AzureError as error:
-                wait = _errors.retry_after(error)
-                if not _errors.waits(error) or self.clock() >= end:
+                asked = _errors.retry_after(error) or 0.0
+                late = self.clock() + asked > end if asked > left else self.clock() >= end
+                if not _errors.waits(error) or late:
                     raise _errors.translated(error, site=self.site, operation=operation, where=where) from error
-                if _errors.status_of(error) in (429, 503):
-                    self.pacer.busy(pause if wait is None else wait)
+                if asked <= left:
+                    left -= asked
+                    end += asked
+                busy = _errors.status_of(error) in (429, 503)
+                if busy and self.together:
+                    self.pacer.busy(asked or pause)
                 else:
-                    self.sleep(pause * random.uniform(0.7, 1.0))
+                    self.sleep(asked or pause * random.uniform(0.7, 1.0))
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 self.pacer.well()

@@ -9,11 +9,14 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import attrs
 
-from asr_driver_azure._settings import SiteSettings
+from asr_driver_azure._probes import clear, replica_of, sweep_probes, tried
+from asr_driver_azure._recorder import Recorder
+from asr_driver_azure._settings import PROBES, SiteSettings
 from asr_driver_azure._site import AzureSite
 from asrcore.driver import Check, CycleSpec, ReplicaSpec, SealSpec, TestSpec, ViewRequest
 from asrcore.errors import AsrError, StaleEpoch
@@ -28,15 +31,17 @@ _SIZE = 20 * MiB
 _BLOCK = 64 * 1024
 
 
-def run(settings: SiteSettings) -> Iterator[Check]:
-    """One finding after the other; what was made is removed whatever happens."""
+def run(settings: SiteSettings, record: Path | None = None) -> Generator[Check]:
+    """One finding after the other; what was made is removed whatever happens. `record`: see `Driver.check`."""
     identity = uuid.uuid4().hex[:8]
-    site = AzureSite("check", attrs.evolve(settings, container=f"asr-check-{identity}"))
-    probe = _Probe(site, f"check-{identity}")
+    recorder = Recorder(record) if record is not None else None
+    site = AzureSite("check", attrs.evolve(settings, container=f"{PROBES}{identity}"), heard=recorder)
     try:
-        yield from probe.run()
+        yield from _Probe(site, replica_of(site.settings.container)).run()
     finally:
         site.close()
+        if recorder is not None:
+            recorder.close()
 
 
 class _Probe:
@@ -50,8 +55,19 @@ class _Probe:
         machine = Machine(replica, replica, 1, 512 * MiB, Firmware.BIOS, (disk,))
         self._description = Description(machine, "check")
 
-    def run(self) -> Iterator[Check]:
+    def run(self) -> Generator[Check]:
         """Steps that need the ones before end with the first that fails; the removal is always tried."""
+        yield self._timed("remove what probes that were killed have left", self._others)
+        removed = False
+        try:
+            yield from self._steps()
+            removed = True
+            yield self._timed("remove all that was made", self._remove)
+        finally:
+            if not removed:  # interrupted: nobody listens any more, but machines cost money
+                self._remove()
+
+    def _steps(self) -> Iterator[Check]:
         steps: list[tuple[str, Callable[[], str]]] = [
             ("sign in and see the storage account", self._sign_in),
             ("make page blobs and lease them", self._create),
@@ -72,7 +88,6 @@ class _Probe:
             yield check
             if not check.passed:
                 break
-        yield self._timed("remove all that was made", self._remove)
 
     def _timed(self, name: str, step: Callable[[], str]) -> Check:
         started = time.monotonic()
@@ -82,7 +97,12 @@ class _Probe:
             told, passed = f"[{problem.code}] {problem}", False
         except AssertionError as problem:
             told, passed = str(problem), False
+        except Exception as problem:  # noqa: BLE001 - an answer that nobody thought of is told as one, too
+            told, passed = f"{type(problem).__name__}: {problem}", False
         return Check(name, passed, time.monotonic() - started, told)
+
+    def _others(self) -> str:
+        return ", ".join(sweep_probes(self._site)) or "there are none"
 
     def _sign_in(self) -> str:
         status = self._site.status()
@@ -161,10 +181,11 @@ class _Probe:
         return "equal; no changes while it stands still"
 
     def _remove(self) -> str:
+        """As the engine removes it; then whatever is still there. What cannot be removed keeps no other from it."""
+        problems = []
         if self._site.settings.runs_machines:
-            self._site.failover.stop_test(self._id, "probe")
-        self._site.target.delete_replica(self._id, 2)
-        left = self._site.machines.all_defined() if self._site.settings.runs_machines else []
-        assert not left, f"left: {', '.join(item.name for item in left)}"
-        self._site.container.run("deleting the container", self._site.container.client.delete_container, write=True)
+            problems += tried(lambda: self._site.failover.stop_test(self._id, "probe"))
+        problems += tried(lambda: self._site.target.delete_replica(self._id, 2))
+        problems += clear(self._site)
+        assert not problems, "; ".join(problems)
         return "nothing is left"

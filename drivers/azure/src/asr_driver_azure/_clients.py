@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -24,8 +25,10 @@ _READ_SECONDS = 60
 class Clients:
     """Made when first used. Tokens are renewed by the SDK with each request, however long a copy takes."""
 
-    def __init__(self, settings: SiteSettings) -> None:
+    def __init__(self, settings: SiteSettings, heard: Callable[[Any], None] | None = None) -> None:
+        """`heard`: called with each answer."""
         self._settings = settings
+        self._heard = heard
         self._opened: list[Any] = []
 
     def _common(self) -> dict[str, Any]:
@@ -35,6 +38,7 @@ class Clients:
             "read_timeout": _READ_SECONDS,
             "connection_verify": verify,
             "retry_total": 0,  # `Calls` repeats: it paces all threads, and tells what it waits for
+            "raw_response_hook": self._heard,
         }
 
     @cached_property

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import attrs
 from azure.core import MatchConditions
@@ -15,12 +17,13 @@ from asr_driver_azure import _codec
 from asr_driver_azure._calls import Calls
 from asr_driver_azure._pageblob import PageBlob
 from asr_driver_azure._record import FORMAT, Record, prefix_of, record_blob
-from asrcore.errors import MachineBusy, ReplicaDamaged, ReplicaNotFound
+from asrcore.errors import DriverFailed, MachineBusy, ReplicaDamaged, ReplicaNotFound
 
-__all__ = ["Container", "Listed"]
+__all__ = ["Container", "Known", "Listed"]
 
 T = TypeVar("T")
 _ATTEMPTS = 20
+_IDENTITY = "identity"
 
 
 @attrs.frozen
@@ -30,6 +33,13 @@ class Listed:
     name: str
     snapshot: str
     is_disk: bool
+
+
+class Known(NamedTuple):
+    """A record, and the ETag that it has as long as nobody changes it."""
+
+    record: Record
+    etag: str
 
 
 class Container:
@@ -48,6 +58,17 @@ class Container:
         """A disk, or a disk of a point."""
         return PageBlob(self.client.get_blob_client(name, snapshot=snapshot or None), self.calls, self.where)
 
+    @cached_property
+    def identity(self) -> str:
+        """What tells this container from all others, whatever they are called: of whoever asked for it first."""
+        found = self.read(_IDENTITY)
+        if found is None:
+            self.write(_IDENTITY, str(uuid.uuid4()).encode(), new=True)
+            found = self.read(_IDENTITY)
+        if found is None:
+            raise DriverFailed(operation="naming the container", site=self.calls.site, detail=f"{_IDENTITY} went away")
+        return found[0].decode()
+
     # -- small blobs
 
     def read(self, name: str) -> tuple[bytes, str] | None:
@@ -62,24 +83,25 @@ class Container:
 
         return self.run(f"reading {name}", get)
 
-    def write(self, name: str, data: bytes, *, etag: str | None = None, new: bool = False) -> bool:
-        """Write all of a blob; False if it is no longer as `etag` says, or if a `new` one is there already."""
+    def write(self, name: str, data: bytes, *, etag: str | None = None, new: bool = False) -> str | None:
+        """Write all of a blob, and tell its new ETag; None if it is no longer as `etag` says, or if a `new` one is
+        there already."""
         conditions: dict[str, Any] = {}
         if etag is not None:
             conditions = {"etag": etag, "match_condition": MatchConditions.IfNotModified}
         elif new:
             conditions = {"match_condition": MatchConditions.IfMissing}
 
-        def put() -> bool:
+        def put() -> str | None:
             try:
-                self.client.upload_blob(name, data, overwrite=not new, **conditions)
+                answer = self.client.get_blob_client(name).upload_blob(data, overwrite=not new, **conditions)
             except (ResourceModifiedError, ResourceExistsError):
-                return False
+                return None
             except ResourceNotFoundError:
                 if etag is None:
                     raise
-                return False
-            return True
+                return None
+            return str(answer["etag"])
 
         return self.run(f"writing {name}", put, write=True)
 
@@ -133,7 +155,7 @@ class Container:
 
     # -- records
 
-    def load(self, replica_id: str) -> tuple[Record, str] | None:
+    def load(self, replica_id: str) -> Known | None:
         """The record and its ETag, of a replica that is going away, too. Raises ReplicaDamaged."""
         found = self.read(record_blob(replica_id))
         if found is None:
@@ -145,39 +167,36 @@ class Container:
         if record.format > FORMAT:
             detail = f"replica.json has format {record.format}; this driver knows {FORMAT}: install the newer one"
             raise ReplicaDamaged(replica=replica_id, detail=detail)
-        return record, found[1]
+        return Known(record, found[1])
 
     def record(self, replica_id: str, site: str) -> Record:
         """Raises ReplicaNotFound, ReplicaDamaged."""
         found = self.load(replica_id)
-        if found is None or found[0].deleting:
+        if found is None or found.record.deleting:
             raise ReplicaNotFound(site=site, replica=replica_id)
-        return found[0]
+        return found.record
 
     def create(self, record: Record) -> bool:
         """False if there is a record already."""
-        return self.write(record_blob(record.replica_id), _codec.dump(record), new=True)
+        return self.write(record_blob(record.replica_id), _codec.dump(record), new=True) is not None
 
-    def change(
-        self,
-        replica_id: str,
-        site: str,
-        edit: Callable[[Record], Record],
-        known: tuple[Record, str] | None = None,
-    ) -> Record:
+    def change(self, replica_id: str, site: str, edit: Callable[[Record], Record], known: Known | None = None) -> Known:
         """Read, edit and write the record; whoever else wrote meanwhile makes it start again from what is there.
-        `known`: what `load` gave a moment ago, which is tried first.
+        `known`: what `load` or `change` gave earlier, which is tried first.
 
         `edit` may be called several times and may raise. Raises ReplicaNotFound, MachineBusy.
         """
         for _ in range(_ATTEMPTS):
             found, known = known or self.load(replica_id), None
-            if found is None or found[0].deleting:
+            if found is None or found.record.deleting:
                 raise ReplicaNotFound(site=site, replica=replica_id)
             record, etag = found
             edited = edit(record)
-            if edited == record or self.write(record_blob(replica_id), _codec.dump(edited), etag=etag):
-                return edited
+            if edited == record:
+                return Known(record, etag)
+            written = self.write(record_blob(replica_id), _codec.dump(edited), etag=etag)
+            if written is not None:
+                return Known(edited, written)
         raise MachineBusy(machine=replica_id, work="changes of its record by another engine")
 
     def erase(self, record: Record, leases: list[str]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import ClassVar
 
 from asr_driver_azure._settings import DRIVER, SETTINGS, SiteSettings
@@ -58,8 +59,8 @@ class AzureDriver(Driver):
         site.reach()
         return site
 
-    def check(self, settings: Mapping[str, str]) -> Iterator[Check]:
+    def check(self, settings: Mapping[str, str], record: Path | None = None) -> Generator[Check]:
         """See `Driver.check`."""
         from asr_driver_azure import _check  # noqa: PLC0415 - brings the management SDK, 1 s to load
 
-        return _check.run(SiteSettings.parse(settings))
+        return _check.run(SiteSettings.parse(settings), record)

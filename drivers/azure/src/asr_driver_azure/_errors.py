@@ -19,6 +19,7 @@ __all__ = [
     "NetworkUnknown",
     "QuotaExceeded",
     "SizeNotFound",
+    "StateRefused",
     "UploadFailed",
     "code_of",
     "retry_after",
@@ -31,8 +32,8 @@ __all__ = [
 class SizeNotFound(AsrError):
     code = "azure-size-not-found"
     category = Category.REFUSED
-    happened = "no machine size of {region} fits {machine!r}: {cpus} CPUs, {memory} of memory, {disks} disks"
-    cause = "The sizes that the site's setting `sizes` allows are too small, or the region or subscription lacks them."
+    happened = "no machine size of {region} fits {machine!r}: {needs}"
+    cause = "What the settings `sizes` and `size_rules` allow does not fit it, or the region or subscription lacks it."
     action = "Widen `sizes` of the site, or name one for this machine with `size_rules`, then repeat."
 
 
@@ -42,6 +43,15 @@ class QuotaExceeded(AsrError):
     happened = "the subscription of site {site!r} has no room for {operation}: {detail}"
     cause = "A quota of the subscription or the capacity of the region is used up."
     action = "Raise the quota in Azure, or delete what uses it; then repeat. Recovery points are whole."
+    retry = True
+
+
+class StateRefused(AsrError):
+    code = "azure-state-refused"
+    category = Category.CONFLICT
+    happened = "{operation} was refused at site {site!r}: {detail}"
+    cause = "What it is about is in a state that does not allow it: in use, being read, or being changed."
+    action = "The detail is Azure's own message. Wait for what uses it, or end that in Azure; then repeat."
     retry = True
 
 
@@ -69,10 +79,10 @@ class UploadFailed(AsrError):
     action = "Look at the disk in Azure; delete it if it is not in use, then repeat. The recovery point is whole."
 
 
-_BUSY = {"ServerBusy", "OperationTimedOut", "InternalError", "TooManyRequests"}
+_BUSY = {"ServerBusy", "OperationTimedOut", "InternalError", "TooManyRequests", "Md5Mismatch"}
 _READ_ONLY = {"AuthorizationPermissionMismatch", "InsufficientAccountPermissions", "AccountIsDisabled"}
 _FULL = {"AccountLimitExceeded", "BlobTierInadequateForContentLength"}
-_QUOTA = {"QuotaExceeded", "SkuNotAvailable", "AllocationFailed", "ZonalAllocationFailed", "OperationNotAllowed"}
+_QUOTA = {"QuotaExceeded", "SkuNotAvailable", "AllocationFailed", "ZonalAllocationFailed"}
 _DENIED = {401, 403}
 
 
@@ -107,16 +117,23 @@ def retry_after(error: BaseException) -> float | None:
 
 def waits(error: BaseException) -> bool:
     """Whether the same request may succeed when it is sent again."""
-    if isinstance(error, ClientAuthenticationError):
+    if isinstance(error, ClientAuthenticationError) or _mistrusted(error):
         return False
     if isinstance(error, ServiceRequestError | ServiceResponseError):
         return True
     return status_of(error) in (408, 429, 500, 502, 503, 504) or code_of(error) in _BUSY
 
 
+def _mistrusted(error: BaseException) -> bool:
+    """Whether nobody vouches for the server's certificate. The SDK hands on as text what its HTTP library said."""
+    return isinstance(error, ServiceRequestError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
 def translated(error: AzureError, *, site: str, operation: str, where: str = "") -> AsrError:
     """The catalogue's error for Azure's. `where`: what was to be written, if anything was."""
     code, detail = code_of(error), " ".join(str(error.message or error).split())[:400]
+    if _mistrusted(error):
+        return AccessDenied(site=site, detail=f"{operation}: the certificate of who answers is not trusted: {detail}")
     if isinstance(error, ServiceRequestError | ServiceResponseError) or waits(error):
         return SiteUnreachable(site=site, detail=f"{operation}: {detail}")
     if where and code in _READ_ONLY:
@@ -125,6 +142,9 @@ def translated(error: AzureError, *, site: str, operation: str, where: str = "")
         return TargetFull(where=where, detail=detail)
     if isinstance(error, ClientAuthenticationError) or status_of(error) in _DENIED:
         return AccessDenied(site=site, detail=f"{operation}: {detail}")
-    if code in _QUOTA:
+    # One word for both: Azure tells them apart in the text only.
+    if code == "OperationNotAllowed" and "quota" not in detail.lower():
+        return StateRefused(site=site, operation=operation, detail=detail)
+    if code in _QUOTA or code == "OperationNotAllowed":
         return QuotaExceeded(site=site, operation=operation, detail=detail)
     return DriverFailed(operation=operation, site=site, detail=detail)

@@ -51,7 +51,7 @@ class AzureFailover(Failover):
 
             # A test in a named network gets a card in it, never a public address: it may answer as the real machine.
             named = self._builder.networks_for([spec.network]) if spec.network else None
-            record = self._container.change(spec.replica_id, self._site.name, begin)
+            record = self._container.change(spec.replica_id, self._site.name, begin).record
             reach("azure.test.recorded")
             point = record.point(record.tests[spec.test_id])
             description = replica.description(point.stored.id)
@@ -171,12 +171,12 @@ class AzureFailover(Failover):
             return attrs.evolve(record, promotion=attrs.evolve(record.promotion, committing=True))
 
         try:
-            record = self._container.change(replica_id, self._site.name, begin)
+            record = self._container.change(replica_id, self._site.name, begin).record
         except ReplicaNotFound:
             loaded = self._container.load(replica_id)
             if loaded is None:
                 return  # it went with an earlier commit that was killed before it could say so
-            record = loaded[0]
+            record = loaded.record
             record.own(epoch)
         reach("azure.commit.begun")
         watch.check()
@@ -185,11 +185,12 @@ class AzureFailover(Failover):
         if record.promotion is not None and record.promotion.aside:
             self._builder.remove(record.promotion.aside)
         if record.promotion is not None:
+            self._builder.settle(record.promotion.machine)
             self._machines.unfence(record.promotion.machine_id, epoch)
         if not record.deleting:
             record = self._container.change(
                 replica_id, self._site.name, lambda record: attrs.evolve(record, deleting=True)
-            )
+            ).record
         reach("azure.commit.leaving")
         self._container.erase(record, [lease_of(replica_id, item) for item in record.leases])
         reach("azure.committed")

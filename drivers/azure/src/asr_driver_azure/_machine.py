@@ -20,6 +20,8 @@ __all__ = [
     "BASE_VIEW",
     "FENCES",
     "MACHINES",
+    "TAG_COMMITTED",
+    "TAG_CONTAINER",
     "TAG_DISK",
     "TAG_FENCE",
     "TAG_OWNER",
@@ -29,6 +31,7 @@ __all__ = [
     "TAG_VIEW",
     "Defined",
     "FenceAt",
+    "belongs",
     "fence_blob",
     "machine_blob",
     "owner_of",
@@ -40,6 +43,10 @@ MACHINES = "machines/"
 FENCES = "fences/"
 TAG_OWNER = "asr-owner"
 """Name of the machine that a resource belongs to; what has no such machine is left over."""
+TAG_CONTAINER = "asr-container"
+"""Identity of the container whose records tell what the owner is for; to all others it is none of theirs."""
+TAG_COMMITTED = "asr-committed"
+"""Of the disks of a machine whose failover was committed: never left over, whatever has become of the records."""
 TAG_DISK = "asr-disk"
 """Id of the disk within the machine."""
 TAG_SIZE = "asr-size"
@@ -90,9 +97,14 @@ def owner_of(name: str, instance: str) -> str:
     return f"{readable}-{hashlib.sha256(instance.encode()).hexdigest()[:8]}"
 
 
-def tags_for(owner: str, **more: str) -> dict[str, str]:
-    """Of a resource of that machine."""
-    return {TAG_OWNER: owner, **more}
+def tags_for(container: str, owner: str, **more: str) -> dict[str, str]:
+    """Of a resource of that machine. `container`: its identity."""
+    return {TAG_OWNER: owner, TAG_CONTAINER: container, **more}
+
+
+def belongs(tags: Mapping[str, str], container: str, owner: str) -> bool:
+    """Whether a resource with these tags is of that machine."""
+    return tags.get(TAG_OWNER) == owner and tags.get(TAG_CONTAINER) == container
 
 
 def machine_blob(owner: str) -> str:

@@ -14,7 +14,6 @@ PARALLEL = 8
 REQUESTS = 450.0
 """Requests a second. One page blob takes 500; the rest is for what others ask of it."""
 _STEADY = 50
-_LONGEST = 60.0
 
 
 class Pacer:
@@ -70,7 +69,7 @@ class Pacer:
             self.delays += 1
             self._calm = 0
             self._limit = max(1, self._limit // 2)
-            self._next = max(self._next, self._clock() + min(seconds, _LONGEST))
+            self._next = max(self._next, self._clock() + seconds)
 
     def well(self) -> None:
         """A request was answered. After enough of them one more may be in flight."""

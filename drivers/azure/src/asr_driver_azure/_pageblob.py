@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -59,6 +60,7 @@ class PageBlob:
         self._client = client
         self._calls = calls
         self._where = where
+        self._in_clear = str(client.url).startswith("http://")
         self.name = str(client.blob_name)
         self.snapshot = str(client.snapshot or "")
 
@@ -152,13 +154,19 @@ class PageBlob:
             if self._run("releasing", release, write=True):
                 return
 
-    def number(self, sequence: int, lease: str) -> None:
-        """Give it this sequence number: puts that were sent under another one no longer arrive. Raises Fenced."""
-        self._run(
-            "numbering",
-            lambda: self._client.set_sequence_number("update", str(sequence), lease=lease),
-            write=True,
-        )
+    def number(self, lease: str) -> tuple[int, int]:
+        """Give it the next sequence number, and tell it: puts that were sent under another one no longer arrive, and
+        no two callers are told the same. Also how often that was asked: where an answer was lost it may have counted
+        more than once. Raises Fenced."""
+        asked = 0
+
+        def increment() -> int:
+            nonlocal asked
+            asked += 1
+            answer: Any = self._client.set_sequence_number("increment", lease=lease)
+            return int(answer["blob_sequence_number"])
+
+        return self._run("numbering", increment, write=True), asked
 
     # -- content
 
@@ -166,6 +174,8 @@ class PageBlob:
         """Write at most MOST bytes. Raises Fenced."""
         body: Any = data  # the SDK says bytes; what has a length and bytes is sent without a copy
         condition = self._conditions(lease, sequence)
+        if self._in_clear and lease:  # TLS proves more, for less; a managed disk, which has no leases, refuses it
+            condition["transactional_content_md5"] = hashlib.md5(data, usedforsecurity=False).digest()
         self._run("writing to", lambda: self._client.upload_page(body, offset, len(body), **condition), write=True)
 
     def clear(self, offset: int, length: int, lease: str, sequence: int | None) -> None:

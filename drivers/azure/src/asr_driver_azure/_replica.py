@@ -11,7 +11,7 @@ import attrs
 
 from asr_driver_azure import _codec
 from asr_driver_azure._errors import LeaseHeld
-from asr_driver_azure._pageblob import Fenced, PageBlob
+from asr_driver_azure._pageblob import Fenced, PageBlob, Properties
 from asr_driver_azure._ranges import RangeSet
 from asr_driver_azure._record import (
     DiskAt,
@@ -101,7 +101,7 @@ class AzureReplica(Replica):
             leases = record.leases if epoch in record.leases else (*record.leases, epoch)
             return attrs.evolve(record, epoch=epoch, leases=leases)
 
-        record = self._container.change(self._id, self._site.name, own)
+        record = self._container.change(self._id, self._site.name, own).record
         reach("azure.epoch.recorded")
         if record.leases == (epoch,):
             return
@@ -126,13 +126,14 @@ class AzureReplica(Replica):
     def create_blobs(self, record: Record) -> None:
         """The blobs of a new replica; those that are there stay."""
         for disk in record.disks.values():
-            self._opened_blob(record, disk, record.epoch)
+            self._opened_blob(record, disk, record.epoch, None)
             reach("azure.blob.created")
 
-    def _opened_blob(self, record: Record, disk: DiskAt, epoch: int) -> tuple[PageBlob, int]:
-        """The blob, there and leased, fit for the disk; and a sequence number that no other writer has."""
+    def _opened_blob(self, record: Record, disk: DiskAt, epoch: int, looked: Properties | None) -> tuple[PageBlob, int]:
+        """The blob, there and leased, fit for the disk; and a sequence number that no other writer has. `looked`: what
+        its properties were a moment ago."""
         page = self._container.page_blob(disk.blob)
-        known = page.properties()
+        known = looked or page.properties()
         if known is None:
             if any(disk.blob == blob for blob, _ in record.snapshots):
                 raise ReplicaDamaged(replica=self._id, detail=f"blob {disk.blob} is not there")
@@ -140,15 +141,24 @@ class AzureReplica(Replica):
             known = page.properties()
         if known is None:
             raise ReplicaDamaged(replica=self._id, detail=f"blob {disk.blob} went as soon as it was made")
-        page = self._lease(record, disk.blob, epoch)
         lease = lease_of(self._id, epoch)
         try:
-            page.number(known.sequence + 1, lease)
+            sequence = self._numbered(record, page, epoch)
+            if sequence != known.sequence + 1:  # another writer came between, who may have changed its length
+                known = page.properties() or known
             page.fit(disk.size, lease, known)
         except Fenced as problem:
             self.record().own(epoch)
             raise StaleEpoch(replica=self._id, epoch=epoch, owner=self.record().epoch) from problem
-        return page, known.sequence
+        return page, sequence
+
+    def _numbered(self, record: Record, page: PageBlob, epoch: int) -> int:
+        """The blob's next sequence number. It nearly always has this epoch's lease, so that is seen first."""
+        lease = lease_of(self._id, epoch)
+        try:
+            return page.number(lease)[0]
+        except Fenced:
+            return self._lease(record, page.name, epoch).number(lease)[0]
 
     def open_cycle(self, spec: CycleSpec) -> CycleWriter:
         for disk_id, size in spec.disks.items():
@@ -166,19 +176,29 @@ class AzureReplica(Replica):
             resumed = record.pending is not None
             return attrs.evolve(record, pending=Pending(spec.cycle_id, self._disks_of(record, spec)))
 
-        record = self._container.change(self._id, self._site.name, admit)
-        assert record.pending is not None
-        reach("azure.cycle.recorded")
-        wanted = record.pending.disks
-        with ThreadPoolExecutor(len(wanted) + 1, thread_name_prefix="azure-open") as pool:
+        before = self._container.load(self._id)
+        expected = self._disks_of(before.record, spec) if before else {}
+        with ThreadPoolExecutor(len(spec.disks) + 1, thread_name_prefix="azure-open") as pool:
+            looked = {
+                disk.blob: pool.submit(self._container.page_blob(disk.blob).properties) for disk in expected.values()
+            }
+            known = self._container.change(self._id, self._site.name, admit, before)
+            assert known.record.pending is not None
+            reach("azure.cycle.recorded")
+            wanted = known.record.pending.disks
             index = pool.submit(read_index if resumed else begin_index, self._container, self._id, spec.cycle_id)
-            opened = pool.map(lambda disk_id: self._open_disk(record, disk_id, wanted[disk_id], spec), wanted)
-            disks = dict(zip(wanted, opened, strict=True))
+
+            def open_disk(disk_id: str) -> OpenDisk:
+                blob = wanted[disk_id].blob
+                properties = looked[blob].result() if blob in looked else None
+                return self._open_disk(known.record, disk_id, wanted[disk_id], spec, properties)
+
+            disks = dict(zip(wanted, pool.map(open_disk, wanted), strict=True))
             done = index.result()
         for disk_id, disk in disks.items():
             disk.torn = RangeSet(subtract(disk.dirty.extents(), done.get(disk_id, [])))
         reach("azure.cycle.opened")
-        return AzureWriter(self._container, self._site.name, self._id, spec, disks, done, self._site.clock)
+        return AzureWriter(self._container, self._site.name, known, spec, disks, done, self._site.clock)
 
     def _disks_of(self, record: Record, spec: CycleSpec) -> dict[str, DiskAt]:
         known = dict(record.pending.disks) if record.pending else {}
@@ -190,20 +210,22 @@ class AzureReplica(Replica):
             for disk_id, size in spec.disks.items()
         }
 
-    def _open_disk(self, record: Record, disk_id: str, disk: DiskAt, spec: CycleSpec) -> OpenDisk:
-        page, found = self._opened_blob(record, disk, spec.epoch)
+    def _open_disk(
+        self, record: Record, disk_id: str, disk: DiskAt, spec: CycleSpec, looked: Properties | None
+    ) -> OpenDisk:
+        page, sequence = self._opened_blob(record, disk, spec.epoch, looked)
         at = record.head.disks.get(disk_id) if record.head else None
         dirty: list[Extent] = []
         if at is None:
             head = None
         else:
             head = self._container.page_blob(at.blob, at.snapshot)
-            if found != disk.sequence:  # somebody opened it since it was equal to the head
+            if sequence - 1 != disk.sequence:  # somebody opened it since it was equal to the head
                 dirty = page.changed(at.snapshot, disk.size)
         return OpenDisk(
             blob=page,
             size=disk.size,
-            sequence=found + 1,
+            sequence=sequence,
             head=head,
             head_size=at.size if at else 0,
             dirty=RangeSet(dirty),
@@ -225,7 +247,7 @@ class AzureReplica(Replica):
             )
             return attrs.evolve(record, points=points)
 
-        record = self._container.change(self._id, self._site.name, drop)
+        record = self._container.change(self._id, self._site.name, drop).record
         reach("azure.points.unrecorded")
         # What a cycle has made and not yet recorded would look left over: only without one are left-overs removed.
         if record.pending is not None:

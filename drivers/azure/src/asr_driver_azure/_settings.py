@@ -12,9 +12,11 @@ import attrs
 from asrcore.driver import Setting
 from asrcore.errors import InvalidSetting
 
-__all__ = ["DRIVER", "SETTINGS", "Network", "SiteSettings", "SizeRule"]
+__all__ = ["DRIVER", "PROBES", "SETTINGS", "Network", "SiteSettings", "SizeRule"]
 
 DRIVER = "azure"
+PROBES = "asr-check-"
+"""What the names of probes' containers begin with: they are deleted when they are old."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9]|-(?=[a-z0-9])){1,61}[a-z0-9]")
 _MANAGEMENT = "https://management.azure.com"
 
@@ -112,8 +114,7 @@ class SiteSettings:
         _endpoint("management_url", given["management_url"])
         if given["authority"]:
             _endpoint("authority", given["authority"])
-        if not _NAME.fullmatch(given["container"]):
-            raise _invalid("container", f"{given['container']!r} is not 3 to 63 lower-case letters, digits and `-`")
+        _container(given["container"])
         if given["subscription"]:
             for name in ("resource_group", "location"):
                 if not given[name]:
@@ -162,6 +163,13 @@ def _endpoint(setting: str, text: str) -> None:
     local = url.hostname in ("127.0.0.1", "::1", "localhost")
     if not url.hostname or url.query or url.fragment or not (url.scheme == "https" or (url.scheme == "http" and local)):
         raise _invalid(setting, f"{text!r} is not an https URL (http is taken of this host only)")
+
+
+def _container(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise _invalid("container", f"{name!r} is not 3 to 63 lower-case letters, digits and `-`")
+    if name.startswith(PROBES):
+        raise _invalid("container", f"names that begin with {PROBES!r} are those of probes")
 
 
 def _network(text: str) -> Network:

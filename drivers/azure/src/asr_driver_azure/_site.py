@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from azure.core.exceptions import ResourceExistsError
 
@@ -38,11 +38,17 @@ class AzureSite(Site):
 
     driver = DRIVER
 
-    def __init__(self, name: str, settings: SiteSettings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: SiteSettings,
+        clock: Callable[[], float] = time.time,
+        heard: Callable[[Any], None] | None = None,
+    ) -> None:
         self.name = name
         self.settings = settings
         self.clock = clock
-        self.clients = Clients(settings)
+        self.clients = Clients(settings, heard)
         self.calls = Calls(name)
         self._closed = False
 
@@ -55,8 +61,9 @@ class AzureSite(Site):
     def arm(self) -> Arm:
         """Where machines are run."""
         settings = self.settings
-        # Management takes far fewer requests than storage; waiting for it must hold up no data.
-        calls = Calls(self.name, pacer=Pacer(requests=20, parallel=16))
+        # Management takes far fewer requests than storage; waiting for it must hold up no data. It counts by kind of
+        # request and by resource: who is told to wait for one disk's snapshots waits alone.
+        calls = Calls(self.name, pacer=Pacer(requests=20, parallel=16), together=False)
         return Arm(self.clients, settings.subscription, settings.resource_group, calls)
 
     @cached_property
@@ -160,9 +167,10 @@ class AzureSite(Site):
 
     def sweep(self) -> list[str]:
         """See `Site.sweep`."""
+        from asr_driver_azure._probes import sweep_probes  # noqa: PLC0415
         from asr_driver_azure._sweep import sweep  # noqa: PLC0415
 
-        return sweep(self) if self.reach() else []
+        return [*(sweep(self) if self.reach() else []), *sweep_probes(self)]
 
     def close(self) -> None:
         """See `Site.close`."""

@@ -18,7 +18,7 @@ from asr_driver_azure._access import Access
 from asr_driver_azure._arm import Resource, tags_of
 from asr_driver_azure._build import Builder
 from asr_driver_azure._digests import DigestTable
-from asr_driver_azure._machine import BASE_VIEW, TAG_DISK, TAG_OWNER, TAG_POWER, TAG_TAKEN, TAG_VIEW
+from asr_driver_azure._machine import BASE_VIEW, TAG_DISK, TAG_POWER, TAG_TAKEN, TAG_VIEW, belongs
 from asr_driver_azure._ranges import RangeSet
 from asrcore.crashpoint import reach
 from asrcore.driver import (
@@ -113,9 +113,15 @@ class AzureSource(Source):
     def _of_view(self, owner: str, view_id: str) -> dict[str, Resource]:
         return {
             tags_of(item).get(TAG_DISK, ""): item
-            for item in self._arm.listed("snapshots")
-            if tags_of(item).get(TAG_OWNER) == owner and tags_of(item).get(TAG_VIEW) == view_id
+            for item in self._snapshots(owner)
+            if tags_of(item)[TAG_VIEW] == view_id
         }
+
+    def _snapshots(self, owner: str) -> list[Resource]:
+        """Of all views of a machine."""
+        container = self._site.container.identity
+        found = [item for item in self._arm.listed("snapshots") if belongs(tags_of(item), container, owner)]
+        return [item for item in found if TAG_VIEW in tags_of(item)]
 
     def _take(
         self, name: str, request: ViewRequest, disks: Mapping[str, tuple[str, int]], half: Mapping[str, Resource]
@@ -141,8 +147,8 @@ class AzureSource(Source):
         if name is None:
             return
         kept = {snapshot for mark in keep for snapshot, _ in (_parse(mark) or {}).values()}
-        for item in self._arm.listed("snapshots"):
-            if tags_of(item).get(TAG_OWNER) == name and TAG_VIEW in tags_of(item) and item["name"] not in kept:
+        for item in self._snapshots(name):
+            if item["name"] not in kept:
                 self._builder.remove_resource("snapshots", str(item["name"]))
                 reach("azure.mark.released")
 
@@ -289,7 +295,9 @@ class _Disk(DiskView):
 
     def changed(self) -> list[Extent]:
         access = self._view.access(self._name)
-        return access.changed(self._view.access(self._base), self.disk.size)
+        found = access.changed(self._view.access(self._base), self.disk.size)
+        reach("azure.view.compared")
+        return found
 
     def digests(self, extent: Extent) -> bytes:
         """Those of the promotion, for what has not changed since; only the rest is downloaded."""
@@ -354,3 +362,4 @@ class _Reader(DiskReader):
         except AsrError as problem:
             raise self._view.lost(problem) from problem
         buffer[stop - offset :] = bytes(end - stop)
+        reach("azure.view.read")

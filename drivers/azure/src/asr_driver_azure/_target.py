@@ -45,7 +45,7 @@ class AzureTarget(Target):
             loaded = self._container.load(replica_id)
             if loaded is None:
                 continue
-            record = loaded[0]
+            record = loaded.record
             replicas += 1
             points += len(record.points)
             for disk in record.head.disks.values() if record.head else ():
@@ -87,7 +87,7 @@ class AzureTarget(Target):
         found = []
         for replica_id in self._container.folders(REPLICAS):
             loaded = self._container.load(replica_id)
-            if loaded is not None and not loaded[0].deleting:
+            if loaded is not None and not loaded.record.deleting:
                 found.append(replica_id)
         return sorted(found)
 
@@ -105,12 +105,12 @@ class AzureTarget(Target):
             return attrs.evolve(record, deleting=True)
 
         try:
-            record = self._container.change(replica_id, self._site.name, leave)
+            record = self._container.change(replica_id, self._site.name, leave).record
         except ReplicaNotFound:
             loaded = self._container.load(replica_id)
             if loaded is None:
                 return
-            record = loaded[0]
+            record = loaded.record
             record.own(epoch)
         reach("azure.replica.leaving")
         for test_id in record.tests:

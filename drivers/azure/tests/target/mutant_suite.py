@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from asr_driver_azure import _pageblob, _record, _replica, _uploader, _vhd, _writer
@@ -58,19 +59,31 @@ class TestFullListTakenForADiff(Kit):
 
 
 class TestPointBeforeItsAcknowledgement(Kit):
-    """The record names snapshots that are taken afterwards."""
+    """The record has the point before Azure has acknowledged the snapshots; it is completed when it has. All is well as
+    long as nobody dies in between."""
 
     def broken(self, patch: pytest.MonkeyPatch) -> None:
-        seal, later = _writer.AzureWriter.seal, "2030-01-01T00:00:00.0000000Z"
-        patch.setattr(_writer.AzureWriter, "_snapshot", lambda self, disk: later)
+        seal, take = _writer.AzureWriter.seal, _writer.AzureWriter._snapshot
+        patch.setattr(_writer.AzureWriter, "_snapshot", lambda self, disk: "2030-01-01T00:00:00.0000000Z")
 
-        def late(self: _writer.AzureWriter, spec: Any) -> Any:
+        def early(self: _writer.AzureWriter, spec: Any) -> Any:
             point = seal(self, spec)
-            for disk in self._disks.values():
-                disk.blob.snapshot_now(self._lease)
+            taken = {disk_id: take(self, disk) for disk_id, disk in self._disks.items()}
+
+            def complete(record: _record.Record) -> _record.Record:
+                disks = {
+                    disk_id: attrs.evolve(disk, snapshot=taken[disk_id])
+                    for disk_id, disk in record.points[-1].disks.items()
+                }
+                return attrs.evolve(record, points=(*record.points[:-1], attrs.evolve(record.points[-1], disks=disks)))
+
+            self._container.change(self._id, self._site, complete)
             return point
 
-        patch.setattr(_writer.AzureWriter, "seal", late)
+        patch.setattr(_writer.AzureWriter, "seal", early)
+
+    def test_a_recorded_point_is_whole(self, rig: TargetRig, target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        test_replica.test_a_recorded_point_is_whole(rig, target, monkeypatch, "sealed")
 
 
 class TestFlushBeforeTheAcknowledgement(Kit):

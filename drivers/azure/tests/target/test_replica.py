@@ -6,19 +6,26 @@ import base64
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
-from azure.storage.blob import BlobLeaseClient
+from azure.core.exceptions import HttpResponseError, ServiceResponseError
+from azure.storage.blob import BlobClient, BlobLeaseClient
 
-from asr_driver_azure import _vhd
+from asr_driver_azure import _vhd, _writer
+from asr_driver_azure._errors import retry_after
+from asr_driver_azure._pageblob import PageBlob
 from asr_driver_azure._record import lease_of
+from asr_driver_azure._target_findings import ASKED_BY_THE_ENGINE, REQUESTS_PER_CYCLE, REQUESTS_PER_DISK
 from asrcore.driver import CycleSpec
 from asrcore.errors import AsrError, InvalidSetting, SiteUnreachable, StaleEpoch, WrongState
 from asrcore.testing.conformance._target_bench import Data, Same, TargetBench, Zero, noise
-from asrcore.units import KiB, MiB
+from asrcore.units import KiB, MiB, TiB
+from drivers.azure.tests.peers.proxy import REQUESTS_PER_SECOND
 from drivers.azure.tests.peers.storage import Storage
 from drivers.azure.tests.target.rig import TargetRig
 
@@ -113,6 +120,21 @@ def test_a_torn_cycle_is_covered_or_put_back(rig: TargetRig, target: TargetBench
     target.check()
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_cycle_costs_the_requests_that_are_estimated(rig: TargetRig, target: TargetBench, keep: bool) -> None:
+    target.first_points("p1")
+    target.cycle("p2", keep=False)
+    spec, replica = attrs.evolve(target.seal_spec("p3"), keep=keep), target.replica
+    before = len(rig.storage.proxy.requests)
+    with replica.open_cycle(CycleSpec("c3", 1, "p2", target.sizes)) as writer:
+        target.send(writer, [Same(target.first, 0, 64 * KiB)])
+        writer.flush()
+        writer.seal(spec)
+    cost = len(rig.storage.proxy.requests) - before
+    estimate = REQUESTS_PER_CYCLE + REQUESTS_PER_DISK * len(target.sizes)
+    assert estimate - 2 <= cost + ASKED_BY_THE_ENGINE <= estimate
+
+
 def test_nothing_is_written_twice(rig: TargetRig, target: TargetBench) -> None:
     calls = [Data(target.first, 0, noise(MiB)), Data(target.second, 0, noise(MiB))]
     before = rig.storage.proxy.sent()
@@ -158,19 +180,108 @@ def test_a_quiet_cycle_asks_for_no_diff(rig: TargetRig, target: TargetBench) -> 
     target.first_points("p1")
     requests = rig.storage.proxy.requests
     before = sum(item.comp == "pagelist" for item in requests)
-    target.cycle("p2", Data(target.first, 0, noise(64 * KiB)))
+    target.cycle("p2", Data(target.first, 0, noise(64 * KiB)), keep=False)  # a kept one asks what is stored
     assert sum(item.comp == "pagelist" for item in requests) == before
 
 
-def test_a_busy_service_is_waited_for(rig: TargetRig, target: TargetBench) -> None:
+def test_a_busy_service_is_waited_for(rig: TargetRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By all, and as long as it says."""
+    monkeypatch.setattr(rig.storage.proxy, "busy_seconds", 2.0)
     with target.open("c1") as writer:
         rig.storage.proxy.busy_for = 3
+        before = len(rig.storage.proxy.requests)
         calls = [Data(target.first, 0, noise(MiB))]
         target.send(writer, calls)
         target.seal(writer, "p1", calls)
     assert rig.target_site.calls.pacer.delays == 3
     assert rig.target_site.status().details["busy answers"] == "3"
+    seen = rig.storage.proxy.requests[before:]
+    refused = [item.at for item in seen if item.status == 503]
+    assert len(refused) == 3
+    late = [item.at - at for at in refused for item in seen if 0.3 < item.at - at < 1.9]
+    assert late == [], "what was on its way may still come, and nothing else"
     target.check()
+
+
+def test_a_bit_that_is_turned_on_the_way_is_noticed(rig: TargetRig, target: TargetBench) -> None:
+    """By the service, which is told the MD5 of each put; it is sent again."""
+    with target.open("c1") as writer:
+        before = len(rig.storage.proxy.requests)
+        rig.storage.proxy.corrupt = 2
+        calls = [Data(target.first, 0, noise(MiB))]
+        target.send(writer, calls)
+        target.seal(writer, "p1", calls)
+    assert rig.storage.proxy.corrupt == 0
+    puts = [item.status for item in rig.storage.proxy.requests[before:] if item.action == "update"]
+    assert puts.count(400) == 2
+    target.check()
+
+
+# -- what the service refuses
+
+
+def test_the_proxy_is_strict(rig: TargetRig, target: TargetBench) -> None:
+    """Past the driver: what Azure would refuse, and Azurite would not."""
+    container = rig.target_site.container.client
+    blob = container.get_blob_client("strict")
+    blob.create_page_blob(8 * MiB)
+    blob.upload_page(bytes(4 * MiB), 0, 4 * MiB)
+    with pytest.raises(HttpResponseError) as told:
+        blob.upload_page(bytes(4 * MiB + 512), 0, 4 * MiB + 512)
+    assert told.value.status_code == 413
+    container.get_blob_client("large").create_page_blob(8 * TiB)
+    with pytest.raises(HttpResponseError) as told:
+        container.get_blob_client("larger").create_page_blob(8 * TiB + 512)
+    assert told.value.status_code == 400
+    path = next(path for path in rig.storage.proxy._recent if path.endswith("/strict"))
+    blob.get_blob_properties()
+    rig.storage.proxy._recent[path].extend([time.monotonic()] * REQUESTS_PER_SECOND)
+    with pytest.raises(HttpResponseError) as told:
+        blob.get_blob_properties()
+    assert told.value.status_code == 503
+    assert retry_after(told.value) == 1
+    container.get_blob_client("large").get_blob_properties()  # the limit is of one blob
+    time.sleep(1.1)
+    for name in ("large", "strict"):
+        rig.target_site.container.delete(name)
+
+
+# -- points
+
+
+class Killed(BaseException):
+    """Here the process ends; nothing that comes after it is done."""
+
+
+@pytest.mark.parametrize("place", ["closed", "snapshotted", "described", "sealed"])
+def test_a_recorded_point_is_whole(
+    rig: TargetRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whenever the engine dies while it seals: what the record names can be read, and is what was sealed."""
+
+    def reach(name: str) -> None:
+        if name == f"azure.{place}":
+            raise Killed
+
+    target.cycle("p1", Data(target.first, 0, noise(MiB)))
+    before = bytes(target.head[target.first])
+    calls = [Data(target.first, 0, noise(MiB))]
+    with target.open("c2") as writer:
+        target.send(writer, calls)
+        monkeypatch.setattr(_writer, "reach", reach)
+        with pytest.raises(Killed):
+            target.seal(writer, "p2", calls)
+        monkeypatch.undo()
+        rig.abandon(writer)
+    rig.restart()
+    replica = rig.target_site.target.replica(target.id)
+    assert [point.id for point in replica.info().points] == (["p1", "p2"] if place == "sealed" else ["p1"])
+    wanted = {"p1": before, "p2": calls[0].data + before[MiB:]}
+    for point in replica.info().points:
+        found = bytearray(target.sizes[target.first])
+        with replica.reader(target.first, point.id) as reader:
+            reader.read_into(0, memoryview(found))
+        assert found == wanted[point.id], f"point {point.id} has not its content"
 
 
 # -- ownership
@@ -219,6 +330,74 @@ def test_a_put_of_a_dead_writer_does_not_arrive(rig: TargetRig, target: TargetBe
         target.seal(writer, "p2", calls)
     rig.abandon(late)
     target.check()
+
+
+def test_who_was_followed_by_another_writer_seals_nothing(rig: TargetRig, target: TargetBench) -> None:
+    """All its puts had arrived when the other opened the cycle: only the sequence number tells of the other's."""
+    target.first_points("p1")
+    calls = [Data(target.first, 0, noise(64 * KiB))]
+    former = target.open("c2")
+    target.send(former, calls)
+    former.flush()
+    others = [Data(target.first, 64 * KiB, noise(64 * KiB))]
+    with target.open("c2") as writer:
+        target.send(writer, others)
+        writer.flush()
+        with pytest.raises(WrongState):
+            former.seal(target.seal_spec("p2"))
+        assert target.points == ["p1"]
+    rig.abandon(former)
+    with target.open("c2") as writer:
+        assert {item.offset for item in writer.done(target.first)} == {0}
+        target.seal(writer, "p2", [*calls, *others])
+    target.check()
+
+
+def test_a_seal_that_failed_is_repeated(rig: TargetRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    target.first_points("p1")
+    calls = [Data(target.first, 0, noise(64 * KiB))]
+    with target.open("c2") as writer:
+        target.send(writer, calls)
+        with monkeypatch.context() as patch:
+            patch.setattr(PageBlob, "snapshot_now", _unreachable)
+            with pytest.raises(SiteUnreachable):
+                writer.seal(target.seal_spec("p2"))
+        target.seal(writer, "p2", calls)
+    target.check()
+
+
+def test_a_lost_answer_at_the_end_is_no_other_writer(
+    rig: TargetRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cycle is tried again, by whoever opens it next, and sends nothing twice."""
+    target.first_points("p1")
+    calls = [Data(target.first, 0, noise(64 * KiB))]
+    writer = target.open("c2")
+    target.send(writer, calls)
+    writer.flush()
+    page = rig.target_site.container.page_blob(blob_of(rig, target, target.first))
+    number, lost = BlobClient.set_sequence_number, [True]
+
+    def numbered(client: BlobClient, *words: Any, **named: Any) -> Any:
+        answer = number(client, *words, **named)
+        if client.blob_name == page.name and lost and lost.pop():
+            raise ServiceResponseError("the connection broke")
+        return answer
+
+    monkeypatch.setattr(BlobClient, "set_sequence_number", numbered)
+    with pytest.raises(SiteUnreachable) as told:
+        writer.seal(target.seal_spec("p2"))
+    assert told.value.retry
+    writer.close()
+    before = rig.storage.proxy.sent()
+    with target.open("c2") as writer:
+        target.seal(writer, "p2", calls)
+    assert rig.storage.proxy.sent() == before
+    target.check()
+
+
+def _unreachable(page: PageBlob, lease: str) -> str:
+    raise SiteUnreachable(site="azure", detail="the link was cut")
 
 
 def _quiet(call: object) -> None:

@@ -19,15 +19,18 @@ SNAPSHOTS_PER_DISK = 500
 SNAPSHOTS_IN_WINDOW = 7
 SAS_SECONDS = 60 * 86400
 SIZES = {
-    # name: CPUs, memory in GiB, data disks, generations
-    "Standard_B1ls": (1, 0.5, 2, "V1,V2"),
-    "Standard_B1s": (1, 1, 2, "V1,V2"),
-    "Standard_B2s": (2, 4, 4, "V1,V2"),
-    "Standard_D2s_v5": (2, 8, 4, "V1,V2"),
-    "Standard_D4s_v5": (4, 16, 8, "V1,V2"),
-    "Standard_D8s_v5": (8, 32, 16, "V1,V2"),
-    "Standard_A1_v2": (1, 2, 2, "V1"),
-    "Standard_D2s_v6": (2, 8, 8, "V2"),
+    # name: CPUs, memory in GiB, data disks, generations, cards, processors, disk controllers (none told: SCSI)
+    "Standard_B1ls": (1, 0.5, 2, "V1,V2", 2, "x64", ""),
+    "Standard_B1s": (1, 1, 2, "V1,V2", 2, "x64", ""),
+    "Standard_B2s": (2, 4, 4, "V1,V2", 3, "x64", ""),
+    "Standard_B2pts_v2": (2, 1, 4, "V2", 2, "Arm64", ""),
+    "Standard_D2s_v5": (2, 8, 4, "V1,V2", 2, "x64", "SCSI"),
+    "Standard_D4s_v5": (4, 16, 8, "V1,V2", 2, "x64", "SCSI"),
+    "Standard_D8s_v5": (8, 32, 16, "V1,V2", 4, "x64", "SCSI"),
+    "Standard_D2ds_v5": (2, 8, 8, "V2", 2, "x64", "SCSI, NVMe"),
+    "Standard_D2ps_v5": (2, 8, 4, "V2", 2, "Arm64", "SCSI"),
+    "Standard_A1_v2": (1, 2, 2, "V1", 2, "x64", ""),
+    "Standard_D2s_v6": (2, 8, 8, "V2", 2, "x64", "NVMe"),
 }
 
 
@@ -180,6 +183,8 @@ class Compute:
         if size not in SIZES:
             raise Refusal(409, "SkuNotAvailable", f"size {size} is not available here")
         disks = self._disks_of(name, properties["storageProfile"], size)
+        if len(properties["networkProfile"]["networkInterfaces"]) > SIZES[size][4]:
+            raise Refusal(409, "NetworkInterfaceCountExceeded", f"size {size} has {SIZES[size][4]} cards at most")
         for card in properties["networkProfile"]["networkInterfaces"]:
             nic = self.cloud.by_id(card["id"], "networkInterfaces")
             if nic["properties"].get("virtualMachine"):
@@ -206,6 +211,11 @@ class Compute:
             if disk["properties"]["diskState"] != "Unattached":
                 state = disk["properties"]["diskState"]
                 raise Refusal(409, "OperationNotAllowed", f"disk {disk['name']} of {name} is in state {state}")
+        _, _, _, _, _, processors, controllers = SIZES[size]
+        if processors != "x64":
+            raise Refusal(400, "BadRequest", f"size {size} has {processors} processors, the disk's system is x64")
+        if controllers == "NVMe":
+            raise Refusal(400, "InvalidParameter", f"size {size} takes NVMe disks only, and {disks[0]['name']} is none")
         generation = disks[0]["properties"].get("hyperVGeneration", "V1")
         if generation not in SIZES[size][3].split(","):
             raise Refusal(400, "BadRequest", f"size {size} boots no disk of generation {generation}")

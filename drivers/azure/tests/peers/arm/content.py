@@ -38,6 +38,15 @@ class Content:
         directory.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._access: dict[str, Access] = {}
+        self.delay = 0.0
+        """Seconds that each put takes."""
+        self.replaces = False
+        """Whether a SAS is worth nothing as soon as another is given for the same access."""
+        self.granted_count = 0
+        self.tokens: set[str] = set()
+        """Of every SAS that was ever given."""
+        self.late = 0
+        """Requests that came with a SAS past its time."""
         self.read = 0
         """Bytes of content given away so far."""
 
@@ -79,9 +88,14 @@ class Content:
         """Path and query of a SAS. The same access granted again is the same SAS, longer."""
         with self._lock:
             found = next((item for item in self._access.values() if item.owner == owner and item.write == write), None)
+            if found is not None and self.replaces:
+                del self._access[found.token]
+                found = None
+            self.granted_count += 1
             access = found or Access(owner, write, 0)
             access.until = time.time() + seconds
             self._access[access.token] = access
+            self.tokens.add(access.token)
         until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(access.until))
         kind = "rw" if write else "r"
         return f"/md-content/{owner.replace('/', '-')}?sv=2026-06-06&sr=b&sp={kind}&se={until}&sig={access.token}"
@@ -107,6 +121,7 @@ class Content:
         """One request with a SAS. Raises Refusal."""
         access = self._access.get(query.get("sig", ""))
         if access is None or access.until < time.time():
+            self.late += access is not None
             raise Refusal(403, "AuthenticationFailed", "the SAS is unknown, revoked or expired")
         size = self.path(access.owner).stat().st_size
         comp = query.get("comp", "")
@@ -138,6 +153,7 @@ class Content:
         start, end = _span(headers, size)
         if start % 512 or end % 512 or end > size or start >= end:
             raise Refusal(416, "InvalidPageRange", f"{start}-{end} of {size}")
+        time.sleep(self.delay)
         clear = headers.get("x-ms-page-write") == "clear"
         if not clear and (len(body) != end - start or len(body) > MOST_PUT):
             raise Refusal(413, "RequestBodyTooLarge", f"{len(body)} bytes for {end - start}")

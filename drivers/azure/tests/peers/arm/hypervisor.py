@@ -21,6 +21,8 @@ class Paper:
     def __init__(self, name: str) -> None:
         self.name = name
         self._running = False
+        self.uefi = False
+        """Whether its firmware is UEFI."""
         self.deaf = False
         """Whether the guest ignores a request to shut down."""
 
@@ -32,6 +34,7 @@ class Paper:
     def start(self, disks: Sequence[Path], *, uefi: bool) -> None:
         """Power on."""
         self._running = True
+        self.uefi = uefi
 
     def shutdown(self) -> None:
         """Press the power button."""
@@ -71,6 +74,7 @@ class Qemu(Paper):
 
     def start(self, disks: Sequence[Path], *, uefi: bool) -> None:
         self.kill()
+        self.uefi = uefi
         qmp = self._sockets / "qmp"
         qmp.unlink(missing_ok=True)
         command = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-user-config", "-m", "512"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import typing
+from collections.abc import MutableMapping
 from enum import Enum
 from types import ModuleType, UnionType
 from typing import Any, Union
@@ -37,6 +38,35 @@ def check(provider: str, kind: str, body: object) -> None:
 def _hints(provider: str, kind: type) -> dict[str, Any]:
     types, models = _KINDS[provider]
     return typing_extensions.get_type_hints(kind, globalns=vars(models) | vars(types), include_extras=True)
+
+
+def check_sent(provider: str, kind: str, body: object) -> None:
+    """Raises Refusal for a property that its description lets be read only."""
+    _check_sent(provider, getattr(_KINDS[provider][1], kind), body, kind)
+
+
+@functools.cache
+def _fields(provider: str, model: Any) -> dict[str, tuple[bool, Any]]:
+    """Whether it is read only, and its type, by name."""
+    models = _KINDS[provider][1]
+    names = vars(models) | {"_models": models}
+    hints = typing_extensions.get_type_hints(model, globalns=names)
+    model({})  # the first one of a model tells what its fields are
+    fields = model._attr_to_rest_field
+    return {field._rest_name: (field._visibility == ["read"], hints.get(name)) for name, field in fields.items()}
+
+
+def _check_sent(provider: str, kind: Any, value: object, path: str) -> None:
+    for part in (kind, *typing.get_args(kind)):
+        if isinstance(value, list) and typing.get_origin(part) is list:
+            for index, item in enumerate(value):
+                _check_sent(provider, typing.get_args(part)[0], item, f"{path}[{index}]")
+        elif isinstance(value, dict) and isinstance(part, type) and issubclass(part, MutableMapping):
+            for name, item in value.items():
+                read_only, hint = _fields(provider, part).get(name, (False, None))
+                if read_only:
+                    raise Refusal(400, "PropertyChangeNotAllowed", f"{path}.{name} can only be read")
+                _check_sent(provider, hint, item, f"{path}.{name}")
 
 
 def _check(provider: str, kind: Any, value: object, path: str) -> None:

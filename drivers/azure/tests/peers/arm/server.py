@@ -405,8 +405,17 @@ def _json(status: int, document: Any, headers: dict[str, str] | None = None) -> 
 
 
 def _sku(name: str) -> dict[str, Any]:
-    cpus, memory, disks, generations = SIZES[name]
-    able = {"vCPUs": cpus, "MemoryGB": memory, "MaxDataDiskCount": disks, "HyperVGenerations": generations}
+    cpus, memory, disks, generations, cards, processors, controllers = SIZES[name]
+    able: dict[str, object] = {
+        "vCPUs": cpus,
+        "MemoryGB": memory,
+        "MaxDataDiskCount": disks,
+        "HyperVGenerations": generations,
+        "MaxNetworkInterfaces": cards,
+        "CpuArchitectureType": processors,
+    }
+    if controllers:
+        able["DiskControllerTypes"] = controllers
     return {
         "resourceType": "virtualMachines",
         "name": name,

@@ -1,7 +1,8 @@
 """Recorded traffic checked against Microsoft's own description of it, as the SDK of that API version carries it.
 
 What `oav` would do with the OpenAPI documents: each body that was sent or answered has properties, types and words that
-the SDK's types and models declare; each long-running operation is answered as one.
+the SDK's types and models declare; none that was sent has a property that can only be read; each long-running operation
+is answered as one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import azure.mgmt.compute.models
 
-from drivers.azure.tests.peers.arm.schema import Refusal, check
+from drivers.azure.tests.peers.arm.schema import Refusal, check, check_sent
 
 _RESOURCE = re.compile(
     r"/subscriptions/[^/]+(?:/resourceGroups/[^/]+)?/providers/Microsoft\.(\w+)/(\w+)(/[^/?]+)?(/\w+)?"
@@ -48,6 +49,7 @@ def _exchange(item: Mapping[str, Any]) -> None:
     given, status = item["given"], item["status"]
     if item["method"] == "PUT" and status < 300:
         check(provider, kind, item["sent"])
+        check_sent(provider, kind, item["sent"])
     if status >= 400:
         if not isinstance(given, dict) or given.keys() != {"error"} or given["error"].keys() < {"code", "message"}:
             raise Refusal(500, "Traffic", f"an error of another form: {given}")
