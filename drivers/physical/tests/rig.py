@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asr_driver_physical._driver import PhysicalDriver
-from asr_driver_physical._identity import Identity, ServerRecord
+from asr_driver_physical._identity import Identity
 from asr_driver_physical._package import mobility_service
-from asr_driver_physical._push import Limits, config
+from asr_driver_physical._push import HOME, Limits, enrolment
 from asr_driver_physical._site import PhysicalSite
 from asr_mobility.tracker import remove_pins
 
@@ -87,15 +87,17 @@ class LoopServer:
         harness = Path(__file__).with_name("agent.py")
         return [old_python(), str(harness), str(self.program), str(self.home), str(self.listing), self.pins, *words]
 
+    def probe(self) -> str:
+        """What the probe prints on the server."""
+        return run(*self._command("probe"))
+
     def _enrol(self) -> None:
-        facts = json.loads(run(*self._command("probe")))
+        facts = json.loads(self.probe())
         identity = Identity(self.root / "identity")
-        issued = identity.issue(self.name)
-        files = {"certificate.pem": issued.certificate, "key.pem": issued.key, "ca.pem": identity.authority}
-        text = config(self.name, f"{HOST}:{self.port}", facts["identity"], Limits())
-        for name, content in {**files, "config.json": text.encode()}.items():
-            (self.home / name).write_bytes(content)
-        identity.save(ServerRecord(self.name, issued.fingerprint, facts["identity"], facts))
+        made = enrolment(identity, self.name, [f"{HOST}:{self.port}"], facts, Limits(), python=sys.executable)
+        for name in ("ca.pem", "agent.pem", "config.json"):
+            (self.home / name).write_bytes(made.files[f"{HOME}/{name}"][0])
+        identity.save(made.record)
 
     @property
     def machine_id(self) -> str:
@@ -104,12 +106,18 @@ class LoopServer:
 
     # -- the agent
 
-    def start(self) -> None:
-        """Start the agent and wait until it has dialled in."""
+    def set_process_servers(self, *ports: int) -> None:
+        """Let the agent dial these of this host, in turn."""
+        path = self.home / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "servers": [f"{HOST}:{port}" for port in ports]}))
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start the agent and, unless told otherwise, wait until it has dialled in."""
         log = (self.root / "agent.log").open("ab")
         self._agent = subprocess.Popen(self._command("run"), stdout=log, stderr=log)
         log.close()
-        wait_until(lambda: self.name in self.site.gateway.connected(), f"the agent; see {self.root}/agent.log")
+        if wait:
+            wait_until(lambda: self.name in self.site.gateway.connected(), f"the agent; see {self.root}/agent.log")
 
     @property
     def agent_pid(self) -> int:

@@ -6,8 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from asr_driver_physical._errors import SpoolFull
 from asrcore.driver import CycleSpec, Replica, ReplicaSpec, SealSpec, Tracking, ViewRequest
 from asrcore.errors import SiteUnreachable, ViewLost
 from asrcore.model.extent import total
@@ -23,7 +27,7 @@ from asrcore.model.watch import Watch
 from asrcore.testing.conformance import delta_copy, full_copy
 from asrcore.testing.memory import MemoryDriver, MemoryWorld
 from asrcore.units import MiB
-from drivers.physical.tests.rig import LoopServer, wait_until
+from drivers.physical.tests.rig import HOST, LoopServer, old_python, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -254,3 +258,163 @@ def test_point_of_a_frozen_server_needs_no_repair(server: LoopServer, copier: Co
         done = subprocess.run(["e2fsck", "-fn", str(copy)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
     assert copier.replica.info().points[-1].consistency is Consistency.FILESYSTEM
+
+
+# -- application-consistent points -------------------------------------------------------------------------------------
+
+
+def _scripts(server: LoopServer, **texts: str) -> Path:
+    """Scripts of the administrator; each may write into the file that is returned."""
+    said = server.home / "said"
+    said.unlink(missing_ok=True)
+    for name, text in texts.items():
+        path = server.home / name.replace("_", "-")
+        path.write_text(f"#!/bin/sh\n{text.format(said=said)}\n")
+        path.chmod(0o700)
+    return said
+
+
+def test_both_scripts_succeed(server: LoopServer, copier: Copier) -> None:
+    """They run around the freeze: what the first writes is in the point, what the second writes is not."""
+    mount = server.mount("vda")
+    before, after = f"echo pre >> {{said}}; echo quiet > {mount}/quiet", f"echo post >> {{said}}; rm {mount}/quiet"
+    said = _scripts(server, pre_freeze=before, post_thaw=after)
+    copier.point()
+    assert said.read_text() == "pre\npost\n"
+    assert copier.replica.info().points[-1].consistency is Consistency.APPLICATION
+    assert not (mount / "quiet").exists()
+    with copier.replica.reader("vda") as reader:
+        content = bytearray(copier.replica.info().disks["vda"])
+        reader.read_into(0, memoryview(content))
+    assert b"quiet\n" in content
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("echo pre >> {said}; exit 3", "echo post >> {said}"), ("echo pre >> {said}", "exit 1")]
+)
+def test_a_script_fails(server: LoopServer, copier: Copier, before: str, after: str) -> None:
+    """The point is one of the file systems only; what the first has begun is ended by the second in each case."""
+    said = _scripts(server, pre_freeze=before, post_thaw=after)
+    copier.point()
+    assert copier.replica.info().points[-1].consistency is Consistency.FILESYSTEM
+    assert said.read_text().startswith("pre\n")
+    assert ("post" in said.read_text()) == ("post" in after)
+
+
+@pytest.mark.parametrize("which", ["pre_freeze", "post_thaw"])
+def test_a_script_hangs(server: LoopServer, copier: Copier, which: str) -> None:
+    """It is ended at its limit (2 s here), with what it has started; nothing is frozen, and the point is made."""
+    quiet = {"pre_freeze": "exit 0", "post_thaw": "exit 0"}
+    said = _scripts(server, **{**quiet, which: "sleep 300 & echo $! >> {said}; wait"})
+    begun = time.monotonic()
+    copier.point()
+    assert 2 < time.monotonic() - begun < 30
+    assert copier.replica.info().points[-1].consistency is Consistency.FILESYSTEM
+    assert _writes(server)
+    child = int(said.read_text())
+    wait_until(lambda: not _runs(child), "its child is ended", 10)
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_a_freeze_that_fails_ends_what_the_script_has_begun(server: LoopServer, copier: Copier) -> None:
+    said = _scripts(server, pre_freeze="echo pre >> {said}", post_thaw="echo post >> {said}")
+    (server.home / "hang").write_text("2.5")
+    with pytest.raises(ViewLost, match="limit of 1 s"):
+        copier.point(limit=1.0)
+    assert said.read_text() == "pre\npost\n"
+    assert _writes(server)
+
+
+# -- the process server ------------------------------------------------------------------------------------------------
+
+
+def test_a_full_spool_is_told_and_it_goes_on_with_room(server: LoopServer, copier: Copier) -> None:
+    copier.point()
+    server.site.close()
+    server.settings["spool_limit"] = "1MiB"
+    server.site = server.connect()
+    request = ViewRequest(server.machine_id, "full", copier.mark)
+    with server.site.source.open_view([request], consistency=Consistency.CRASH, freeze_limit=10) as view:
+        server.write("vda", "much", 3 * MiB)
+        with pytest.raises(SpoolFull, match="limit is 1048576"):
+            view.settle()
+    assert _writes(server)
+    assert list(server.site.settings.spool.glob("*/*")) == [], "what did not fit stays in the spool"
+    server.site.close()
+    server.settings["spool_limit"] = "64MiB"
+    server.site = server.connect()
+    assert set(copier.point().values()) == {Tracking.CHANGED}
+
+
+OTHER = """
+import json, sys
+from asr_driver_physical._driver import PhysicalDriver
+site = PhysicalDriver().connect("dc", json.loads(sys.argv[1]))
+print("ready", flush=True)
+while not site.gateway.connected():
+    pass
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_server_goes_to_another_process_server(server: LoopServer, copier: Copier) -> None:
+    """Of the same site: both have the identity. The first is killed; tracking goes on, so a delta is enough."""
+    copier.point()
+    server.kill()
+    server.site.close()
+    with socket.create_server((HOST, 0)) as probe:
+        second = probe.getsockname()[1]
+    server.set_process_servers(server.port, second)
+    first = subprocess.Popen(
+        [sys.executable, "-c", OTHER, json.dumps(server.settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"ready\n"
+        shutil.copytree(server.root / "identity", server.root / "identity2")
+        settings = {"identity": str(server.root / "identity2"), "spool": str(server.root / "spool2")}
+        server.settings = {**settings, "listen": f"{HOST}:{second}"}
+        server.site = server.connect()
+        server.start(wait=False)
+        assert first.stdout.readline() == b"connected\n"
+        assert server.site.gateway.connected() == {}, "it goes to the first of its list"
+        with server.writing():
+            time.sleep(0.3)
+            first.kill()
+            wait_until(lambda: server.name in server.site.gateway.connected(), "it goes to the second", 20)
+            assert set(copier.point().values()) == {Tracking.CHANGED}
+    finally:
+        first.kill()
+        first.communicate(timeout=10)
+
+
+def test_installed_by_hand(server: LoopServer, copier: Copier, tmp_path: Path) -> None:
+    """By what README.md says: probe on the server, `enrol` on the process server, copy the tree."""
+    server.kill()
+    server.site.identity.forget(server.name)
+    for name in ("agent.pem", "ca.pem", "config.json"):
+        (server.home / name).unlink()
+    facts = tmp_path / "facts.json"
+    facts.write_text(server.probe())
+    out, address = tmp_path / "carry", f"{HOST}:{server.port}"
+    command = [sys.executable, "-m", "asr_driver_physical", "enrol", server.name, "--facts", str(facts), "--out"]
+    command += [str(out), "--identity", server.settings["identity"], "--server", address, "--memory", "300MiB"]
+    subprocess.run(command, check=True, timeout=60)
+    again = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    assert (again.returncode, "empty directory" in again.stderr) == (2, True), "it would overwrite a key"
+    home = out / "opt/asr-mobility"
+    assert {path.name for path in home.iterdir()} == {"asr-mobility.pyz", "config.json", "ca.pem", "agent.pem"}
+    assert home.stat().st_mode & 0o077 == (home / "agent.pem").stat().st_mode & 0o077 == 0
+    assert f"MemoryMax={300 * MiB}" in (out / "etc/systemd/system/asr-mobility.service").read_text()
+    done = subprocess.run([old_python(), home / "asr-mobility.pyz", "version"], check=True, capture_output=True)
+    assert done.stdout
+    for name in ("agent.pem", "ca.pem", "config.json"):
+        shutil.copy(home / name, server.home)
+    server.start()
+    copier.point()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -56,16 +58,101 @@ class Mounts(unittest.TestCase):
 class Ranges(unittest.TestCase):
     def test_too_many_are_joined_and_cover_all(self) -> None:
         runs = [(number * 3, 1) for number in range(120_000)]
-        size = 360_000 << 12
-        item = _Item(size)
-        told = service._ranges(runs, item)  # type: ignore[arg-type]
+        told = tracker.joined(iter(runs))
         self.assertLessEqual(len(told), 50_000)
-        covered = [False] * 360_000
-        for offset, length in told:
-            for granule in range(offset >> 12, (offset + length) >> 12):
+        covered = [False] * 400_000
+        for first, count in told:
+            for granule in range(first, first + count):
+                self.assertFalse(covered[granule], "twice")
                 covered[granule] = True
         self.assertTrue(all(covered[first] for first, _ in runs))
-        self.assertLessEqual(told[-1][0] + told[-1][1], size)
+
+    def test_few_are_told_as_they_are(self) -> None:
+        self.assertEqual(tracker.joined([(1, 2), (3, 4), (9, 1)]), [(1, 6), (9, 1)])
+
+    def test_no_disk_takes_more_memory_than_128_mib(self) -> None:
+        for terabytes in (0.01, 0.06, 0.5, 1, 2, 4, 5, 16, 64, 1000):
+            size = int(terabytes * (1 << 40))
+            self.assertLess(tracker.map_bytes(size), 129 * MIB, terabytes)
+        self.assertEqual(
+            [tracker.granule_shift(size << 30) for size in (64, 65, 1024, 1025, 4096, 4097)], [12, 14, 14, 16, 16, 18]
+        )
+
+
+def _descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def _children() -> set[str]:
+    """Also those that have ended and were not waited for."""
+    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root: it locks memory")
+class Freezes(unittest.TestCase):
+    """Of no file system at all."""
+
+    def setUp(self) -> None:
+        self.place = tempfile.TemporaryDirectory()
+        self.addCleanup(self.place.cleanup)
+        self.mounts = [freeze.Mount(self.place.name, "ext4", "none", True)]
+        self.before, self.children = _descriptors(), _children()
+
+    def nothing_stays(self) -> None:
+        self.assertEqual(_descriptors(), self.before, "descriptors")
+        locked = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmLck")]
+        self.assertEqual(locked[0].split()[1], "0", "memory is locked")
+        self.assertEqual(_children(), self.children, "children")
+
+    def change(self, name: str, value: object) -> None:
+        self.addCleanup(setattr, freeze, name, getattr(freeze, name))
+        setattr(freeze, name, value)
+
+    def test_one_that_holds(self) -> None:
+        with freeze.Freeze(self.mounts, 10) as held:
+            self.assertGreater(held.left(), 5)
+        self.nothing_stays()
+
+    def test_a_dead_man_that_does_not_start(self) -> None:
+        self.change("_leave_control_group", lambda: os._exit(3))
+        with self.assertRaisesRegex(freeze.FreezeError, "did not start"), freeze.Freeze(self.mounts, 10):
+            pass
+        self.nothing_stays()
+
+    def test_a_dead_man_that_hangs_at_its_start(self) -> None:
+        self.change("_leave_control_group", lambda: time.sleep(60))
+        self.change("_START_SECONDS", 0.5)
+        begun = time.monotonic()
+        with self.assertRaisesRegex(freeze.FreezeError, "did not start"), freeze.Freeze(self.mounts, 10):
+            pass
+        self.assertLess(time.monotonic() - begun, 10)
+        self.nothing_stays()
+
+    def test_a_mark_that_cannot_be_made(self) -> None:
+        self.change("_MARK", self.place.name + "/none/mark")
+        with self.assertRaisesRegex(freeze.FreezeError, "could not be begun"), freeze.Freeze(self.mounts, 10):
+            pass
+        self.nothing_stays()
+
+    def test_a_file_system_that_is_gone(self) -> None:
+        gone = freeze.Mount(self.place.name + "/gone", "ext4", "none", True)
+        with self.assertRaises(freeze.FreezeError), freeze.Freeze([*self.mounts, gone], 10):
+            pass
+        self.nothing_stays()
+
+    def test_what_is_held_is_limited_for_all_disks_together(self) -> None:
+        served = service.Service(Path(self.place.name), capture_memory=4 * MIB)
+        image = Path(self.place.name, "disk.img")
+        image.write_bytes(bytes(3 * MIB))
+        item: Any = _Item(3 * MIB)
+        held = service._Held()
+        reader = disks.Reader(str(image), 3 * MIB)
+        self.addCleanup(reader.close)
+        with freeze.Freeze([], 60) as now:
+            served._read_runs(held, "one", item, [(0, 768)], reader, now)
+            with self.assertRaisesRegex(freeze.FreezeError, "4 MiB"):
+                served._read_runs(held, "two", item, [(0, 768)], reader, now)
+        self.assertLessEqual(sum(len(data) for pieces in held.pieces.values() for _, data in pieces), 4 * MIB)
 
 
 class _Item:
@@ -240,6 +327,55 @@ class Tracking(unittest.TestCase):
         self.assertEqual(tracked.changed_since(0), [(1, 2)])
         self.assertEqual(tracked.changed_since(tracked.last - 1), [(2, 1)])
 
+    def test_killed_at_any_moment_of_a_turn_loses_nothing(self) -> None:
+        """What a turn does to the array is done up to a write, and not from there on: as by SIGKILL."""
+        stop = 0
+        while True:
+            tracked = self.open()
+            mark = tracked.last
+            # More than 512 granules in one request: noted in coarse ones only.
+            subprocess.run(["blkdiscard", "-o", str(4 * MIB), "-l", str(12 * MIB), self.loop], check=True)
+            self.write(7)
+            tracked.begin_turn()
+            array = bpf.get_pinned(tracked._pins[1])
+            tracked._map.close()
+            tracked._map = stopping = _Stopping(array, tracked._layout.pages * bpf.PAGE)
+            os.close(array)
+            stopping.left = stop
+            try:
+                tracked.take()
+                ended = True
+            except _Stopped:
+                ended = False
+            tracked.close()
+            again = self.open()
+            self.assertTrue(again.knows(again.generation, mark))
+            again.begin_turn()
+            again.take()
+            told = again.changed_since(mark)
+            missed = {7, *range(1024, 4096)} - {first + at for first, count in told for at in range(count)}
+            self.assertFalse(missed, f"stopped at write {stop}: {len(missed)} granules are lost")
+            again.close()
+            if ended:
+                break
+            stop += 1
+        self.assertGreaterEqual(stop, 6)
+
+    def test_a_large_disk_fits_into_the_memory_that_is_allowed(self) -> None:
+        """Of 1 TiB, all of it tracked by the kernel; what the service takes beyond the map is small."""
+        os.truncate(self.image, 1 << 40)
+        subprocess.run(["losetup", "-c", self.loop], check=True)
+        script = _LARGE.format(pins=self.pins, loop=self.loop)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False, env=environment
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        before, after, mapped = map(int, done.stdout.split())
+        self.assertEqual(mapped, tracker.map_bytes(1 << 40))
+        self.assertGreater(after - before, 100 * MIB, "the map is not counted, so this shows nothing")
+        self.assertLess(after - before, mapped + 24 * MIB)
+
     def test_another_disk_in_its_place_is_not_taken_for_it(self) -> None:
         before = self.open()
         generation = before.generation
@@ -257,6 +393,47 @@ class Tracking(unittest.TestCase):
         tracked.begin_turn()
         taken = sum(count for _, count in tracked.take())
         self.assertGreaterEqual(taken, 20 * MIB >> 12)
+
+
+class _Stopped(Exception):
+    pass
+
+
+class _Stopping(mmap.mmap):
+    """An array that takes so many writes and no more."""
+
+    left = 0
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        if not self.left:
+            raise _Stopped
+        self.left -= 1
+        super().__setitem__(place, value)
+
+
+# Peak of memory before and after 20 000 changed places, of a turn, of what is told of them, and of what is forgotten.
+_LARGE = """
+import os, random, re
+from asr_mobility import tracker
+tracker.PIN_ROOT = {pins!r}
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+before = peak()
+tracked = tracker.Tracker({loop!r}, 1 << 40, b"0123456789abcdef")
+chosen = random.Random(1)
+fd = os.open({loop!r}, os.O_WRONLY)
+for _ in range(20_000):
+    os.pwrite(fd, b"x" * 4096, chosen.randrange(1 << 28) << 12)
+os.fsync(fd)
+turn = tracked.begin_turn()
+taken = tracked.take()
+assert 15_000 < len(taken) <= 20_000, len(taken)
+assert tracked.changed_since(0) == taken
+assert tracked.pending() == 0
+tracked.keep(turn)
+assert tracked.changed_since(0) == []
+print(before, peak(), tracked._layout.pages * 4096)
+"""
 
 
 if __name__ == "__main__":

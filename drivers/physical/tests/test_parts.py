@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import re
+import shutil
 import socket
 import ssl
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
+from asr_driver_physical._errors import SpoolFull
 from asr_driver_physical._hub import Gateway
 from asr_driver_physical._identity import Identity, ServerRecord
 from asr_driver_physical._machine import machine_of
 from asr_driver_physical._package import mobility_service
 from asr_driver_physical._push import Access, Limits, config, link_files, probe, unit
-from asr_driver_physical._readiness import boot_bus, findings
+from asr_driver_physical._readiness import boot_bus, certificate_finding, findings
 from asr_driver_physical._settings import SiteSettings, parse_address
+from asr_driver_physical._site import PhysicalSite
+from asr_driver_physical._view import Spool
+from asr_mobility import __main__ as agent
 from asr_mobility.channel import Channel, ChannelClosed
-from asrcore.errors import AccessDenied, InvalidSetting, InvalidValue, SiteUnreachable
+from asr_mobility.service import Service
+from asrcore.errors import AccessDenied, InvalidSetting, InvalidValue, SecretKeyUnusable, SiteUnreachable
 from asrcore.model.finding import Severity
 from asrcore.model.machine import Firmware, PowerState
-from asrcore.units import GiB
-from drivers.physical.tests.rig import old_python
+from asrcore.units import GiB, MiB
+from drivers.physical.tests.rig import old_python, wait_until
 
 FACTS: dict[str, Any] = {
     "machine": {
@@ -59,6 +71,7 @@ FACTS: dict[str, Any] = {
     "initramfs": {"image": "/boot/initrd", "listed": True, "drivers": ["ahci", "virtio_blk", "virtio_pci"]},
     "network": [],
     "free": GiB,
+    "memory_limit": 0,
 }
 
 
@@ -119,6 +132,7 @@ def test_a_good_server_has_no_findings() -> None:
         ({"systemd": False}, "no-systemd", "error"),
         ({"tracking": "bpf(0): Operation not permitted"}, "tracking-unavailable", "error"),
         ({"free": 1000}, "server-full", "error"),
+        ({"memory_limit": 128 << 20}, "memory-short", "warning"),
         ({"boot_loader": []}, "no-boot-loader", "error"),
         ({"fstab": [{"device": "/dev/sda2", "path": "/"}]}, "fstab-by-name", "error"),
         ({"multipath": ["dm-1"]}, "disk-multipath", "error"),
@@ -222,7 +236,19 @@ def test_what_is_secret_is_readable_by_its_owner_only(identity: Identity) -> Non
     assert "PRIVATE" not in repr(identity.issue("box"))
 
 
-@pytest.mark.parametrize("wrong", ["none", "other-authority", "process-server", "forgotten", "superseded", "hardware"])
+def test_the_authority_s_key_is_encrypted(identity: Identity) -> None:
+    assert b"ENCRYPTED" in (identity.path / "ca-key.pem").read_bytes()
+    opener = identity.path.with_name(f"{identity.path.name}.key")
+    assert opener.stat().st_mode & 0o077 == 0
+    opener.rename(opener.with_name("elsewhere"))
+    Identity(identity.path).context()  # it listens without
+    with pytest.raises(SecretKeyUnusable, match="No such file"):
+        identity.issue("box")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["none", "other-authority", "process-server", "expired", "forgotten", "superseded", "hardware"]
+)
 def test_who_is_not_enrolled_is_refused(
     wrong: str, place: SiteSettings, identity: Identity, gateway: Gateway, tmp_path: Path
 ) -> None:
@@ -237,6 +263,10 @@ def test_who_is_not_enrolled_is_refused(
     elif wrong == "process-server":
         mine = [(identity.path / name).read_bytes() for name in ("certificate.pem", "key.pem")]
         context = dialler(identity, tmp_path, *mine)
+    elif wrong == "expired":
+        issued = identity._sign("agent", "box", timedelta(hours=-1))
+        identity.save(ServerRecord("box", issued.fingerprint, "aa" * 16, FACTS))
+        context = dialler(identity, tmp_path, issued.certificate, issued.key)
     elif wrong == "forgotten":
         identity.forget("box")
     elif wrong == "superseded":
@@ -248,6 +278,166 @@ def test_who_is_not_enrolled_is_refused(
         channel.wait_ended(20)
         raise ChannelClosed(channel.reason)
     assert gateway.connected() == {}
+
+
+@pytest.mark.parametrize("shown", ["good", "other-authority", "expired", "agent", "none"])
+def test_the_agent_refuses_what_is_no_process_server(shown: str, identity: Identity, tmp_path: Path) -> None:
+    """With the agent's own way to dial."""
+    (tmp_path / "ca.pem").write_bytes(identity.authority)
+    (tmp_path / "agent.pem").write_bytes(identity.issue("box").pem)
+    if shown == "other-authority":
+        pem = Identity(tmp_path / "other")._sign("process-server", "x", timedelta(days=1)).pem
+    elif shown == "agent":
+        pem = identity.issue("other").pem
+    else:
+        pem = identity._sign("process-server", "x", timedelta(hours=-1 if shown == "expired" else 1)).pem
+    (tmp_path / "shown.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "shown.pem")
+
+    def answer(listener: socket.socket) -> None:
+        plain, _ = listener.accept()
+        with plain, contextlib.suppress(OSError):
+            if shown != "none":
+                context.wrap_socket(plain, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        expected = contextlib.nullcontext() if shown == "good" else pytest.raises(OSError)
+        with expected as told:
+            agent._dial(f"127.0.0.1:{listener.getsockname()[1]}", agent._context(tmp_path)).close()
+        thread.join(20)
+    why = {"other-authority": "signature failure|self-signed", "expired": "expired", "agent": "purpose|not that of"}
+    if told is not None:
+        assert re.search(why.get(shown, ""), str(told.value)), told.value
+
+
+def test_who_is_removed_is_let_go(place: SiteSettings, identity: Identity, gateway: Gateway, tmp_path: Path) -> None:
+    with closing(dial(place, enrol(identity, tmp_path))) as channel:
+        wait_until(lambda: gateway.connected() != {}, "it is connected")
+        identity.forget("box")
+        assert channel.wait_ended(20), "a connection that was made before outlives the removal"
+        assert gateway.connected() == {}
+
+
+def test_a_certificate_is_renewed_in_time(
+    place: SiteSettings, identity: Identity, gateway: Gateway, tmp_path: Path
+) -> None:
+    """Through the agent's own service; the former one is good until the new one is shown, and no longer."""
+    home = tmp_path / "home"
+    home.mkdir()
+    issued = identity._sign("agent", "box", timedelta(days=20))
+    identity.save(ServerRecord("box", issued.fingerprint, "aa" * 16, FACTS, None, issued.ends))
+    (home / "ca.pem").write_bytes(identity.authority)
+    (home / "agent.pem").write_bytes(issued.pem)
+    me = {"name": "box", "identity": "aa" * 16}
+    former = agent._context(home)
+    where = f"{place.host}:{place.port}"
+    with closing(Channel(agent._dial(where, former), dialled=True, me=me, serve=Service(home).serve)):
+        wait_until(lambda: (home / "agent.pem").read_bytes() != issued.pem, "the renewal")
+        assert (home / "agent.pem").stat().st_mode & 0o077 == 0
+    with closing(Channel(agent._dial(where, former), dialled=True, me=me)) as again:
+        assert again.peer, "it was not shown yet"
+    with closing(Channel(agent._dial(where, agent._context(home)), dialled=True, me=me)):
+        record = identity.server("box")
+        assert record is not None
+        assert record.ends - issued.ends > 700 * 24 * 3600
+        assert not record.renewals
+    with pytest.raises((OSError, ChannelClosed)):
+        Channel(agent._dial(where, former), dialled=True, me=me)
+
+
+def test_a_certificate_that_ends_soon_is_told() -> None:
+    day = 24 * 3600.0
+    assert certificate_finding(0) is None
+    assert certificate_finding(100 * day, now=50 * day) is None
+    found = certificate_finding(100 * day, now=90 * day)
+    assert found is not None
+    assert (found.code, found.severity) == ("certificate-ends", Severity.WARNING)
+    assert "in 10 days" in found.what
+    past = certificate_finding(100 * day, now=101 * day)
+    assert past is not None
+    assert "run out" in past.what
+
+
+def test_a_site_tells_of_certificates_that_end(place: SiteSettings, identity: Identity) -> None:
+    identity.save(ServerRecord("box", "00", "aa" * 16, FACTS, None, time.time() + 24 * 3600))
+    identity.save(ServerRecord("other", "00", "aa" * 16, FACTS, None, time.time() + 800 * 24 * 3600))
+    with closing(PhysicalSite("dc", place)) as site:
+        told = site.status().details["certificates"]
+    assert "box" in told
+    assert "other" not in told
+
+
+def test_a_second_identity_is_not_made_silently(place: SiteSettings, identity: Identity) -> None:
+    PhysicalSite("dc", place).close()
+    place.identity.rename(place.identity.with_name("moved"))
+    for _ in range(2):
+        with pytest.raises(InvalidSetting, match="enrolled with"):
+            PhysicalSite("dc", place)
+    Identity(place.identity)  # another one
+    with pytest.raises(InvalidSetting, match="enrolled with"):
+        PhysicalSite("dc", place)
+    shutil.rmtree(place.identity)
+    place.identity.with_name("moved").rename(place.identity)
+    PhysicalSite("dc", place).close()
+
+
+def test_a_record_is_changed_in_one_step(identity: Identity) -> None:
+    """What several change at once is not lost, and what was removed does not come back."""
+    identity.save(ServerRecord("box", "00", "aa" * 16, {"count": 0}))
+
+    def count() -> None:
+        for _ in range(50):
+            identity.change("box", lambda record: attrs.evolve(record, facts={"count": record.facts["count"] + 1}))
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    record = identity.server("box")
+    assert record is not None
+    assert record.facts == {"count": 200}
+    identity.forget("box")
+    assert identity.change("box", lambda record: attrs.evolve(record, fence={"epoch": 1})) is None
+    assert identity.servers() == []
+
+
+# -- the spool ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_limit_of_the_spool_holds_for_all_servers_together(tmp_path: Path) -> None:
+    limit, piece = 8 * MiB, memoryview(bytes(MiB))
+    full: list[SpoolFull] = []
+
+    class Slow(Spool):
+        def used(self) -> int:
+            found = super().used()
+            time.sleep(0.02)  # what others write now is not in it
+            return found
+
+    def fill(name: str) -> None:
+        spool = Slow(tmp_path, name, limit)
+        try:
+            for number in range(8):
+                spool.put(0, [(number * MiB, piece)])
+        except SpoolFull as problem:
+            full.append(problem)
+
+    threads = [threading.Thread(target=fill, args=(f"box{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    one = Spool(tmp_path, "box0", limit)
+    assert len(full) >= 7
+    assert str(tmp_path) in str(full[0])
+    assert limit - 2 * MiB < one.used() <= limit
+    for number in range(8):
+        Spool(tmp_path, f"box{number}", limit).clear()
+    one.put(0, [(0, piece)])
 
 
 def test_a_server_that_is_away_is_told(gateway: Gateway) -> None:
@@ -287,10 +477,22 @@ def test_parts_of_the_program_on_an_old_python(tmp_path: Path) -> None:
 
 def test_what_is_installed_names_its_limits() -> None:
     limits = Limits(cpu=30, memory=1 << 28, bandwidth=1000)
-    text = unit("/usr/bin/python3", limits)
+    text = unit("/usr/bin/python3", limits, FACTS)
     assert "CPUQuota=30%" in text
+    assert f"MemoryMax={1 << 28}\n" in text
     assert "ExecStopPost=/usr/bin/python3 /opt/asr-mobility/asr-mobility.pyz thaw" in text
-    assert json.loads(config("box", "h:1", "aa", limits))["bandwidth"] == 1000
+    assert json.loads(config("box", ["h:1", "i:2"], "aa", limits))["bandwidth"] == 1000
+
+
+def test_the_limit_of_memory_follows_the_disks() -> None:
+    large = changed()
+    large["machine"]["disks"] = [{**FACTS["machine"]["disks"][0], "size": 4 << 40} for _ in range(3)]
+    least = {"small": unit("python3", Limits(), FACTS), "large": unit("python3", Limits(), large)}
+    assert f"MemoryMax={256 * MiB}\n" in least["small"]
+    limit = int(least["large"].split("MemoryMax=")[1].split()[0])
+    assert 512 * MiB < limit < 520 * MiB
+    assert codes({**large, "memory_limit": limit}) == []
+    assert codes({**large, "memory_limit": 256 * MiB}) == [("memory-short", "warning")]
 
 
 def test_a_server_that_nobody_answers_for() -> None:

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from asr_driver_physical import _push
-from asr_driver_physical._identity import Identity
+from asr_driver_physical._identity import Identity, checked_name
 from asr_driver_physical._package import mobility_service
 from asr_driver_physical._settings import parse_address
-from asrcore.errors import AsrError
+from asrcore.errors import AsrError, InvalidValue
 from asrcore.model.finding import Finding
 from asrcore.units import parse_rate, parse_size
 
@@ -27,6 +27,29 @@ Hosts = Annotated[Path | None, typer.Option(help="File with the server's host ke
 Python = Annotated[str, typer.Option(help="Python on the server, 3.9 or newer.")]
 Directory = Annotated[Path, typer.Option("--identity", help="The site's setting `identity`.")]
 Name = Annotated[str, typer.Option(help="Name of the server; by default its host name.")]
+Servers = Annotated[
+    list[str],
+    typer.Option(
+        "--server",
+        help="Where the server reaches the process server: ADDRESS[:PORT]. Of several it tries each in turn.",
+    ),
+]
+Cpu = Annotated[int, typer.Option(help="Most that the agent uses, in per cent of one processor.")]
+Memory = Annotated[str, typer.Option(help="Most memory that the agent uses; by default what its disks need.")]
+Bandwidth = Annotated[str, typer.Option(help="Most that the agent reads and sends, such as 200Mbit; 0: all.")]
+NicNames = Annotated[bool, typer.Option(help="Keep the names of network cards in a replica.")]
+
+
+def _limits(cpu: int, memory: str, bandwidth: str) -> _push.Limits:
+    return _push.Limits(
+        cpu=cpu,
+        memory=parse_size(memory) if memory else 0,
+        bandwidth=0 if bandwidth == "0" else int(parse_rate(bandwidth, "bandwidth")),
+    )
+
+
+def _addresses(servers: list[str]) -> list[str]:
+    return ["{}:{}".format(*parse_address("server", server)) for server in servers]
 
 
 def _tell(findings: list[Finding]) -> None:
@@ -53,31 +76,63 @@ def probe(
 def push(
     host: Host,
     identity: Directory,
-    server: Annotated[str, typer.Option(help="Where the server reaches the process server: ADDRESS[:PORT].")],
+    server: Servers,
     name: Name = "",
     user: User = "root",
     port: Port = 22,
     key: Key = None,
     known_hosts: Hosts = None,
     python: Python = "python3",
-    cpu: Annotated[int, typer.Option(help="Most that the agent uses, in per cent of one processor.")] = 50,
-    memory: Annotated[str, typer.Option(help="Most memory that the agent uses.")] = "256MiB",
-    bandwidth: Annotated[str, typer.Option(help="Most that the agent reads and sends, such as 200Mbit; 0: all.")] = "0",
-    keep_nic_names: Annotated[bool, typer.Option(help="Keep the names of network cards in a replica.")] = True,
+    cpu: Cpu = 50,
+    memory: Memory = "",
+    bandwidth: Bandwidth = "0",
+    keep_nic_names: NicNames = True,
+    replace_identity: Annotated[
+        bool, typer.Option("--replace-identity", help="Also take a server that is enrolled with another identity.")
+    ] = False,
 ) -> None:
-    """Install or upgrade the mobility service on a server, and enrol it."""
-    address, its_port = parse_address("server", server)
-    limits = _push.Limits(
-        cpu=cpu,
-        memory=parse_size(memory),
-        bandwidth=0 if bandwidth == "0" else int(parse_rate(bandwidth, "bandwidth")),
-    )
-    access = _push.Access(host, port, user, key, known_hosts, python)
+    """Install or upgrade the mobility service on a server, enrol it, and renew its certificate."""
     record, findings = _push.install(
-        access, Identity(identity), name or host, f"{address}:{its_port}", limits, keep_nic_names=keep_nic_names
+        _push.Access(host, port, user, key, known_hosts, python),
+        Identity(identity),
+        name or host,
+        _addresses(server),
+        _limits(cpu, memory, bandwidth),
+        keep_nic_names=keep_nic_names,
+        replace_identity=replace_identity,
     )
     _tell(findings)
     typer.echo(f"server {record.name} is enrolled; its id is {record.facts['machine']['id']}")
+
+
+@app.command()
+def enrol(
+    name: Annotated[str, typer.Argument(help="Name of the server.")],
+    facts: Annotated[Path, typer.Option(help="What `asr-mobility.pyz probe` printed on the server.")],
+    out: Annotated[Path, typer.Option(help="An empty directory for what is carried to the server.")],
+    identity: Directory,
+    server: Servers,
+    python: Annotated[str, typer.Option(help="Python on the server, by its full path.")] = "/usr/bin/python3",
+    cpu: Cpu = 50,
+    memory: Memory = "",
+    bandwidth: Bandwidth = "0",
+    keep_nic_names: NicNames = True,
+) -> None:
+    """Enrol a server that cannot be reached by SSH: write all that it needs, to be installed there by hand."""
+    try:
+        told = json.loads(facts.read_text())
+    except (OSError, ValueError) as problem:
+        raise InvalidValue(what="facts", value=str(facts), wanted=f"a file that `probe` has made ({problem})") from None
+    known = Identity(identity)
+    limits = _limits(cpu, memory, bandwidth)
+    made = _push.enrolment(known, name, _addresses(server), told, limits, python=python, keep_nic_names=keep_nic_names)
+    try:
+        _push.write_out(made, out)
+    except OSError as problem:
+        raise InvalidValue(what="out", value=str(out), wanted=f"an empty directory ({problem})") from None
+    known.save(made.record)
+    _tell(made.findings)
+    typer.echo(f"server {name} is enrolled; carry {out}, which holds its key, and install it there")
 
 
 @app.command()
@@ -94,6 +149,13 @@ def remove(
     """Take the mobility service off a server, leaving nothing, and forget the server."""
     _push.remove(_push.Access(host, port, user, key, known_hosts, python), Identity(identity), name or host)
     typer.echo(f"server {name or host} is enrolled no longer; nothing of ours is on it")
+
+
+@app.command()
+def forget(name: Annotated[str, typer.Argument(help="Name of the server.")], identity: Directory) -> None:
+    """Forget a server that cannot be reached: its certificate is worth nothing from now on."""
+    Identity(identity).forget(checked_name(name))
+    typer.echo(f"server {name} is enrolled no longer; `asr-mobility.pyz remove` there takes the service off it")
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asrcore.errors import AsrError, Category
 
-__all__ = ["NotReadyToEnrol", "PushFailed", "ServerTooBusy", "SpoolFull"]
+__all__ = ["NotReadyToEnrol", "OtherIdentity", "PushFailed", "ServerTooBusy", "SpoolFull"]
 
 
 class SpoolFull(AsrError):
@@ -39,3 +39,11 @@ class PushFailed(AsrError):
     happened = "{operation} on {server!r} failed: {detail}"
     cause = "The server refused or broke a step over SSH."
     action = "Mend it there and repeat: every step may be repeated."
+
+
+class OtherIdentity(AsrError):
+    code = "physical-other-identity"
+    category = Category.REFUSED
+    happened = "{server!r} is enrolled with another identity than that in {identity}"
+    cause = "Process servers of a site share one identity; with a second one the server would be lost to the others."
+    action = "Copy the identity's directory from the site's other process server, or push with --replace-identity."

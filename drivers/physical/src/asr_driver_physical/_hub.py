@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import socket
@@ -18,10 +19,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
+
 from asr_driver_physical._identity import Identity, ServerRecord
+from asr_driver_physical._readiness import RENEW_SECONDS
 from asr_driver_physical._settings import SiteSettings
 from asr_mobility.channel import Answer, Bytes, CallFailed, Channel, ChannelClosed
-from asrcore.errors import AccessDenied, SiteUnreachable, TimedOut, catalogue
+from asrcore.errors import AccessDenied, HostIncomplete, SecretKeyUnusable, SiteUnreachable, TimedOut, catalogue
 
 __all__ = ["CALL_SECONDS", "Gateway"]
 
@@ -32,6 +36,8 @@ HANDSHAKE_SECONDS = 15.0
 DIAL_IN_SECONDS = 20.0
 """How long a call waits for a server that is not connected: longer than a server waits before it dials again."""
 _TAKE_OVER_SECONDS = 10.0
+WATCH_SECONDS = 2.0
+_RENEW_AGAIN_SECONDS = 24 * 3600.0
 _MOST_HANDSHAKES = 32
 
 
@@ -54,8 +60,9 @@ class _Hub:
             self._local.bind(short)
         path.chmod(0o600)
         self._local.listen(16)
-        for accept in (self._accept_servers, self._accept_local):
-            threading.Thread(target=accept, daemon=True).start()
+        self._renew_at: dict[str, float] = {}
+        for work in (self._accept_servers, self._accept_local, self._watch):
+            threading.Thread(target=work, daemon=True).start()
 
     def close(self) -> None:
         self._closed.set()
@@ -122,12 +129,52 @@ class _Hub:
         record = self._identity.server(name) if name else None
         if record is None:
             raise PermissionError(f"no enrolled server, but {', '.join(names) or 'a certificate without a name'}")
-        import hashlib  # noqa: PLC0415
-
         shown = hashlib.sha256(carrier.getpeercert(binary_form=True) or b"").hexdigest()
+        if shown in record.renewals:  # it has it: the one before is worth nothing from now on
+            ends = record.renewals[shown]
+            taken = self._identity.change(
+                name, lambda record: attrs.evolve(record, fingerprint=shown, ends=ends, renewals={})
+            )
+            record = taken or record
         if shown != record.fingerprint:
             raise PermissionError(f"the certificate of {name} is not the one that it was enrolled with")
         return record
+
+    # -- servers that are connected
+
+    def _watch(self) -> None:
+        """Those that are removed are let go, those whose certificate ends soon get another one."""
+        while not self._closed.wait(WATCH_SECONDS):
+            with self._changed:
+                sessions = [(name, session) for name, session in self._sessions.items() if not session.ended]
+            for name, session in sessions:
+                try:
+                    record = self._identity.server(name)
+                    if record is None:
+                        self._drop(name)
+                    elif record.ends and record.ends - time.time() < RENEW_SECONDS:
+                        self._renew(record, session)
+                except (HostIncomplete, SecretKeyUnusable) as problem:
+                    _log.warning("server %s: its certificate cannot be renewed: %s", name, problem)
+                except (OSError, ValueError, TypeError) as problem:
+                    _log.warning("server %s: its record cannot be read: %s", name, problem)
+
+    def _renew(self, record: ServerRecord, session: Channel) -> None:
+        if time.monotonic() < self._renew_at.get(record.name, 0.0):
+            return
+        self._renew_at[record.name] = time.monotonic() + _RENEW_AGAIN_SECONDS
+        issued = self._identity.issue(record.name)
+
+        def given(record: ServerRecord) -> ServerRecord:
+            return attrs.evolve(record, renewals={**record.renewals, issued.fingerprint: issued.ends})
+
+        self._identity.change(record.name, given)  # first: it may have it, whether or not it can say so
+        try:
+            session.call("renew", {"pem": issued.pem.decode()}, timeout=CALL_SECONDS)
+        except (CallFailed, ChannelClosed, TimeoutError) as problem:
+            _log.warning("server %s: its certificate could not be renewed: %s", record.name, problem)
+        else:
+            _log.info("server %s has a new certificate", record.name)
 
     def connected(self) -> dict[str, dict[str, Any]]:
         with self._changed:
@@ -152,7 +199,7 @@ class _Hub:
             attributes = {"operation": f"{call} on server {server}", "seconds": timeout, "detail": ""}
             raise CallFailed("timed-out", attributes) from problem
 
-    def drop(self, server: str) -> None:
+    def _drop(self, server: str) -> None:
         with self._changed:
             session = self._sessions.pop(server, None)
         if session is not None:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from asr_driver_physical._settings import DRIVER
 from asrcore.errors import InvalidSetting, InvalidValue
+from asrcore.sealkey import authority_key, open_private_key, seal_private_key
 
 __all__ = ["Identity", "Issued", "ServerRecord", "checked_name"]
 
@@ -43,16 +44,29 @@ class Issued:
         """SHA-256 of the certificate, in hex."""
         return x509.load_pem_x509_certificate(self.certificate).fingerprint(hashes.SHA256()).hex()
 
+    @property
+    def ends(self) -> float:
+        """When it runs out, in seconds of the epoch."""
+        return x509.load_pem_x509_certificate(self.certificate).not_valid_after_utc.timestamp()
+
+    @property
+    def pem(self) -> bytes:
+        """Both, as the agent keeps them."""
+        return self.certificate + self.key
+
 
 @attrs.frozen
 class ServerRecord:
-    """An enrolled server. `identity`: of its hardware; `facts`: what readiness found when it was enrolled."""
+    """An enrolled server. `identity`: of its hardware; `facts`: what readiness found when it was enrolled; `ends`: of
+    its certificate; `renewals`: fingerprints, with their ends, of certificates that it was given and has not shown."""
 
     name: str
     fingerprint: str
     identity: str
     facts: Mapping[str, Any]
     fence: Mapping[str, Any] | None = None
+    ends: float = 0.0
+    renewals: Mapping[str, float] = attrs.field(factory=dict)
 
 
 def checked_name(name: str) -> str:
@@ -66,7 +80,7 @@ class Identity:
     """The directory, made complete at first use."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises InvalidSetting where it cannot be written."""
+        """Raises InvalidSetting where it cannot be written, SecretKeyUnusable, HostIncomplete."""
         self.path = directory
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -94,7 +108,7 @@ class Identity:
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .sign(key, hashes.SHA256())
         )
-        self._write("ca-key.pem", _private(key))
+        self._write("ca-key.pem", seal_private_key(key, authority_key(self.path)))
         self._write("ca.pem", authority.public_bytes(serialization.Encoding.PEM))
         mine = self._sign("process-server", os.uname().nodename, _YEARS)
         self._write("key.pem", mine.key)
@@ -112,7 +126,7 @@ class Identity:
 
     def _sign(self, role: str, name: str, life: datetime.timedelta) -> Issued:
         authority = x509.load_pem_x509_certificate((self.path / "ca.pem").read_bytes())
-        signer = serialization.load_pem_private_key((self.path / "ca-key.pem").read_bytes(), None)
+        signer = open_private_key((self.path / "ca-key.pem").read_bytes(), authority_key(self.path))
         assert isinstance(signer, ec.EllipticCurvePrivateKey)
         key = ec.generate_private_key(ec.SECP256R1())
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if role == "agent" else ExtendedKeyUsageOID.SERVER_AUTH
@@ -139,8 +153,14 @@ class Identity:
         """The authority's certificate, as PEM."""
         return (self.path / "ca.pem").read_bytes()
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the authority's certificate, in hex."""
+        return x509.load_pem_x509_certificate(self.authority).fingerprint(hashes.SHA256()).hex()
+
     def issue(self, name: str) -> Issued:
-        """A certificate for a server's agent; it is good once the server is enrolled with it."""
+        """A certificate for a server's agent; it is good once the server is enrolled with it. Raises SecretKeyUnusable,
+        HostIncomplete."""
         return self._sign("agent", checked_name(name), _AGENT_LIFE)
 
     def context(self) -> ssl.SSLContext:
@@ -166,13 +186,25 @@ class Identity:
         except FileNotFoundError:
             return None
 
+    def change(self, name: str, work: Callable[[ServerRecord], ServerRecord]) -> ServerRecord | None:
+        """Change a record in one step; None if the server is not enrolled, or no longer."""
+        with self._lock():
+            record = self.server(name)
+            if record is None:
+                return None
+            changed = work(record)
+            if changed != record:
+                self.save(changed)
+            return changed
+
     def save(self, record: ServerRecord) -> None:
         """Enrol a server, or change its record; durable when it returns."""
         self._write(f"servers/{checked_name(record.name)}.json", json.dumps(attrs.asdict(record), indent=1).encode())
 
     def forget(self, name: str) -> None:
         """From now on its certificate is worth nothing."""
-        (self.path / "servers" / f"{name}.json").unlink(missing_ok=True)
+        with self._lock():
+            (self.path / "servers" / f"{name}.json").unlink(missing_ok=True)
 
 
 def _private(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -70,9 +70,13 @@ class PhysicalInventory(Inventory):
         """Recorded first: a server that dials in later is switched off then. Raises SiteUnreachable while it is not
         connected, since it may still run."""
         record = self._site.server(machine_id)
-        known = self.fenced(machine_id)
-        if known is None or fence.epoch >= known.epoch:
-            self._site.identity.save(attrs.evolve(record, fence={"epoch": fence.epoch, "reason": fence.reason}))
+
+        def fenced(record: ServerRecord) -> ServerRecord:
+            if record.fence is not None and fence.epoch < int(record.fence["epoch"]):
+                return record
+            return attrs.evolve(record, fence={"epoch": fence.epoch, "reason": fence.reason})
+
+        self._site.identity.change(record.name, fenced)
         if record.name in self._site.gateway.connected():
             self.power_off(machine_id, graceful=True, timeout=120.0)
             return
@@ -81,10 +85,13 @@ class PhysicalInventory(Inventory):
 
     def unfence(self, machine_id: str, epoch: int) -> None:
         """See Inventory."""
-        record = self._site.server(machine_id)
-        known = self.fenced(machine_id)
-        if known is not None and known.epoch <= epoch:
-            self._site.identity.save(attrs.evolve(record, fence=None))
+
+        def unfenced(record: ServerRecord) -> ServerRecord:
+            if record.fence is None or int(record.fence["epoch"]) > epoch:
+                return record
+            return attrs.evolve(record, fence=None)
+
+        self._site.identity.change(self._site.server(machine_id).name, unfenced)
 
     def fenced(self, machine_id: str) -> Fence | None:
         """See Inventory."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from asr_driver_physical import _readiness
-from asr_driver_physical._errors import NotReadyToEnrol, PushFailed
+from asr_driver_physical._errors import NotReadyToEnrol, OtherIdentity, PushFailed
 from asr_driver_physical._identity import Identity, ServerRecord, checked_name
 from asr_driver_physical._package import mobility_service
 from asrcore.errors import AccessDenied, SiteUnreachable
@@ -21,14 +22,28 @@ from asrcore.model.finding import Finding, Severity
 if TYPE_CHECKING:
     import paramiko
 
-__all__ = ["Access", "Limits", "config", "install", "link_files", "probe", "remove", "unit"]
+__all__ = [
+    "Access",
+    "Enrolment",
+    "Limits",
+    "config",
+    "enrolment",
+    "install",
+    "link_files",
+    "probe",
+    "remove",
+    "unit",
+    "write_out",
+]
 
 HOME = "/opt/asr-mobility"
 PROGRAM = f"{HOME}/asr-mobility.pyz"
+AUTHORITY = f"{HOME}/ca.pem"
 UNIT = "/etc/systemd/system/asr-mobility.service"
 CONNECT_SECONDS = 30.0
 COMMAND_SECONDS = 180.0
 MIB = 1 << 20
+_LEAST_MEMORY = 256 * MIB
 
 
 @attrs.frozen
@@ -45,17 +60,27 @@ class Access:
 
 @attrs.frozen
 class Limits:
-    """What the agent may cost: CPU in per cent of one processor, memory and what is held at a freeze in bytes, bytes
-    per second that it reads for us (0: no limit)."""
+    """What the agent may cost: CPU in per cent of one processor, memory (0: as its disks need, 256 MiB at least) and
+    what is held at a freeze in bytes, bytes per second that it reads for us (0: no limit)."""
 
     cpu: int = 50
-    memory: int = 256 * MIB
+    memory: int = 0
     capture: int = 64 * MIB
     bandwidth: int = 0
 
 
-def unit(python: str, limits: Limits) -> str:
+@attrs.frozen
+class Enrolment:
+    """What makes a server one of ours: `files` with their modes, by path, and the record, not saved yet."""
+
+    files: Mapping[str, tuple[bytes, int]]
+    record: ServerRecord
+    findings: list[Finding]
+
+
+def unit(python: str, limits: Limits, facts: Mapping[str, Any]) -> str:
     """The systemd unit."""
+    memory = limits.memory or max(_LEAST_MEMORY, _readiness.memory_needed(facts))
     return f"""\
 [Unit]
 Description=asrcore mobility service
@@ -72,7 +97,7 @@ Nice=5
 IOSchedulingClass=best-effort
 IOSchedulingPriority=6
 CPUQuota={limits.cpu}%
-MemoryMax={limits.memory}
+MemoryMax={memory}
 OOMScoreAdjust=-500
 LimitMEMLOCK=infinity
 UMask=0077
@@ -82,11 +107,12 @@ WantedBy=multi-user.target
 """
 
 
-def config(name: str, server: str, identity: str, limits: Limits) -> str:
-    """The agent's settings. `server`: the process server's `ADDRESS:PORT`; `identity`: of the hardware."""
+def config(name: str, servers: Sequence[str], identity: str, limits: Limits) -> str:
+    """The agent's settings. `servers`: the process servers' `ADDRESS:PORT`, tried in turn; `identity`: of the
+    hardware."""
     settings = {
         "name": name,
-        "server": server,
+        "servers": list(servers),
         "identity": identity,
         "capture_memory": limits.capture,
         "bandwidth": limits.bandwidth,
@@ -209,50 +235,85 @@ def probe(access: Access) -> tuple[dict[str, Any], list[Finding]]:
     return facts, _readiness.findings(facts)
 
 
-def install(
-    access: Access, identity: Identity, name: str, server: str, limits: Limits, *, keep_nic_names: bool = True
-) -> tuple[ServerRecord, list[Finding]]:
-    """Install or upgrade the mobility service, and enrol the server. `server`: what it dials, `ADDRESS:PORT`.
+def enrolment(
+    identity: Identity,
+    name: str,
+    servers: Sequence[str],
+    facts: Mapping[str, Any],
+    limits: Limits,
+    *,
+    python: str,
+    keep_nic_names: bool = True,
+) -> Enrolment:
+    """Of a server of which the probe found this. Raises NotReadyToEnrol."""
+    checked_name(name)
+    found = _readiness.findings(facts)
+    errors = [item for item in found if item.severity is Severity.ERROR]
+    if errors:
+        lines = "; ".join(f"[{item.code}] {item.what} ({item.action})" for item in errors)
+        raise NotReadyToEnrol(server=name, findings=lines)
+    issued = identity.issue(name)
+    former = identity.server(name)
+    files: dict[str, tuple[bytes, int]] = {
+        PROGRAM: (mobility_service(), 0o755),
+        f"{HOME}/config.json": (config(name, servers, facts["identity"], limits).encode(), 0o600),
+        AUTHORITY: (identity.authority, 0o600),
+        f"{HOME}/agent.pem": (issued.pem, 0o600),
+        UNIT: (unit(python, limits, facts).encode(), 0o644),
+    }
+    if keep_nic_names:
+        files |= {path: (text.encode(), 0o644) for path, text in link_files(facts).items()}
+    fence = former.fence if former else None
+    record = ServerRecord(name, issued.fingerprint, facts["identity"], facts, fence, issued.ends)
+    return Enrolment(files, record, found)
 
-    Raises NotReadyToEnrol with nothing installed; SiteUnreachable, AccessDenied, PushFailed.
+
+def write_out(made: Enrolment, directory: Path) -> None:
+    """As a tree to be carried to the server by hand. Raises OSError, also if there is something in the directory."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise FileExistsError(17, "it is not empty", str(directory))
+    for path, (content, mode) in made.files.items():
+        place = directory / path.lstrip("/")
+        place.parent.mkdir(mode=0o700 if path.startswith(HOME) else 0o755, parents=True, exist_ok=True)
+        with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
+
+
+def install(
+    access: Access,
+    identity: Identity,
+    name: str,
+    servers: Sequence[str],
+    limits: Limits,
+    *,
+    keep_nic_names: bool = True,
+    replace_identity: bool = False,
+) -> tuple[ServerRecord, list[Finding]]:
+    """Install or upgrade the mobility service, and enrol the server. `servers`: what it dials, `ADDRESS:PORT`, in turn.
+
+    Raises NotReadyToEnrol, OtherIdentity with nothing installed; SiteUnreachable, AccessDenied, PushFailed.
     """
     checked_name(name)
     with _shell(access) as shell:
+        known = shell.run(f"sh -c 'cat {AUTHORITY} 2>/dev/null || true'", "looking for a former installation")
+        if known.strip() not in ("", identity.authority.decode().strip()) and not replace_identity:
+            raise OtherIdentity(server=access.host, identity=str(identity.path))
         with _brought(shell) as program:
             facts = _facts(shell, access.python, program)
             python = shell.run(f"sh -c 'command -v {shlex.quote(access.python)}'", "looking for Python").strip()
-        found = _readiness.findings(facts)
-        errors = [item for item in found if item.severity is Severity.ERROR]
-        if errors:
-            lines = "; ".join(f"[{item.code}] {item.what} ({item.action})" for item in errors)
-            raise NotReadyToEnrol(server=access.host, findings=lines)
-        issued = identity.issue(name)
-        former = identity.server(name)
-        files: dict[str, tuple[bytes, int]] = {
-            PROGRAM: (mobility_service(), 0o755),
-            f"{HOME}/config.json": (config(name, server, facts["identity"], limits).encode(), 0o600),
-            f"{HOME}/ca.pem": (identity.authority, 0o600),
-            f"{HOME}/certificate.pem": (issued.certificate, 0o600),
-            f"{HOME}/key.pem": (issued.key, 0o600),
-            UNIT: (unit(python, limits).encode(), 0o644),
-        }
-        if keep_nic_names:
-            shell.run("mkdir -p /etc/systemd/network", "making a directory")
-            files |= {path: (text.encode(), 0o644) for path, text in link_files(facts).items()}
-        shell.run(f"mkdir -p -m 700 {HOME}", "making a directory")
-        for path, (content, mode) in files.items():
+        made = enrolment(identity, name, servers, facts, limits, python=python, keep_nic_names=keep_nic_names)
+        shell.run(f"sh -c 'mkdir -p /etc/systemd/network && mkdir -p -m 700 {HOME}'", "making directories")
+        for path, (content, mode) in made.files.items():
             shell.put(path, content, mode, f"writing {path}")
         # Enrolled before it is started: what dials in is known.
-        fence = former.fence if former else None
-        record = ServerRecord(name, issued.fingerprint, facts["identity"], facts, fence)
-        identity.save(record)
+        identity.save(made.record)
         shell.run(
             "sh -c 'systemctl daemon-reload && systemctl enable -q asr-mobility && systemctl restart asr-mobility'",
             "starting the service",
         )
         facts = _facts(shell, access.python, PROGRAM)  # as it is now, .link files included
-        record = attrs.evolve(record, facts=facts)
-        identity.save(record)
+        record = identity.change(name, lambda record: attrs.evolve(record, facts=facts)) or made.record
     return record, _readiness.findings(facts)
 
 

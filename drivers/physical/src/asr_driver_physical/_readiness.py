@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from asr_mobility.tracker import map_bytes
 from asrcore.model.finding import Finding, Severity
 from asrcore.units import MiB, format_size
 
-__all__ = ["boot_bus", "findings", "nics_to_name"]
+__all__ = ["RENEW_SECONDS", "boot_bus", "certificate_finding", "findings", "memory_needed", "nics_to_name"]
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 _FREEZABLE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs", "nilfs2"}
 _LEAST_FREE = 16 * MiB
+_MEMORY_BESIDE = 128 * MiB
+_DAY = 24 * 3600.0
+RENEW_SECONDS = 60 * _DAY
+"""A certificate that ends so soon is renewed when its server is connected."""
+_TELL_SECONDS = 42 * _DAY
 # Names that the kernel gives in the order in which it finds things, and that are others in another machine.
 _BY_ORDER = ("/dev/sd", "/dev/hd", "/dev/vd", "/dev/nvme", "/dev/xvd")
 
@@ -30,6 +37,27 @@ def boot_bus(facts: Mapping[str, Any]) -> str:
     if not facts.get("initramfs", {}).get("listed") or {"virtio_blk", "virtio_pci"} <= drivers:
         return "virtio"
     return "sata" if "ahci" in drivers else "ide" if "ata_piix" in drivers else "virtio"
+
+
+def memory_needed(facts: Mapping[str, Any]) -> int:
+    """Bytes that the agent may have to take: the maps of all disks, what is held at a freeze, and itself."""
+    return _MEMORY_BESIDE + sum(map_bytes(disk["size"]) for disk in facts["machine"]["disks"])
+
+
+def certificate_finding(ends: float, now: float | None = None) -> Finding | None:
+    """Of a certificate that ends then (seconds of the epoch; 0: not known) and was not renewed by itself."""
+    left = ends - (time.time() if now is None else now)
+    if not ends or left > _TELL_SECONDS:
+        return None
+    return Finding(
+        "certificate-ends",
+        _WARNING,
+        "the agent's certificate has run out"
+        if left < 0
+        else f"the agent's certificate ends in {left / _DAY:.0f} days",
+        "It is renewed by itself 60 days before its end, if the server is connected; that has not happened.",
+        "Push to the server again.",
+    )
 
 
 def nics_to_name(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -64,6 +92,15 @@ def _about_agent(facts: Mapping[str, Any]) -> Iterator[Finding]:
             "this kernel cannot track changed blocks",
             f"{facts['tracking']} (lockdown: {facts['lockdown']}).",
             "Use a kernel from 5.8 on with eBPF and trace points, and lockdown no stricter than `integrity`.",
+        )
+    needed, limit = memory_needed(facts), facts.get("memory_limit", 0)
+    if limit and limit < needed:
+        yield Finding(
+            "memory-short",
+            _WARNING,
+            f"the agent may take {format_size(limit)} of memory, and may need {format_size(needed)}",
+            "Tracking takes two bytes for each granule of each disk; beyond the limit the agent is killed.",
+            "Push again, without --memory or with more.",
         )
     if facts["free"] < _LEAST_FREE:
         yield Finding(

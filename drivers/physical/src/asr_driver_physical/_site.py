@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -10,6 +11,7 @@ import attrs
 from asr_driver_physical._hub import Gateway
 from asr_driver_physical._identity import Identity, ServerRecord
 from asr_driver_physical._inventory import PhysicalInventory
+from asr_driver_physical._readiness import certificate_finding
 from asr_driver_physical._settings import DRIVER, SiteSettings
 from asr_driver_physical._source import PhysicalSource
 from asr_driver_physical._view import Spool
@@ -31,12 +33,29 @@ class PhysicalSite(Site):
         """Raises InvalidSetting, SiteUnreachable."""
         self.name = name
         self.settings = settings
-        self.identity = Identity(settings.identity)
         try:
             settings.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.identity = self._identity()
             self.gateway = Gateway(name, settings, self.identity)
         except OSError as problem:
             raise InvalidSetting(setting="spool", driver=DRIVER, problem=str(problem)) from problem
+
+    def _identity(self) -> Identity:
+        """The site's; never another one in the place of that which its servers know. Raises InvalidSetting."""
+        noted = self.settings.spool / "authority"
+        known = noted.read_text() if noted.exists() else ""
+        path = self.settings.identity
+        if not known or (path / "ca.pem").exists():
+            identity = Identity(path)
+            if known in ("", identity.fingerprint):
+                if not known:
+                    noted.write_text(identity.fingerprint)
+                return identity
+        problem = (
+            f"{path} does not hold the identity that the site's servers were enrolled with: copy that here. To begin "
+            f"anew, remove {noted} and push each server again"
+        )
+        raise InvalidSetting(setting="identity", driver=DRIVER, problem=problem)
 
     def close(self) -> None:
         """Views stay in the spool, servers dial in again."""
@@ -52,6 +71,11 @@ class PhysicalSite(Site):
             "connected": ", ".join(sorted(connected)) or "none",
             "spool": f"{self.settings.spool}, at most {format_size(self.settings.spool_limit)}",
         }
+        ending = [record for record in servers if certificate_finding(record.ends)]
+        if ending:
+            details["certificates"] = "to be renewed by push: " + ", ".join(
+                f"{record.name} (ends {datetime.fromtimestamp(record.ends, UTC):%Y-%m-%d})" for record in ending
+            )
         return SiteStatus(f"{len(connected)} of {len(servers)} servers connected", CAPABILITIES, details)
 
     @property
@@ -75,6 +99,4 @@ class PhysicalSite(Site):
 
     def note_facts(self, server: str, facts: Mapping[str, Any]) -> None:
         """Keep what readiness found, for a server that is not connected one day."""
-        record = self.identity.server(server)
-        if record is not None and dict(record.facts) != dict(facts):
-            self.identity.save(attrs.evolve(record, facts=dict(facts)))
+        self.identity.change(server, lambda record: attrs.evolve(record, facts=dict(facts)))

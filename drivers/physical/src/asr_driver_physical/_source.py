@@ -29,7 +29,8 @@ class PhysicalSource(Source):
         server = self._site.server(machine_id)
         facts, _ = self._site.gateway.call(server.name, "readiness", {})
         self._site.note_facts(server.name, facts)
-        return _readiness.findings(facts)
+        about_certificate = _readiness.certificate_finding(server.ends)
+        return [*_readiness.findings(facts), *([about_certificate] if about_certificate else [])]
 
     def open_view(
         self, requests: Sequence[ViewRequest], *, consistency: Consistency, freeze_limit: float

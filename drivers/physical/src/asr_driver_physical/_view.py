@@ -8,11 +8,12 @@ and `view.json`, written last.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,26 @@ class Spool:
     def put(self, number: int, pieces: Sequence[tuple[int, memoryview]]) -> None:
         """Write pieces of a disk. Raises SpoolFull."""
         self.path.mkdir(mode=0o700, exist_ok=True)
-        if self.used() + sum(len(data) for _, data in pieces) > self._limit:
-            raise SpoolFull(where=str(self._root), server=self._server, detail=f"its limit is {self._limit} bytes")
-        fd = os.open(self._file(number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            for offset, data in pieces:
-                done = 0
-                while done < len(data):
-                    done += os.pwrite(fd, data[done:], offset + done)
-        except OSError as problem:
-            raise SpoolFull(where=str(self._root), server=self._server, detail=str(problem)) from problem
-        finally:
-            os.close(fd)
+        with self._alone():
+            if self.used() + sum(len(data) for _, data in pieces) > self._limit:
+                raise SpoolFull(where=str(self._root), server=self._server, detail=f"its limit is {self._limit} bytes")
+            fd = os.open(self._file(number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                for offset, data in pieces:
+                    done = 0
+                    while done < len(data):
+                        done += os.pwrite(fd, data[done:], offset + done)
+            except OSError as problem:
+                raise SpoolFull(where=str(self._root), server=self._server, detail=str(problem)) from problem
+            finally:
+                os.close(fd)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other view, of this process or another, takes room meanwhile: each would find enough for itself."""
+        with (self._root / "room.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def sync(self, number: int) -> None:
         """Make a disk's pieces durable."""

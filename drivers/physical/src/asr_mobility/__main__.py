@@ -47,12 +47,12 @@ def _context(home: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # the certificate names a role, and is of our own authority
     context.load_verify_locations(str(home / "ca.pem"))
-    context.load_cert_chain(str(home / "certificate.pem"), str(home / "key.pem"))
+    context.load_cert_chain(str(home / "agent.pem"))  # key and certificate in one, so that both are renewed at once
     return context
 
 
-def _dial(settings: dict[str, Any], context: ssl.SSLContext) -> ssl.SSLSocket:
-    host, _, port = settings["server"].rpartition(":")
+def _dial(server: str, context: ssl.SSLContext) -> ssl.SSLSocket:
+    host, _, port = server.rpartition(":")
     plain = socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
@@ -82,18 +82,22 @@ def _run(home: Path) -> int:
         signal.signal(number, lambda *_: stop.set())
     service = Service(home, capture_memory=int(settings["capture_memory"]), bandwidth=float(settings["bandwidth"]))
     me = {"name": settings["name"], "identity": settings["identity"], "version": __version__}
-    attempt = 0
+    servers = [str(server) for server in settings["servers"]]
+    attempt = turn = 0
     while not stop.is_set():
+        server = servers[turn % len(servers)]
         try:
-            carrier = _dial(settings, _context(home))
+            carrier = _dial(server, _context(home))
             channel = Channel(carrier, dialled=True, me={**me, "boot": facts.boot_id()}, serve=service.serve)
         except (OSError, ValueError, ChannelClosed) as problem:
             if attempt < len(RETRY_SECONDS):
-                say("{}: {}".format(settings["server"], problem))
-            stop.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
-            attempt += 1
+                say(f"{server}: {problem}")
+            turn += 1
+            if turn % len(servers) == 0:  # none of them has answered
+                stop.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+                attempt += 1
             continue
-        say("connected to {}".format(settings["server"]))
+        say(f"connected to {server}")
         since = time.monotonic()
         while not stop.is_set() and not channel.wait_ended(0.5):
             pass
@@ -101,7 +105,11 @@ def _run(home: Path) -> int:
             channel.close()
         else:
             say(f"disconnected: {channel.reason}")
-        attempt = 0 if time.monotonic() - since > 10 else attempt + 1
+        if time.monotonic() - since > 10:
+            attempt = 0
+        else:  # it may refuse this server, where another would not
+            attempt += 1
+            turn += 1
         stop.wait(RETRY_SECONDS[0])
     return 0
 

@@ -135,6 +135,7 @@ def readiness() -> dict[str, Any]:
         "initramfs": _initramfs(),
         "network": _network(),
         "free": _free("/opt" if Path("/opt").is_dir() else "/"),
+        "memory_limit": _memory_limit(),
     }
 
 
@@ -146,6 +147,18 @@ def _tracking() -> str:
     except (OSError, ValueError) as problem:
         return str(problem)
     return ""
+
+
+def _memory_limit() -> int:
+    """Bytes that this process and what it tracks with may take; 0 if there is no limit."""
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
+        _, kinds, path = line.split(":", 2)
+        for place in ("/sys/fs/cgroup" + path + "/memory.max", f"/sys/fs/cgroup/memory{path}/memory.limit_in_bytes"):
+            if "memory" in kinds.split(",") or not kinds:
+                limit = _text(Path(place))
+                if limit.isdigit() and int(limit) < 1 << 60:
+                    return int(limit)
+    return 0
 
 
 def _lockdown() -> str:

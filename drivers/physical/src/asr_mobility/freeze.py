@@ -19,6 +19,7 @@ _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 _MCL_CURRENT_AND_FUTURE = 3
 _libc = ctypes.CDLL(None, use_errno=True)
 _READY, _DONE = b"r", b"d"
+_START_SECONDS = 10.0
 _MARK = "/run/asr-mobility.freezing"
 """There while something may be frozen; in memory, so that it can be removed then."""
 
@@ -103,20 +104,25 @@ class Freeze:
         """Seconds from the first freeze to the last thaw."""
         self._fds: list[int] = []
         self._pid = 0
+        self._started = 0.0
+        self._told = -1
 
     def __enter__(self) -> Freeze:
         os.sync()  # else the freeze would wait for all this, with writers waiting
         _lock_memory()
         try:
-            self._fds = [os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for mount in self._mounts]
+            for mount in self._mounts:
+                self._fds.append(os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             self._start_dead_man()
             os.close(os.open(_MARK, os.O_WRONLY | os.O_CREAT, 0o600))
             self._started = time.monotonic()
             for mount, fd in zip(self._mounts, self._fds):
                 self._freeze(mount, fd)
             self.began = time.monotonic()
-        except BaseException:
+        except BaseException as problem:
             self._end()
+            if isinstance(problem, OSError):  # a file system that was unmounted meanwhile, no memory, no processes
+                raise FreezeError(f"it could not be begun: {problem}") from problem
             raise
         return self
 
@@ -148,8 +154,9 @@ class Freeze:
                     fcntl.ioctl(fd, _FITHAW, 0)
                 except OSError:
                     late = True
-        if self._pid:
+        if self._started:
             self.held = time.monotonic() - self._started
+        if self._pid:
             late = self._dismiss() or late
         for fd in self._fds:
             os.close(fd)
@@ -164,19 +171,26 @@ class Freeze:
     def _start_dead_man(self) -> None:
         ours, self._told = os.pipe()
         ready, tell = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.close(self._told)
-                os.close(ready)
-                self._wait_and_thaw(ours, tell)
-            finally:
-                os._exit(1)
-        self._pid = pid
-        os.close(ours)
-        os.close(tell)
         try:
-            if not select.select([ready], [], [], 10.0)[0] or os.read(ready, 1) != _READY:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os.close(self._told)
+                    os.close(ready)
+                    self._wait_and_thaw(ours, tell)
+                finally:
+                    os._exit(1)
+            self._pid = pid
+        except OSError:
+            os.close(ready)
+            os.close(self._told)
+            raise
+        finally:
+            os.close(ours)
+            os.close(tell)
+        try:
+            if not select.select([ready], [], [], _START_SECONDS)[0] or os.read(ready, 1) != _READY:
+                os.kill(self._pid, signal.SIGKILL)  # nothing is frozen yet, and it may never look whether it is needed
                 raise FreezeError("the process that would thaw in time did not start")
         finally:
             os.close(ready)

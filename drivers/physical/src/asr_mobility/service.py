@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -29,8 +31,6 @@ DIGEST_READ = 64 * MIB
 SCRIPT_SECONDS = 60.0
 _QUIET_ROUNDS = 3
 _KEPT_FREEZES = 1000
-_MOST_RANGES = 50_000
-"""An answer may have 4 MiB of them, and a server several disks."""
 _ZEROES = bytes(MAX_READ)
 
 
@@ -66,6 +66,8 @@ class _Held:
 
     def __init__(self) -> None:
         self.pieces: dict[str, list[tuple[int, bytes]]] = {}
+        self.size = 0
+        """Of all disks: the memory that may be taken is the server's, however many disks it has."""
 
 
 class Service:
@@ -95,6 +97,7 @@ class Service:
             "digests": self._digests,
             "keep": self._keep,
             "power-off": self._power_off,
+            "renew": self._renew,
         }
 
     def serve(self, call: str, arguments: Mapping[str, Any]) -> Answer:
@@ -212,8 +215,9 @@ class Service:
         """Freeze, take what has changed since these marks into memory, thaw."""
         scripts = self._script("pre-freeze")
         held = _Held()
-        readers = {key: Reader(item.disk.path, item.disk.size) for key, item in watched.items()}
+        readers: dict[str, Reader] = {}
         try:
+            readers.update((key, Reader(item.disk.path, item.disk.size)) for key, item in watched.items())
             freeze = Freeze(mounts_on([item.disk.name for item in watched.values()]), freeze_limit)
             with freeze:
                 still = self._take_in(held, watched, since, readers, freeze)
@@ -271,19 +275,27 @@ class Service:
             for at in range(offset, offset + length, MIB):
                 if freeze.left() <= 0:
                     raise FreezeError("reading what had changed took longer than the freeze may last")
-                pieces.append((at, bytes(reader.read(at, min(MIB, offset + length - at)))))
-                if sum(len(data) for _, data in pieces) > self._memory:
-                    raise FreezeError(f"more has changed than may be held in memory ({self._memory // MIB} MiB)")
+                count = min(MIB, offset + length - at)
+                held.size += count
+                if held.size > self._memory:
+                    raise FreezeError(f"more has changed than may be held in memory ({self._memory / MIB:g} MiB)")
+                pieces.append((at, bytes(reader.read(at, count))))
 
     def _script(self, name: str) -> bool:
         """Run the administrator's script of that name; tells whether there was one, and it succeeded."""
         path = self._home / name
         if not os.access(path, os.X_OK):
             return False
-        with suppress(OSError, subprocess.SubprocessError):
-            subprocess.run([str(path)], stdin=subprocess.DEVNULL, timeout=SCRIPT_SECONDS, check=True)
-            return True
-        return False
+        try:
+            script = subprocess.Popen([str(path)], stdin=subprocess.DEVNULL, start_new_session=True)
+        except OSError:
+            return False
+        try:
+            return script.wait(SCRIPT_SECONDS) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(script.pid, signal.SIGKILL)  # with all that it has started
+            script.wait()
+            return False
 
     # -- reading
 
@@ -359,6 +371,25 @@ class Service:
                     item.tracker.keep(min(known))
             return {}, b""
 
+    def _renew(self, pem: str) -> Answer:
+        """Take a new key and certificate; they are shown from the next connection on."""
+        path = self._home / "agent.pem"
+        fresh = path.with_name("agent.pem.new")
+        with suppress(FileNotFoundError):
+            fresh.unlink()
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(str(fresh))  # else it could never dial again
+        fresh.replace(path)
+        directory = os.open(self._home, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return {}, b""
+
     def _power_off(self, graceful: bool) -> Answer:
         """Shut the server down; without grace at once, as at a power cut, with what was written on its disks."""
         if graceful:
@@ -396,16 +427,7 @@ def _view_lost(detail: str) -> CallFailed:
 
 
 def _ranges(runs: Sequence[Run], item: _Watched) -> list[list[int]]:
-    """In bytes. So many that they would not fit into an answer are joined with what lies between them."""
+    """In bytes."""
     assert item.tracker is not None
     shift, size = item.tracker.shift, item.disk.size
-    while len(runs) > _MOST_RANGES:
-        shift += 1
-        joined: list[Run] = []
-        for first, count in runs:
-            start, end = first // 2, (first + count + 1) // 2
-            if joined and start <= joined[-1][0] + joined[-1][1]:
-                start = joined.pop()[0]
-            joined.append((start, end - start))
-        runs = joined
     return [[first << shift, min((first + count) << shift, size) - (first << shift)] for first, count in runs]

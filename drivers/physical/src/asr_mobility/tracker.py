@@ -16,14 +16,14 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from asr_mobility import bpf
 from asr_mobility.bpf import COARSE, ELSEWHERE, EVENTS, OVERFLOW, PAGE
 
-__all__ = ["PIN_ROOT", "Layout", "Run", "Tracker", "granule_shift", "remove_pins", "tag"]
+__all__ = ["PIN_ROOT", "Layout", "Run", "Tracker", "granule_shift", "joined", "map_bytes", "remove_pins", "tag"]
 
 BPFFS = "/sys/fs/bpf"
 PIN_ROOT = BPFFS + "/asr"
@@ -31,6 +31,12 @@ _MAGIC = b"asrtrk01"
 _CONTROL = struct.Struct("<8sIIQ16s16sQQ")  # magic, shift, -, size, identity, generation, base, last
 _AGES = 254
 """Ages that a byte can tell apart; older turns are counted as younger ones than they are, which sends too much."""
+_WINDOW = 16 * PAGE
+"""The array is looked through in pieces: a copy of all of it would take as much memory again."""
+_NOTHING = bytes(_WINDOW)
+_MOST_GRANULES = 64 << 20
+MOST_RUNS = 50_000
+"""An answer may have 4 MiB of them, and a server several disks."""
 
 Run = tuple[int, int]
 """First granule and how many."""
@@ -42,9 +48,18 @@ def tag(turn: int) -> int:
 
 
 def granule_shift(size: int) -> int:
-    """Granules of 4 KiB to 64 GiB, of 16 KiB to 1 TiB, of 64 KiB beyond. Memory is two bytes for each; with random
-    writes of 4 KiB what is sent is x1, x4 and x16 of what changed, with usual ones x1, x1.3 and x1.8."""
-    return 12 if size <= 64 << 30 else 14 if size <= 1 << 40 else 16
+    """Granules of 4 KiB to 64 GiB, of 16 KiB to 1 TiB, of 64 KiB to 4 TiB and so on. Memory is two bytes for each, 128
+    MiB at most; with random writes of 4 KiB what is sent is x1, x4 and x16 of what changed, with usual ones x1, x1.3
+    and x1.8."""
+    shift = 12 if size <= 64 << 30 else 14
+    while size > _MOST_GRANULES << shift:
+        shift += 2
+    return shift
+
+
+def map_bytes(size: int) -> int:
+    """Memory that tracking a disk of that size takes."""
+    return Layout(size, granule_shift(size)).pages * PAGE
 
 
 class Layout:
@@ -62,9 +77,28 @@ class Layout:
         self.pages = self.control // PAGE + 1
 
 
-def _runs_of(data: bytes, first: int = 0) -> Iterator[Run]:
-    for match in re.finditer(rb"[^\0]+", data):
-        yield first + match.start(), match.end() - match.start()
+_NOTED = re.compile(rb"[^\0]+")
+
+
+def joined(runs: Iterable[Run], most: int = MOST_RUNS) -> list[Run]:
+    """What touches is made one. So many that they would be too much for memory or an answer are joined with what lies
+    between them."""
+    made: list[Run] = []
+    shift = 0
+
+    def add(start: int, end: int) -> None:
+        if made and start <= made[-1][0] + made[-1][1]:
+            start = made.pop()[0]
+        made.append((start, end - start))
+
+    for first, count in runs:
+        add(first >> shift, -(-(first + count) >> shift))
+        while len(made) > most:
+            shift += 1
+            finer, made = made, []
+            for start, length in finer:
+                add(start >> 1, (start + length + 1) >> 1)
+    return [(start << shift, length << shift) for start, length in made]
 
 
 class Tracker:
@@ -182,43 +216,54 @@ class Tracker:
     def begin_turn(self) -> int:
         """A new mark; what is taken from now on belongs to it."""
         turn = self.last + 1
-        ages = self._ages()
-        if ages.find(tag(turn)) >= 0:  # of the turn that is 254 older: counted with the next one
-            self._put_ages(0, ages.replace(bytes([tag(turn)]), bytes([tag(turn + 1)])))
+        old, next_one = bytes([tag(turn)]), bytes([tag(turn + 1)])
+        for at, ages in self._ages():
+            if old in ages:  # of the turn that is 254 older: counted with the next one
+                self._map[at : at + len(ages)] = ages.replace(old, next_one)
         self._set(last=turn)
         return turn
 
     def take(self) -> list[Run]:
         """Take off what is noted and give it the age of the newest turn. Read the granules only after this: what is
         written from now on is noted again."""
+        return joined(self._take())
+
+    def _take(self) -> Iterator[Run]:
         layout, value = self._layout, bytes([tag(self.last)])
-        for first, count in list(_runs_of(self._map[layout.coarse : layout.counters])):
-            self._map[layout.coarse + first : layout.coarse + first + count] = bytes(count)
-            start, end = first << COARSE, min(first + count << COARSE, layout.granules)
-            self._map[start:end] = b"\x01" * (end - start)
-        taken = list(_runs_of(self._map[: layout.granules]))
-        for first, count in taken:
-            # Age before the note goes: killed in between, it is in both.
-            self._put_ages(first, value * count)
-            self._map[first : first + count] = bytes(count)
-        return taken
+        for at, notes in self._noted(layout.coarse, layout.coarse_granules):
+            for match in _NOTED.finditer(notes):
+                first, count = at - layout.coarse + match.start(), match.end() - match.start()
+                start, end = first << COARSE, min(first + count << COARSE, layout.granules)
+                # The fine notes before the coarse one goes: killed in between, it is in both.
+                self._map[start:end] = b"\x01" * (end - start)
+                self._map[layout.coarse + first : layout.coarse + first + count] = bytes(count)
+        for at, notes in self._noted(0, layout.granules):
+            for match in _NOTED.finditer(notes):
+                first, count = at + match.start(), match.end() - match.start()
+                # Age before the note goes: killed in between, it is in both.
+                self._map[layout.ages + first : layout.ages + first + count] = value * count
+                self._map[first : first + count] = bytes(count)
+                yield first, count
 
     def changed_since(self, mark: int) -> list[Run]:
         """What was taken in turns after `mark`; what is noted and not yet taken is not in it."""
-        ages = self._ages()
         last = self.last
-        if last - mark >= _AGES:
-            return list(_runs_of(ages))
-        tags = bytes(tag(turn) for turn in range(mark + 1, last + 1))
-        if not tags:
+        if last == mark:
             return []
-        return [(m.start(), m.end() - m.start()) for m in re.finditer(b"[" + re.escape(tags) + b"]+", ages)]
+        tags = bytes(tag(turn) for turn in range(mark + 1, last + 1)) if last - mark < _AGES else b""
+        told = re.compile(b"[" + re.escape(tags) + b"]+") if tags else _NOTED
+        return joined(
+            (at - self._layout.ages + match.start(), match.end() - match.start())
+            for at, ages in self._ages()
+            for match in told.finditer(ages)
+        )
 
     def pending(self) -> int:
         """Granules that are noted and not yet taken, coarse ones in full."""
         layout = self._layout
-        coarse = self._map[layout.coarse : layout.counters].count(b"\x01")
-        return self._map[: layout.granules].count(b"\x01") + (coarse << COARSE)
+        fine = sum(notes.count(b"\x01") for _, notes in self._noted(0, layout.granules))
+        coarse = sum(notes.count(b"\x01") for _, notes in self._noted(layout.coarse, layout.coarse_granules))
+        return fine + (coarse << COARSE)
 
     def keep(self, mark: int) -> None:
         """What was taken in turns up to this mark need not be told again."""
@@ -228,20 +273,23 @@ class Tracker:
 
     def _forget(self, mark: int) -> None:
         last = self.last
-        ages = self._ages()
         younger = bytes(tag(turn) for turn in range(max(mark + 1, last - _AGES + 1), last + 1))
         gone = bytes(set(range(1, _AGES + 1)) - set(younger))
         table = bytes(0 if value in gone else value for value in range(256))
-        kept = ages.translate(table)
-        if kept != ages:
-            self._put_ages(0, kept)
+        for at, ages in self._ages():
+            kept = ages.translate(table)
+            if kept != ages:
+                self._map[at : at + len(ages)] = kept
 
-    def _ages(self) -> bytes:
-        return self._map[self._layout.ages : self._layout.ages + self._layout.granules]
+    def _ages(self) -> Iterator[tuple[int, bytes]]:
+        return self._noted(self._layout.ages, self._layout.granules)
 
-    def _put_ages(self, first: int, values: bytes) -> None:
-        start = self._layout.ages + first
-        self._map[start : start + len(values)] = values
+    def _noted(self, start: int, length: int) -> Iterator[tuple[int, bytes]]:
+        """Pieces of a part of the array that are not empty, with their places in the array."""
+        for at in range(start, start + length, _WINDOW):
+            piece = self._map[at : min(at + _WINDOW, start + length)]
+            if piece != _NOTHING[: len(piece)]:
+                yield at, piece
 
     # -- end
 
