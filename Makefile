@@ -18,7 +18,7 @@ packages:
 .venv/.ready: pyproject.toml $(wildcard drivers/*/pyproject.toml) .ci/setup | packages
 	@.ci/setup venv
 
-test: setup  ## all tests; STEPS="lint py311" runs some of them
+test: setup  ## all tests but the step `physical`; STEPS="lint physical" runs some of them
 	@.ci/test $(STEPS)
 
 demo: setup  ## the main job: a guest is protected, its site is lost, it carries on, and comes home

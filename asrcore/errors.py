@@ -577,11 +577,11 @@ class EngineStopped(AsrError):
 class SecretKeyUnusable(AsrError):
     code = "secret-key-unusable"
     category = Category.ACCESS
-    happened = "the key of the vault's secrets at {where} cannot be used: {problem}"
-    cause = "Secret settings of sites are encrypted in the vault; their key is kept apart from it."
+    happened = "the key of {what} at {where} cannot be used: {problem}"
+    cause = "Secret settings of sites and private keys of authorities are encrypted; the key is kept apart from them."
     action = (
-        "Put the key back from its backup, or name its place with ASR_KEY. If it is lost, give the secrets anew: "
-        "`asr site update SITE --set NAME=@FILE`."
+        "Put the key back from its backup, or name its place with {variable}. If it is lost, give secrets anew with "
+        "`asr site update SITE --set NAME=@FILE`, and make a new authority in an empty directory."
     )
 
 

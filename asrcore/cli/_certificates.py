@@ -22,7 +22,13 @@ __all__ = ["Ca", "default_ca", "register"]
 _ca = typer.Typer(help="The certificate authority, on the configuration server.", no_args_is_help=True)
 
 Ca = Annotated[
-    Path | None, typer.Option("--ca", help="Directory of the authority (default: `ca` beside the default vault).")
+    Path | None,
+    typer.Option(
+        "--ca",
+        envvar="ASR_CA",
+        show_envvar=False,
+        help="Directory of the authority (default: ASR_CA, else `ca` beside the default vault).",
+    ),
 ]
 Directory = Annotated[Path, typer.Option("--identity", help="Directory of the component's identity.")]
 Addresses = Annotated[

@@ -10,14 +10,19 @@ from asrcore.cli import _session
 from asrcore.cli._output import Json
 from asrcore.units import parse_duration
 
-__all__ = ["app"]
+__all__ = ["register"]
 
-app = typer.Typer(help="Run a machine from its recovery points at the target site.", no_args_is_help=True)
+_failover = typer.Typer(help="Run a machine from its recovery points at the target site.", no_args_is_help=True)
 
 Point = Annotated[str, typer.Option(help="`latest`, the id of a point, or an ISO time (the newest point before it).")]
 
 
-@app.command("test")
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the application."""
+    app.add_typer(_failover, name="failover")
+
+
+@_failover.command("test")
 def run_test(
     context: typer.Context,
     machine: str,
@@ -32,14 +37,14 @@ def run_test(
         _session.finish(opened, opened.failover_test(machine, point=point, network=network), as_json=as_json)
 
 
-@app.command()
+@_failover.command()
 def cleanup(context: typer.Context, machine: str, as_json: Json = False) -> None:
     """Remove the test machine and everything it wrote."""
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_cleanup(machine), as_json=as_json)
 
 
-@app.command()
+@_failover.command()
 def planned(
     context: typer.Context,
     machine: str,
@@ -54,21 +59,21 @@ def planned(
         _session.finish(opened, job, as_json=as_json)
 
 
-@app.command()
+@_failover.command()
 def unplanned(context: typer.Context, machine: str, point: Point = "latest", as_json: Json = False) -> None:
     """Run a point at the target: the source is lost, or given up."""
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_unplanned(machine, point=point), as_json=as_json)
 
 
-@app.command()
+@_failover.command()
 def undo(context: typer.Context, machine: str, as_json: Json = False) -> None:
     """Before commit: remove the machine at the target again. Then fail over to another point, or go on as before."""
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_undo(machine), as_json=as_json)
 
 
-@app.command()
+@_failover.command()
 def commit(context: typer.Context, machine: str, as_json: Json = False) -> None:
     """Accept the machine at the target; its older points go."""
     with _session.engine(context) as opened:

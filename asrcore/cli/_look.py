@@ -20,7 +20,20 @@ __all__ = ["register"]
 
 _server = typer.Typer(help="Servers: process servers and master targets.", no_args_is_help=True)
 
-_COLUMNS = ("MACHINE", "STATE", "HEALTH", "RPO", "LAST POINT", "POINTS", "DIRECTION", "REPLICA", "EPOCH", "TEST", "NOW")
+_COLUMNS = (
+    "MACHINE",
+    "STATE",
+    "HEALTH",
+    "RPO",
+    "LAST POINT",
+    "POINTS",
+    "STORED",
+    "DIRECTION",
+    "REPLICA",
+    "EPOCH",
+    "TEST",
+    "NOW",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -69,6 +82,7 @@ def _status_row(item: MachineStatus) -> tuple[str, ...]:
         "-" if item.rpo_seconds is None else format_duration(item.rpo_seconds),
         "-" if item.last_point is None else format_time(item.last_point.taken_at),
         str(item.points),
+        "-" if item.last_point is None or item.last_point.held is None else format_size(item.last_point.held),
         f"{protection.source_site} > {protection.target_site}",
         protection.replica_kind or "-",
         str(protection.epoch),

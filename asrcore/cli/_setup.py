@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -325,17 +326,23 @@ def drivers(as_json: Json = False) -> None:
 
 
 @_driver.command("check")
-def driver_check(name: str, settings: Settings = None, as_json: Json = False) -> None:
+def driver_check(
+    name: str,
+    settings: Settings = None,
+    record: Annotated[Path | None, typer.Option(help="file for what the platform answers, without secrets")] = None,
+    as_json: Json = False,
+) -> None:
     """Try a driver's work at a real site, on little data, and take it away again. Exit code 1 if something failed."""
     from asrcore import plugins  # noqa: PLC0415
 
     found = plugins.load().driver(name)
     checks = []
-    for item in found.check(parsed(settings)):
-        checks.append(item)
-        if not as_json:
-            mark = "ok    " if item.passed else "FAILED"
-            typer.echo(f"{mark} {item.name} ({format_duration(item.seconds)}): {item.told}")
+    with closing(found.check(parsed(settings), record)) as going:  # interrupted, it takes away what it has made
+        for item in going:
+            checks.append(item)
+            if not as_json:
+                mark = "ok    " if item.passed else "FAILED"
+                typer.echo(f"{mark} {item.name} ({format_duration(item.seconds)}): {item.told}")
     if as_json:
         _output.show({"driver": name, "checks": checks}, "", as_json=True)
     if not all(item.passed for item in checks):

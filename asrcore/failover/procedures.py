@@ -149,10 +149,18 @@ def _take_replica(work: Work) -> None:
     reach("failover.epoch-raised")
 
 
+def _commanded(work: Work, site: str) -> driver.Inventory:
+    """To switch the machine on or off at a site. Such a command carries no epoch, so whose machine it is is looked up
+    last, when the connection stands. Raises NotAssigned."""
+    inventory = work.context.site(site).inventory
+    work.context.vault.check_assigned(work.protection)
+    return inventory
+
+
 def _stop_source(work: Work) -> None:
     protection = work.protection
     _check_not_aborted(protection)
-    inventory = work.context.site(protection.source_site).inventory
+    inventory = _commanded(work, protection.source_site)
     try:
         inventory.power_off(
             protection.source_machine, graceful=not work.arguments.force_off, timeout=work.arguments.timeout
@@ -187,7 +195,7 @@ def _abort(work: Work) -> None:
     protection = work.protection
     # Started first: killed before the record, the step is run again and stops it again.
     try:
-        work.context.site(protection.source_site).inventory.power_on(protection.source_machine)
+        _commanded(work, protection.source_site).power_on(protection.source_machine)
     except AsrError as problem:
         _log.error("%s could not be started again at its source: %s", protection.name, problem)
     work.context.vault.transition(work.protection_id, Event.ABORT_FAILOVER, failover_point=None)
@@ -259,7 +267,7 @@ def _start(work: Work) -> None:
     protection = work.protection
     if protection.target_machine is None:
         raise AssertionError("a machine was promoted")
-    work.context.site(protection.target_site).inventory.power_on(protection.target_machine)
+    _commanded(work, protection.target_site).power_on(protection.target_machine)
     reach("failover.started")
 
 
@@ -305,7 +313,7 @@ def _undo_release(work: Work) -> None:
         inventory.unfence(protection.source_machine, protection.epoch)
         reach("undo.released")
         if stopped and inventory.machine(protection.source_machine).power is PowerState.OFF:
-            inventory.power_on(protection.source_machine)
+            _commanded(work, protection.source_site).power_on(protection.source_machine)
     except AsrError as problem:
         # Undo is also how another point is chosen while the source is lost: it must not depend on it.
         _log.warning("%s: its source could not be released: %s", protection.name, problem)

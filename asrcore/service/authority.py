@@ -1,4 +1,4 @@
-"""The certificate authority: a key in a directory of the configuration server, its register in the vault.
+"""The certificate authority: a key, encrypted, in a directory of the configuration server, its register in the vault.
 
 A component makes its own key and asks with a signed request; the authority never sees a private key but its own, and
 that of a token until it is handed over. A token is a certificate of role `join` that lives for an hour: only the call
@@ -25,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from asrcore.errors import AlreadyExists, AuthorityUnusable, CertificateNotFound, InvalidValue, RequestRefused
 from asrcore.files import write_private
+from asrcore.sealkey import authority_key, open_private_key, seal_private_key
 from asrcore.service.tls import Component, Role
 from asrcore.units import DAY, HOUR, MINUTE
 from asrcore.vault import Certificate, Vault
@@ -64,7 +65,7 @@ class Authority:
     """`clock` gives seconds since the epoch. Safe to use from several threads and processes."""
 
     def __init__(self, directory: str | Path, vault: Vault, clock: Callable[[], float] = time.time) -> None:
-        """Open one that is there. Raises AuthorityUnusable."""
+        """Open one that is there. Raises AuthorityUnusable, SecretKeyUnusable, HostIncomplete."""
         self._directory = Path(directory)
         self._vault = vault
         self._clock = clock
@@ -74,7 +75,7 @@ class Authority:
                 raise AuthorityUnusable(
                     directory=str(directory), problem="ca-key.pem can be read by others than its owner"
                 )
-            key = serialization.load_pem_private_key((self._directory / "ca-key.pem").read_bytes(), password=None)
+            key = open_private_key((self._directory / "ca-key.pem").read_bytes(), authority_key(self._directory))
             self._certificate = x509.load_pem_x509_certificate((self._directory / "ca.pem").read_bytes())
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as problem:
             detail = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
@@ -85,7 +86,8 @@ class Authority:
 
     @classmethod
     def create(cls, directory: str | Path, vault: Vault, clock: Callable[[], float] = time.time) -> Authority:
-        """Make one in a directory that has none. Raises AlreadyExists, AuthorityUnusable."""
+        """Make one in a directory that has none. Raises AlreadyExists, AuthorityUnusable, SecretKeyUnusable,
+        HostIncomplete."""
         directory = Path(directory)
         if (directory / "ca.pem").exists():  # written after the key
             raise AlreadyExists(kind="certificate authority", name=str(directory))
@@ -102,7 +104,7 @@ class Authority:
         certificate = builder.sign(key, hashes.SHA256())
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(directory / "ca-key.pem", _pem_of_key(key))
+            write_private(directory / "ca-key.pem", seal_private_key(key, authority_key(directory)).decode())
             write_private(directory / "ca.pem", _pem(certificate), mode=0o644)
         except OSError as problem:
             raise AuthorityUnusable(directory=str(directory), problem=problem.strerror or str(problem)) from problem

@@ -70,6 +70,7 @@ class Carrier:
         self._fileno = connection.fileno()
         self._lock = threading.Lock()  # OpenSSL's object is not to be used by two threads at once
         self._broken = False
+        self._told = False
 
     @classmethod
     def dial(
@@ -181,13 +182,19 @@ class Carrier:
             # SSLSocket's own would go on in the clear.
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 
-    def linger(self, seconds: float = 2.0) -> None:
-        """Close when the other side has read what was sent, which a reset would take from it."""
-        self._broken = True
-        _linger(self._connection, seconds)
+    def hang_up(self) -> None:
+        """Nothing more is sent or taken; `close` then waits a little until the other side has read what it was told,
+        which a reset would take from it."""
+        self._broken = self._told = True
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._connection, socket.SHUT_WR)
 
     def close(self) -> None:
         """Give the socket back. Twice is fine."""
+        if self._told:
+            self._told = False
+            with self._lock:
+                _linger(self._connection)
         self.abort()
         with self._lock:
             self._connection.close()

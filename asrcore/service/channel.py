@@ -414,7 +414,10 @@ class Channel:
                 self._sending.release()
         if not isinstance(problem, _Closing | Lost):
             _log.info("the connection with %s ended: %s", self.peer, self.error)
-        self._carrier.abort()
+        if isinstance(problem, ProtocolError):
+            self._carrier.hang_up()
+        else:
+            self._carrier.abort()
 
     def _finish(self) -> None:
         """Nothing is received any more: nobody waits for ever, no request goes on."""
@@ -455,7 +458,7 @@ class Channel:
             goodbye = self._wire.goodbye(error=told("connecting", problem))
         with contextlib.suppress(Lost, AsrError):
             self._carrier.send(goodbye)
-        self._carrier.linger()
+        self._carrier.hang_up()
         self._finish()
 
     def keep_alive(self) -> None:

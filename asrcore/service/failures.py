@@ -45,6 +45,8 @@ def farewell(head: Mapping[str, Any], peer: str) -> Exception:
         return rebuilt(head, "connecting", peer)
     if reason in ("", "stopped"):
         return Lost(detail or "the other side ended the connection")
+    if reason == "version":
+        return PeerVersion(peer=peer, theirs="another", ours=detail)
     return FrameRefused(peer=peer, detail=f"the other side refused a frame: {reason}: {detail}")
 
 

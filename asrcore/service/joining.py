@@ -223,12 +223,13 @@ def fetch_text(
         if response.status >= 400:
             raise _error(url, response.status, text)
         return text
-    except ssl.SSLError as problem:
-        raise refusal(problem, url) from problem
-    except http.client.RemoteDisconnected as problem:  # what a refused handshake looks like from here with TLS 1.3
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, http.client.RemoteDisconnected) as problem:
+        # what a refused handshake looks like from here
         raise SiteUnreachable(
             site=url, detail="it closed the connection; it may not accept this certificate"
         ) from problem
+    except ssl.SSLError as problem:
+        raise refusal(problem, url) from problem
     except (OSError, http.client.HTTPException) as problem:
         raise SiteUnreachable(site=url, detail=str(problem) or type(problem).__name__) from problem
     finally:

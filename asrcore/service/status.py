@@ -79,6 +79,7 @@ def document(item: MachineStatus) -> dict[str, Any]:
         "rpo_seconds": item.rpo_seconds,
         "last_point": None if last is None else {**plain(last), "time": format_time(last.taken_at)},
         "points": item.points,
+        "stored_bytes": None if last is None else last.held,
         "last_cycle": _cycle_document(item.last_cycle),
         "direction": protection.direction.value,
         "epoch": protection.epoch,

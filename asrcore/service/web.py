@@ -27,6 +27,7 @@ _PEER = "asr.peer"
 _GRACE = 10  # seconds that requests under way have when the server ends
 _MOST = 200  # connections and requests at a time
 _HEAD = 16 * 1024  # bytes of a request's head
+_HEARD = 8  # pieces that are still taken from somebody who was refused
 
 
 def peer_of(scope: MutableMapping[str, Any]) -> tuple[Component, str]:
@@ -54,6 +55,28 @@ class _Protocol(H11Protocol):
             await app(scope, receive, send)
 
         self.app = with_peer
+
+
+class _Handshake(ssl.SSLObject):
+    """Tells a caller why his certificate is refused. asyncio closes the connection of a handshake that failed before
+    the alert is sent, so the failure is told to it later: by the caller's hanging up, or when he goes on talking."""
+
+    _failed: ssl.SSLError | None = None
+    _heard = 0
+
+    def do_handshake(self) -> None:
+        if self._failed is None:
+            try:
+                super().do_handshake()
+                return
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as problem:
+                self._failed = problem
+        self._heard += 1
+        if self._heard > _HEARD:
+            raise self._failed
+        raise ssl.SSLWantReadError  # what is to be sent is sent then, the alert
 
 
 class WebServer:
@@ -87,6 +110,7 @@ class WebServer:
 
     def _tls(self, config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
         first = self._identity.context(server=True)
+        first.sslobject_class = _Handshake
         # Called in each handshake, whether the client names a server or not: what was read anew counts at once.
         first.sni_callback = self._renewed
         return first

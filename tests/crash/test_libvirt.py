@@ -18,7 +18,8 @@ from asrcore.model.policy import Rung
 from tests.crash._field import TARGETS, Asr, Field
 from tests.lab import Lab
 
-pytestmark = [pytest.mark.system, pytest.mark.crash, pytest.mark.timeout(400)]
+# A guard against what hangs: a story has 45 kills and a dozen boots, which take 1000 s where a processor is slow.
+pytestmark = [pytest.mark.system, pytest.mark.crash, pytest.mark.timeout(1800)]
 
 CHAIN = {
     "failover.commit.disk-flattened",

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from asr_mobility.service import Service
 from asrcore import hookspecs
 from asrcore.errors import Category
-from asrcore.service import api, metrics
+from asrcore.service import api, calls, metrics, served
 from asrcore.service.authority import Authority
 from asrcore.vault import Vault
 from tests.docs import generate
@@ -54,3 +55,31 @@ def test_the_page_of_the_configuration_server_has_all_calls_verbs_and_metrics(tm
     assert calls == set(re.findall(r"^\| `((?:GET|POST) [^`]*)`", page, re.MULTILINE))
     for word in [*api.VERBS, *re.findall(r"^# TYPE (\w+)", text, re.MULTILINE)]:
         assert f"`{word.removesuffix('_total')}" in page, word
+
+
+def section(page: str, heading: str) -> str:
+    """What follows a heading, up to the next one."""
+    text = (generate.REFERENCE / page).read_text(encoding="utf-8")
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_every_call_of_a_site_is_on_the_page_of_the_protocol() -> None:
+    text = section("wire-protocol.md", "Calls")
+    rows = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+    documented = set(re.findall(r"`(\w+\.\w+)`", " ".join(rows)))
+    short = text.partition("Calls that need nothing else:")[2].partition("Their result")[0]
+    documented |= set(re.findall(r"`(\w+\.\w+)`", short))
+    for role, methods in re.findall(r"`(\w+\.)`((?:\s`\w+`)+)", short):
+        documented |= {role + method for method in re.findall(r"\w+", methods)}
+    server = served.SiteServer(None)  # type: ignore[arg-type]
+    known = {*calls.PLAIN, *server._calls, "target.create_replica", "cycle.data"}
+    assert "target.create_replica" in inspect.getsource(served.SiteServer.call)
+    assert "cycle.data" in inspect.getsource(served.SiteServer.stream)
+    assert documented == known
+
+
+def test_every_call_of_an_agent_is_on_the_page_with_its_arguments(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \|([^|]*)\|", section("wire-protocol.md", "Calls of an agent"), re.MULTILINE)
+    documented = {name: re.findall(r"`(\w+)`", arguments) for name, arguments in rows}
+    known = {name: list(inspect.signature(call).parameters) for name, call in Service(tmp_path)._calls.items()}
+    assert documented == known

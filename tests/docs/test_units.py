@@ -54,6 +54,19 @@ def test_the_command_is_one_that_asr_knows(unit: Path) -> None:
             assert word in shown, word
 
 
+def test_no_two_users_share_a_directory() -> None:
+    """systemd gives all of a StateDirectory to the user of the service that starts, and shuts others out."""
+    users: dict[str, set[str]] = {}
+    for unit in UNITS:
+        text = unit.read_text("utf-8")
+        user = re.findall(r"^User=(.*)$", text, re.MULTILINE) or ["root"]
+        used = set(re.findall(r"/var/lib/([\w-]+)", "\n".join(command_of(unit))))
+        used |= set(re.findall(r"^StateDirectory=(.*)$", text, re.MULTILINE))
+        for directory in used:
+            users.setdefault(directory, set()).update(user)
+    assert users == {"asrcore": {"root"}, "asrcore-config": {"asrcore"}}
+
+
 def test_every_unit_is_in_the_documentation() -> None:
     page = (PROJECT / "docs" / "how-to" / "deploy-two-sites.md").read_text("utf-8")
     for unit in UNITS:

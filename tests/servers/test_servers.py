@@ -89,12 +89,18 @@ def test_one_is_paused_and_wakes_up(field: Field) -> None:
             paused = field.held_by("three")
             three.send_signal(signal.SIGSTOP)
             field.wait(lambda: field.held_by("four") == set(field.newest()), PATIENCE)
+            begun = {
+                item.replica_id: item.pending.point_id for item in field.vault.protections() if item.pending is not None
+            }
             seals = len(field.seals())
             three.send_signal(signal.SIGCONT)
             assert three.wait(PATIENCE) == worker.GIVEN_UP
             awake = time.time()
             field.wait(lambda: all_have_points_since(field, awake, paused), PATIENCE)
-        assert not [seal for seal in field.seals()[seals:] if seal["server"] == "three"], "it wrote to a replica"
+        # Until "four" opens a replica the epoch there is still that of "three": the point that was about to be sealed
+        # when it was stopped may come, to be adopted. Nothing else, and none later: see `check_one_at_a_time`.
+        late = [seal for seal in field.seals()[seals:] if seal["server"] == "three"]
+        assert not [seal for seal in late if seal["point"] != begun.get(seal["replica"])], "it wrote to a replica"
         still = time.time()
         field.wait(lambda: all_have_points_since(field, still, set(field.newest())), PATIENCE)
         four.send_signal(signal.SIGTERM)

@@ -8,17 +8,21 @@ Everything it says was measured in this run. Exit 0 only if every claim holds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.lab import Audit, Lab
+from tests.lab._run import LabError
 from tests.lab._server import give_address
+from tests.system.cockpit import AsrFailed
 from tests.system.demo import Claim, claim, conclude
 from tests.system.physical import NAME, Scene
 
@@ -36,6 +40,15 @@ while time.monotonic() < end:
     os.fdatasync(fd)
     done += 1
 print(done / 6)
+"""
+# The service itself, with granules of a larger disk.
+COARSE = """\
+import sys
+sys.path.insert(0, "/opt/asr-mobility/asr-mobility.pyz")
+from asr_mobility import tracker
+from asr_mobility.__main__ import main
+tracker.granule_shift = lambda size: 14
+sys.exit(main())
 """
 HOT = "while :; do dd if=/dev/urandom of=/srv/plain/hot bs=64k count=64 conv=notrunc,fdatasync; sleep 1; done"
 
@@ -60,9 +73,11 @@ class Demo:
         self.protect()
         self.replicate()
         self.costs()
+        self.coarser()
         self.refuse()
         self.test_failover()
         self.lose_the_server()
+        self.go_home()
 
     # -- chapters --------------------------------------------------------------------------------------------------
 
@@ -139,19 +154,30 @@ class Demo:
         slower = round(100 * (1 - beside / self._alone), 1)
         self.report["workload_per_second"] = {"alone": round(self._alone, 1), "replicated": round(beside, 1)}
         self.report["workload_slowdown_percent"] = slower
-        with self.asr.library() as library:
-            machine = library.status()[0].protection.id
-            sent = {point.id: point.bytes_sent for point in library.vault.points(machine)}
-        changed = self._changed_pages()
-        self.report["delta_bytes_changed"] = sum(changed.values())
-        self.report["delta_bytes_sent"] = sum(sent[point] for point in changed)
-        self.report["delta_sent_per_changed"] = round(
-            self.report["delta_bytes_sent"] / self.report["delta_bytes_changed"], 2
-        )
+        sent, changed, count = self._sent_and_changed()
+        self.report["delta_bytes_changed"], self.report["delta_bytes_sent"] = changed, sent
+        self.report["delta_sent_per_changed"] = round(sent / changed, 2)
         self.say(
             f"small synchronous writes beside it: {beside:.0f} a second ({slower} % fewer); "
-            f"{len(changed)} deltas sent {self.report['delta_sent_per_changed']} x what differs in pages of 4 KiB"
+            f"{count} deltas sent {self.report['delta_sent_per_changed']} x what differs in pages of 4 KiB"
         )
+
+    def coarser(self) -> None:
+        """The same with granules of 16 KiB, as disks of more than 64 GiB have them."""
+        drop_in = "/run/systemd/system/asr-mobility.service.d"
+        self.server.ssh(f"mkdir -p /run/coarse {drop_in} && cat > /run/coarse/agent.py", text=COARSE)
+        line = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /run/coarse/agent.py run\n"
+        self.server.ssh(f"cat > {drop_in}/coarse.conf && systemctl daemon-reload", text=line)
+        self.server.ssh("systemctl restart asr-mobility", timeout=120)
+        self.asr.result("resync", NAME, "--now", timeout=540)
+        with self.asr.library() as library:
+            machine = library.status()[0].protection.id
+            before = len(library.vault.cycles(machine))
+            cycles = WATCHED_CYCLES + 2
+            self._wait(lambda: len(library.vault.cycles(machine)) >= before + cycles, "cycles", cycles * INTERVAL * 6)
+        sent, changed, count = self._sent_and_changed()
+        self.report["delta_sent_per_changed_16k"] = round(sent / changed, 2)
+        self.say(f"with granules of 16 KiB {count} deltas sent {self.report['delta_sent_per_changed_16k']} x")
 
     def refuse(self) -> None:
         """What a physical server cannot do is refused with the reason and the alternative."""
@@ -207,7 +233,61 @@ class Demo:
         claim(done.returncode == 5 and error["code"] == "no-failback", f"failback to metal is refused: {error}")
         self.say(f"failback to the server itself is refused: {error['action']}")
 
+    def go_home(self) -> None:
+        """The alternative: as a virtual machine, to a libvirt site at the first place."""
+        self.asr("unprotect", NAME)
+        home = ["--set", "uri=qemu:///system", "--set", "replica_dir=/srv/xfs"]
+        self.asr("site", "add", "home", "--driver", "libvirt", *home)
+        self.asr("site", "add", "away", "--driver", "libvirt", "--set", f"uri={self.lab.sites['b'].remote_uri}")
+        started = time.monotonic()
+        words = ["protect", NAME, "--from", "away", "--to", "home", "--policy", "gold", "--network", "lab=lab"]
+        facts = self.asr.result(*words, timeout=540)
+        self.say(
+            f"unprotected, and protected from site b to libvirt at site a: {facts['bytes_sent'] / 2**20:.0f} MiB in "
+            f"{time.monotonic() - started:.1f} s"
+        )
+        seen = [self.scene.audit_there()]
+        stop = threading.Event()
+
+        def look() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(Exception):  # it is shut down meanwhile
+                    seen.append(self.scene.audit_there())
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        # Its small Debian does not listen to the power button: it is shut down from inside, as an operator would.
+        button = threading.Timer(10, lambda: self.scene.there("systemctl --no-block poweroff", check=False))
+        button.start()
+        started = time.monotonic()
+        try:
+            self.asr.result("failover", "planned", NAME, timeout=540)
+        finally:
+            button.join(90)
+            stop.set()
+            looking.join(90)
+        audit = self._audited(self.scene.wait_there(site="a"), "failback")
+        self.report["failback_rto_seconds"] = round(time.monotonic() - started, 1)
+        last = max(item.last for item in seen)
+        claim(last > seen[0].last, "its ledger grew until it was shut down")
+        self.report["failback_rows_lost"] = max(0, last - audit.last)
+        self.say(
+            f"planned failover to site a: it answers there after {self.report['failback_rto_seconds']} s; row {last} "
+            f"was the last that was seen at site b, ledger intact to row {audit.last}: "
+            f"{self.report['failback_rows_lost']} rows lost"
+        )
+        claim(self.report["failback_rows_lost"] == 0, "a planned failover loses nothing")
+        self.asr("failover", "commit", NAME)
+
     # -- looking ---------------------------------------------------------------------------------------------------
+
+    def _sent_and_changed(self) -> tuple[int, int, int]:
+        """Bytes that the newest deltas sent, bytes that differ between their points, and how many these are."""
+        with self.asr.library() as library:
+            machine = library.status()[0].protection.id
+            sent = {point.id: point.bytes_sent for point in library.vault.points(machine)}
+        changed = self._changed_pages()
+        return sum(sent[point] for point in changed), sum(changed.values()), len(changed)
 
     def _wait(self, true: Callable[[], bool], what: str, timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -261,7 +341,7 @@ def main() -> int:
         demo = Demo(scene)
         try:
             demo.run()
-        except (Claim, AssertionError) as problem:
+        except (AssertionError, AsrFailed, Claim, LabError) as problem:
             failed = str(problem)
             print(
                 f"\nDOES NOT HOLD: {failed}\n--- the service's last words:\n{demo.asr.log()[-4000:]}", file=sys.stderr

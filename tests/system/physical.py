@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -250,23 +251,26 @@ class Scene:
 
     # -- the other end
 
-    def there(self, command: str, *, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run a command on the machine that answers at the server's address at site b."""
-        return ssh(self.lab, "b", self.server.image, command, check=check, timeout=timeout)
+    def there(
+        self, command: str, *, check: bool = True, timeout: float = 60, site: str = "b"
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the machine that answers at the server's address at site b, or another."""
+        return ssh(self.lab, site, self.server.image, command, check=check, timeout=timeout)
 
     def audit_there(self) -> Audit:
         """Audit the running ledger of the machine at site b."""
         return audit(self.there)
 
-    def wait_there(self, timeout: float = 300) -> Audit:
-        """Wait until the failed-over machine answers at site b; returns what its ledger found at its boot."""
+    def wait_there(self, timeout: float = 300, *, site: str = "b") -> Audit:
+        """Wait until the failed-over machine answers at a site; returns what its ledger found at its boot."""
         end = time.monotonic() + timeout
+        there = functools.partial(self.there, site=site)
         while True:
             with contextlib.suppress(LabError):
-                if self.there("test -s /run/lab-audit", check=False, timeout=30).returncode == 0:
-                    return boot_audit(self.there)
+                if there("test -s /run/lab-audit", check=False, timeout=30).returncode == 0:
+                    return boot_audit(there)
             if time.monotonic() > end:
-                raise LabError(f"the machine does not answer at site b after {timeout:g} s")
+                raise LabError(f"the machine does not answer at site {site} after {timeout:g} s")
             time.sleep(1)
 
 

@@ -4,6 +4,7 @@ replica is what was frozen, byte for byte (the witness on the server tells)."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -62,7 +63,50 @@ def test_agent_killed(scene: Scene) -> None:
 
 
 def test_file_system_trimmed(scene: Scene) -> None:
-    scene.server.ssh("fstrim -a")
+    scene.server.ssh("dd if=/dev/urandom of=/srv/plain/gone bs=1M count=8 conv=fsync")
+    assert scene.witnessed("replicate", NAME)["mode"] == "delta"
+    scene.server.ssh("rm /srv/plain/gone && sync")
+    said = scene.server.ssh("fstrim -av").stdout
+    trimmed = sum(int(count) for count in re.findall(r"\((\d+) bytes\) trimmed", said))
+    assert trimmed >= 8 << 20, said
+    assert scene.witnessed("replicate", NAME)["mode"] == "delta"
+
+
+SEEN = (
+    "nohup sh -c 'while test ! -e /run/seen-enough; do ps -efww; sleep 0.1; done > /run/seen 2>&1' > /dev/null 2>&1 &"
+)
+
+
+def secrets(scene: Scene) -> list[str]:
+    """Lines of the server's private key; the first is the same in all keys of its kind."""
+    pem = scene.server.ssh("cat /opt/asr-mobility/agent.pem").stdout
+    return pem.partition("BEGIN PRIVATE KEY-----")[2].partition("-----END")[0].split()[1:]
+
+
+def test_pushed_again(scene: Scene) -> None:
+    """As an upgrade: tracking goes on, the certificate is another one, and nobody sees its key on the way."""
+    known = secrets(scene)
+    scene.server.ssh(f"rm -f /run/seen-enough; {SEEN}")
+    scene.push()
+    scene.server.ssh("touch /run/seen-enough")
+    fresh = secrets(scene)
+    assert fresh
+    assert set(fresh).isdisjoint(known)
+    assert scene.witnessed("replicate", NAME)["mode"] == "delta"
+    processes = scene.server.ssh("cat /run/seen").stdout
+    assert "asr-mobility.pyz probe" in processes, "nobody has looked"
+    journal = scene.server.ssh("journalctl --no-pager").stdout
+    assert "connected to 10.78.0.1:9443" in journal
+    for text in (processes, journal):
+        assert not [secret for secret in [*known, *fresh, "PRIVATE KEY"] if secret in text]
+
+
+def test_pushed_with_another_identity(scene: Scene) -> None:
+    """As from a second process server that has made one of its own: refused, and all goes on."""
+    words = ["--identity", "/srv/asr/other", "--name", NAME, "--server", "10.78.0.1"]
+    done = scene.enrol("push", *words, check=False)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "enrolled with another identity" in done.stderr
     assert scene.witnessed("replicate", NAME)["mode"] == "delta"
 
 

@@ -14,11 +14,11 @@ import attrs
 import pytest
 from typer.main import get_command
 
-from asrcore.cli._main import _hoisted, app
+from asrcore.cli._main import _hoisted, application
 from tests.docs._markdown import PROJECT, blocks, pages
 
 PAGES = {str(path.relative_to(PROJECT)): path.read_text(encoding="utf-8") for path in pages()}
-ASR = get_command(app)
+ASR = get_command(application())
 LIMIT = 120  # seconds for an example; they take a few
 
 
@@ -101,7 +101,8 @@ def _spans() -> list[Line]:
 def _parse(words: tuple[str, ...]) -> None:
     """What `asr` does before it runs a verb."""
     command: Any = ASR
-    context = command.make_context("asr", _hoisted(list(words)))
+    vault, rest = _hoisted(list(words))
+    context = command.make_context("asr", vault + rest)
     while hasattr(command, "commands"):
         rest = [*getattr(context, "_protected_args", []), *context.args]
         name, command, rest = command.resolve_command(context, rest)
@@ -111,9 +112,7 @@ def _parse(words: tuple[str, ...]) -> None:
 def _look_up(words: tuple[str, ...]) -> None:
     """The verb exists and has these options."""
     command: Any = ASR
-    rest = [*_hoisted(list(words))]
-    if rest[:1] == ["--vault"]:
-        rest = rest[2:]
+    _, rest = _hoisted(list(words))
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         assert rest[0] in command.commands, f"there is no verb {rest[0]}"
         command = command.commands[rest.pop(0)]

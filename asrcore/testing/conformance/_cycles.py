@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -85,10 +86,15 @@ class CycleConformance(TargetBase):
     @needs(target=[TARGET])
     def test_several_threads_write(self, target: TargetBench) -> None:
         calls = [Data(target.first, index * 64 * KiB, noise(64 * KiB)) for index in range(32)]
+        together = threading.Barrier(4)
+
+        def send(mine: list[Data]) -> None:
+            together.wait()
+            target.send(writer, mine)
+
         with target.open("c1") as writer:
             with ThreadPoolExecutor(4) as pool:
-                for _ in pool.map(lambda call: target.send(writer, [call]), calls):
-                    pass
+                list(pool.map(send, [calls[first::4] for first in range(4)]))
             target.seal(writer, "p1", calls)
         target.check()
 

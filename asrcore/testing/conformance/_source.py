@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from asrcore.driver import Capability, DiskView, FrozenView, MachineView, Tracking, digests_of
+from asrcore.driver import DIGEST_BLOCK, Capability, DiskView, FrozenView, MachineView, Tracking, digests_of
 from asrcore.errors import MachineNotFound, ViewLost
 from asrcore.model.extent import Extent, total
 from asrcore.model.finding import Severity
@@ -23,6 +23,7 @@ from asrcore.units import KiB, MiB
 __all__ = ["SourceConformance", "TrackingConformance"]
 
 SOURCE, TRACKING, POWER, GROUPS = Capability.SOURCE, Capability.TRACKING, Capability.POWER, Capability.GROUPS
+READERS = 4
 _RANK = (Consistency.CRASH, Consistency.FILESYSTEM, Consistency.APPLICATION)
 
 
@@ -104,16 +105,21 @@ class SourceConformance(Base):
 
     @needs(source=[SOURCE])
     def test_several_readers_at_once(self, bench: SourceBench) -> None:
-        with bench.open() as view, bench.unmoved(view):
-            disks = list(bench.of(view).disks.values()) * 3
+        """Each from another place: readers of one place could mix up their data and nobody would see it."""
+        together = threading.Barrier(READERS)
 
-            def read(disk: DiskView) -> bytes:
-                with disk.reader() as reader:
-                    return digests_of(reader, Extent(0, disk.disk.size))
+        def read(disk: DiskView, quarter: int) -> bytes:
+            size = disk.disk.size
+            start = size // READERS // DIGEST_BLOCK * DIGEST_BLOCK * quarter
+            together.wait()
+            with disk.reader() as reader:
+                later, sooner = (digests_of(reader, part) for part in (Extent(start, size - start), Extent(0, start)))
+            return sooner + later
 
-            with ThreadPoolExecutor(4) as pool:
-                seen = list(pool.map(read, disks))
-            assert seen == [fingerprint(disk) for disk in disks]
+        with bench.open() as view, bench.unmoved(view), ThreadPoolExecutor(READERS) as pool:
+            for disk in bench.of(view).disks.values():
+                seen = list(pool.map(read, [disk] * READERS, range(READERS)))
+                assert seen == [fingerprint(disk)] * READERS
 
     @needs(source=[SOURCE])
     def test_consistency_is_what_was_obtained(self, rig: ConformanceRig, bench: SourceBench) -> None:

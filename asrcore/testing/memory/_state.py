@@ -264,6 +264,7 @@ class ReplicaState:
             kept=spec.keep,
             pinned=False,
             disks=dict(journal.disks),
+            held=sum(len(block) for content in head.values() for block in content.blocks),
         )
         frozen = {disk_id: content.snapshot() for disk_id, content in head.items()}
         self.points.append(PointState(point, spec.description, frozen))

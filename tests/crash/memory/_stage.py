@@ -47,7 +47,9 @@ class Clock:
     def forward(self, seconds: float) -> None:
         """Let time pass."""
         self._ahead += seconds
-        self._file.write_text(str(self._ahead))
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(str(self._ahead))
+        fresh.replace(self._file)  # whoever writes it may be killed
 
 
 @attrs.frozen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from asrcore.errors import (
@@ -18,6 +21,7 @@ from asrcore.errors import (
     CertificateNotFound,
     InvalidValue,
     RequestRefused,
+    SecretKeyUnusable,
     TokenRefused,
 )
 from asrcore.service.authority import LIFETIME, Authority, make_request
@@ -83,6 +87,50 @@ def test_keys_are_for_their_owner_only(desk: Desk) -> None:
     (desk.folder / "ca" / "ca-key.pem").chmod(0o640)
     with pytest.raises(AuthorityUnusable, match="read by others"):
         Authority(desk.folder / "ca", desk.vault)
+
+
+def test_the_authority_s_key_is_opened_by_another_that_is_not_beside_it(desk: Desk, tmp_path: Path) -> None:
+    directory, opener = desk.folder / "ca", desk.folder / "ca.key"
+    assert stat.S_IMODE(opener.stat().st_mode) == 0o600
+    sealed = (directory / "ca-key.pem").read_bytes()
+    with pytest.raises(TypeError, match="encrypted"):
+        load_pem_private_key(sealed, None)
+    assert load_pem_private_key(sealed, opener.read_bytes().strip())
+    copy = tmp_path / "backup"
+    shutil.copytree(directory, copy)
+    with pytest.raises(SecretKeyUnusable, match="No such file") as caught:
+        Authority(copy, desk.vault)
+    assert "ASR_CA_KEY" in caught.value.action_text
+
+
+@pytest.mark.parametrize("what", ["another", "damaged", "readable"])
+def test_a_key_that_does_not_open_the_authority_s_is_told(what: str, desk: Desk) -> None:
+    opener = desk.folder / "ca.key"
+    if what == "another":
+        opener.write_text(base64.b64encode(bytes(32)).decode())
+    elif what == "damaged":
+        opener.write_text("short")
+    else:
+        opener.chmod(0o644)
+    with pytest.raises(
+        SecretKeyUnusable, match={"another": "another key", "damaged": "32", "readable": "others"}[what]
+    ):
+        Authority(desk.folder / "ca", desk.vault)
+
+
+def test_that_key_may_be_elsewhere(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASR_CA_KEY", str(tmp_path / "stick" / "authority"))
+    made = Authority.create(tmp_path / "second", desk.vault)
+    assert not (tmp_path / "second.key").exists()
+    assert Authority(tmp_path / "second", desk.vault).pem == made.pem
+
+
+def test_a_key_in_clear_is_taken(desk: Desk) -> None:
+    path, opener = desk.folder / "ca" / "ca-key.pem", desk.folder / "ca.key"
+    key = load_pem_private_key(path.read_bytes(), opener.read_bytes().strip())
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    opener.unlink()
+    assert Authority(desk.folder / "ca", desk.vault).pem == desk.authority.pem
 
 
 def test_there_is_one_authority_in_a_directory(desk: Desk, tmp_path: Path) -> None:

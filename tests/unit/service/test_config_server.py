@@ -18,7 +18,6 @@ from asrcore.errors import (
     CannotListen,
     CertificateExpired,
     InvalidValue,
-    SiteUnreachable,
     TokenRefused,
 )
 from asrcore.files import write_private
@@ -99,6 +98,29 @@ def said_to(office: Office, identity: Identity | None) -> bytes:
         return b""
 
 
+def refusal(office: Office, identity: Identity) -> tuple[str, object]:
+    """The error that a caller gets, each time, and whose certificate it is about."""
+    told = set()
+    for _ in range(5):
+        with pytest.raises(AsrError) as caught:
+            office.get(identity, "/v1/health")
+        told.add((caught.value.code, caught.value.attributes.get("whose")))
+    (found,) = told
+    return found
+
+
+def test_who_talks_on_after_a_refusal_is_cut_off(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asrcore.service.authority.LIFETIME", -1.0)
+    context = office.join(Role.OPERATOR).context(server=False)
+    address = office.server.address
+    with socket.create_connection((address.host, address.port), 10) as plain:
+        encrypted = context.wrap_socket(plain)
+        with pytest.raises((ssl.SSLError, ConnectionError)):  # noqa: PT012 - which of them, the kernel decides
+            for _ in range(1000):
+                encrypted.sendall(bytes(64 * 1024))
+        encrypted.close()
+
+
 def test_who_is_let_in(office: Office) -> None:
     assert said_to(office, office.join(Role.AGENT)).startswith(b"HTTP/1.1 200")
 
@@ -109,15 +131,17 @@ def test_no_certificate(office: Office) -> None:
 
 def test_a_certificate_of_another_authority(office: Office, tmp_path: Path) -> None:
     certificates.Authority().issue(tmp_path / "stranger", "operator")
-    assert said_to(office, Identity(tmp_path / "stranger")) == b""
+    stranger = Identity(tmp_path / "stranger")
+    assert said_to(office, stranger) == b""
+    (tmp_path / "stranger" / "ca.pem").write_text(office.authority.pem)  # he trusts the server
+    assert refusal(office, stranger) == ("certificate-unknown", "our")
 
 
 def test_an_expired_certificate(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asrcore.service.authority.LIFETIME", -1.0)
     expired = office.join(Role.OPERATOR)
     assert said_to(office, expired) == b""
-    with pytest.raises(SiteUnreachable, match="may not accept this certificate"):
-        office.get(expired, "/v1/health")
+    assert refusal(office, expired) == ("certificate-expired", "our")
 
 
 def test_a_revoked_certificate_is_refused_at_once(office: Office) -> None:
@@ -135,6 +159,7 @@ def test_a_revocation_list_is_read_anew(office: Office) -> None:
     office.authority.revoke(Component(Role.OPERATOR, "one"))
     write_private(office.folder / "config-server" / "crl.pem", office.authority.revoked(), 0o644)
     assert said_to(office, operator) == b""
+    assert refusal(office, operator) == ("certificate-revoked", "our")
     assert said_to(office, other).startswith(b"HTTP/1.1 200")
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+import asrcore.failover.procedures
 import asrcore.replication.cycle
 import asrcore.testing.memory._target
 from asrcore import crashpoint
-from asrcore.errors import AsrError, StaleEpoch
+from asrcore.driver import Site
+from asrcore.errors import AsrError, NotAssigned, StaleEpoch
 from asrcore.model.watch import Watch
 from asrcore.replication.cycle import CycleResult, run_cycle
 from asrcore.replication.failure import recorded_failure
@@ -171,6 +173,57 @@ def test_the_replica_is_told_of_the_epoch_before_it_is_asked_what_it_has(pair: P
     pair.take_over()
     assert adopt_sealed(pair.two.context, pair.two.vault.protection("web")) is None
     assert pair.at_target().replica(pair.rig.protection.replica_id).epoch == 2
+
+
+def noted(name: str, method: Callable[..., None], sent: list[str]) -> Callable[..., None]:
+    def call(*given: object, **named: object) -> None:
+        sent.append(name)
+        method(*given, **named)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("verb", "place", "before"),
+    [
+        ("planned", "failover.epoch-raised", []),
+        ("planned", "failover.source-stopped", ["power_off"]),
+        ("planned", "failover.promoted", ["power_off"]),
+        ("undo", "undo.released", []),
+    ],
+    ids=["stop the source", "start it again", "start the target", "start the source after an undo"],
+)
+def test_whoever_was_paused_switches_nothing_on_or_off(
+    verb: str, place: str, before: list[str], pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command to a hypervisor carries no epoch. Here connecting to it takes longer than the lease."""
+    if verb == "undo":
+        pair.one.failover_planned("web")
+    armed: list[str] = []
+    sent: list[str] = []
+    inventory = type(pair.one.context.site("a").inventory)
+    for name in ("power_on", "power_off"):
+        monkeypatch.setattr(inventory, name, noted(name, getattr(inventory, name), sent))
+    site = pair.one.context.site
+
+    def slowly(name: str) -> Site:
+        found = site(name)
+        if armed and armed.pop():
+            pair.take_over()
+        return found
+
+    monkeypatch.setattr(pair.one.context, "site", slowly)
+
+    def look(name: str) -> None:
+        if name == place:
+            armed.append(name)
+        crashpoint.reach(name)
+
+    monkeypatch.setattr(asrcore.failover.procedures, "reach", look)
+    with pytest.raises(NotAssigned):
+        pair.one.failover_undo("web") if verb == "undo" else pair.one.failover_planned("web")
+    assert not armed
+    assert sent == before
 
 
 def test_a_refused_cycle_is_no_failure_of_the_machine(pair: Pair) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, cast
 
 import attrs
@@ -21,6 +23,7 @@ from asrcore.model.point import Consistency, Mark
 from asrcore.model.policy import Policy
 from asrcore.testing.memory._source import MemorySource
 from asrcore.testing.memory._state import ViewState, WorldState
+from asrcore.units import MiB
 
 from ._mutant import caught_by
 
@@ -208,7 +211,7 @@ class GroupHasNoBarrier(MemorySource):
         for request in requests:
             views.append(super().open_view([request], consistency=consistency, freeze_limit=freeze_limit))
             if len(requests) > 1:
-                time.sleep(0.2)
+                time.sleep(1)
         first = views[0]
         first.machines = {
             request.machine_id: view.machines[request.machine_id] for request, view in zip(requests, views, strict=True)
@@ -303,15 +306,23 @@ class SourceDigestsAreOfSomethingElse(_ViewMutant):
 
 @caught_by("test_several_readers_at_once")
 class ReadersShareABuffer(_ViewMutant):
+    """A reader waits until another came between, so that it is no matter of luck whether they meet."""
+
     def spoil(self, machine_id: str, disk: Any) -> None:
         frozen = disk._view
         if "read_into" in vars(frozen):
             return
-        read_into, shared = frozen.read_into, bytearray(1024 * 1024)
+        read_into, shared, turn, reads, alone = frozen.read_into, bytearray(MiB), threading.Condition(), count(), False
+        last = -1
 
         def read_by_way_of_shared(machine_id: str, content: Any, offset: int, buffer: memoryview) -> None:
-            read_into(machine_id, content, offset, memoryview(shared)[: len(buffer)])
-            time.sleep(0.002)
+            nonlocal last, alone
+            with turn:
+                read_into(machine_id, content, offset, memoryview(shared)[: len(buffer)])
+                last = mine = next(reads)
+                turn.notify_all()
+                if not alone and threading.current_thread() is not threading.main_thread():
+                    alone = not turn.wait_for(lambda: last != mine, timeout=5)
             buffer[:] = shared[: len(buffer)]
 
         frozen.read_into = read_by_way_of_shared

@@ -1,0 +1,78 @@
+"""The failover role: machines are made of recovery points."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import attrs
+
+from asrcore.model.protection import NetworkMap
+from asrcore.model.watch import Watch
+
+__all__ = ["Failover", "Instance", "PromoteSpec", "TestSpec"]
+
+
+@attrs.frozen
+class TestSpec:
+    """A test failover: a disposable copy-on-write machine of a point. `network` "" means plugged into nothing
+    that leads anywhere."""
+
+    test_id: str
+    replica_id: str
+    point_id: str
+    name: str
+    network: str = ""
+    __test__ = False  # not a test class, whatever pytest thinks of the name
+
+
+@attrs.frozen
+class PromoteSpec:
+    """A real failover: the machine of a point, with its own name, id, and mapped networks."""
+
+    replica_id: str
+    point_id: str
+    epoch: int
+    networks: NetworkMap
+
+
+@attrs.frozen
+class Instance:
+    """A machine that was made of a recovery point. `repairs`: what was changed on its disks, never in the point, so
+    that it comes up at this site, and what was not understood and left; lines for the log."""
+
+    machine_id: str
+    name: str
+    repairs: tuple[str, ...] = ()
+
+
+class Failover(ABC):
+    """Makes machines of points. Nothing here changes a point: instances write to copies or overlays."""
+
+    @abstractmethod
+    def start_test(self, spec: TestSpec, watch: Watch) -> Instance:
+        """Make and start a test machine; the same test id again returns it. Raises PointNotFound, DriverFailed."""
+
+    @abstractmethod
+    def stop_test(self, replica_id: str, test_id: str) -> None:
+        """Stop and remove everything of a test; an unknown one is gone already."""
+
+    @abstractmethod
+    def tests(self, replica_id: str) -> list[str]:
+        """Ids of tests that are running or left over; none for an unknown replica."""
+
+    @abstractmethod
+    def promote(self, spec: PromoteSpec, watch: Watch) -> Instance:
+        """Make the machine of a point, not started. A fenced machine of the same id is put aside for undo.
+
+        Repeating with the same spec returns it; with another point, the former (stopped) machine is replaced
+        (WrongState while it runs). Raises AlreadyExists when an unfenced machine has the id or the name.
+        """
+
+    @abstractmethod
+    def undo(self, replica_id: str, epoch: int) -> None:
+        """Stop and remove the promoted machine and its writes; bring back what `promote` put aside."""
+
+    @abstractmethod
+    def commit(self, replica_id: str, epoch: int, watch: Watch) -> None:
+        """Make the promotion final: the machine's disks become its own, the replica with its points goes, as do
+        disks of *ours* that the machine put aside was using. Disks that the user made stay."""

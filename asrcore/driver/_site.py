@@ -1,0 +1,144 @@
+"""A driver, and its connection to a site, which gives the roles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+
+from asrcore.driver._closing import Closing
+from asrcore.errors import UnsupportedOperation
+from asrcore.model.finding import Finding
+
+if TYPE_CHECKING:
+    from asrcore.driver._failover import Failover
+    from asrcore.driver._inventory import Inventory
+    from asrcore.driver._source import Source
+    from asrcore.driver._target import Target
+
+__all__ = ["API", "Capability", "Check", "Driver", "DriverInfo", "Setting", "Site", "SiteStatus"]
+
+
+API = (1, 0)
+"""Version of this contract: (major, minor). The engine refuses a driver of another major."""
+
+
+class Capability(Enum):
+    """What a site can do. The conformance kit runs the tests of the capabilities that a driver claims."""
+
+    POWER = "power"
+    FENCE = "fence"
+    SOURCE = "source"
+    TRACKING = "tracking"
+    GROUPS = "groups"
+    TARGET = "target"
+    FAILOVER = "failover"
+    SEED = "seed"
+
+
+@attrs.frozen
+class Setting:
+    """A setting of a site, given as text: `asr site add NAME --driver D --set name=value`."""
+
+    name: str
+    help: str
+    required: bool = False
+    default: str = ""
+    secret: bool = False
+
+
+@attrs.frozen
+class DriverInfo:
+    """Who a driver is. `capabilities` is all it may offer; a connected site may offer less (`SiteStatus`)."""
+
+    name: str
+    title: str
+    version: str
+    api: tuple[int, int]
+    capabilities: frozenset[Capability]
+    settings: tuple[Setting, ...] = ()
+
+
+@attrs.frozen
+class SiteStatus:
+    """What a connected site says of itself; `details` are facts for people (`replica kind: reflink`)."""
+
+    version: str
+    capabilities: frozenset[Capability]
+    details: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Check:
+    """One thing that was tried at a site. `told`: what the platform answered; `seconds`: how long it took."""
+
+    name: str
+    passed: bool
+    seconds: float
+    told: str
+
+
+class Driver(ABC):
+    """Registered by the plug-in hook `asr_register_drivers`; one object serves any number of sites."""
+
+    info: ClassVar[DriverInfo]
+
+    def check_host(self) -> list[Finding]:
+        """What this host lacks for the driver to work, for `asr doctor`."""
+        return []
+
+    def check(self, settings: Mapping[str, str], record: Path | None = None) -> Generator[Check]:
+        """Try the driver's own work at a site of these settings, on little data, and take all of it away again; one
+        check after the other, as they end, and closed early as well. For platforms that no test can have at hand.
+        `record`: a file for what the platform answers, as it answers it, without secrets."""
+        raise UnsupportedOperation(driver=self.info.name, operation="check a site by trying")
+
+    @abstractmethod
+    def connect(self, name: str, settings: Mapping[str, str]) -> Site:
+        """Connect to a site; `name` is for messages.
+
+        Raises InvalidSetting, SiteUnreachable, AccessDenied, HostIncomplete.
+        """
+
+
+class Site(Closing):
+    """A connection to a site. Safe to use from several threads."""
+
+    name: str
+    driver: str
+
+    def status(self) -> SiteStatus:
+        """Raises SiteUnreachable when the site does not answer."""
+        raise NotImplementedError
+
+    @property
+    def inventory(self) -> Inventory:
+        """Machines and their power."""
+        raise self._unsupported("list machines")
+
+    @property
+    def source(self) -> Source:
+        """Reads frozen machines."""
+        raise self._unsupported("be a source")
+
+    @property
+    def target(self) -> Target:
+        """Holds replicas."""
+        raise self._unsupported("be a target")
+
+    @property
+    def failover(self) -> Failover:
+        """Makes machines of recovery points."""
+        raise self._unsupported("run replicas")
+
+    def sweep(self) -> list[str]:
+        """Remove what runs that never came back have left at the site and nobody else would find; what it was.
+        Where what is left lies beside what it was for, and is found with it, there is nothing to do."""
+        return []
+
+    def _unsupported(self, operation: str) -> UnsupportedOperation:
+        return UnsupportedOperation(driver=self.driver, operation=operation)

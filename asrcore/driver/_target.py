@@ -1,0 +1,240 @@
+"""The target role: replicas, the cycles that write them, and their points."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import attrs
+
+from asrcore.driver._closing import Closing
+from asrcore.driver._digests import Digest, different_blocks, digests_of
+from asrcore.model.extent import Extent
+from asrcore.model.finding import Finding
+from asrcore.model.machine import Description
+from asrcore.model.point import Consistency
+from asrcore.model.policy import Policy
+from asrcore.model.watch import Watch
+
+if TYPE_CHECKING:
+    from asrcore.driver._source import DiskReader
+
+__all__ = [
+    "Capacity",
+    "CycleSpec",
+    "CycleWriter",
+    "Replica",
+    "ReplicaInfo",
+    "ReplicaSpec",
+    "SealSpec",
+    "StoredPoint",
+    "Target",
+]
+
+
+@attrs.frozen
+class Capacity:
+    """Bytes of the target's storage; None where the platform sets no bound."""
+
+    total: int | None
+    free: int | None
+
+
+@attrs.frozen
+class ReplicaSpec:
+    """A replica to be made. `seed_machine`: a stopped machine at the target whose disks resemble the source's;
+    their content becomes the replica's first content, to be compared (needs SEED)."""
+
+    replica_id: str
+    name: str
+    epoch: int
+    description: Description
+    seed_machine: str | None = None
+
+
+@attrs.frozen
+class StoredPoint:
+    """A sealed point as the target knows it. `disks`: sizes in bytes by disk id. `held`: bytes that the target keeps
+    for them, as last known, where that is what is paid for; None where it is not told."""
+
+    id: str
+    taken_at: float
+    sealed_at: float
+    consistency: Consistency
+    kept: bool
+    pinned: bool
+    disks: Mapping[str, int]
+    held: int | None = None
+
+
+@attrs.frozen
+class ReplicaInfo:
+    """State of a replica: `points` oldest first, the last one is the head. `pending` is the id of an open cycle.
+    `disks` are the disks of the head; before the first point those that were created or seeded. `kind` tells people
+    how the target keeps points (`reflink`, `chain`, `page-blob`)."""
+
+    replica_id: str
+    epoch: int
+    disks: Mapping[str, int]
+    points: tuple[StoredPoint, ...]
+    pending: str | None
+    kind: str = ""
+
+    @property
+    def head(self) -> str | None:
+        """Id of the newest sealed point."""
+        return self.points[-1].id if self.points else None
+
+
+@attrs.frozen
+class CycleSpec:
+    """A cycle to be opened, or taken up again when `cycle_id` is the pending one.
+
+    `disks`: id -> size of *all* disks that the point will have; unknown ones are created empty, grown ones
+    extended with zeroes, missing ones left out of the point. `base_point`: what the writer believes the head is.
+    """
+
+    cycle_id: str
+    epoch: int
+    base_point: str | None
+    disks: Mapping[str, int]
+
+
+@attrs.frozen
+class SealSpec:
+    """What makes a cycle a recovery point. `keep`: a point of its own, else only the latest state. A target that holds
+    as many points as it can makes it the latest state only, and says so in the stored point."""
+
+    point_id: str
+    taken_at: float
+    consistency: Consistency
+    keep: bool
+    description: Description
+
+
+class CycleWriter(Closing, ABC):
+    """Receives one cycle. `write`, `zero` and `same` may be called from several threads for different ranges.
+
+    `flush` may run while others write. Where a range is given twice, the later call counts. Until `seal` returns
+    the head and all points are what they were. `close` without seal leaves the cycle pending with what was
+    flushed. A failed call leaves the cycle pending as well. Space and permission problems raise TargetFull and
+    TargetReadOnly.
+    """
+
+    @abstractmethod
+    def done(self, disk_id: str) -> list[Extent]:
+        """What of this cycle is durable at the target already, from before a restart too."""
+
+    @abstractmethod
+    def write(self, disk_id: str, offset: int, data: memoryview) -> None:
+        """Put data."""
+
+    @abstractmethod
+    def zero(self, disk_id: str, offset: int, length: int) -> None:
+        """Make a range read as zeroes, without allocating it where the target can."""
+
+    @abstractmethod
+    def same(self, disk_id: str, offset: int, length: int) -> None:
+        """Note that the range was compared and is equal to the head: it counts as done. What was written to it
+        earlier in this cycle no longer counts."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make all so far durable; afterwards `done` tells it, even after a crash."""
+
+    @abstractmethod
+    def seal(self, spec: SealSpec) -> StoredPoint:
+        """Make the cycle a recovery point, atomically and durably; the same id again returns the point.
+
+        What can wait is left to `close`: the engine calls it after the point is recorded and the source let go."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget the cycle; only on the engine's decision, never as a clean-up of an error (invariant 3). Content
+        that went into a replica without points stays there: the next comparison finds it equal."""
+
+
+class Replica(ABC):
+    """A replica at the target. Every change names its epoch; an older one raises StaleEpoch."""
+
+    hashes_at_target: bool = False
+    """`digests` and `compare` are computed where the replica is: a comparison asks them and reads nothing of it. Else
+    its reader is as near as its digests, and a comparison of two sides that are both read here compares bytes."""
+
+    @abstractmethod
+    def info(self) -> ReplicaInfo:
+        """Its state as durable now. A cycle that was sealed but not fully applied is applied first."""
+
+    @abstractmethod
+    def raise_epoch(self, epoch: int) -> None:
+        """Take ownership: from now on only this epoch (or a higher one) writes. Lower raises StaleEpoch."""
+
+    @abstractmethod
+    def open_cycle(self, spec: CycleSpec) -> CycleWriter:
+        """Raises StaleEpoch, StaleBase, TargetFull, and MachineBusy beside another pending cycle, which is discarded
+        only by its own writer."""
+
+    @abstractmethod
+    def drop_points(self, point_ids: Iterable[str], epoch: int, watch: Watch | None = None) -> None:
+        """Remove points; unknown ones are gone already. The head, pinned points and what a test stands on
+        stay whole; the content of all other points does not change. Freeing their space may take long where layers
+        are merged: a cancelled `watch` ends it between two, and a later call goes on.
+
+        Called after each cycle whose point the policy keeps, with the source no longer frozen, if only with none to
+        drop: the target may bring its points into better order then."""
+
+    @abstractmethod
+    def pin(self, point_id: str, pinned: bool) -> None:
+        """Keep a point from `drop_points`, or let it go. Raises PointNotFound."""
+
+    @abstractmethod
+    def description(self, point_id: str) -> Description:
+        """The machine as it was at the point."""
+
+    @abstractmethod
+    def allocated(self, disk_id: str) -> list[Extent]:
+        """Of the head: the whole disk without gaps, `zero` where nothing is stored."""
+
+    @abstractmethod
+    def reader(self, disk_id: str, point_id: str | None = None) -> DiskReader:
+        """Reads a point, by default the head."""
+
+    def digests(self, disk_id: str, extent: Extent, digest: Digest = Digest.BLAKE3) -> bytes:
+        """Digests of the head's blocks in an extent, computed at the target; see `digests_of`."""
+        with self.reader(disk_id) as reader:
+            return digests_of(reader, extent, digest)
+
+    def compare(self, disk_id: str, extent: Extent, ours: bytes, digest: Digest = Digest.BLAKE3) -> list[Extent]:
+        """Where the head differs from what `ours` are the digests of (see `digests_of`): whole blocks but for the end
+        of the disk, sorted, neighbours joined. A target that is not here answers with little where little differs."""
+        return different_blocks(extent, ours, self.digests(disk_id, extent, digest))
+
+
+class Target(ABC):
+    """Holds replicas on the site's storage."""
+
+    @abstractmethod
+    def findings(self, description: Description, policy: Policy) -> list[Finding]:
+        """Readiness of the site as a target for this machine: capacity, firmware, networks, names."""
+
+    @abstractmethod
+    def capacity(self) -> Capacity:
+        """Of the storage that replicas use."""
+
+    @abstractmethod
+    def create_replica(self, spec: ReplicaSpec, watch: Watch) -> Replica:
+        """Make an empty (or seeded) replica; the same id again goes on or returns it as it is."""
+
+    @abstractmethod
+    def replica(self, replica_id: str) -> Replica:
+        """Raises ReplicaNotFound, ReplicaDamaged."""
+
+    @abstractmethod
+    def replicas(self) -> list[str]:
+        """Ids of all replicas at the site."""
+
+    @abstractmethod
+    def delete_replica(self, replica_id: str, epoch: int) -> None:
+        """Remove a replica and its points; an unknown one is gone already. A machine that was made of it by a
+        committed failover keeps its disks."""
