@@ -66,11 +66,13 @@ class Host:
         self.site = SITES[name]
         self.service: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        self.environment = {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8"}
+        # One that does not end in time is aborted, and tells where each of its threads stood.
+        self.environment = {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "PYTHONFAULTHANDLER": "1"}
 
     def run(self, line: str, *, check: bool = True, timeout: float = 240) -> str:
         """A line for the shell; what it printed."""
-        done = self.lab.run_in(self.site, ["sh", "-c", line], timeout=timeout, check=check, env=self.environment)
+        limited = ["timeout", "--signal=ABRT", "--kill-after=10", f"{timeout}", "sh", "-c", line]
+        done = self.lab.run_in(self.site, limited, timeout=timeout + 30, check=check, env=self.environment)
         return done.stdout + done.stderr
 
     def prepare(self) -> None:
