@@ -15,6 +15,7 @@ from tests.unit.cli.desk import Desk
 from tests.unit.service.waiting import wait_until
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("database", ["file", "server"])
 def test_all_roles_in_one_process(tmp_path: Path, database: str, postgres: Cluster) -> None:
     url = postgres.create() if database == "server" else str(tmp_path / "vault.db")

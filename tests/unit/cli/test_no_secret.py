@@ -80,6 +80,7 @@ class Host:
                 service.kill()
 
 
+@pytest.mark.once
 def test_a_secret_setting_is_nowhere(tmp_path: Path) -> None:
     home, _ = (MemoryWorld(name, path=tmp_path / name) for name in ("home", "away"))
     home.configure(key=SECRET)

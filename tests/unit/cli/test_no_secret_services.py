@@ -9,6 +9,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -112,6 +113,7 @@ class Deployment:
         assert "error [vault-" in self.desk.asr("status", code=10, ASR_VAULT=vault)
 
 
+@pytest.mark.once
 def test_no_secret_of_a_deployment_is_anywhere(tmp_path: Path, postgres: Cluster) -> None:
     url = postgres.create()
     made = Deployment(tmp_path, url)

@@ -17,6 +17,8 @@ from asrcore.replication import pair, transfer
 from asrcore.units import KiB, MiB
 from tests.unit.rig import Rig
 
+pytestmark = pytest.mark.once
+
 PLACES = [
     "cycle.view-opened",
     "cycle.begun",

@@ -278,6 +278,7 @@ FAULTS = st.lists(
 )
 
 
+@pytest.mark.once
 @settings(deadline=None, max_examples=100)
 @given(
     size=SIZES,
@@ -308,6 +309,7 @@ def test_a_copy_is_what_was_planned(
     event(f"{len(problems)} attempts failed")
 
 
+@pytest.mark.once
 @settings(deadline=None, max_examples=100)
 @given(
     size=SIZES,

@@ -12,6 +12,8 @@ import pytest
 
 from .mutants import MUTANTS, Mutant
 
+pytestmark = pytest.mark.once
+
 SUITE = Path(__file__).with_name("mutant_suite.py")
 ROOT = Path(__file__).parents[3]
 PROCESSES = 2
