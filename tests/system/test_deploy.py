@@ -20,6 +20,7 @@ import pytest
 
 from tests.docs._markdown import PROJECT, blocks
 from tests.lab import Kind, Lab
+from tests.system.own import PRIVATE, keep_apart
 from tests.system.rig import wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -32,10 +33,9 @@ SITE = {"vault": "b", "config": "b", "beta": "b", "ps1": "a"}
 NAMES = {"b": ("vault.example", "config.example", "beta.example"), "a": ("alpha.example",)}
 OWN = ("/etc", "/opt", "/root", "/usr/local", "/var/lib")
 """Directories of the machine that a host may change: what it changes is kept apart."""
-LIBVIRT = ("/etc/libvirt", "/var/lib/libvirt")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 READY = re.compile(rb"Ctrl-C")
-POSTGRES = "/srv/private/postgres"
+POSTGRES = f"{PRIVATE}/postgres"
 
 
 def indented(first: str) -> str:
@@ -80,21 +80,11 @@ class Host:
 
     def prepare(self) -> None:
         """What is changed is forgotten with the lab; names, and asrcore where the page says."""
-        self.run("mkdir /srv/private && mount -t tmpfs -o mode=755 tmpfs /srv/private")
-        for number, path in enumerate(LIBVIRT):
-            self.run(f"mkdir /srv/private/libvirt{number} && mount --bind {path} /srv/private/libvirt{number}")
         needed = Path(sys.executable).resolve(), PROJECT / "pyproject.toml", Path(sys.prefix) / "pyvenv.cfg"
         hidden = list(dict.fromkeys(directory for path in needed for directory in unreachable(path)))
-        for number, path in enumerate(dict.fromkeys([*OWN, *hidden])):
-            upper, work = (f"/srv/private/{part}{number}" for part in ("upper", "work"))
-            self.run(
-                f"mkdir {upper} {work} && "
-                f"mount -t overlay -o lowerdir={path},upperdir={upper},workdir={work} overlay {path}"
-            )
+        keep_apart(self.run, [*OWN, *hidden])
         for path in hidden:
             self.run(f"chmod o+x {path}")
-        for number, path in enumerate(LIBVIRT):
-            self.run(f"mount --bind /srv/private/libvirt{number} {path}")
         hosts = "127.0.0.1 localhost\n"
         for site, names in NAMES.items():
             hosts += f"{self.lab.sites[site].address} {' '.join(names)}\n"
@@ -153,7 +143,7 @@ class Host:
         if service["Type"] == "oneshot":
             self.lab.run_in(self.site, enter, env=environment, timeout=60)
             return
-        log = self.lab.host_path(self.site, f"/srv/private/{name}.log")
+        log = self.lab.host_path(self.site, f"{PRIVATE}/{name}.log")
         with log.open("wb") as file:
             process = self.lab.popen_in(self.site, enter, stdout=file.fileno(), stderr=file.fileno(), env=environment)
         self.services[name] = process

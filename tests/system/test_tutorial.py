@@ -21,6 +21,7 @@ import pytest
 
 from tests.docs._markdown import PROJECT, blocks
 from tests.lab import Kind, Lab
+from tests.system.own import PRIVATE, keep_apart
 from tests.system.rig import wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -29,8 +30,8 @@ TUTORIAL = PROJECT / "docs/tutorial/two-hosts.md"
 SITES = {"alpha": "a", "beta": "b"}
 GUEST = "web1"
 PATH = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
-OWN = ("/root/.ssh", "/var/lib/asrcore")
-"""Directories that each host has for itself."""
+OWN = ("/root", "/var/lib")
+"""Directories of the machine that each host changes for itself."""
 
 
 @attrs.frozen
@@ -77,31 +78,31 @@ class Host:
 
     def prepare(self) -> None:
         """Private directories, names, a replica directory, a key."""
+        keep_apart(self.run, OWN)
+        self.run("rm -rf /root/.ssh /var/lib/asrcore && mkdir -m 700 /root/.ssh /var/lib/asrcore")
         hosts = "".join(f"{self.lab.sites[site].address} {name}\n" for name, site in SITES.items())
-        self.run(f"mkdir /srv/private && printf '127.0.0.1 localhost\n{hosts}' > /srv/private/hosts")
-        self.run("mount --bind /srv/private/hosts /etc/hosts")
-        for number, directory in enumerate(OWN):
-            self.run(f"mkdir -m 700 /srv/private/{number} && mount --bind /srv/private/{number} {directory}")
+        self.run(f"printf '127.0.0.1 localhost\n{hosts}' > {PRIVATE}/hosts")
+        self.run(f"mount --bind {PRIVATE}/hosts /etc/hosts")
         self.run("mkdir -m 711 /srv/asr && mount --bind /srv/xfs /srv/asr && chmod 711 /srv/asr")
         self.run("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
-        self.run("dropbearkey -t ed25519 -f /srv/private/host-key")
+        self.run(f"dropbearkey -t ed25519 -f {PRIVATE}/host-key")
 
     def trust(self, other: Host) -> None:
         """As ssh-copy-id does: the other host may come in, and is known."""
         key = other.run("cat /root/.ssh/id_ed25519.pub").strip()
         self.run(f"echo '{key}' >> /root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys")
-        told = other.run("dropbearkey -y -f /srv/private/host-key")
+        told = other.run(f"dropbearkey -y -f {PRIVATE}/host-key")
         host_key = next(line for line in told.splitlines() if line.startswith("ssh-"))
         self.run(f"echo '{other.name} {host_key}' >> /root/.ssh/known_hosts")
 
     def serve(self) -> None:
         """Let the other host in."""
         address = self.lab.sites[self.site].address
-        log = self.lab.host_path(self.site, "/srv/private/ssh.log")
+        log = self.lab.host_path(self.site, f"{PRIVATE}/ssh.log")
         with log.open("wb") as output:
             self._server = self.lab.popen_in(
                 self.site,
-                ["dropbear", "-F", "-E", "-s", "-r", "/srv/private/host-key", "-P", "", "-p", f"{address}:22"],
+                ["dropbear", "-F", "-E", "-s", "-r", f"{PRIVATE}/host-key", "-P", "", "-p", f"{address}:22"],
                 stdout=output.fileno(),
                 stderr=output.fileno(),
                 env=self.environment,
@@ -109,7 +110,7 @@ class Host:
 
     def start_service(self) -> None:
         """What the unit's ExecStart says."""
-        with self.lab.host_path(self.site, "/srv/private/service.log").open("ab") as log:
+        with self.lab.host_path(self.site, f"{PRIVATE}/service.log").open("ab") as log:
             self.service = self.lab.popen_in(
                 self.site, ["asr", "run"], stdout=log.fileno(), stderr=log.fileno(), env=self.environment
             )
@@ -138,27 +139,20 @@ class Host:
 
 @pytest.fixture
 def hosts() -> Iterator[dict[str, Host]]:
-    made = [directory for directory in map(Path, OWN) if not directory.exists()]
-    for directory in made:
-        directory.mkdir(mode=0o700)  # a place to mount at; what is there is hidden from the hosts
-    try:
-        with Lab(f"tutorial-{os.getpid()}") as lab:
-            found = {name: Host(lab, name) for name in SITES}
-            alpha, beta = found.values()
-            try:
-                for host in found.values():
-                    host.prepare()
-                alpha.trust(beta)
-                beta.trust(alpha)
-                for host in found.values():
-                    host.serve()
-                yield found
-            finally:
-                for host in found.values():
-                    host.close()
-    finally:
-        for directory in made:
-            directory.rmdir()
+    with Lab(f"tutorial-{os.getpid()}") as lab:
+        found = {name: Host(lab, name) for name in SITES}
+        alpha, beta = found.values()
+        try:
+            for host in found.values():
+                host.prepare()
+            alpha.trust(beta)
+            beta.trust(alpha)
+            for host in found.values():
+                host.serve()
+            yield found
+        finally:
+            for host in found.values():
+                host.close()
 
 
 class Typist:
@@ -177,10 +171,7 @@ class Typist:
             f"virsh console {GUEST}-test": lambda host: host.run(f"virsh domstate {GUEST}-test"),
             f"asr events {GUEST}": self._quarantined,
         }
-        self.words = {
-            **addresses,
-            "/root/parcel.db": "/srv/private/parcel.db",  # /root is the same directory at both sites
-        }
+        self.words = addresses
 
     def type(self, typed: Typed) -> None:
         """Run a command; it must not fail."""
