@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 from asrcore.driver import DIGEST_BLOCK, DiskReader, DiskView, Replica, block_digests
 from asrcore.model.extent import Extent, intersect, split
-from asrcore.units import KiB, MiB
+from asrcore.units import MiB
 
 __all__ = ["COMPARE_WORKERS", "Pair", "both_zero", "piece_size"]
 
@@ -22,8 +22,6 @@ COMPARE_WORKERS = 4
 # one answer.
 NEAR_PIECE = 2 * MiB
 FAR_PIECE = 4 * MiB
-READ_PIECE = 512 * KiB
-"""How many bytes to ask the source for at a time, as a copy does: see `COPY_PIECE`."""
 
 
 def piece_size(view: DiskView, replica: Replica) -> int:
@@ -93,8 +91,7 @@ class Pair:
     def _content(self, piece: Extent) -> memoryview:
         self._loaded = None
         data = memoryview(self._ours)[: piece.length]
-        for part in split([piece], READ_PIECE):
-            self._fill(part.offset, data[part.offset - piece.offset :][: part.length])
+        self._fill(piece.offset, data)
         self._loaded = piece
         return data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import sys
 import tempfile
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+import asrcore
 from asrcore.model.extent import Extent
 from asrcore.model.point import Consistency, Mark, RecoveryPoint
 from asrcore.model.policy import Policy
@@ -30,6 +32,8 @@ RUNS = 10
 def measure(field: Field) -> Result:
     """On a vault with as many records as a day leaves; in memory, as making it costs thousands of transactions."""
     asr = Path(sys.executable).with_name("asr")
+    # As pip leaves an installed package; a checkout may have none, and none may be written (PYTHONDONTWRITEBYTECODE).
+    compileall.compile_dir(Path(asrcore.__file__).parent, quiet=1)
     with tempfile.TemporaryDirectory(prefix="asr-bench-", dir="/dev/shm") as directory:
         vault = Path(directory) / "vault.db"
         fill(str(vault), MACHINES, QUICK_POINTS if field.quick else POINTS)

@@ -222,10 +222,10 @@ class ModelWriter(CycleWriter):
 def small_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "COPY_PIECE", COPY)
+        patch.setattr(transfer, "FAR_COPY_PIECE", COPY // 2)
         patch.setattr(transfer, "FLUSH_EVERY", 256 * KiB)
         patch.setattr(pair, "NEAR_PIECE", NEAR)
         patch.setattr(pair, "FAR_PIECE", FAR)
-        patch.setattr(pair, "READ_PIECE", 64 * KiB)
         for module in (transfer, pair):
             patch.setattr(module, "bytearray", Tracked, raising=False)
         gc.collect()
