@@ -25,6 +25,13 @@ from drivers.azure.tests.failover.rig import FailoverRig
 
 MACHINE = "make a disk by upload, and start a machine in an isolated network"
 ROOT = Path(__file__).parents[4]
+# Of a shell without job control, as a CI's may be, what runs in the background ignores Ctrl-C: so would its children.
+ASR = """
+import signal
+from asrcore.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
 KILLED = """
 import json, sys
 from asr_driver_azure._driver import AzureDriver
@@ -163,7 +170,7 @@ def test_a_container_of_somebody_else_stays_whatever_its_name(
 def test_ctrl_c_at_the_command_line(rig: FailoverRig, tmp_path: Path) -> None:
     """While a machine runs; and what was answered until then is kept."""
     answers = tmp_path / "answers.jsonl"
-    command = [sys.executable, "-c", "from asrcore.cli import main; main()", "driver", "check", "azure"]
+    command = [sys.executable, "-c", ASR, "driver", "check", "azure"]
     command += ["--record", str(answers), *(f"--set={name}={value}" for name, value in rig.settings.items())]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as probe:
         wait_for_machine(rig, probe)
