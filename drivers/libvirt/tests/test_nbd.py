@@ -19,7 +19,7 @@ import pytest
 
 from asr_driver_libvirt import _nbd_ffi, _qemu_img
 from asr_driver_libvirt._nbd import (
-    IN_FLIGHT,
+    LARGE_IN_FLIGHT,
     REQUEST_SIZE,
     NbdClient,
     NbdContextMissing,
@@ -82,7 +82,7 @@ def test_what_is_written_is_read_and_is_in_the_file(server: QemuNbd, image: Path
     with server.connect() as client:
         assert client.size == SIZE
         assert (client.read_only, client.can_flush, client.can_zero, client.can_trim) == (False, True, True, True)
-        for size in (1, 511, 4096, 65537, REQUEST_SIZE, REQUEST_SIZE + 1, (IN_FLIGHT + 3) * REQUEST_SIZE + 7):
+        for size in (1, 511, 4096, 65537, REQUEST_SIZE, REQUEST_SIZE + 1, (LARGE_IN_FLIGHT + 3) * REQUEST_SIZE + 7):
             offset = chance.randrange(SIZE - size)
             piece = chance.randbytes(size)
             client.write(piece, offset)

@@ -1,7 +1,9 @@
 """A client for one NBD export, over libnbd, in which no call can block for ever.
 
-Requests go through libnbd's asynchronous calls and `nbd_poll` with a time limit: as fast as its synchronous calls
-(measured, 512 KiB requests, two threads: 7.3 against 7.1 GB/s), which know no limit.
+Requests go through libnbd's asynchronous calls and `nbd_poll` with a time limit. Each return from `nbd_poll` costs the
+interpreter that all threads share, some ten times for a MiB that comes over TCP; so a thread that reads much waits for
+the last of its requests in a synchronous call, which knows no limit: `_nbd_silence` cuts it short (measured, a copy of
+2 GiB: 2.5 to 2.4 s of processor in our process before, 1.9 now, and less in QEMU, that is woken less often).
 """
 
 import errno
@@ -10,7 +12,7 @@ import socket
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from asr_driver_libvirt import _nbd_ffi
+from asr_driver_libvirt import _nbd_ffi, _nbd_silence, _nbd_tcp
+from asr_driver_libvirt._nbd_errors import NbdContextMissing, NbdError, NbdExportMissing, NbdTimeout
 from asr_driver_libvirt._nbd_status import BlockStatus, Coverage
 from asrcore.errors import HostIncomplete
 from asrcore.units import KiB, MiB
@@ -29,10 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NbdClient", "NbdContextMissing", "NbdError", "NbdExportMissing", "NbdTimeout", "TlsFiles"]
 
-# Reads and writes are cut into requests of this size. QEMU allocates each one's memory; that of large ones mostly goes
-# back to the system and is faulted in anew (measured, 2 GiB over four connections: 300,000 page faults and 1.8 s with
-# one request of 512 KiB each, 13,000 and 1.1 s with two of 256).
-REQUEST_SIZE = 256 * KiB
+REQUEST_SIZE = 1 * MiB
 LARGE_IN_FLIGHT = 2
 # Requests kept in flight of what is smaller: as many as small extents are read at a time.
 IN_FLIGHT = 16
@@ -51,34 +51,6 @@ _UNLIMITED = 32 * MiB  # the NBD protocol's default maximum where the server nam
 
 # context, offset, and length, flags, length, flags...
 _Reply = tuple[str, int, list[int]]
-
-
-class NbdError(Exception):
-    """An NBD operation failed. `errno` is None where libnbd gives none (TLS, protocol)."""
-
-    def __init__(self, what: str, detail: str, *, export: str, errno: int | None) -> None:
-        super().__init__(f"NBD export {export!r}: {what}: {detail}")
-        self.what = what
-        self.detail = detail
-        self.export = export
-        self.errno = errno
-
-
-class NbdTimeout(NbdError):
-    """The server was silent for the time limit. The client can only be closed."""
-
-
-class NbdExportMissing(NbdError):
-    """The server is there but has no export of that name."""
-
-
-class NbdContextMissing(NbdError):
-    """The server does not offer the `contexts` asked for, such as a dirty bitmap."""
-
-    def __init__(self, contexts: Sequence[str], *, export: str) -> None:
-        names = ", ".join(contexts)
-        super().__init__("block status", f"not offered: {names}", export=export, errno=errno.ENOTSUP)
-        self.contexts = tuple(contexts)
 
 
 @attrs.frozen
@@ -306,8 +278,14 @@ class NbdClient:
 
     def read_each(self, reads: "Sequence[tuple[int, WriteableBuffer]]") -> None:
         """Fill each buffer from its offset on, several requests in flight. Raises as `read_into`."""
-        read, done = self._lib.nbd_aio_pread, self._libnbd.no_completion
-        self._each("read", reads, True, lambda data, size, offset: read(self._handle, data, size, offset, done, 0))
+        lib, done = self._lib, self._libnbd.no_completion
+        self._each(
+            "read",
+            reads,
+            True,
+            lambda data, size, offset: lib.nbd_aio_pread(self._handle, data, size, offset, done, 0),
+            lambda data, size, offset: lib.nbd_pread(self._handle, data, size, offset, 0),
+        )
 
     def write(self, buffer: "ReadableBuffer", offset: int) -> None:
         """Write all of BUFFER at OFFSET (bytes). Durable only after `flush`. Raises NbdError (NbdTimeout)."""
@@ -325,10 +303,10 @@ class NbdClient:
             self._check_inside("zero", offset, length)
             self._run(
                 f"zero of {length} bytes at {offset}",
-                (
+                [
                     partial(lib.nbd_aio_zero, self._handle, size, at, nothing, flags)
                     for at, size in _cut(offset, length, ZERO_SIZE)
-                ),
+                ],
             )
 
     def trim(self, offset: int, length: int) -> None:
@@ -338,10 +316,10 @@ class NbdClient:
             self._check_inside("trim", offset, length)
             self._run(
                 f"trim of {length} bytes at {offset}",
-                (
+                [
                     partial(lib.nbd_aio_trim, self._handle, size, at, nothing, 0)
                     for at, size in _cut(offset, length, ZERO_SIZE)
-                ),
+                ],
             )
 
     def flush(self) -> None:
@@ -460,9 +438,14 @@ class NbdClient:
                 raise
 
     def _each(
-        self, verb: str, pieces: "Sequence[tuple[int, ReadableBuffer]]", writable: bool, start: Callable[..., int]
+        self,
+        verb: str,
+        pieces: "Sequence[tuple[int, ReadableBuffer]]",
+        writable: bool,
+        start: Callable[..., int],
+        run: Callable[..., int] | None = None,
     ) -> None:
-        """Run START(data, bytes, offset) for what the pieces are cut into."""
+        """START(data, bytes, offset) for what the pieces are cut into; RUN is the same call, synchronous."""
         with self._operation(), ExitStack() as held:
             found = [
                 (offset, held.enter_context(self._ffi.from_buffer("unsigned char[]", buffer, writable)))
@@ -470,40 +453,60 @@ class NbdClient:
             ]
             for offset, data in found:
                 self._check_inside(verb, offset, len(data))
-            if found:
-                others = f" and {len(found) - 1} others" if len(found) > 1 else ""
-                if others:
-                    self._gather()
-                self._run(
-                    f"{verb} of {len(found[0][1])} bytes at {found[0][0]}{others}",
-                    (
-                        partial(start, data + (at - offset), size, at)
-                        for offset, data in found
-                        for at, size in _cut(offset, len(data), self._request)
-                    ),
-                    LARGE_IN_FLIGHT if any(len(data) >= self._request for _, data in found) else IN_FLIGHT,
-                )
+            if not found:
+                return
+            others = f" and {len(found) - 1} others" if len(found) > 1 else ""
+            what = f"{verb} of {len(found[0][1])} bytes at {found[0][0]}{others}"
+            large = any(len(data) >= self._request for _, data in found)
+            in_flight = LARGE_IN_FLIGHT if large else IN_FLIGHT
+            requests = [
+                (data + (at - offset), size, at)
+                for offset, data in found
+                for at, size in _cut(offset, len(data), self._request)
+            ]
+            if run is None or not self._waits_in_one_call(large):
+                self._run(what, [partial(start, *item) for item in requests], in_flight)
+                return
+            together = in_flight if self._tcp else 1
+            for first in range(0, len(requests), together):
+                *begun, last = requests[first : first + together]
+                self._run(what, [partial(start, *item) for item in begun], in_flight, partial(run, *last))
+
+    def _waits_in_one_call(self, large: bool) -> bool:
+        """Not in the main thread: it alone hears Ctrl-C, and only between calls. Over a unix socket it is not known
+        whether anything came meanwhile, so not where one call waits for several answers."""
+        return threading.current_thread() is not threading.main_thread() and (self._tcp or large)
 
     def _check_inside(self, verb: str, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self._size:
             what = f"{verb} of {length} bytes at {offset}"
             raise NbdError(what, f"outside of {self._size} bytes", export=self._export, errno=errno.EINVAL)
 
-    def _run(self, what: str, starts: Iterable[Callable[[], int]], in_flight: int = IN_FLIGHT) -> None:
-        """Start one request after another, some in flight at a time.
+    def _run(
+        self,
+        what: str,
+        starts: Sequence[Callable[[], int]],
+        in_flight: int = IN_FLIGHT,
+        last: Callable[[], int] | None = None,
+    ) -> None:
+        """Start one request after another, some in flight at a time; LAST is one more, that returns when it is done.
 
         When one fails the others are still waited for: libnbd holds pointers into the caller's buffers until then.
         """
         cookies: deque[int] = deque()
         failed: NbdError | None = None
-        for start in starts:
-            try:
+        if len(starts) > 1 and self._tcp:
+            _nbd_tcp.gather(self._descriptor(), True)
+            self._gathering = True
+        try:
+            for start in starts:
                 if len(cookies) >= in_flight:
                     self._wait(cookies.popleft(), what)
                 cookies.append(self._check(start(), what))
-            except NbdError as error:
-                failed = error
-                break
+            if last is not None:
+                self._wait_in_one_call(last, what)
+        except NbdError as error:
+            failed = error
         while cookies and self._broken is None:
             try:
                 self._wait(cookies.popleft(), what)
@@ -518,19 +521,46 @@ class NbdClient:
         while not (done := lib.nbd_aio_command_completed(handle, cookie)):
             self._poll(what)
         if done < 0:
-            error = self._last_error(what)
-            if lib.nbd_aio_is_dead(handle) or lib.nbd_aio_is_closed(handle):
-                self._break(error)
-            raise error
+            raise self._failure(what)
+
+    def _wait_in_one_call(self, run: Callable[[], int], what: str) -> None:
+        """Make a call that returns when the server has answered, or after it was silent for the time limit."""
+        self._before_waiting()
+        assert self._socket is not None
+        with _nbd_silence.limit(self._socket, self._timeout, tcp=self._tcp) as waiting:
+            done = run()
+        if waiting.cut:
+            raise self._late(what)
+        if done < 0:
+            raise self._failure(what)
+
+    def _failure(self, what: str) -> NbdError:
+        """Of the call that just failed; the client is unusable if that was for the connection."""
+        error = self._last_error(what)
+        if self._lib.nbd_aio_is_dead(self._handle) or self._lib.nbd_aio_is_closed(self._handle):
+            self._break(error)
+        return error
+
+    def _late(self, what: str) -> NbdTimeout:
+        late = NbdTimeout(what, f"no answer in {self._timeout:g} s", export=self._export, errno=errno.ETIMEDOUT)
+        self._break(late)
+        return late
+
+    def _before_waiting(self) -> None:
+        if self._gathering:
+            _nbd_tcp.gather(self._descriptor(), False)
+            self._gathering = False
+        if self._tcp:
+            _nbd_tcp.acknowledge_at_once(self._descriptor())
+
+    def _descriptor(self) -> int:
+        """-1: there is none yet."""
+        return self._socket.fileno() if self._socket is not None else int(self._lib.nbd_aio_get_fd(self._handle))
 
     def _poll(self, what: str) -> None:
         """Let libnbd move what can be moved; raise if the server is silent for the time limit."""
         left = self._timeout
-        if self._gathering:
-            self._tcp_option(socket.TCP_CORK, 0)
-            self._gathering = False
-        if self._tcp:
-            self._acknowledge_at_once()
+        self._before_waiting()
         while True:
             part = min(left, _SLICE)
             moved = self._lib.nbd_poll(self._handle, max(1, int(part * 1000)))
@@ -542,35 +572,7 @@ class NbdClient:
                 raise error
             left -= part
             if left <= 0:
-                late = NbdTimeout(what, f"no answer in {self._timeout:g} s", export=self._export, errno=errno.ETIMEDOUT)
-                self._break(late)
-                raise late
-
-    def _acknowledge_at_once(self) -> None:
-        """QEMU 7.2 sends small answers (its side of the negotiation, holes) in pieces and each only once the one before
-        is acknowledged, for which Linux takes 40 ms unless it is told, again and again, not to wait. Measured:
-        connecting 88 and now 0.4 ms, reading 1 MiB of holes 44 and now 0.1 ms; data is read as fast as before."""
-        self._tcp_option(socket.TCP_QUICKACK, 1)
-
-    def _gather(self) -> None:
-        """Send the requests that follow together when they are waited for. Sent one by one each wakes the server
-        (measured, 16 reads of 64 KiB at a time: sending took 0.25 s for 305 MiB, and now 0.10)."""
-        if self._tcp:
-            self._tcp_option(socket.TCP_CORK, 1)
-            self._gathering = True
-
-    def _tcp_option(self, option: int, value: int) -> None:
-        link = self._socket
-        if link is None and (fd := self._lib.nbd_aio_get_fd(self._handle)) >= 0:
-            link = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-        if link is None:
-            return
-        try:
-            with suppress(OSError):
-                link.setsockopt(socket.IPPROTO_TCP, option, value)
-        finally:
-            if link is not self._socket:
-                link.detach()  # libnbd's
+                raise self._late(what)
 
     def _break(self, reason: BaseException) -> None:
         if self._broken is None:

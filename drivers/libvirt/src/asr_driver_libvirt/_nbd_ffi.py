@@ -53,6 +53,7 @@ int nbd_can_meta_context(struct nbd_handle *, const char *);
 int64_t nbd_get_size(struct nbd_handle *);
 int64_t nbd_get_block_size(struct nbd_handle *, int);
 
+int nbd_pread(struct nbd_handle *, void *, size_t, uint64_t, uint32_t);
 int64_t nbd_aio_pread(struct nbd_handle *, void *, size_t, uint64_t, nbd_completion_callback, uint32_t);
 int64_t nbd_aio_pwrite(struct nbd_handle *, const void *, size_t, uint64_t, nbd_completion_callback, uint32_t);
 int64_t nbd_aio_zero(struct nbd_handle *, uint64_t, uint64_t, nbd_completion_callback, uint32_t);

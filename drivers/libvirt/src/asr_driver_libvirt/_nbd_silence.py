@@ -1,0 +1,100 @@
+"""A time limit for calls into libnbd that know none: a connection on which nothing comes for too long is cut.
+
+One thread of the process looks at the calls that wait. It begins with the first of them and ends when there was none
+for a while, so calls that follow each other cost two entries in a dictionary and no switch of threads.
+"""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import attrs
+
+__all__ = ["Waiting", "limit"]
+
+# Milliseconds since data last came, in Linux' `struct tcp_info` (linux/tcp.h: eight bytes, then the twelfth of its
+# 32-bit numbers, tcpi_last_data_recv).
+_LAST_DATA = struct.Struct("=I")
+_LAST_DATA_AT = 52
+# How often is looked, as a part of the shortest limit, and within which bounds (seconds).
+_PART, _SHORTEST, _LONGEST = 8, 0.05, 0.5
+_LEISURE = 3.0
+
+
+@attrs.define(eq=False)
+class Waiting:
+    """A call that waits for an answer. `cut`: it was silent for too long, and its connection is gone."""
+
+    link: socket.socket
+    seconds: float
+    tcp: bool
+    since: float = attrs.field(factory=time.monotonic, init=False)
+    cut: bool = attrs.field(default=False, init=False)
+
+    def look(self, now: float) -> None:
+        """Cut the connection if nothing came for the limit."""
+        silent = now - self.since
+        if silent >= self.seconds and self.tcp:
+            with suppress(OSError):
+                silent = min(silent, self._since_data())
+        if silent >= self.seconds:
+            self.cut = True
+            with suppress(OSError):  # gone already
+                self.link.shutdown(socket.SHUT_RDWR)
+
+    def _since_data(self) -> float:
+        facts = self.link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_AT + _LAST_DATA.size)
+        (milliseconds,) = _LAST_DATA.unpack_from(facts, _LAST_DATA_AT)
+        return float(milliseconds) / 1000
+
+
+class _Watcher:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: dict[int, Waiting] = {}
+        self._runs = False
+
+    @contextmanager
+    def watch(self, call: Waiting) -> Iterator[Waiting]:
+        with self._lock:
+            self._calls[id(call)] = call
+            starts, self._runs = not self._runs, True
+        if starts:
+            threading.Thread(target=self._run, name="nbd-silence", daemon=True).start()
+        try:
+            yield call
+        finally:
+            with self._lock:
+                del self._calls[id(call)]
+
+    def _run(self) -> None:
+        busy = time.monotonic()
+        while True:
+            now = time.monotonic()
+            with self._lock:
+                # Under the lock, so that a call that has ended is not cut: its connection may be in use again.
+                for call in self._calls.values():
+                    call.look(now)
+                waiting = [call.seconds for call in self._calls.values() if not call.cut]
+                if waiting:
+                    busy = now
+                elif now - busy >= _LEISURE:
+                    self._runs = False
+                    return
+            time.sleep(min(_LONGEST, max(_SHORTEST, min(waiting, default=0.0) / _PART)))
+
+
+_watcher = _Watcher()
+
+
+@contextmanager
+def limit(link: socket.socket, seconds: float, *, tcp: bool) -> Iterator[Waiting]:
+    """Within it the connection is cut (`cut` then tells) when nothing came over it for `seconds`.
+
+    Where LINK is no TCP connection it cannot be told whether something came: the limit is for all of the time within.
+    """
+    with _watcher.watch(Waiting(link, seconds, tcp)) as waiting:
+        yield waiting

@@ -1,0 +1,176 @@
+"""Reads as the engine's workers make them, in threads of their own, where one call of libnbd waits for the answers."""
+
+import errno
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import attrs
+import pytest
+
+from asr_driver_libvirt import _nbd_silence
+from asr_driver_libvirt._nbd import IN_FLIGHT, LARGE_IN_FLIGHT, REQUEST_SIZE, NbdClient, NbdError, NbdTimeout
+from asrcore.units import KiB, MiB
+
+SIZE = 8 * MiB
+LIMIT = 0.6
+
+
+@attrs.frozen
+class Server:
+    """nbdkit. `cut_off`: while this file is there every read fails."""
+
+    pid: int
+    connect: Callable[[float], NbdClient]
+    cut_off: Path
+
+
+@contextmanager
+def nbdkit(kind: str, directory: Path, *words: str) -> Iterator[Server]:
+    """nbdkit that serves over TCP or a unix socket; ended with the block."""
+    pid, cut_off = directory / "pid", directory / "cut-off"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    where = ["-i", "127.0.0.1", "-p", str(port)] if kind == "tcp" else ["-U", str(directory / "socket")]
+
+    def connect(timeout: float) -> NbdClient:
+        if kind == "tcp":
+            return NbdClient.connect_tcp("127.0.0.1", port, "", timeout=timeout)
+        return NbdClient.connect_unix(directory / "socket", "", timeout=timeout)
+
+    with subprocess.Popen(["nbdkit", "-f", *where, "-P", pid, *words]) as process:
+        try:
+            for _ in range(500):
+                if pid.exists():
+                    break
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.01)
+                    pytest.fail("nbdkit did not start")
+            yield Server(process.pid, connect, cut_off)
+        finally:
+            process.kill()
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> bytes:
+    data = random.Random(3).randbytes(SIZE)
+    (tmp_path / "disk").write_bytes(data)
+    return data
+
+
+def elsewhere(call: Callable[[], object]) -> None:
+    """Call it in a thread that is not the main one, to its end; raises what it raises."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(call).result()
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_what_is_read_is_what_is_there(kind: str, tmp_path: Path, content: bytes) -> None:
+    chance = random.Random(4)
+    whole = [1, 511, 65537, REQUEST_SIZE - 1, REQUEST_SIZE, REQUEST_SIZE + 1, (LARGE_IN_FLIGHT + 2) * REQUEST_SIZE + 7]
+    batches = [[size] for size in whole]
+    batches += [[64 * KiB] * count for count in (2, IN_FLIGHT, IN_FLIGHT + 1)]
+    batches += [[chance.randrange(1, 2 * REQUEST_SIZE) for _ in range(chance.randrange(1, 9))] for _ in range(20)]
+
+    def read(client: NbdClient, sizes: list[int]) -> None:
+        parts = [(chance.randrange(SIZE - size), bytearray(size)) for size in sizes]
+        client.read_each(parts)
+        for offset, buffer in parts:
+            assert buffer == content[offset : offset + len(buffer)]
+
+    with nbdkit(kind, tmp_path, "-r", "file", str(tmp_path / "disk")) as server, server.connect(30) as client:
+        for sizes in batches:
+            elsewhere(lambda sizes=sizes: read(client, sizes))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("sizes", [[REQUEST_SIZE], [64 * KiB] * 5, [4 * REQUEST_SIZE]], ids=["one", "small", "several"])
+def test_a_silent_server_costs_the_time_limit_and_no_more(kind: str, tmp_path: Path, sizes: list[int]) -> None:
+    parts = [(number * MiB, bytearray(size)) for number, size in enumerate(sizes)]
+    with nbdkit(kind, tmp_path, "memory", "16M") as server, server.connect(LIMIT) as client:
+        elsewhere(lambda: client.read_each(parts))
+        with stopped(server.pid):
+            start = time.monotonic()
+            with pytest.raises(NbdTimeout, match=r"no answer in 0\.6 s") as caught:
+                elsewhere(lambda: client.read_each(parts))
+            assert LIMIT * 0.9 < time.monotonic() - start < LIMIT + 1.5
+            assert caught.value.errno == errno.ETIMEDOUT
+        with pytest.raises(NbdError, match=r"unusable since: .*no answer in 0\.6 s"):
+            elsewhere(lambda: client.read_each(parts))
+
+
+@pytest.mark.parametrize("sizes", [[64 * KiB] * IN_FLIGHT, [4 * REQUEST_SIZE]], ids=["small", "several"])
+def test_a_slow_server_is_not_a_silent_one(kind: str, tmp_path: Path, sizes: list[int]) -> None:
+    """The whole takes longer than the limit, no answer does."""
+    parts = [(number * 64 * KiB, bytearray(size)) for number, size in enumerate(sizes)]
+    delay = LIMIT / 2
+    with (
+        nbdkit(kind, tmp_path, "--filter=delay", "--threads=1", "memory", "16M", f"rdelay={delay * 1000:.0f}ms") as it,
+        it.connect(LIMIT) as client,
+    ):
+        start = time.monotonic()
+        elsewhere(lambda: client.read_each(parts))
+        assert time.monotonic() - start > LIMIT
+
+
+def test_a_failed_read_has_its_errno_and_the_connection_lives(kind: str, tmp_path: Path) -> None:
+    failing = ["error-pread=EIO", f"error-pread-file={tmp_path / 'cut-off'}", "error-pread-rate=100%"]
+    parts = [(0, bytearray(64 * KiB)), (MiB, bytearray(2 * MiB))]
+    with (
+        nbdkit(kind, tmp_path, "--filter=error", "memory", "16M", *failing) as server,
+        server.connect(30) as client,
+    ):
+        server.cut_off.touch()
+        with pytest.raises(NbdError, match="Input/output error") as caught:
+            elsewhere(lambda: client.read_each(parts))
+        assert caught.value.errno == errno.EIO
+        server.cut_off.unlink()
+        elsewhere(lambda: client.read_each(parts))
+
+
+def test_a_killed_server_fails_the_call_at_once_and_all_later_ones(kind: str, tmp_path: Path) -> None:
+    with nbdkit(kind, tmp_path, "memory", "16M") as server, server.connect(30) as client, ThreadPoolExecutor(1) as pool:
+        with stopped(server.pid):
+            reading = pool.submit(client.read_into, bytearray(4 * MiB), 0)
+            while not client._lock.locked():
+                time.sleep(0.01)
+            start = time.monotonic()
+            os.kill(server.pid, signal.SIGKILL)
+            with pytest.raises(NbdError) as caught:
+                reading.result()
+        assert not isinstance(caught.value, NbdTimeout)
+        assert time.monotonic() - start < 5
+        with pytest.raises(NbdError, match="unusable"):
+            client.flush()
+
+
+def test_the_thread_that_looks_ends_when_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_nbd_silence, "_LEISURE", 0.1)
+    with nbdkit("tcp", tmp_path, "memory", "16M") as server, server.connect(30) as client:
+        for _ in range(2):
+            elsewhere(lambda: client.read_into(bytearray(MiB), 0))
+            deadline = time.monotonic() + 10
+            while any(thread.name == "nbd-silence" for thread in threading.enumerate()):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
