@@ -56,9 +56,12 @@ def ratio(rounds: Mapping[str, Sequence[Measured]], peer: str, field: str = "") 
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """The contenders in the order of a round: each is first in turn, as what comes first finds other caches."""
-    start = number % len(names) if names else 0
-    return [*names[start:], *names[:start]]
+    """The contenders in the order of a round: each is first in turn, as what comes first finds other caches, and every
+    second round backwards, so that nobody always comes after the same: each finds the memory as the one before left it.
+    """
+    start = number // 2 % len(names) if names else 0
+    turned = [*names[start:], *names[:start]]
+    return turned[::-1] if number % 2 else turned
 
 
 def document(results: Sequence[Result], machine: Mapping[str, object]) -> dict[str, object]:

@@ -124,7 +124,7 @@ def test_a_silent_server_costs_the_time_limit_and_no_more(kind: str, tmp_path: P
 def test_a_slow_server_is_not_a_silent_one(kind: str, tmp_path: Path, sizes: list[int]) -> None:
     """The whole takes longer than the limit, no answer does."""
     parts = [(number * 64 * KiB, bytearray(size)) for number, size in enumerate(sizes)]
-    delay = LIMIT / 2
+    delay = LIMIT * 0.6
     with (
         nbdkit(kind, tmp_path, "--filter=delay", "--threads=1", "memory", "16M", f"rdelay={delay * 1000:.0f}ms") as it,
         it.connect(LIMIT) as client,

@@ -20,6 +20,10 @@ typedef struct {
   int (*callback)(void *, const char *, uint64_t, uint32_t *, size_t, int *);
   void *user_data; void (*free)(void *);
 } nbd_extent_callback;
+typedef struct {
+  int (*callback)(void *, const void *, size_t, uint64_t, unsigned, int *);
+  void *user_data; void (*free)(void *);
+} nbd_chunk_callback;
 
 struct nbd_handle *nbd_create(void);
 void nbd_close(struct nbd_handle *);
@@ -49,11 +53,12 @@ int nbd_can_multi_conn(struct nbd_handle *);
 int nbd_can_flush(struct nbd_handle *);
 int nbd_can_zero(struct nbd_handle *);
 int nbd_can_trim(struct nbd_handle *);
+int nbd_can_df(struct nbd_handle *);
 int nbd_can_meta_context(struct nbd_handle *, const char *);
 int64_t nbd_get_size(struct nbd_handle *);
 int64_t nbd_get_block_size(struct nbd_handle *, int);
 
-int nbd_pread(struct nbd_handle *, void *, size_t, uint64_t, uint32_t);
+int nbd_pread_structured(struct nbd_handle *, void *, size_t, uint64_t, nbd_chunk_callback, uint32_t);
 int64_t nbd_aio_pread(struct nbd_handle *, void *, size_t, uint64_t, nbd_completion_callback, uint32_t);
 int64_t nbd_aio_pwrite(struct nbd_handle *, const void *, size_t, uint64_t, nbd_completion_callback, uint32_t);
 int64_t nbd_aio_zero(struct nbd_handle *, uint64_t, uint64_t, nbd_completion_callback, uint32_t);
@@ -67,7 +72,7 @@ int nbd_aio_in_flight(struct nbd_handle *);
 
 
 class Libnbd:
-    """The loaded library: `ffi` (cffi) and `lib` (the functions)."""
+    """The loaded library: `ffi` (cffi) and `lib` (the functions). `seen`: for a read whose parts nobody looks at."""
 
     def __init__(self) -> None:
         # cffi ships no types; importing it by name keeps mypy's verdict the same with and without third-party stubs
@@ -76,6 +81,8 @@ class Libnbd:
         self.ffi: Any = ffi
         self.lib: Any = ffi.dlopen(LIBRARY)
         self.no_completion: Any = ffi.new("nbd_completion_callback *")[0]  # all NULL: completion is asked for, not told
+        self._on_chunk = ffi.callback("int(void *, const void *, size_t, uint64_t, unsigned, int *)", lambda *_: 0)
+        self.seen: Any = ffi.new("nbd_chunk_callback *", {"callback": self._on_chunk})[0]
 
     def has(self, function: str) -> bool:
         """Whether this version of the library has FUNCTION (the newer ones are optional)."""
