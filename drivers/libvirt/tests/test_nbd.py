@@ -330,6 +330,21 @@ def test_a_failed_read_has_its_errno_and_the_connection_lives(tmp_path: Path) ->
         assert buffer == bytes(16 * MiB)
 
 
+def test_a_read_at_once_is_one_request_of_any_size(server: QemuNbd, filled: bytes, tmp_path: Path) -> None:
+    with server.connect() as client:
+        client.zero(MiB, 8 * MiB)
+        buffer = bytearray(b"x" * 10 * MiB)
+        client.read_at_once(buffer, 0)
+        assert buffer == filled[:MiB] + bytes(8 * MiB) + filled[9 * MiB : 10 * MiB]
+        with pytest.raises(NbdError, match="outside"):
+            client.read_at_once(buffer, SIZE - MiB)
+    small = ["--filter=blocksize-policy", "memory", "16M", "blocksize-maximum=1M", "blocksize-error-policy=error"]
+    with nbdkit(tmp_path, *small) as path, NbdClient.connect_unix(path, "") as client:
+        client.read_into(buffer, 0)
+        with pytest.raises(NbdError):
+            client.read_at_once(buffer, 0)
+
+
 def test_a_killed_server_fails_the_call_and_all_later_ones(image: Path) -> None:
     server = QemuNbd(image, "qcow2")
     server.start()

@@ -290,6 +290,13 @@ class NbdClient:
             lambda data, size, offset: lib.nbd_pread_structured(self._handle, data, size, offset, seen, _FLAG_WHOLE),
         )
 
+    def read_at_once(self, buffer: "WriteableBuffer", offset: int) -> None:
+        """As `read_into`, in one request. Raises NbdError also if the server takes none of that size."""
+        with self._operation(), self._ffi.from_buffer("unsigned char[]", buffer, True) as data:
+            self._check_inside("read", offset, len(data))
+            what, nothing = f"read of {len(data)} bytes at {offset}", self._libnbd.no_completion
+            self._run(what, [lambda: self._lib.nbd_aio_pread(self._handle, data, len(data), offset, nothing, 0)])
+
     def write(self, buffer: "ReadableBuffer", offset: int) -> None:
         """Write all of BUFFER at OFFSET (bytes). Durable only after `flush`. Raises NbdError (NbdTimeout)."""
         self.write_each([(offset, buffer)])

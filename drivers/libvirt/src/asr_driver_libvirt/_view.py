@@ -15,11 +15,18 @@ from asrcore.errors import AsrError
 from asrcore.model.extent import Extent, union
 from asrcore.model.machine import Description, Disk
 from asrcore.model.point import Consistency, Mark
+from asrcore.units import MiB
 
 __all__ = ["READ_SECONDS", "Frozen", "LibvirtDiskView", "LibvirtMachineView", "LibvirtView"]
 
 READ_SECONDS = 20.0
 """A server that is silent for so long is gone. libvirt's own keep-alive notices within the same time."""
+
+# glibc, with which QEMU allocates the memory of each request, keeps up to twice the largest block that was ever freed
+# (mallopt(3), M_MMAP_THRESHOLD) and gives the rest back to the system, to be faulted in anew. Measured, a copy of 2 GiB
+# over four connections: 55,000 to 525,000 page faults of QEMU and 2.4 to 3.2 s of its processor; after one request of
+# this size none, and 1.6 s.
+_LARGE = 8 * MiB
 
 
 class Frozen(ABC):
@@ -145,7 +152,23 @@ class LibvirtDiskView(DiskView):
 
     def allocated(self) -> list[Extent]:
         """The whole disk; `zero` where it is known to read as zeroes."""
-        return [_extent(item) for item in self._status("")]
+        found = [_extent(item) for item in self._status("")]
+        hole = next((item for item in found if item.zero and item.length >= _LARGE), None)
+        if hole is not None:
+            self._have_memory_kept(hole.offset)
+        return found
+
+    def _have_memory_kept(self, hole: int) -> None:
+        """Whoever asks for all of the disk will read much of it. Of a hole nothing travels."""
+        client, sound = self._connect(), False
+        try:
+            if (client.max_block_size or 0) >= _LARGE:
+                client.read_at_once(bytearray(_LARGE), hole)
+            sound = True
+        except NbdError as problem:
+            raise self._frozen.explain(problem) from problem
+        finally:
+            self._connections.give(client, sound=sound)
 
     def _status(self, base: str) -> Iterator[DiskExtent]:
         size = self.disk.size
