@@ -77,10 +77,10 @@ class Journal(Servers):
     def job(self, id_or_prefix: str) -> Job:
         """By id, or by the beginning of one. Raises NotFound, AmbiguousName."""
         table = _schema.jobs
-        begins = func.substr(table.c.id, 1, len(id_or_prefix)) == id_or_prefix
         with self._read() as connection:
             rows = [known] if (known := row_of(connection, table, id=id_or_prefix)) else []
             if not rows and id_or_prefix:
+                begins = func.substr(table.c.id, 1, len(id_or_prefix)) == id_or_prefix
                 rows = list(connection.execute(select(table).where(begins).limit(5)).mappings())
         if not rows:
             raise _no_job(id_or_prefix)
