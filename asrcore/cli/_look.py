@@ -12,7 +12,9 @@ from asrcore.cli._output import Json
 from asrcore.units import format_duration, format_size, format_time
 
 if TYPE_CHECKING:
-    from asrcore.engine import Engine, MachineStatus
+    from collections.abc import Sequence
+
+    from asrcore.engine import MachineStatus
     from asrcore.service.servers import ServerStatus
     from asrcore.vault import Job
 
@@ -49,20 +51,19 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show every protected machine: state, health with reasons, true RPO, points. Asks no site."""
-    with _session.engine(context) as opened:
-        while True:
-            if watch and not as_json:
-                typer.echo("\x1b[2J\x1b[H", nl=False)  # clear the terminal, cursor to its top
-            _show_status(opened, as_json=as_json)
-            if not watch:
-                return
-            time.sleep(2)
+    while True:
+        machines = _session.machines(context)
+        if watch and not as_json:
+            typer.echo("\x1b[2J\x1b[H", nl=False)  # clear the terminal, cursor to its top
+        _show_status(machines, as_json=as_json)
+        if not watch:
+            return
+        time.sleep(2)
 
 
-def _show_status(opened: Engine, *, as_json: bool) -> None:
+def _show_status(machines: Sequence[MachineStatus], *, as_json: bool) -> None:
     from asrcore.service.status import document  # noqa: PLC0415 - `asr --help` needs no database
 
-    machines = opened.status()
     if as_json:
         _output.show([document(item) for item in machines], "", as_json=True)
         return

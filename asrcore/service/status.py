@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -13,7 +13,10 @@ from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
 from asrcore.service import due
 from asrcore.units import format_time
-from asrcore.vault import CycleStats, JobState, Vault
+from asrcore.vault import CycleStats, JobState
+
+if TYPE_CHECKING:
+    from asrcore.vault import Glance, Vault
 
 __all__ = ["MachineStatus", "document", "machines"]
 
@@ -35,7 +38,7 @@ class MachineStatus:
     working_on: str
 
 
-def machines(vault: Vault, now: float) -> list[MachineStatus]:
+def machines(vault: Vault | Glance, now: float) -> list[MachineStatus]:
     """All of them, by name, at `now` in seconds since the epoch."""
     protections = vault.protections()
     policies = {policy.name: policy for policy in vault.policies()}

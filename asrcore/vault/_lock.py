@@ -1,4 +1,4 @@
-"""One engine per vault. The kernel (or the database server) lets go of the lock when the process dies."""
+"""One engine per vault, where that is a file. The kernel lets go of the lock when the process dies."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
-
 from asrcore.errors import VaultInUse
 
-__all__ = ["UseLock", "holder_of_file", "holder_of_server", "keep_engines_out", "lock_file", "lock_server"]
+__all__ = ["STARTING", "UseLock", "holder_of_file", "lock_file"]
 
-_STARTING = "an engine that is just starting"
+STARTING = "an engine that is just starting"
 _TRIES, _PAUSE = 10, 0.02  # somebody who asks for the holder has the lock shared for microseconds
-_KEY = 0x41735256  # of PostgreSQL's advisory lock; such locks are per database
 
 
 @contextmanager
@@ -95,45 +91,4 @@ def holder_of_file(path: Path) -> str | None:
 
 
 def _text(descriptor: int) -> str:
-    return os.pread(descriptor, 4096, 0).decode("utf-8", "replace") or _STARTING
-
-
-@contextmanager
-def lock_server(engine: Engine, holder: str, *, shared: bool = False) -> Iterator[None]:
-    """The same on PostgreSQL, for as long as one connection lives; it tells others by its application name.
-
-    `shared`: beside others that share it, and not beside one that has it alone.
-    """
-    kind = "_shared" if shared else ""
-    with engine.connect() as connection:
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")  # noqa: PLW2901 - the same one
-        if not connection.execute(text(f"SELECT pg_try_advisory_lock{kind}(:key)"), {"key": _KEY}).scalar():
-            raise VaultInUse(holder=_server_holder(connection) or _STARTING)
-        connection.execute(text("SELECT set_config('application_name', :name, false)"), {"name": holder[:63]})
-        try:
-            yield
-        finally:
-            with suppress(DBAPIError):  # at once, where the server would take a moment to see that the session ended
-                connection.execute(text(f"SELECT pg_advisory_unlock{kind}(:key)"), {"key": _KEY})
-            connection.invalidate()  # closing the session is what lets go for certain
-
-
-def keep_engines_out(connection: Connection) -> None:
-    """On PostgreSQL, until the connection's transaction ends. Raises VaultInUse while an engine works on the vault."""
-    if not connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _KEY}).scalar():
-        raise VaultInUse(holder=_server_holder(connection) or _STARTING)
-
-
-def holder_of_server(engine: Engine) -> str | None:
-    """The same on PostgreSQL."""
-    with engine.connect() as connection:
-        return _server_holder(connection)
-
-
-def _server_holder(connection: Connection) -> str | None:
-    statement = (
-        "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid"
-        " WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objid = :key"
-        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    return connection.execute(text(statement), {"key": _KEY}).scalar()
+    return os.pread(descriptor, 4096, 0).decode("utf-8", "replace") or STARTING

@@ -13,15 +13,12 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from asrcore.errors import AsrError, InvalidValue, NotAVault, VaultMoved, VaultNotFound, VaultUnavailable
-from asrcore.vault._schema import APPLICATION_ID
+from asrcore.vault._versions import APPLICATION_ID, HEADER_SIZE, application_id
 
 __all__ = ["Place"]
 
 _WANTED = "a file path, sqlite:///PATH, or postgresql://USER@HOST/DATABASE"
 IDLE_SECONDS = 10  # far more than any transaction of ours pauses for
-_MAGIC = b"SQLite format 3\0"
-_APPLICATION_ID_AT = 68  # of the header, https://www.sqlite.org/fileformat2.html#application_id
-_HEADER_SIZE = 100
 
 
 @attrs.frozen
@@ -81,7 +78,7 @@ class Place:
             if not stat.S_ISREG(mode):
                 raise NotAVault(url=self.shown, detail="It is not a regular file.")
             with self.path.open("rb") as file:
-                header = file.read(_HEADER_SIZE)
+                header = file.read(HEADER_SIZE)
         except (FileNotFoundError, NotADirectoryError) as problem:
             if self.beside(".moved").exists():
                 raise VaultMoved(url=self.shown, left=str(self.beside(".moved"))) from problem
@@ -90,9 +87,9 @@ class Place:
             raise self.unavailable(problem) from problem
         if not header:
             raise NotAVault(url=self.shown, detail="The file is empty.")
-        if len(header) < _HEADER_SIZE or not header.startswith(_MAGIC):
+        found = application_id(header)
+        if found is None:
             raise NotAVault(url=self.shown, detail="The file is not a database.")
-        found = int.from_bytes(header[_APPLICATION_ID_AT : _APPLICATION_ID_AT + 4], "big")
         if found != APPLICATION_ID:
             raise NotAVault(url=self.shown, detail="It is a SQLite database of another program.")
 

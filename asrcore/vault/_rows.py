@@ -10,10 +10,9 @@ import struct
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
-from sqlalchemy import RowMapping
 
 from asrcore.model.extent import Extent
 from asrcore.model.point import Consistency, Mark, RecoveryPoint
@@ -47,8 +46,11 @@ __all__ = [
     "unpack_plan",
 ]
 
-Row = RowMapping
-"""Column name -> what the database gave."""
+
+class Row(Protocol):
+    """What the database gave, by the column's name: SQLAlchemy's rows, or a dictionary."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
 
 
 def _fields(

@@ -22,9 +22,6 @@ from sqlalchemy import (
 )
 
 __all__ = [
-    "APPLICATION_ID",
-    "REVISIONS",
-    "VERSION_TABLE",
     "assignments",
     "certificates",
     "cycles",
@@ -38,14 +35,6 @@ __all__ = [
     "servers",
     "sites",
 ]
-
-APPLICATION_ID = 0x41735256
-"""In the header of every SQLite file that is a vault: foreign ones are told apart without SQLite touching them."""
-
-VERSION_TABLE = "asr_version"
-
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
-"""Known schema versions, oldest first; the same as in migrations/versions, without importing Alembic to know."""
 
 # Constraints that have names can be altered by a later migration on both databases.
 metadata = MetaData(

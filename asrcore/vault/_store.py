@@ -16,8 +16,8 @@ from asrcore.crashpoint import reach
 from asrcore.errors import AsrError, HostIncomplete, InvalidValue, NotAVault, VaultDamaged
 from asrcore.vault._place import Place
 from asrcore.vault._rows import Row
-from asrcore.vault._schema import VERSION_TABLE
 from asrcore.vault._secrets import Secrets
+from asrcore.vault._versions import VERSION_TABLE
 
 __all__ = ["Store", "make_engine", "recorded_version", "row_of", "translated"]
 

@@ -15,10 +15,11 @@ from sqlalchemy.exc import DBAPIError
 
 from asrcore.crashpoint import reach
 from asrcore.errors import NotAVault, VaultDamaged, VaultExists, VaultMoved, VaultNotFound
-from asrcore.vault._lock import keep_engines_out, lock_file
+from asrcore.vault._lock import lock_file
+from asrcore.vault._lock_server import keep_engines_out
 from asrcore.vault._place import Place
-from asrcore.vault._schema import APPLICATION_ID
 from asrcore.vault._store import make_engine, recorded_version, translated
+from asrcore.vault._versions import APPLICATION_ID
 
 __all__ = ["MIGRATIONS", "create_file", "create_on_server", "migrate", "upgrade"]
 

@@ -16,13 +16,13 @@ from sqlalchemy.exc import DBAPIError
 
 from asrcore.errors import InvalidValue, NotAVault, VaultNotFound, VaultTooNew
 from asrcore.units import format_time
-from asrcore.vault import _lock
+from asrcore.vault import _lock, _lock_server
 from asrcore.vault._certificates import Certificates
 from asrcore.vault._cycles import Cycles
 from asrcore.vault._journal import Journal
 from asrcore.vault._place import Place
-from asrcore.vault._schema import REVISIONS
 from asrcore.vault._store import make_engine, recorded_version, translated
+from asrcore.vault._versions import REVISIONS
 
 __all__ = ["Vault"]
 
@@ -178,7 +178,7 @@ class Vault(Cycles, Journal, Certificates):
                     stack.enter_context(_lock.lock_file(self._place.beside(".lock"), told))
                 else:
                     with self._translated():
-                        stack.enter_context(_lock.lock_server(self._engine, told, shared=shared))
+                        stack.enter_context(_lock_server.lock_server(self._engine, told, shared=shared))
             except OSError as problem:
                 raise self._place.unavailable(problem) from problem
             yield
@@ -189,7 +189,7 @@ class Vault(Cycles, Journal, Certificates):
             if self._place.path is not None:
                 return _lock.holder_of_file(self._place.beside(".lock"))
             with self._translated():
-                return _lock.holder_of_server(self._engine)
+                return _lock_server.holder_of_server(self._engine)
         except OSError as problem:
             raise self._place.unavailable(problem) from problem
 

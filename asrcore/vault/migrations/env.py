@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from asrcore.vault._schema import VERSION_TABLE
+from asrcore.vault._versions import VERSION_TABLE
 
 context.configure(connection=context.config.attributes["connection"], version_table=VERSION_TABLE)
 context.run_migrations()

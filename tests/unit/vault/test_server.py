@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from asrcore.errors import NotAVault, VaultExists, VaultInUse, VaultNotFound, VaultTooNew, VaultUnavailable
-from asrcore.vault import Vault, _rows, _schema, _upgrade
+from asrcore.vault import Vault, _rows, _upgrade, _versions
 from tests.postgres import Cluster
 from tests.unit.vault import samples
 from tests.unit.vault.test_upgrade import NEXT, NOW, PATCH
@@ -142,7 +142,7 @@ def test_a_vault_of_the_first_version_is_read_as_it_was(
     empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = tmp_path / "migrations"
-    newer = [f"v{number}.py" for number in _schema.REVISIONS[1:]]
+    newer = [f"v{number}.py" for number in _versions.REVISIONS[1:]]
     shutil.copytree(_upgrade.MIGRATIONS, first, ignore=shutil.ignore_patterns("__pycache__", *newer))
     with monkeypatch.context() as patch:
         patch.setattr("asrcore.vault._vault.REVISIONS", ("0001",))

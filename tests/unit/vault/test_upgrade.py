@@ -18,10 +18,10 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.schema import CreateTable
 
 from asrcore.errors import VaultDamaged, VaultInUse, VaultTooNew
-from asrcore.vault import Vault, _rows, _schema, _upgrade
+from asrcore.vault import Vault, _rows, _schema, _upgrade, _versions
 from tests.unit.vault import samples
 
-NOW = _schema.REVISIONS[-1]
+NOW = _versions.REVISIONS[-1]
 NEXT = f"""
 import sqlalchemy as sa
 from alembic import op
@@ -60,14 +60,14 @@ def query(path: Path, sql: str) -> list[tuple[object, ...]]:
 
 def test_migrations_make_the_schema_of_the_code(vault: Vault) -> None:
     with vault._read() as connection:
-        options = {"version_table": _schema.VERSION_TABLE, "compare_server_default": True}
+        options = {"version_table": _versions.VERSION_TABLE, "compare_server_default": True}
         context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, _schema.metadata) == []
 
 
 def test_known_revisions_are_those_on_disk() -> None:
     script = ScriptDirectory(str(_upgrade.MIGRATIONS))
-    assert tuple(item.revision for item in reversed(list(script.walk_revisions()))) == _schema.REVISIONS
+    assert tuple(item.revision for item in reversed(list(script.walk_revisions()))) == _versions.REVISIONS
 
 
 def test_the_schema_is_one_for_postgresql_too() -> None:
@@ -101,7 +101,7 @@ def test_the_kept_copy_is_a_vault_of_the_older_version(
 def test_a_vault_of_the_first_version_is_read_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "first.db"
     first = tmp_path / "migrations"
-    newer = [f"v{number}.py" for number in _schema.REVISIONS[1:]]
+    newer = [f"v{number}.py" for number in _versions.REVISIONS[1:]]
     shutil.copytree(_upgrade.MIGRATIONS, first, ignore=shutil.ignore_patterns("__pycache__", *newer))
     with monkeypatch.context() as patch:
         patch.setattr("asrcore.vault._vault.REVISIONS", ("0001",))

@@ -1,0 +1,155 @@
+"""What `asr status` shows, read from a vault's file by plain SQL (see docs/decisions/0050-status-at-a-glance.md).
+
+Only the plain case is known here: a file, of today's version, whose rows make values. Whatever else there may be raises
+`NotAtAGlance`, and `Vault` is to be asked, which knows all cases and tells them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+from asrcore.errors import AsrError
+from asrcore.model.point import RecoveryPoint
+from asrcore.model.policy import Policy
+from asrcore.model.protection import Protection
+from asrcore.model.server import Server
+from asrcore.vault import _rows
+from asrcore.vault._lock import UseLock, holder_of_file
+from asrcore.vault._values import CycleStats, Job, JobState
+from asrcore.vault._versions import APPLICATION_ID, HEADER_SIZE, REVISIONS, VERSION_TABLE, application_id
+
+__all__ = ["Glance", "NotAtAGlance"]
+
+_SECONDS = 5.0
+
+
+class NotAtAGlance(Exception):
+    """Ask `Vault` instead; the message says why, for who looks into it."""
+
+
+class Glance:
+    """One state of a SQLite vault: its methods are those of `Vault`, and read the same."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        """Not for use: see `open`."""
+        self._connection = connection
+        self._path = path
+
+    @classmethod
+    @contextmanager
+    def open(cls, url_or_path: str | os.PathLike[str]) -> Iterator[Self]:
+        """For the block. Raises NotAtAGlance, in the block also where a row cannot be read.
+
+        Not for a process that works on the vault: to read the file's header drops SQLite's locks of it (POSIX).
+        """
+        text = os.fspath(url_or_path)
+        if "://" in text:
+            raise NotAtAGlance("a URL")
+        try:
+            path = Path(os.path.realpath(Path(text).expanduser()))
+            if not path.is_file():
+                raise NotAtAGlance("no file")
+            with path.open("rb") as file:  # before SQLite touches it, or a lock is made beside it
+                if application_id(file.read(HEADER_SIZE)) != APPLICATION_ID:
+                    raise NotAtAGlance("no vault")
+            use = UseLock(path.with_name(path.name + ".users"))
+            try:
+                # Not for reading only: who closes the last connection folds the journal into the file.
+                url = f"file:{quote(str(path))}?mode=rw"
+                with closing(sqlite3.connect(url, _SECONDS, uri=True, isolation_level=None)) as connection:
+                    connection.row_factory = _as_mapping
+                    connection.execute("BEGIN").close()
+                    _check(connection)
+                    yield cls(connection, path)
+            finally:
+                use.close()
+        except (sqlite3.Error, OSError, RuntimeError, ValueError, KeyError, TypeError, AsrError) as problem:
+            raise NotAtAGlance(str(problem)) from problem
+
+    def _rows(self, statement: str, *values: object) -> list[dict[str, Any]]:
+        return self._connection.execute(statement, values).fetchall()
+
+    def policies(self) -> list[Policy]:
+        """All, by name."""
+        return [_rows.policy_of(row) for row in self._rows("SELECT * FROM policies ORDER BY name")]
+
+    def protections(self) -> list[Protection]:
+        """All, by name."""
+        pending = {
+            row["protection_id"]: _rows.pending_of(row, ValueError)
+            for row in self._rows("SELECT * FROM pending_cycles")
+        }
+        rows = self._rows("SELECT * FROM protections ORDER BY name")
+        return [_rows.protection_of(_with_truth(row, "planned", "fence_due"), pending.get(row["id"])) for row in rows]
+
+    def jobs(self, limit: int, *, active: bool) -> list[Job]:
+        """Newest first; `active`: only those that have not ended."""
+        states = [state.value for state in JobState if not (active and state.ended)]
+        marks = ", ".join("?" * len(states))
+        rows = self._rows(f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY number DESC LIMIT ?", *states, limit)
+        return [_rows.job_of(row) for row in rows]
+
+    def heads(self) -> dict[str, RecoveryPoint]:
+        """The newest point of each machine that has one, by the machine's id."""
+        rows = self._rows(
+            "SELECT points.* FROM protections"
+            " JOIN points ON points.protection_id = protections.id AND points.id = protections.head_point"
+        )
+        return {row["protection_id"]: _rows.point_of(_with_truth(row, "kept", "pinned")) for row in rows}
+
+    def point_counts(self) -> dict[str, int]:
+        """How many points each machine has, by the machine's id; those that are being dropped do not count."""
+        rows = self._rows(
+            "SELECT protection_id, count(*) AS number FROM points WHERE NOT dropping GROUP BY protection_id"
+        )
+        return {row["protection_id"]: row["number"] for row in rows}
+
+    def last_cycles(self) -> dict[str, CycleStats]:
+        """Statistics of each machine's newest cycle, by the machine's id."""
+        rows = self._rows(
+            "SELECT cycles.* FROM protections JOIN cycles ON cycles.protection_id = protections.id AND cycles.number ="
+            " (SELECT max(number) FROM cycles AS newest WHERE newest.protection_id = protections.id)"
+        )
+        return {row["protection_id"]: _rows.cycle_of(row) for row in rows}
+
+    def last_ended(self, kind: str) -> dict[str, dict[JobState, float]]:
+        """By machine and result: when the newest job of this kind ended."""
+        found: dict[str, dict[JobState, float]] = {}
+        for row in self._rows(
+            "SELECT machine, state, max(ended_at) AS ended_at FROM jobs WHERE kind = ? AND ended_at IS NOT NULL"
+            " GROUP BY machine, state",
+            kind,
+        ):
+            found.setdefault(row["machine"], {})[JobState(row["state"])] = row["ended_at"]
+        return found
+
+    def servers(self) -> list[Server]:
+        """None: several share a vault on a database server only. Raises NotAtAGlance where some are recorded."""
+        if self._rows("SELECT 1 FROM servers LIMIT 1"):
+            raise NotAtAGlance("process servers are recorded")
+        return []
+
+    def engine_holder(self) -> str | None:
+        """What the engine that works on this vault says of itself; None if there is none."""
+        return holder_of_file(self._path.with_name(self._path.name + ".lock"))
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    versions = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall()
+    if versions != [{"version_num": REVISIONS[-1]}]:
+        raise NotAtAGlance("another version")
+
+
+def _as_mapping(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> dict[str, Any]:
+    return {column[0]: value for column, value in zip(cursor.description, values, strict=True)}
+
+
+def _with_truth(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """SQLite has no truth values but numbers."""
+    return {**row, **{name: bool(row[name]) for name in names}}
