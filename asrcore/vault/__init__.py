@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asrcore.vault._values import Assigned, Certificate, Changes, CycleStats, Job, JobChanges, JobState, LogEntry
 
@@ -27,18 +27,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`Vault` and `move` bring SQLAlchemy, whose import takes most of the time of a short command."""
-    if name in ("Glance", "NotAtAGlance"):
-        from asrcore.vault import _glance  # noqa: PLC0415
+_PLACES = {"Glance": "_glance", "NotAtAGlance": "_glance", "Vault": "_vault", "move": "_move"}
 
-        return getattr(_glance, name)
-    if name == "Vault":
-        from asrcore.vault._vault import Vault  # noqa: PLC0415
 
-        return Vault
-    if name == "move":
-        from asrcore.vault._move import move  # noqa: PLC0415
+def __getattr__(name: str) -> object:
+    """Import these when they are first used: `Vault` brings SQLAlchemy, most of the time of a short command."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
 
-        return move
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
