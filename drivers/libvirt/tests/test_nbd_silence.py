@@ -6,6 +6,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ class Server:
     """nbdkit. `cut_off`: while this file is there every read fails."""
 
     pid: int
+    port: int
     connect: Callable[[float], NbdClient]
     cut_off: Path
 
@@ -55,7 +57,7 @@ def nbdkit(kind: str, directory: Path, *words: str) -> Iterator[Server]:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(0.01)
                     pytest.fail("nbdkit did not start")
-            yield Server(process.pid, connect, cut_off)
+            yield Server(process.pid, port, connect, cut_off)
         finally:
             process.kill()
 
@@ -163,6 +165,40 @@ def test_a_killed_server_fails_the_call_at_once_and_all_later_ones(kind: str, tm
         assert time.monotonic() - start < 5
         with pytest.raises(NbdError, match="unusable"):
             client.flush()
+
+
+STOPPED = """
+import sys, threading
+from asr_driver_libvirt._nbd import NbdClient
+client = NbdClient.connect_tcp("127.0.0.1", int(sys.argv[1]), "", timeout=float(sys.argv[2]))
+reading = threading.Thread(target=client.read_into, args=(bytearray(1 << 20), 0))
+print("connected", flush=True)
+input()
+reading.start()
+print("reading", flush=True)
+reading.join()
+client.flush()
+print("alive", flush=True)
+client.close()
+"""
+
+
+def test_who_was_stopped_does_not_blame_the_server(tmp_path: Path) -> None:
+    with nbdkit("tcp", tmp_path, "memory", "16M") as server:
+        words = [sys.executable, "-c", STOPPED, str(server.port), str(LIMIT)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "connected\n"
+            with stopped(server.pid):
+                print(file=reader.stdin, flush=True)
+                assert reader.stdout.readline() == "reading\n"
+                os.kill(reader.pid, signal.SIGSTOP)
+            try:
+                time.sleep(3 * LIMIT)
+            finally:
+                os.kill(reader.pid, signal.SIGCONT)
+            assert reader.stdout.read() == "alive\n"
 
 
 def test_the_thread_that_looks_ends_when_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

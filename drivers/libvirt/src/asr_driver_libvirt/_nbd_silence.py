@@ -32,15 +32,16 @@ class Waiting:
     seconds: float
     tcp: bool
     since: float = attrs.field(factory=time.monotonic, init=False)
+    silent: float = attrs.field(default=0.0, init=False)
     cut: bool = attrs.field(default=False, init=False)
 
-    def look(self, now: float) -> None:
-        """Cut the connection if nothing came for the limit."""
-        silent = now - self.since
-        if silent >= self.seconds and self.tcp:
+    def look(self, now: float, passed: float) -> None:
+        """Cut the connection if nothing came for the limit. `passed`: seconds since the last look."""
+        self.silent += min(passed, now - self.since)
+        if self.silent >= self.seconds and self.tcp:
             with suppress(OSError):
-                silent = min(silent, self._since_data())
-        if silent >= self.seconds:
+                self.silent = min(self.silent, self._since_data())
+        if self.silent >= self.seconds:
             self.cut = True
             with suppress(OSError):  # gone already
                 self.link.shutdown(socket.SHUT_RDWR)
@@ -72,19 +73,23 @@ class _Watcher:
 
     def _run(self) -> None:
         busy = time.monotonic()
+        passed = 0.0
         while True:
             now = time.monotonic()
             with self._lock:
                 # Under the lock, so that a call that has ended is not cut: its connection may be in use again.
                 for call in self._calls.values():
-                    call.look(now)
+                    call.look(now, passed)
                 waiting = [call.seconds for call in self._calls.values() if not call.cut]
                 if waiting:
                     busy = now
                 elif now - busy >= _LEISURE:
                     self._runs = False
                     return
-            time.sleep(min(_LONGEST, max(_SHORTEST, min(waiting, default=0.0) / _PART)))
+            nap = min(_LONGEST, max(_SHORTEST, min(waiting, default=0.0) / _PART))
+            time.sleep(nap)
+            # Who slept much longer was stopped (SIGSTOP, a paused virtual machine): not the other side was silent.
+            passed = min(time.monotonic() - now, 2 * nap)
 
 
 _watcher = _Watcher()
