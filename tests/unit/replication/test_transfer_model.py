@@ -358,3 +358,13 @@ def test_a_comparison_makes_both_equal_and_sends_what_differs(
         allowed = [Extent(at, GRAIN) for at in differing] + [Extent(inside, max(0, size - inside))]
         assert not subtract(sent, allowed), "only blocks that differ are sent"
     event(f"{len(problems)} attempts failed")
+
+
+@pytest.mark.parametrize(("far", "piece"), [(False, 1024 * KiB), (True, 512 * KiB)], ids=["near", "far"])
+def test_what_a_cut_link_loses_is_small(far: bool, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "bytearray", Tracked, raising=False)
+    content, journal, faults = random.Random(5).randbytes(3 * 1024 * KiB), Journal(), Faults([])
+    view = ModelView(content, faults, far)
+    work_through(journal, view.allocated(), faults, lambda work, left: work.copy(left), view)
+    assert {len(what) for _, _, what in journal.calls if isinstance(what, bytes)} == {piece}
+    assert journal.applied_to(b"", len(content)) == content

@@ -61,10 +61,10 @@ class _Watcher:
     @contextmanager
     def watch(self, call: Waiting) -> Iterator[Waiting]:
         with self._lock:
+            if not self._runs:
+                threading.Thread(target=self._run, name="nbd-silence", daemon=True).start()
+                self._runs = True
             self._calls[id(call)] = call
-            starts, self._runs = not self._runs, True
-        if starts:
-            threading.Thread(target=self._run, name="nbd-silence", daemon=True).start()
         try:
             yield call
         finally:
