@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise, permutations
 from xml.etree import ElementTree
 
 import pytest
@@ -30,10 +32,24 @@ def test_a_median_of_another_number() -> None:
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(0, ["a", "b", "c"]), (1, ["b", "c", "a"]), (2, ["c", "a", "b"]), (3, ["a", "b", "c"])],
+    [
+        (0, ["a", "b", "c"]),
+        (1, ["c", "b", "a"]),
+        (2, ["b", "c", "a"]),
+        (3, ["a", "c", "b"]),
+        (4, ["c", "a", "b"]),
+        (5, ["b", "a", "c"]),
+        (6, ["a", "b", "c"]),
+    ],
 )
 def test_each_contender_is_first_in_turn(number: int, expected: list[str]) -> None:
     assert order(["a", "b", "c"], number) == expected
+
+
+def test_each_contender_comes_as_often_before_another_as_after_it() -> None:
+    rounds = [order(["a", "b", "c"], number) for number in range(6)]
+    followed = Counter(pair for turn in rounds for pair in pairwise(turn))
+    assert followed == dict.fromkeys(permutations("abc", 2), 2)
     assert order([], number) == []
 
 
