@@ -62,7 +62,7 @@ class Glance:
             try:
                 # Not for reading only: who closes the last connection folds the journal into the file.
                 url = f"file:{quote(str(path))}?mode=rw"
-                with closing(sqlite3.connect(url, _SECONDS, uri=True, isolation_level=None)) as connection:
+                with closing(sqlite3.connect(url, timeout=_SECONDS, uri=True, isolation_level=None)) as connection:
                     connection.row_factory = _as_mapping
                     connection.execute("BEGIN").close()
                     _check(connection)
