@@ -141,6 +141,8 @@ class Glance:
 
 
 def _check(connection: sqlite3.Connection) -> None:
+    if connection.execute("PRAGMA application_id").fetchall() != [{"application_id": APPLICATION_ID}]:
+        raise NotAtAGlance("no vault")  # the file was replaced since its header was read
     versions = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall()
     if versions != [{"version_num": REVISIONS[-1]}]:
         raise NotAtAGlance("another version")

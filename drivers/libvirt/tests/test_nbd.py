@@ -12,7 +12,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +30,7 @@ from asr_driver_libvirt._nbd_status import BASE_ALLOCATION, DiskExtent, dirty_bi
 from asr_driver_libvirt._qemu_nbd import QemuNbd
 from asrcore.errors import HostIncomplete
 from asrcore.units import GiB, KiB, MiB
+from drivers.libvirt.tests.nbdkit import Nbdkit, stopped
 
 SIZE = 16 * MiB
 
@@ -54,23 +54,6 @@ def filled(server: QemuNbd) -> bytes:
     with server.connect() as client:
         client.write(content, 0)
     return content
-
-
-@contextmanager
-def nbdkit(tmp_path: Path, *words: str) -> Iterator[Path]:
-    """nbdkit on a unix socket; ended with the block."""
-    path, pid = tmp_path / "k", tmp_path / "k.pid"
-    with subprocess.Popen(["nbdkit", "-f", "-U", path, "-P", pid, *words]) as process:
-        try:
-            for _ in range(500):
-                if pid.exists():
-                    break
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.01)
-                    pytest.fail("nbdkit did not start")
-            yield path
-        finally:
-            process.kill()
 
 
 # --- data ---
@@ -164,8 +147,8 @@ def test_requests_respect_the_servers_maximum(tmp_path: Path) -> None:
         "blocksize-error-policy=error",
     ]
     with (
-        nbdkit(tmp_path, "--filter=blocksize-policy", "memory", "4M", *limits) as path,
-        NbdClient.connect_unix(path, "") as client,
+        Nbdkit.run("unix", tmp_path, "--filter=blocksize-policy", "memory", "4M", *limits) as nbdkit,
+        nbdkit.connect() as client,
     ):
         assert (client.min_block_size, client.preferred_block_size, client.max_block_size) == (512, 4096, 64 * KiB)
         content = random.Random(3).randbytes(4 * MiB)
@@ -308,17 +291,10 @@ def test_a_read_only_export_takes_no_writes(image: Path) -> None:
 
 def test_a_failed_read_has_its_errno_and_the_connection_lives(tmp_path: Path) -> None:
     trigger = tmp_path / "fail"
+    failing = ["error-pread=EIO", f"error-pread-file={trigger}", "error-pread-rate=100%"]
     with (
-        nbdkit(
-            tmp_path,
-            "--filter=error",
-            "memory",
-            "64M",
-            "error-pread=EIO",
-            f"error-pread-file={trigger}",
-            "error-pread-rate=100%",
-        ) as path,
-        NbdClient.connect_unix(path, "") as client,
+        Nbdkit.run("unix", tmp_path, "--filter=error", "memory", "64M", *failing) as nbdkit,
+        nbdkit.connect() as client,
     ):
         buffer = bytearray(16 * MiB)
         trigger.touch()
@@ -339,7 +315,7 @@ def test_a_read_at_once_is_one_request_of_any_size(server: QemuNbd, filled: byte
         with pytest.raises(NbdError, match="outside"):
             client.read_at_once(buffer, SIZE - MiB)
     small = ["--filter=blocksize-policy", "memory", "16M", "blocksize-maximum=1M", "blocksize-error-policy=error"]
-    with nbdkit(tmp_path, *small) as path, NbdClient.connect_unix(path, "") as client:
+    with Nbdkit.run("unix", tmp_path, *small) as nbdkit, nbdkit.connect() as client:
         client.read_into(buffer, 0)
         with pytest.raises(NbdError):
             client.read_at_once(buffer, 0)
@@ -361,15 +337,6 @@ def test_a_killed_server_fails_the_call_and_all_later_ones(image: Path) -> None:
     finally:
         with pytest.raises(Exception, match="exit code -9"):
             server.close()
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("verb", ["read", "write", "flush", "zero", "status", "connect"])
@@ -402,8 +369,8 @@ def test_a_silent_server_costs_the_time_limit_and_no_more(server: QemuNbd, verb:
 def test_a_slow_server_is_not_a_silent_one(tmp_path: Path) -> None:
     """The whole takes longer than the limit, no answer does."""
     with (
-        nbdkit(tmp_path, "--filter=delay", "--threads=1", "memory", "16M", "rdelay=100ms") as path,
-        NbdClient.connect_unix(path, "", timeout=0.6) as client,
+        Nbdkit.run("unix", tmp_path, "--filter=delay", "--threads=1", "memory", "16M", "rdelay=100ms") as nbdkit,
+        nbdkit.connect(0.6) as client,
     ):
         start = time.monotonic()
         client.read_into(bytearray(8 * MiB), 0)

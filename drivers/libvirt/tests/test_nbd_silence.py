@@ -4,67 +4,29 @@ import errno
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import attrs
 import pytest
 
 from asr_driver_libvirt import _nbd_silence
 from asr_driver_libvirt._nbd import IN_FLIGHT, LARGE_IN_FLIGHT, REQUEST_SIZE, NbdClient, NbdError, NbdTimeout
 from asrcore.units import KiB, MiB
+from drivers.libvirt.tests.nbdkit import Kind, Nbdkit, stopped
 
 SIZE = 8 * MiB
 LIMIT = 0.6
 
 
-@attrs.frozen
-class Server:
-    """nbdkit. `cut_off`: while this file is there every read fails."""
-
-    pid: int
-    port: int
-    connect: Callable[[float], NbdClient]
-    cut_off: Path
-
-
-@contextmanager
-def nbdkit(kind: str, directory: Path, *words: str) -> Iterator[Server]:
-    """nbdkit that serves over TCP or a unix socket; ended with the block."""
-    pid, cut_off = directory / "pid", directory / "cut-off"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    where = ["-i", "127.0.0.1", "-p", str(port)] if kind == "tcp" else ["-U", str(directory / "socket")]
-
-    def connect(timeout: float) -> NbdClient:
-        if kind == "tcp":
-            return NbdClient.connect_tcp("127.0.0.1", port, "", timeout=timeout)
-        return NbdClient.connect_unix(directory / "socket", "", timeout=timeout)
-
-    with subprocess.Popen(["nbdkit", "-f", *where, "-P", pid, *words]) as process:
-        try:
-            for _ in range(500):
-                if pid.exists():
-                    break
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.01)
-                    pytest.fail("nbdkit did not start")
-            yield Server(process.pid, port, connect, cut_off)
-        finally:
-            process.kill()
-
-
 @pytest.fixture(params=["tcp", "unix"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    kind: Kind = request.param
+    return kind
 
 
 @pytest.fixture
@@ -80,16 +42,7 @@ def elsewhere(call: Callable[[], object]) -> None:
         pool.submit(call).result()
 
 
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-def test_what_is_read_is_what_is_there(kind: str, tmp_path: Path, content: bytes) -> None:
+def test_what_is_read_is_what_is_there(kind: Kind, tmp_path: Path, content: bytes) -> None:
     chance = random.Random(4)
     whole = [1, 511, 65537, REQUEST_SIZE - 1, REQUEST_SIZE, REQUEST_SIZE + 1, (LARGE_IN_FLIGHT + 2) * REQUEST_SIZE + 7]
     batches = [[size] for size in whole]
@@ -102,15 +55,15 @@ def test_what_is_read_is_what_is_there(kind: str, tmp_path: Path, content: bytes
         for offset, buffer in parts:
             assert buffer == content[offset : offset + len(buffer)]
 
-    with nbdkit(kind, tmp_path, "-r", "file", str(tmp_path / "disk")) as server, server.connect(30) as client:
+    with Nbdkit.run(kind, tmp_path, "-r", "file", str(tmp_path / "disk")) as server, server.connect() as client:
         for sizes in batches:
             elsewhere(lambda sizes=sizes: read(client, sizes))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("sizes", [[REQUEST_SIZE], [64 * KiB] * 5, [4 * REQUEST_SIZE]], ids=["one", "small", "several"])
-def test_a_silent_server_costs_the_time_limit_and_no_more(kind: str, tmp_path: Path, sizes: list[int]) -> None:
+def test_a_silent_server_costs_the_time_limit_and_no_more(kind: Kind, tmp_path: Path, sizes: list[int]) -> None:
     parts = [(number * MiB, bytearray(size)) for number, size in enumerate(sizes)]
-    with nbdkit(kind, tmp_path, "memory", "16M") as server, server.connect(LIMIT) as client:
+    with Nbdkit.run(kind, tmp_path, "memory", "16M") as server, server.connect(LIMIT) as client:
         elsewhere(lambda: client.read_each(parts))
         with stopped(server.pid):
             start = time.monotonic()
@@ -123,36 +76,35 @@ def test_a_silent_server_costs_the_time_limit_and_no_more(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("sizes", [[64 * KiB] * IN_FLIGHT, [4 * REQUEST_SIZE]], ids=["small", "several"])
-def test_a_slow_server_is_not_a_silent_one(kind: str, tmp_path: Path, sizes: list[int]) -> None:
+def test_a_slow_server_is_not_a_silent_one(kind: Kind, tmp_path: Path, sizes: list[int]) -> None:
     """The whole takes longer than the limit, no answer does."""
     parts = [(number * 64 * KiB, bytearray(size)) for number, size in enumerate(sizes)]
-    delay = LIMIT * 0.6
-    with (
-        nbdkit(kind, tmp_path, "--filter=delay", "--threads=1", "memory", "16M", f"rdelay={delay * 1000:.0f}ms") as it,
-        it.connect(LIMIT) as client,
-    ):
+    slow = ["--filter=delay", "--threads=1", "memory", "16M", f"rdelay={LIMIT * 600:.0f}ms"]
+    with Nbdkit.run(kind, tmp_path, *slow) as server, server.connect(LIMIT) as client:
         start = time.monotonic()
         elsewhere(lambda: client.read_each(parts))
         assert time.monotonic() - start > LIMIT
 
 
-def test_a_failed_read_has_its_errno_and_the_connection_lives(kind: str, tmp_path: Path) -> None:
-    failing = ["error-pread=EIO", f"error-pread-file={tmp_path / 'cut-off'}", "error-pread-rate=100%"]
+def test_a_failed_read_has_its_errno_and_the_connection_lives(kind: Kind, tmp_path: Path) -> None:
+    cut_off = tmp_path / "cut-off"  # while it is there every read fails
+    failing = ["error-pread=EIO", f"error-pread-file={cut_off}", "error-pread-rate=100%"]
     parts = [(0, bytearray(64 * KiB)), (MiB, bytearray(2 * MiB))]
     with (
-        nbdkit(kind, tmp_path, "--filter=error", "memory", "16M", *failing) as server,
-        server.connect(30) as client,
+        Nbdkit.run(kind, tmp_path, "--filter=error", "memory", "16M", *failing) as server,
+        server.connect() as client,
     ):
-        server.cut_off.touch()
+        cut_off.touch()
         with pytest.raises(NbdError, match="Input/output error") as caught:
             elsewhere(lambda: client.read_each(parts))
         assert caught.value.errno == errno.EIO
-        server.cut_off.unlink()
+        cut_off.unlink()
         elsewhere(lambda: client.read_each(parts))
 
 
-def test_a_killed_server_fails_the_call_at_once_and_all_later_ones(kind: str, tmp_path: Path) -> None:
-    with nbdkit(kind, tmp_path, "memory", "16M") as server, server.connect(30) as client, ThreadPoolExecutor(1) as pool:
+def test_a_killed_server_fails_the_call_at_once_and_all_later_ones(kind: Kind, tmp_path: Path) -> None:
+    memory = Nbdkit.run(kind, tmp_path, "memory", "16M")
+    with memory as server, server.connect() as client, ThreadPoolExecutor(1) as pool:
         with stopped(server.pid):
             reading = pool.submit(client.read_into, bytearray(4 * MiB), 0)
             while not client._lock.locked():
@@ -184,8 +136,8 @@ client.close()
 
 
 def test_who_was_stopped_does_not_blame_the_server(tmp_path: Path) -> None:
-    with nbdkit("tcp", tmp_path, "memory", "16M") as server:
-        words = [sys.executable, "-c", STOPPED, str(server.port), str(LIMIT)]
+    with Nbdkit.run("tcp", tmp_path, "memory", "16M") as server:
+        words = [sys.executable, "-c", STOPPED, str(server.where), str(LIMIT)]
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
             assert reader.stdin is not None
             assert reader.stdout is not None
@@ -203,7 +155,7 @@ def test_who_was_stopped_does_not_blame_the_server(tmp_path: Path) -> None:
 
 def test_the_thread_that_looks_ends_when_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_nbd_silence, "_LEISURE", 0.1)
-    with nbdkit("tcp", tmp_path, "memory", "16M") as server, server.connect(30) as client:
+    with Nbdkit.run("tcp", tmp_path, "memory", "16M") as server, server.connect() as client:
         for _ in range(2):
             elsewhere(lambda: client.read_into(bytearray(MiB), 0))
             deadline = time.monotonic() + 10

@@ -18,6 +18,7 @@ from asr_driver_libvirt import _qemu_img
 from asr_driver_libvirt._nbd import NbdClient, NbdError, NbdTimeout, TlsFiles
 from asr_driver_libvirt._qemu_nbd import QemuNbd
 from asrcore.units import MiB
+from drivers.libvirt.tests.nbdkit import Nbdkit
 
 
 @pytest.fixture
@@ -149,19 +150,8 @@ def test_tls_refuses(image: Path, pki: Path, server_files: str, client_files: st
 
 
 def test_tls_is_never_given_up_for_a_server_without_it(pki: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    pid = tmp_path / "pid"
-    with subprocess.Popen(["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "-P", pid, "memory", "1M"]) as process:
-        try:
-            while not pid.exists():
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.02)
-                    pytest.fail("nbdkit did not start")
-            with pytest.raises(NbdError, match="TLS"):
-                NbdClient.connect_tcp("127.0.0.1", port, "", tls=TlsFiles(pki / "client"), timeout=5)
-            with NbdClient.connect_tcp("127.0.0.1", port, "", timeout=5) as client:
-                assert client.size == MiB
-        finally:
-            process.kill()
+    with Nbdkit.run("tcp", tmp_path, "memory", "1M") as server:
+        with pytest.raises(NbdError, match="TLS"):
+            server.connect(5, TlsFiles(pki / "client"))
+        with server.connect(5) as client:
+            assert client.size == MiB

@@ -17,6 +17,7 @@ from asrcore.model.protection import TestRun
 from asrcore.model.state import Event
 from asrcore.service import status
 from asrcore.vault import Glance, Job, JobState, NotAtAGlance, Vault, _glance, _lock
+from asrcore.vault._versions import REVISIONS, VERSION_TABLE
 from tests.unit.vault.samples import cycle, machine, record
 
 NOW = 5000.0
@@ -130,6 +131,20 @@ def test_what_is_not_plain_is_left_to_the_vault(path: Path, tmp_path: Path, monk
     use.close()
     with Glance.open(path) as seen:
         assert len(status.machines(seen, NOW)) == 1
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_no_vault(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.db"
+    sql(other, f"CREATE TABLE {VERSION_TABLE} AS SELECT '{REVISIONS[-1]}' AS version_num")
+
+    def lock(at: Path) -> _lock.UseLock:
+        other.replace(path)
+        return _lock.UseLock(at)
+
+    monkeypatch.setattr(_glance, "UseLock", lock)
+    assert refuses(path) == "no vault"
 
 
 @pytest.mark.parametrize(

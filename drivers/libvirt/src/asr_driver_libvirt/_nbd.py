@@ -281,13 +281,13 @@ class NbdClient:
 
     def read_each(self, reads: "Sequence[tuple[int, WriteableBuffer]]") -> None:
         """Fill each buffer from its offset on, several requests in flight. Raises as `read_into`."""
-        lib, done, seen = self._lib, self._libnbd.no_completion, self._libnbd.seen
+        lib, done, chunk = self._lib, self._libnbd.no_completion, self._libnbd.any_chunk
         self._each(
             "read",
             reads,
             True,
             lambda data, size, offset: lib.nbd_aio_pread(self._handle, data, size, offset, done, 0),
-            lambda data, size, offset: lib.nbd_pread_structured(self._handle, data, size, offset, seen, _FLAG_WHOLE),
+            lambda data, size, offset: lib.nbd_pread_structured(self._handle, data, size, offset, chunk, _FLAG_WHOLE),
         )
 
     def read_at_once(self, buffer: "WriteableBuffer", offset: int) -> None:

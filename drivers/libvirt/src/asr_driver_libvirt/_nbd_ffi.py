@@ -72,7 +72,7 @@ int nbd_aio_in_flight(struct nbd_handle *);
 
 
 class Libnbd:
-    """The loaded library: `ffi` (cffi) and `lib` (the functions). `seen`: for a read whose parts nobody looks at."""
+    """The loaded library: `ffi` (cffi) and `lib` (the functions). `any_chunk`: for a read's parts."""
 
     def __init__(self) -> None:
         # cffi ships no types; importing it by name keeps mypy's verdict the same with and without third-party stubs
@@ -82,7 +82,7 @@ class Libnbd:
         self.lib: Any = ffi.dlopen(LIBRARY)
         self.no_completion: Any = ffi.new("nbd_completion_callback *")[0]  # all NULL: completion is asked for, not told
         self._on_chunk = ffi.callback("int(void *, const void *, size_t, uint64_t, unsigned, int *)", lambda *_: 0)
-        self.seen: Any = ffi.new("nbd_chunk_callback *", {"callback": self._on_chunk})[0]
+        self.any_chunk: Any = ffi.new("nbd_chunk_callback *", {"callback": self._on_chunk})[0]
 
     def has(self, function: str) -> bool:
         """Whether this version of the library has FUNCTION (the newer ones are optional)."""

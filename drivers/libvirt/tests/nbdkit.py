@@ -1,0 +1,71 @@
+"""nbdkit for the tests of the NBD client: a real server that can be told to be slow, to fail or to be small."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal, Self
+
+import attrs
+import pytest
+
+from asr_driver_libvirt._nbd import NbdClient, TlsFiles
+
+Kind = Literal["tcp", "unix"]
+
+
+@attrs.frozen
+class Nbdkit:
+    """A running nbdkit: its process, and where it listens (a unix socket, or a TCP port of this machine)."""
+
+    pid: int
+    where: Path | int
+
+    def connect(self, timeout: float = 30, tls: TlsFiles | None = None) -> NbdClient:
+        """A client of it; `timeout` in seconds, `tls` over TCP only. Raises NbdError."""
+        if isinstance(self.where, Path):
+            return NbdClient.connect_unix(self.where, "", timeout=timeout)
+        return NbdClient.connect_tcp("127.0.0.1", self.where, "", tls=tls, timeout=timeout)
+
+    @classmethod
+    @contextmanager
+    def run(cls, kind: Kind, directory: Path, *words: str) -> Iterator[Self]:
+        """WORDS are nbdkit's filters, plugin and parameters; its socket and pid file are in DIRECTORY. Ended with the
+        block."""
+        pid = directory / "nbdkit.pid"
+        where: Path | int = directory / "nbdkit" if kind == "unix" else _free_port()
+        listen = ["-U", where] if isinstance(where, Path) else ["-i", "127.0.0.1", "-p", str(where)]
+        with subprocess.Popen(["nbdkit", "-f", *listen, "-P", pid, *words]) as process:
+            try:
+                for _ in range(500):
+                    if pid.exists():
+                        break
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(0.01)
+                        pytest.fail("nbdkit did not start")
+                else:
+                    pytest.fail("nbdkit does not listen after 5 s")
+                yield cls(process.pid, where)
+            finally:
+                process.kill()
+                pid.unlink(missing_ok=True)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process does nothing during the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
