@@ -17,7 +17,7 @@ __all__ = ["COMPARE_WORKERS", "Pair", "both_zero", "piece_size"]
 
 # More than there are cores: some wait for a disk or a link while others compare. With four the replica's disk rested
 # while all of them waited for QEMU (measured, medians of 8, a resync of 2 GiB: 2.06 s with four, 1.83 with eight, no
-# less with twelve; the disk needs 1.7 s to be read).
+# less with twelve).
 COMPARE_WORKERS = 8
 # Where bytes are compared each piece costs an interpreter that all workers share, and larger ones wait longer for each
 # other (the same resync, medians of 11: 2.18 s with 512 KiB, 1.83 with 1 MiB, 1.95 with 2 MiB). Where digests travel a
