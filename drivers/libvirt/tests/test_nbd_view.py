@@ -1,0 +1,67 @@
+"""What a view of a disk asks of the server, as nbdkit's log tells it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from asr_driver_libvirt._nbd import NbdClient
+from asr_driver_libvirt._nbd_errors import NbdError
+from asr_driver_libvirt._tracking import DiskPlan
+from asr_driver_libvirt._view import Frozen, LibvirtDiskView, contexts
+from asrcore.driver import Tracking
+from asrcore.errors import AsrError
+from asrcore.model.extent import Extent
+from asrcore.model.machine import Disk
+from asrcore.units import KiB, MiB
+from drivers.libvirt.tests.nbdkit import Nbdkit
+
+
+class Served(Frozen):
+    """A disk that nbdkit serves."""
+
+    def __init__(self, server: Nbdkit) -> None:
+        self._server = server
+
+    def connect(self, disk_id: str, bitmap: str) -> NbdClient:
+        assert isinstance(self._server.where, Path)
+        return NbdClient.connect_unix(self._server.where, "", contexts=contexts(bitmap))
+
+    def bitmap_name(self, disk_id: str, base: str) -> str:
+        raise NotImplementedError
+
+    def explain(self, problem: NbdError) -> AsrError:
+        raise AssertionError from problem
+
+    def confirm(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("written", "largest", "asked"),
+    [
+        pytest.param(20, "32M", [(20 * MiB + 32 * KiB, 8 * MiB)], id="a-hole-behind-data"),
+        pytest.param(20, "1M", [], id="the-server-takes-none-so-large"),
+        pytest.param(28, "32M", [], id="no-hole-so-large"),
+    ],
+)
+def test_who_asks_for_all_of_a_disk_reads_8_mib_of_a_hole_at_once(
+    tmp_path: Path, written: int, largest: str, asked: list[tuple[int, int]]
+) -> None:
+    """That makes QEMU's allocator keep memory, see `_view`: nothing else would tell that it was left out."""
+    log = tmp_path / "log"
+    sizes = ["blocksize-minimum=1", "blocksize-preferred=4K", f"blocksize-maximum={largest}"]
+    words = ["--filter=log", "--filter=blocksize-policy", "memory", "32M", f"logfile={log}", *sizes]
+    with Nbdkit.run("unix", tmp_path, *words) as server:
+        with server.connect() as client:
+            client.write(b"x" * (written * MiB + 1), 0)
+        view = LibvirtDiskView(Served(server), Disk("vda", 32 * MiB), DiskPlan(Tracking.NONE))
+        data, hole = view.allocated()
+        view.close()
+    end = written * MiB + 32 * KiB  # the plugin's page
+    assert (data, hole) == (Extent(0, end), Extent(end, 32 * MiB - end, zero=True))
+    reads = re.findall(r"\bRead id=\d+ offset=(0x[0-9a-f]+) count=(0x[0-9a-f]+)", log.read_text())
+    assert [(int(offset, 16), int(count, 16)) for offset, count in reads] == asked
