@@ -13,22 +13,33 @@ from asrcore.driver import DIGEST_BLOCK, DiskReader, DiskView, Replica, block_di
 from asrcore.model.extent import Extent, intersect, split
 from asrcore.units import MiB
 
-__all__ = ["COMPARE_WORKERS", "Pair", "both_zero", "piece_size"]
+__all__ = ["Pair", "both_zero", "piece_size", "worker_count"]
 
-# More than there are cores: some wait for a disk or a link while others compare. With four the replica's disk rested
-# while all of them waited for QEMU (measured, medians of 8, a resync of 2 GiB: 2.06 s with four, 1.83 with eight, no
-# less with twelve).
-COMPARE_WORKERS = 8
-# Where bytes are compared each piece costs an interpreter that all workers share, and larger ones wait longer for each
-# other (the same resync, medians of 11: 2.18 s with 512 KiB, 1.83 with 1 MiB, 1.95 with 2 MiB). Where digests travel a
-# piece is one question and one answer.
-NEAR_PIECE = 1 * MiB
-FAR_PIECE = 4 * MiB
+# How many pieces at a time, and of how many bytes. More workers than there are cores: some wait for a disk or a link
+# while others compare.
+#
+# Where bytes are compared, with four the replica's disk rested while all of them waited for QEMU (measured, medians of
+# 8, a resync of 2 GiB: 2.06 s with four, 1.83 with eight, no less with twelve). A piece costs the interpreter that all
+# workers share, and a larger one waits longer for others (medians of 11: 2.18 s with 512 KiB, 1.83 with 1 MiB, 1.95
+# with 2 MiB).
+NEAR_WORKERS, NEAR_PIECE = 8, 1 * MiB
+# Where digests travel a piece is one question and one answer. What differs is read over the link, whose slowest must
+# bring what all workers ask for before one of them loses patience.
+FAR_WORKERS, FAR_PIECE = 4, 4 * MiB
+
+
+def _is_far(view: DiskView, replica: Replica) -> bool:
+    return view.hashes_at_source or replica.hashes_at_target
 
 
 def piece_size(view: DiskView, replica: Replica) -> int:
     """How many bytes to compare at a time, a multiple of DIGEST_BLOCK."""
-    return FAR_PIECE if view.hashes_at_source or replica.hashes_at_target else NEAR_PIECE
+    return FAR_PIECE if _is_far(view, replica) else NEAR_PIECE
+
+
+def worker_count(view: DiskView, replica: Replica) -> int:
+    """How many pieces to compare at a time, each in a thread of its own."""
+    return FAR_WORKERS if _is_far(view, replica) else NEAR_WORKERS
 
 
 def both_zero(view: DiskView, replica: Replica, extents: Sequence[Extent]) -> list[Extent]:
@@ -55,7 +66,7 @@ class Pair:
         self._loaded: Extent | None = None
         self._source: DiskReader | None = None
         self._copy: DiskReader | None = None
-        if not view.hashes_at_source and not replica.hashes_at_target:
+        if not _is_far(view, replica):
             self._theirs = bytearray(size)
             self._copy = stack.enter_context(replica.reader(view.disk.id))
 

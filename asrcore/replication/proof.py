@@ -29,7 +29,7 @@ from asrcore.driver import (
 )
 from asrcore.model.extent import Extent, intersect, split, subtract, total, union
 from asrcore.model.watch import Watch
-from asrcore.replication.pair import COMPARE_WORKERS, Pair, both_zero, piece_size
+from asrcore.replication.pair import Pair, both_zero, piece_size, worker_count
 from asrcore.replication.workers import in_parallel
 from asrcore.units import MiB
 
@@ -180,7 +180,7 @@ def prove(
             region = fresh(number)
             proof.add(number, region.ours, region.theirs, ())
     pieces = _Regions(split(data, piece_size(view, replica)), enough)
-    in_parallel(pieces, COMPARE_WORKERS, comparing)
+    in_parallel(pieces, worker_count(view, replica), comparing)
     return pieces.all_given
 
 

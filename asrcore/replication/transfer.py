@@ -18,7 +18,7 @@ from asrcore.crashpoint import reach
 from asrcore.driver import DIGEST_BLOCK, CycleWriter, DiskView, Replica
 from asrcore.model.extent import Extent, batches, intersect, split, subtract
 from asrcore.model.watch import Watch
-from asrcore.replication.pair import COMPARE_WORKERS, Pair, both_zero, piece_size
+from asrcore.replication.pair import Pair, both_zero, piece_size, worker_count
 from asrcore.replication.throttle import Throttle
 from asrcore.replication.workers import in_parallel
 from asrcore.units import KiB, MiB
@@ -96,7 +96,8 @@ class Transfer:
             self._same(extent.offset, extent.length)
             self.watch.advance(extent.length)
         blocks = _whole_blocks(subtract(inside, same), self.view.disk.size)
-        in_parallel(split(blocks, piece_size(self.view, replica)), COMPARE_WORKERS, partial(self._comparing, replica))
+        pieces = split(blocks, piece_size(self.view, replica))
+        in_parallel(pieces, worker_count(self.view, replica), partial(self._comparing, replica))
         if beyond:
             self.copy(_known(beyond, [item for item in self.view.allocated() if item.zero]))
 

@@ -32,8 +32,8 @@ def _small_steps() -> None:
     transfer.FLUSH_EVERY = 64 * KiB
     transfer.COPY_PIECE = 32 * KiB
     pair.NEAR_PIECE = 64 * KiB
-    for workers in ("COPY_WORKERS", "COMPARE_WORKERS"):
-        setattr(transfer, workers, 1)  # with several, how much is flushed at a place is the scheduler's choice
+    # With several, how much is flushed at a place is the scheduler's choice.
+    transfer.COPY_WORKERS = pair.NEAR_WORKERS = 1
     proof.REGION = 256 * KiB
     verify.SAVE_SECONDS = 0.0
 

@@ -344,7 +344,7 @@ def test_a_comparison_makes_both_equal_and_sends_what_differs(
     with small_steps():
         before = Tracked.live
         problems = work_through(journal, [Extent(0, size)], faults, compare, view)
-        most = pair.COMPARE_WORKERS * max(2 * NEAR, FAR)
+        most = max(pair.NEAR_WORKERS * 2 * NEAR, pair.FAR_WORKERS * FAR)
         assert Tracked.peak - before <= most
         assert Tracked.live == before
     assert journal.applied_to(head, size) == source

@@ -28,7 +28,7 @@ REGION = 256 * KiB
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(proof, "REGION", REGION)
-    monkeypatch.setattr(proof, "COMPARE_WORKERS", 1)  # so that an interruption leaves the regions before it
+    monkeypatch.setattr(pair, "NEAR_WORKERS", 1)  # so that an interruption leaves the regions before it
     monkeypatch.setattr(pair, "NEAR_PIECE", 128 * KiB)
     monkeypatch.setattr(verify, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(verify, "SLICE", 1000.0)
