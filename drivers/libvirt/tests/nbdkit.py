@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,9 +60,19 @@ def stopped(pid: int) -> Iterator[None]:
     """The process does nothing during the block."""
     os.kill(pid, signal.SIGSTOP)
     try:
+        # The threads stop once one of them takes the signal: on a busy machine another may answer before.
+        deadline = time.monotonic() + 10
+        while not _stands(pid):
+            assert time.monotonic() < deadline, f"process {pid} does not stop"
+            time.sleep(0.001)
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def _stands(pid: int) -> bool:
+    stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return all(stat.rpartition(") ")[2].startswith("T") for stat in stats)
 
 
 def _free_port() -> int:
