@@ -67,7 +67,8 @@ def stopped(pid: int) -> Iterator[None]:
             time.sleep(0.001)
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # killed meanwhile
+            os.kill(pid, signal.SIGCONT)
 
 
 def _stands(pid: int) -> bool:

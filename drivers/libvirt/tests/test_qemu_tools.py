@@ -21,6 +21,7 @@ from asr_driver_libvirt._qemu_nbd import QemuNbd
 from asr_driver_libvirt._qemu_process import QemuError, QemuTimeout
 from asrcore.errors import HostIncomplete
 from asrcore.units import GiB, KiB, MiB
+from drivers.libvirt.tests.nbdkit import stopped
 
 SIZE = 4 * MiB
 
@@ -157,8 +158,7 @@ def test_a_server_that_does_not_stop_is_killed_and_told(image: Path) -> None:
     server = QemuNbd(image, "qcow2", stop_timeout=0.3)
     server.start()
     pid = server.pid
-    os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(QemuTimeout, match=r"does not stop in 0\.3 s"):
+    with stopped(pid), pytest.raises(QemuTimeout, match=r"does not stop in 0\.3 s"):
         server.close()
     assert not alive(pid)
     server.close()
