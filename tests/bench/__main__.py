@@ -60,7 +60,7 @@ def measure(names: Sequence[str], rounds: int, *, quick: bool, profile: bool) ->
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", default=[], type=_names, help=f"sections, by comma: {', '.join(SECTIONS)}")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer peers, fewer points: 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer peers, fewer points: 8 minutes")
     parser.add_argument("--rounds", type=int, default=0, help=f"{ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument("--profile", action="store_true", help="also tell where our engine's time goes; ours is slower")
     arguments = parser.parse_args()
