@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
@@ -25,11 +25,11 @@ class Nbdkit:
     pid: int
     where: Path | int
 
-    def connect(self, timeout: float = 30, tls: TlsFiles | None = None) -> NbdClient:
+    def connect(self, timeout: float = 30, tls: TlsFiles | None = None, contexts: Sequence[str] = ()) -> NbdClient:
         """A client of it; `timeout` in seconds, `tls` over TCP only. Raises NbdError."""
         if isinstance(self.where, Path):
-            return NbdClient.connect_unix(self.where, "", timeout=timeout)
-        return NbdClient.connect_tcp("127.0.0.1", self.where, "", tls=tls, timeout=timeout)
+            return NbdClient.connect_unix(self.where, "", contexts=contexts, timeout=timeout)
+        return NbdClient.connect_tcp("127.0.0.1", self.where, "", contexts=contexts, tls=tls, timeout=timeout)
 
     @classmethod
     @contextmanager
@@ -37,7 +37,7 @@ class Nbdkit:
         """WORDS are nbdkit's filters, plugin and parameters; its socket and pid file are in DIRECTORY. Ended with the
         block."""
         pid = directory / "nbdkit.pid"
-        where: Path | int = directory / "nbdkit" if kind == "unix" else _free_port()
+        where: Path | int = directory / "nbdkit" if kind == "unix" else free_port()
         listen = ["-U", where] if isinstance(where, Path) else ["-i", "127.0.0.1", "-p", str(where)]
         with subprocess.Popen(["nbdkit", "-f", *listen, "-P", pid, *words]) as process:
             try:
@@ -76,7 +76,8 @@ def _stands(pid: int) -> bool:
     return all(stat.rpartition(") ")[2].startswith("T") for stat in stats)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -18,7 +18,7 @@ from asr_driver_libvirt import _qemu_img
 from asr_driver_libvirt._nbd import NbdClient, NbdError, NbdTimeout, TlsFiles
 from asr_driver_libvirt._qemu_nbd import QemuNbd
 from asrcore.units import MiB
-from drivers.libvirt.tests.nbdkit import Nbdkit
+from drivers.libvirt.tests.nbdkit import Nbdkit, free_port
 
 
 @pytest.fixture
@@ -95,9 +95,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def tls_server(image: Path, certificates: Path) -> Iterator[int]:
     """qemu-nbd on TCP, its clients' certificates verified; yields the port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     credentials = f"tls-creds-x509,id=t,endpoint=server,dir={certificates},verify-peer=yes"
     tls = ["--object", credentials, "--tls-creds", "t"]
     listen = ["--bind=127.0.0.1", f"--port={port}", "--persistent", "--shared=0"]
