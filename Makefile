@@ -33,7 +33,7 @@ demo-azure-physical: setup  ## a physical server goes to Azure, and comes up the
 demo-physical: setup  ## a physical server is protected by push, lost, and carries on at the other site
 	@.ci/as-root .venv/bin/python -m tests.system.demo_physical
 
-bench: setup  ## measure beside nbdcopy, virtnbdbackup, rsync, ...; ONLY=delta,verify some of it, QUICK=1 in 8 minutes
+bench: setup  ## measure beside nbdcopy, virtnbdbackup, rsync, ...; ONLY=delta,verify some of it, QUICK=1 in 3 minutes
 	@.ci/as-root .venv/bin/python -m tests.bench --only "$(ONLY)" $(if $(QUICK),--quick)
 
 lab-up: setup  ## two libvirt sites with guests, to play with

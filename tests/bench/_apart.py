@@ -11,10 +11,11 @@ from tests.bench._field import PLACE, Field
 from tests.bench._stats import Measured
 from tests.system.apart import master_target, paired, sent_bytes
 
-__all__ = ["APART", "two_sites"]
+__all__ = ["APART", "NOT_APART", "two_sites"]
 
 APART = "asrcore, two sites"
 """The contender's name."""
+NOT_APART = f"{APART}, and bytes on the wire: they take long"
 PROTECT_SECONDS = 120.0
 
 

@@ -88,11 +88,10 @@ def build_disk(images: _images.Images, say: Callable[[str], None]) -> BenchDisk:
     try:
         _fill_tree(work / "tree")
         _write_random(work / "tree" / "random", RANDOM_BYTES)
-        _disks.make_ext4(work / "tree.raw", FILE_SYSTEM, "bench", work / "tree")
         template = images.disk("bios-disk", "vda")
         run(["qemu-img", "convert", "-q", "-O", "raw", template, work / "disk.raw"], timeout=BUILD_SECONDS)
         os.truncate(work / "disk.raw", DISK_SIZE)
-        _disks.copy_sparse(work / "tree.raw", work / "disk.raw", DATA_START)
+        _disks.make_ext4(work / "disk.raw", FILE_SYSTEM, "bench", work / "tree", DATA_START)
         run(["sync", "-f", work], timeout=BUILD_SECONDS)
         (work / "disk.raw").rename(final)
     finally:

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ TARGET = "xfs"
 VAULT = "/srv/asr-bench.db"
 PLACE = "/srv/xfs"
 """The replicas' file system; what the peers write goes there as well."""
+SHARED = "shared"
 BORG = f"BORG_BASE_DIR={PLACE}/borg-own BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes borg"
 BORG_CHUNKS = "--chunker-params fixed,1048576"
 PEER_SECONDS = 600.0
@@ -46,7 +48,7 @@ class PeerFailed(Exception):
 
 @attrs.define
 class Field:
-    """Made by `field`. `disk`: what every guest's disk begins as. `quick`: only contenders that a figure names."""
+    """Made by `field`. `disk`: what every guest's disk begins as. `quick`: only who is in a ratio of time."""
 
     lab: Lab
     rig: Rig
@@ -60,6 +62,12 @@ class Field:
     profile: dict[str, int] = attrs.field(factory=dict)
     """With --profile: samples of our engine by the place where it was, summed over the rounds of a section."""
     _seed: int = 0
+    _lent: bool = False
+
+    @property
+    def few(self) -> int:
+        """Rounds of what takes long."""
+        return 1 if self.quick else self.rounds
 
     @property
     def worker(self) -> Pilot:
@@ -74,28 +82,32 @@ class Field:
 
     @contextmanager
     def guest(self, name: str) -> Iterator[str]:
-        """A running guest at site a whose only disk is the bench's; its workload rests."""
-        self.say(f"guest {name} boots from its copy of the disk")
+        """A running guest at site a whose only disk is the bench's; its workload rests. It is gone afterwards.
+
+        With `quick` sections share one, each as the one before left it: a boot takes longer than a round.
+        """
+        lend = self.quick and not self._lent
+        if lend:
+            name, self._lent = SHARED, True
+        if not self.rig.defined(SOURCE, name):
+            self.say(f"guest {name} boots from its copy of the disk")
+            self._define(name)
+            self.rig.start(name)
+            self.lab.command(SOURCE, name, "pause")
+            self.lab.command(SOURCE, name, "sync")
+        yield name
+        # After an error or Ctrl-C the whole lab goes.
+        if lend:
+            self.rig.release(name)
+            self._lent = False
+        else:
+            self.rig.forget(name)
+
+    def _define(self, name: str) -> None:
         self.lab.define_guest(SOURCE, Kind.BIOS_DISK, name, rate=1)
         image = self.lab.host_path(SOURCE, f"/srv/images/{name}-vda.qcow2")
-        convert: list[str | Path] = [
-            "qemu-img",
-            "convert",
-            "-q",
-            "-f",
-            "raw",
-            "-O",
-            "qcow2",
-            "-W",
-            self.disk.raw,
-            image,
-        ]
-        run(convert, timeout=PEER_SECONDS)
-        self.rig.start(name)
-        self.lab.command(SOURCE, name, "pause")
-        self.lab.command(SOURCE, name, "sync")
-        yield name
-        self.rig.forget(name)  # after an error or Ctrl-C the whole lab goes
+        convert = ["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", "-W"]
+        run([*convert, self.disk.raw, image], timeout=PEER_SECONDS)
 
     def change(self, guests: Sequence[str], files: Sequence[Path], *, scattered: int, sequential: int = 0) -> int:
         """Make the same change in running guests' disks and in raw files; returns its bytes.
@@ -111,20 +123,22 @@ class Field:
             _write_file(file, changes, self.pool)
         connection = libvirt.open(self.lab.uri(SOURCE))
         try:
-            for guest in guests:
-                self._write_guest(connection.lookupByName(guest), changes)
+            domains = [connection.lookupByName(guest) for guest in guests]
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda domain: self._write_guest(domain, changes), domains))
         finally:
             connection.close()
         return total(changes)
 
     def _write_guest(self, domain: Any, changes: Sequence[Change]) -> None:
         device = "/machine/peripheral/virtio-disk0/virtio-backend"
-        block = self.lab.host_path(SOURCE, "/srv/images/change.bin")
+        inside = f"/srv/images/{domain.name()}-change.bin"
+        block = self.lab.host_path(SOURCE, inside)
         log = self.lab.sites[SOURCE].disk_dir / f"log/qemu/{domain.name()}.log"  # where qemu-io's output goes
         before = log.stat().st_size
         for offset, data in contents(changes, self.pool):
             block.write_bytes(data)
-            line = f'qemu-io -d {device} "write -s /srv/images/change.bin {offset} {len(data)}"'
+            line = f'qemu-io -d {device} "write -s {inside} {offset} {len(data)}"'
             said = libvirt_qemu.qemuMonitorCommand(domain, line, MONITOR_COMMAND)
             if said.strip():
                 raise LabError(f"the monitor of {domain.name()} does not write: {said.strip()}")

@@ -38,9 +38,9 @@ class Result:
 
 
 def sealed(rounds: Mapping[str, Sequence[Measured]], *names: str) -> dict[str, list[Measured]]:
-    """The rounds with ours (and that of `names`) only until the recovery point was there, and beside it as it was."""
+    """The rounds with ours (and `names`, where there) only until the recovery point was there, and ours as it was."""
     result = {name: list(items) for name, items in rounds.items()}
-    for name in (OURS, *names):
+    for name in {OURS, *names} & rounds.keys():
         result[name] = [attrs.evolve(item, seconds=item.more["sealed_seconds"]) for item in rounds[name]]
     return {OURS: result.pop(OURS), TIDIED: list(rounds[OURS]), **result}
 

@@ -18,14 +18,20 @@ FIRST_PARTITION = 1 * MIB
 BOOT_PARTITION = 40 * MIB
 
 
-def make_ext4(path: Path, size: int, label: str, content: Path) -> None:
-    """Make a file holding an ext4 file system of `size` bytes with what is in the directory `content`."""
-    path.unlink(missing_ok=True)
-    with path.open("wb") as file:
-        file.truncate(size)
+def make_ext4(path: Path, size: int, label: str, content: Path, offset: int = 0) -> None:
+    """Make a file holding an ext4 file system of `size` bytes with what is in the directory `content`.
+
+    With an `offset` (in bytes) it is made that far into a file that is there.
+    """
+    if not offset:
+        path.unlink(missing_ok=True)
+        with path.open("wb") as file:
+            file.truncate(size)
     # Nothing left for the guest's kernel to initialise later: an idle guest writes nothing.
     options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0"
-    run(["mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=4", "-L", label, "-E", options, "-d", content, path])
+    options = f"{options},offset={offset}"
+    words: list[str | Path] = ["-q", "-F", "-b", "4096", "-J", "size=4", "-L", label, "-E", options, "-d", content]
+    run(["mkfs.ext4", *words, path, f"{size // 1024}k"])
 
 
 def make_area(init: Path, path: Path, number: int) -> None:

@@ -142,14 +142,18 @@ class Rig:
     def forget(self, *names: str) -> None:
         """Take guests away at both sites, with what the vault and the targets have of them."""
         for name in names:
-            known = [item["protection"] for item in self.pilot("status") if item["protection"]["name"] == name]
-            if known and known[0]["state"] in ("failed-over", "failing-over"):
-                self.job("failover_undo", name)
-            if known:
-                self.job("unprotect", name)
+            self.release(name)
             for site in ("a", "b"):
                 if self.defined(site, name):
                     self.lab.remove_guest(site, name)
+
+    def release(self, name: str) -> None:
+        """Take away what the vault and the targets have of a guest, if they have."""
+        known = [item["protection"] for item in self.pilot("status") if item["protection"]["name"] == name]
+        if known and known[0]["state"] in ("failed-over", "failing-over"):
+            self.job("failover_undo", name)
+        if known:
+            self.job("unprotect", name)
 
     def defined(self, site: str, name: str) -> bool:
         """Whether the site's libvirt knows the machine."""

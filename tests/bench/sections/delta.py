@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from statistics import median
+from contextlib import ExitStack
 from typing import Any
 
 from asrcore.units import MiB
-from tests.bench._apart import APART, two_sites
+from tests.bench._apart import APART, NOT_APART, two_sites
 from tests.bench._disk import DISK_SIZE
 from tests.bench._field import BORG, BORG_CHUNKS, PLACE, SOURCE, Field, synced
-from tests.bench._stats import OURS, Measured, Result, ratio, sealed
+from tests.bench._stats import OURS, Measured, Result, median, ratio, sealed
 
 TITLE = "Delta of 5 % in random blocks and 100 MiB in a row"
 SCATTERED = DISK_SIZE // 20
@@ -22,12 +22,9 @@ COPY, MIRROR = "/srv/copy.raw", f"{PLACE}/mirror.raw"
 def measure(field: Field) -> Result:
     """Against virtnbdbackup of an equal guest, and borg and rsync of a raw file with the same changes. What goes over
     the wire is told of an engine beside a third such guest and a master target at the other site."""
-    with (
-        field.guest("delta") as guest,
-        field.guest("delta-peer") as other,
-        field.guest("delta-apart") as far,
-        two_sites(field, far) as apart,
-    ):
+    with ExitStack() as stack:
+        guests = [stack.enter_context(field.guest(name)) for name in ("delta", "delta-peer")]
+        guest, other = guests
         field.rig.protect(guest)
         _virtnbdbackup(field, other, "full")
         copy = field.lab.host_path("b", COPY)
@@ -35,11 +32,13 @@ def measure(field: Field) -> Result:
         archives = iter(range(1000))
         contenders: dict[str, Any] = {
             OURS: lambda: field.ours("replicate", guest, keep=True),
-            APART: lambda: apart("replicate", keep=True),
             "virtnbdbackup": lambda: _virtnbdbackup(field, other, "inc"),
         }
         files = []
         if not field.quick:
+            guests.append(stack.enter_context(field.guest("delta-apart")))
+            apart = stack.enter_context(two_sites(field, guests[-1]))
+            contenders[APART] = lambda: apart("replicate", keep=True)
             files = [copy]
             field.lab.run_in("b", ["cp", "--sparse=always", field.disk.raw, COPY], timeout=600)
             field.lab.run_in("b", ["cp", "--sparse=always", field.disk.raw, MIRROR], timeout=600)
@@ -53,22 +52,19 @@ def measure(field: Field) -> Result:
 
         def change() -> None:
             nonlocal dirty
-            dirty = field.change([guest, other, far], files, scattered=SCATTERED, sequential=SEQUENTIAL)
+            dirty = field.change(guests, files, scattered=SCATTERED, sequential=SEQUENTIAL)
 
-        rounds = sealed(field.interleave(contenders, before=change), APART)
+        rounds = sealed(field.interleave(contenders, before=change, rounds=field.few), APART)
         for site, path in (("b", COPY), ("b", MIRROR), ("b", REPOSITORY), ("a", BACKUP)):
             field.remove(path, site)
-    ours = rounds[OURS]
-    return Result(
-        "delta",
-        TITLE,
-        rounds,
-        {
-            "delta_vs_virtnbdbackup": ratio(rounds, "virtnbdbackup"),
-            "delta_bytes_read_ratio": median(item.more["bytes_read"] for item in ours) / dirty,
-            "delta_bytes_wire_ratio": median(item.more["link_bytes"] for item in rounds[APART]) / dirty,
-        },
-    )
+    figures = {
+        "delta_vs_virtnbdbackup": ratio(rounds, "virtnbdbackup"),
+        "delta_bytes_read_ratio": median(rounds[OURS], "bytes_read") / dirty,
+    }
+    if APART not in rounds:
+        return Result("delta", TITLE, rounds, figures, [NOT_APART])
+    figures["delta_bytes_wire_ratio"] = median(rounds[APART], "link_bytes") / dirty
+    return Result("delta", TITLE, rounds, figures)
 
 
 def _virtnbdbackup(field: Field, guest: str, level: str) -> Measured:

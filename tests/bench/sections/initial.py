@@ -45,6 +45,6 @@ def measure(field: Field) -> Result:
             ),
         }
         if field.quick:
-            contenders = {name: contenders[name] for name in (OURS, "nbdcopy", "qemu-img convert", "cp")}
+            contenders = {name: contenders[name] for name in (OURS, "nbdcopy")}
         rounds = field.interleave(contenders)
     return Result("initial", TITLE, rounds, {"initial_copy_vs_nbdcopy": ratio(rounds, "nbdcopy")})

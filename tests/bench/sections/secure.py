@@ -31,7 +31,7 @@ def measure(field: Field) -> Result:
     ):
         engine("profile", field.profiles)
         rounds = field.interleave(
-            {OURS: lambda: _ours(field, engine, target, guest), PEER: lambda: _pipe(field, guest)}
+            {OURS: lambda: _ours(field, engine, target, guest), PEER: lambda: _pipe(field, guest)}, rounds=field.few
         )
     field.remove(KEYS)
     return Result("secure", TITLE, rounds, {"secure_copy_vs_zstd_tls_pipe": ratio(rounds, PEER)})
