@@ -12,6 +12,7 @@ Rules for every operation:
 
 from __future__ import annotations
 
+from asrcore.driver._buffer import page_buffer
 from asrcore.driver._closing import Closing
 from asrcore.driver._digests import (
     DIGEST_BLOCK,
@@ -78,5 +79,6 @@ __all__ = [
     "different_blocks",
     "digest_of",
     "digests_of",
+    "page_buffer",
     "zero_digest",
 ]

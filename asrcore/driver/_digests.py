@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from asrcore.driver._buffer import page_buffer
 from asrcore.model.extent import Extent, split
 from asrcore.units import KiB, MiB
 
@@ -44,6 +45,10 @@ class Digest(Enum):
 
 _ZERO_BLOCK = bytes(DIGEST_BLOCK)
 
+# At a time; past the page cache a disk is not read ahead (measured, resyncs between two sites: 2.93 s with 1 MiB, 2.71
+# with 4; by way of the page cache 3.1 and 3.0).
+_READ = 4 * MiB
+
 
 def digest_of(block: bytes | bytearray | memoryview, digest: Digest = Digest.BLAKE3) -> bytes:
     """DIGEST_SIZE bytes for one block."""
@@ -60,9 +65,11 @@ def digests_of(reader: DiskReader, extent: Extent, digest: Digest = Digest.BLAKE
     if extent.offset % DIGEST_BLOCK:
         raise ValueError(f"extent at {extent.offset} does not start at a digest block")
     result = bytearray()
-    buffer = bytearray(min(extent.length, 1 * MiB))
-    for piece in split([extent], 1 * MiB):
-        view = memoryview(buffer)[: piece.length]
+    if not extent.length:
+        return b""
+    buffer = page_buffer(min(extent.length, _READ))
+    for piece in split([extent], _READ):
+        view = buffer[: piece.length]
         reader.read_into(piece.offset, view)
         result += block_digests(view, digest)
     return bytes(result)

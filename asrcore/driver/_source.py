@@ -49,7 +49,10 @@ class DiskReader(Closing, ABC):
 
     @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill the caller's writable buffer from `offset`. Raises ViewLost (or ReplicaDamaged for a replica)."""
+        """Fill the caller's writable buffer from `offset`. Raises ViewLost (or ReplicaDamaged for a replica).
+
+        Any buffer will do; a `page_buffer` lets a driver read past the page cache.
+        """
 
     def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> None:
         """Fill several buffers, each from its offset. Raises as `read_into`.

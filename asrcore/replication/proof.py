@@ -25,6 +25,7 @@ from asrcore.driver import (
     DiskView,
     Replica,
     different_blocks,
+    page_buffer,
     zero_digest,
 )
 from asrcore.model.extent import Extent, intersect, split, subtract, total, union
@@ -213,7 +214,7 @@ def sha256_of_both(view: DiskView, replica: Replica, watch: Watch) -> tuple[str,
 
     def side(open_reader: Callable[[], DiskReader]) -> str:
         told = hashlib.sha256()
-        buffer = memoryview(bytearray(1 * MiB))
+        buffer = page_buffer(4 * MiB)
         with open_reader() as reader:
             for piece in split([Extent(0, size)], len(buffer)):
                 watch.check()

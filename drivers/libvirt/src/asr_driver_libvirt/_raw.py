@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from asr_driver_libvirt._files import SparseFile, copy_range, data_map, fsync_directory, rounded
+from asr_driver_libvirt._files import DirectFile, SparseFile, copy_range, data_map, fsync_directory, rounded
 from asr_driver_libvirt._journal import Change, Kind
 from asr_driver_libvirt._store import Shared
 from asrcore.driver import DiskReader
@@ -74,7 +74,7 @@ class RawReader(DiskReader):
 
     def __init__(self, home: Path, find: Callable[[], str], shared: Shared, replica_id: str) -> None:
         self._home, self._find, self._shared, self._replica_id = home, find, shared, replica_id
-        self._file: SparseFile | None = None
+        self._file: DirectFile | None = None
         self._generation = -1
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -87,10 +87,9 @@ class RawReader(DiskReader):
         try:
             if self._file is None or generation != self._generation:
                 self.close()
-                self._file = SparseFile(self._home / self._find(), write=False)
+                self._file = DirectFile(self._home / self._find())
                 self._generation = generation
             self._file.read_into(offset, buffer)
-            self._file.drop(offset, len(buffer))
         except OSError as problem:
             raise ReplicaDamaged(replica=self._replica_id, detail=str(problem)) from problem
 

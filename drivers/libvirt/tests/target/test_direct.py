@@ -1,0 +1,159 @@
+"""Raw images are read past the page cache where that can be, and rightly where it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asr_driver_libvirt._files import DirectFile
+from asr_driver_libvirt._store import ReplicaKind
+from asrcore.driver import digest_of, page_buffer
+from asrcore.model.extent import Extent
+
+KIB, MIB = 1024, 1024 * 1024
+CONTENT = random.Random(7).randbytes(4 * MIB - 512)
+"""A file of sectors, but not of pages."""
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[Path], DirectFile]]:
+    """Opens files, and closes them."""
+    found: list[DirectFile] = []
+
+    def open_file(path: Path) -> DirectFile:
+        found.append(DirectFile(path))
+        return found[-1]
+
+    yield open_file
+    for file in found:
+        file.close()
+        file.close()
+
+
+def _durable(path: Path, content: bytes) -> Path:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+def _cached(path: Path) -> int:
+    """Pages of a file that are in memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        pages = -(-len(mapped) // mmap.PAGESIZE)
+        told = (ctypes.c_ubyte * pages)()
+        start = ctypes.c_char.from_buffer(mapped)
+        failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), told)
+        del start
+        assert failed == 0, os.strerror(ctypes.get_errno())
+    return sum(page & 1 for page in told)
+
+
+def test_reads_without_the_page_cache(small: Path, opened: Callable[[Path], DirectFile]) -> None:
+    path = _durable(small / "image", CONTENT)
+    buffer = page_buffer(len(CONTENT) // MIB * MIB)
+    opened(path).read_into(0, buffer)
+    assert buffer == CONTENT[: len(buffer)]
+    assert _cached(path) == 0
+
+
+def test_leaves_in_memory_what_others_have_there(small: Path, opened: Callable[[Path], DirectFile]) -> None:
+    path = _durable(small / "image", CONTENT)
+    path.read_bytes()
+    before = _cached(path)
+    assert before > len(CONTENT) // mmap.PAGESIZE // 2  # else the test could not tell
+    opened(path).read_into(0, page_buffer(MIB))
+    assert _cached(path) >= before
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "shift"),
+    [
+        (0, MIB, 1),  # memory that begins beside a page
+        (4096, MIB, 16),
+        (512, MIB, 0),
+        (100, 1000, 0),  # a place that is no sector
+        (0, 1, 0),
+        (len(CONTENT) - MIB, MIB, 0),
+        (len(CONTENT) // 4096 * 4096, 4096, 0),  # the file ends within
+        (3 * MIB, 2 * MIB, 0),
+        (len(CONTENT) + MIB, MIB, 0),  # all of it behind the end
+    ],
+)
+def test_any_buffer_at_any_place(
+    small: Path, opened: Callable[[Path], DirectFile], offset: int, length: int, shift: int
+) -> None:
+    path = _durable(small / "image", CONTENT)
+    buffer = page_buffer(length + shift)[shift:]
+    buffer[:] = b"?" * length
+    opened(path).read_into(offset, buffer)
+    assert buffer == CONTENT[offset : offset + length].ljust(length, b"\0")
+
+
+def test_memory_without_a_disk(opened: Callable[[Path], DirectFile]) -> None:
+    """A tmpfs knows no other way than the page cache."""
+    path = Path(f"/dev/shm/asr-test-direct-{os.getpid()}")
+    try:
+        buffer = page_buffer(MIB)
+        opened(_durable(path, CONTENT)).read_into(MIB, buffer)
+        assert buffer == CONTENT[MIB : 2 * MIB]
+    finally:
+        path.unlink()
+
+
+def test_no_descriptor_is_left(small: Path) -> None:
+    path = _durable(small / "image", CONTENT)
+    before = _descriptors()
+    DirectFile(path).close()
+    with pytest.raises(FileNotFoundError):
+        DirectFile(small / "nothing")
+    assert _descriptors() == before
+
+
+def test_a_check_sees_what_the_disk_holds(bench: Make, tmp_path: Path, tools: Any) -> None:
+    """A block of the replica rots below the file system while memory still has it as it was."""
+    with tools.small_file_system(tmp_path, ReplicaKind.REFLINK) as home:
+        one = bench(home, {"vda": 4 * MIB})
+        one.cycle([("vda", 0, CONTENT[: 2 * MIB])])
+        (image,) = home.glob("replicas/r1/**/vda*.raw")
+        block = Extent(MIB + 128 * KIB, 64 * KIB)
+        good = CONTENT[block.offset : block.end]
+        assert one.replica.digests("vda", block) == digest_of(good)
+        assert image.read_bytes()[block.offset : block.end] == good  # now it is in memory
+        with home.with_name("xfs.img").open("r+b") as below:
+            below.seek(_place_on_disk(image, block.offset))
+            below.write(b"rot")
+        assert image.read_bytes()[block.offset : block.end] == good
+        assert one.replica.digests("vda", block) == digest_of(b"rot" + good[3:])
+        buffer = page_buffer(block.length)
+        with one.replica.reader("vda") as reader:
+            reader.read_into(block.offset, buffer)
+        assert buffer == b"rot" + good[3:]
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _place_on_disk(path: Path, offset: int) -> int:
+    """Where the file system has this byte of a file, as filefrag tells it."""
+    told = subprocess.run(
+        ["filefrag", "-e", "-b4096", path], check=True, capture_output=True, text=True, timeout=20
+    ).stdout
+    for start, end, place in re.findall(r"^\s*\d+:\s+(\d+)\.\.\s*(\d+):\s+(\d+)\.\.", told, re.MULTILINE):
+        if int(start) <= offset // 4096 <= int(end):
+            return (int(place) - int(start)) * 4096 + offset
+    raise AssertionError(f"no place of {offset} in\n{told}")
