@@ -64,14 +64,14 @@ def digests_of(reader: DiskReader, extent: Extent, digest: Digest = Digest.BLAKE
     """
     if extent.offset % DIGEST_BLOCK:
         raise ValueError(f"extent at {extent.offset} does not start at a digest block")
-    result = bytearray()
     if not extent.length:
         return b""
-    buffer = page_buffer(min(extent.length, _READ))
-    for piece in split([extent], _READ):
-        view = buffer[: piece.length]
-        reader.read_into(piece.offset, view)
-        result += block_digests(view, digest)
+    result = bytearray()
+    with page_buffer(min(extent.length, _READ)) as buffer:
+        for piece in split([extent], _READ):
+            view = buffer[: piece.length]
+            reader.read_into(piece.offset, view)
+            result += block_digests(view, digest)
     return bytes(result)
 
 

@@ -20,9 +20,9 @@ __all__ = ["Pair", "both_zero", "piece_size", "worker_count"]
 #
 # Where bytes are compared, with four the replica's disk rested while all of them waited for QEMU (measured, medians of
 # 8, a resync of 2 GiB: 2.06 s with four, 1.83 with eight, no less with twelve). A piece costs the interpreter that all
-# workers share, and a larger one waits longer for others (medians of 11: 2.18 s with 512 KiB, 1.83 with 1 MiB, 1.95
-# with 2 MiB; past the page cache, of 16: 1.67 with 1 MiB, 1.90 with 2 MiB).
-NEAR_WORKERS, NEAR_PIECE = 8, 1 * MiB
+# workers share, and past the page cache nothing is read ahead (medians of 14: 1.93 s with 1 MiB, 1.60 with 2 MiB; of
+# 9, with 4 MiB as with 2).
+NEAR_WORKERS, NEAR_PIECE = 8, 2 * MiB
 # Where digests travel a piece is one question and one answer. What differs is read over the link: the more workers ask
 # at a time, the longer each waits on a slow one, and each read has a time limit.
 FAR_WORKERS, FAR_PIECE = 4, 4 * MiB
@@ -67,7 +67,7 @@ class Pair:
         self._source: DiskReader | None = None
         self._copy: DiskReader | None = None
         if not _is_far(view, replica):
-            self._theirs = page_buffer(size)
+            self._theirs = stack.enter_context(page_buffer(size))
             self._copy = stack.enter_context(replica.reader(view.disk.id))
 
     @classmethod

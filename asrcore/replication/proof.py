@@ -214,8 +214,7 @@ def sha256_of_both(view: DiskView, replica: Replica, watch: Watch) -> tuple[str,
 
     def side(open_reader: Callable[[], DiskReader]) -> str:
         told = hashlib.sha256()
-        buffer = page_buffer(4 * MiB)
-        with open_reader() as reader:
+        with page_buffer(4 * MiB) as buffer, open_reader() as reader:
             for piece in split([Extent(0, size)], len(buffer)):
                 watch.check()
                 reader.read_into(piece.offset, buffer[: piece.length])

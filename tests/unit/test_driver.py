@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import mmap
 
 import pytest
 from blake3 import blake3
@@ -12,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asrcore import driver
-from asrcore.driver import DIGEST_BLOCK, DIGEST_SIZE, Closing, DiskReader, Site, digests_of, page_buffer
+from asrcore.driver import DIGEST_BLOCK, DIGEST_SIZE, Closing, DiskReader, Site, digests_of
 from asrcore.errors import UnsupportedOperation, ViewLost
 from asrcore.model.extent import Extent, union
 from asrcore.units import MiB
@@ -65,15 +63,6 @@ def test_digests_are_read_in_bounded_pieces() -> None:
     assert digests_of(reader, Extent(0, 9 * MiB)) == driver.zero_digest() * 144
     assert max(length for _, length in reader.reads) <= 4 * MiB
     assert digests_of(reader, Extent(0, 0)) == b""
-
-
-@pytest.mark.parametrize("size", [1, 4096, 5 * MiB + 512])
-def test_a_page_buffer_begins_at_a_page(size: int) -> None:
-    buffer = page_buffer(size)
-    assert ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % mmap.PAGESIZE == 0
-    assert buffer == bytes(size)
-    buffer[:] = b"?" * size
-    assert bytes(buffer) == b"?" * size
 
 
 def test_digests_of_a_crooked_extent_are_refused() -> None:

@@ -64,9 +64,9 @@ def _cached(path: Path) -> int:
 
 def test_reads_without_the_page_cache(small: Path, opened: Callable[[Path], DirectFile]) -> None:
     path = _durable(small / "image", CONTENT)
-    buffer = page_buffer(len(CONTENT) // MIB * MIB)
-    opened(path).read_into(0, buffer)
-    assert buffer == CONTENT[: len(buffer)]
+    with page_buffer(len(CONTENT) // MIB * MIB) as buffer:
+        opened(path).read_into(0, buffer)
+        assert buffer == CONTENT[: len(buffer)]
     assert _cached(path) == 0
 
 
@@ -75,7 +75,8 @@ def test_leaves_in_memory_what_others_have_there(small: Path, opened: Callable[[
     path.read_bytes()
     before = _cached(path)
     assert before > len(CONTENT) // mmap.PAGESIZE // 2  # else the test could not tell
-    opened(path).read_into(0, page_buffer(MIB))
+    with page_buffer(MIB) as buffer:
+        opened(path).read_into(0, buffer)
     assert _cached(path) >= before
 
 
@@ -97,19 +98,20 @@ def test_any_buffer_at_any_place(
     small: Path, opened: Callable[[Path], DirectFile], offset: int, length: int, shift: int
 ) -> None:
     path = _durable(small / "image", CONTENT)
-    buffer = page_buffer(length + shift)[shift:]
-    buffer[:] = b"?" * length
-    opened(path).read_into(offset, buffer)
-    assert buffer == CONTENT[offset : offset + length].ljust(length, b"\0")
+    with page_buffer(length + shift) as memory:
+        buffer = memory[shift:]
+        buffer[:] = b"?" * length
+        opened(path).read_into(offset, buffer)
+        assert buffer == CONTENT[offset : offset + length].ljust(length, b"\0")
 
 
 def test_memory_without_a_disk(opened: Callable[[Path], DirectFile]) -> None:
     """A tmpfs knows no other way than the page cache."""
     path = Path(f"/dev/shm/asr-test-direct-{os.getpid()}")
     try:
-        buffer = page_buffer(MIB)
-        opened(_durable(path, CONTENT)).read_into(MIB, buffer)
-        assert buffer == CONTENT[MIB : 2 * MIB]
+        with page_buffer(MIB) as buffer:
+            opened(_durable(path, CONTENT)).read_into(MIB, buffer)
+            assert buffer == CONTENT[MIB : 2 * MIB]
     finally:
         path.unlink()
 
@@ -138,10 +140,9 @@ def test_a_check_sees_what_the_disk_holds(bench: Make, tmp_path: Path, tools: An
             below.write(b"rot")
         assert image.read_bytes()[block.offset : block.end] == good
         assert one.replica.digests("vda", block) == digest_of(b"rot" + good[3:])
-        buffer = page_buffer(block.length)
-        with one.replica.reader("vda") as reader:
+        with one.replica.reader("vda") as reader, page_buffer(block.length) as buffer:
             reader.read_into(block.offset, buffer)
-        assert buffer == b"rot" + good[3:]
+            assert buffer == b"rot" + good[3:]
 
 
 def _descriptors() -> int:
