@@ -26,7 +26,7 @@ from tests.lab._run import run
 from tests.system.cockpit import ASR
 from tests.system.rig import Pilot, Rig
 
-__all__ = ["BORG", "ENGINE", "PLACE", "SOURCE", "TARGET", "Field", "PeerFailed", "field", "synced"]
+__all__ = ["BORG", "ENGINE", "PLACE", "SOURCE", "TARGET", "Field", "PeerFailed", "evict", "field", "synced"]
 
 SOURCE, ENGINE = "a", "b"
 """Sites of the lab: guests run at the one, engine and replicas are at the other."""
@@ -246,6 +246,12 @@ def _measured(report: dict[str, Any]) -> Measured:
             **facts,
         },
     )
+
+
+def evict(path: Path) -> None:
+    """Let go of what memory has of a file: whoever reads it next reads its disk."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _write_file(path: Path, changes: Sequence[Change], pool: bytes) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from tests.bench._apart import APART, NOT_APART, two_sites
 from tests.bench._disk import DISK_SIZE
-from tests.bench._field import PLACE, Field, synced
+from tests.bench._field import PLACE, Field, evict, synced
 from tests.bench._stats import OURS, Measured, Result, median, ratio, sealed
 
 TITLE = "Resync of a replica that differs by 1 %, until it is whole again"
@@ -36,8 +35,7 @@ def measure(field: Field) -> Result:
             return field.peer(synced(f"rsync --inplace --no-whole-file --ignore-times {COPY} {PLACE}/{mirror}"))
 
         def cold() -> Measured:
-            with field.path(COLD).open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            evict(field.path(COLD))
             return rsync(COLD)
 
         contenders: dict[str, Callable[[], Measured]] = {

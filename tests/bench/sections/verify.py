@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from tests.bench._field import TARGET, Field
+from pathlib import Path
+
+from tests.bench._field import TARGET, Field, evict
 from tests.bench._stats import OURS, Measured, Result, ratio
 from tests.system.rig import TARGETS
 
 TITLE = "Verification of an equal replica"
+PEER = "qemu-img compare"
 
 
 def measure(field: Field) -> Result:
-    """Against qemu-img compare and cmp of the same export and the same replica."""
+    """Against qemu-img compare of the same export and the same replica, which both read from its disk. What memory
+    still has of it proves nothing of the disk, but the peer is shown with that, too."""
     with field.guest("verify") as guest:
         field.rig.protect(guest)
 
-        def replica() -> str:
-            known = field.rig.protection(guest)
-            images = field.rig.point_images(guest)[field.rig.points(guest)[-1]]
-            inside = images["vda"].relative_to(field.rig.home(guest))
-            return f"{TARGETS[TARGET]}/replicas/{known['replica_id']}/{inside}"
+        def image() -> Path:
+            return field.rig.point_images(guest)[field.rig.points(guest)[-1]]["vda"]
 
         def compare() -> Measured:
-            return field.reader(guest, f'qemu-img compare -f raw -F raw "$URI" {replica()}')
+            known = field.rig.protection(guest)
+            inside = image().relative_to(field.rig.home(guest))
+            replica = f"{TARGETS[TARGET]}/replicas/{known['replica_id']}/{inside}"
+            return field.reader(guest, f'qemu-img compare -f raw -F raw "$URI" {replica}')
 
-        rounds = field.interleave({OURS: lambda: field.ours("verify", guest), "qemu-img compare": compare})
-    return Result("verify", TITLE, rounds, {"verify_vs_qemu_img_compare": ratio(rounds, "qemu-img compare")})
+        def from_disk() -> Measured:
+            evict(image())
+            return compare()
+
+        def from_memory() -> Measured:
+            compare()
+            return compare()
+
+        contenders = {OURS: lambda: field.ours("verify", guest), PEER: from_disk}
+        if not field.quick:
+            contenders[f"{PEER}, from memory"] = from_memory
+        rounds = field.interleave(contenders)
+    return Result("verify", TITLE, rounds, {"verify_vs_qemu_img_compare": ratio(rounds, PEER)})
