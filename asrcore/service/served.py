@@ -410,9 +410,12 @@ class SiteServer:
         extent = _extent(head)
         if extent.length > MAX_READ:
             raise InvalidValue(what="length", value=extent.length, wanted=f"at most {MAX_READ}")
-        buffer = bytearray(extent.length)
-        self._opened(session, head.get("reader"), driver.DiskReader).read_into(extent.offset, memoryview(buffer))  # type: ignore[type-abstract]
-        return Answer(body=buffer)
+        reader = self._opened(session, head.get("reader"), driver.DiskReader)  # type: ignore[type-abstract]
+        if not extent.length:
+            return Answer()
+        with driver.page_buffer(extent.length) as buffer:
+            reader.read_into(extent.offset, buffer)
+            return Answer(body=bytes(buffer))  # it is sent when the buffer serves another reader
 
     def _close_reader(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
         reader = session.handles.pop(str(head.get("reader")), None)

@@ -26,7 +26,7 @@ FILE_SYSTEM = 3072 * MiB
 POOL_BYTES = 64 * MiB
 BUILD_SECONDS = 300.0
 TREES = (Path("/usr/lib"), Path("/usr/share"), Path("/usr/bin"))
-VERSION = "1"
+VERSION = "2"
 
 
 @attrs.frozen

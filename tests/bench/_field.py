@@ -48,13 +48,15 @@ class PeerFailed(Exception):
 
 @attrs.define
 class Field:
-    """Made by `field`. `disk`: what every guest's disk begins as. `quick`: only who is in a ratio of time."""
+    """Made by `field`. `disk`: what every guest's disk begins as. `few`: rounds of what takes long. `quick`: only who
+    is in a ratio of time."""
 
     lab: Lab
     rig: Rig
     disk: BenchDisk
     say: Callable[[str], None]
     rounds: int
+    few: int
     quick: bool
     blocks: list[int]
     pool: bytes
@@ -63,11 +65,6 @@ class Field:
     """With --profile: samples of our engine by the place where it was, summed over the rounds of a section."""
     _seed: int = 0
     _lent: bool = False
-
-    @property
-    def few(self) -> int:
-        """Rounds of what takes long."""
-        return 1 if self.quick else self.rounds
 
     @property
     def worker(self) -> Pilot:
@@ -92,6 +89,7 @@ class Field:
         if not self.rig.defined(SOURCE, name):
             self.say(f"guest {name} boots from its copy of the disk")
             self._define(name)
+        if self.lab.state(SOURCE, name) != "running":
             self.rig.start(name)
             self.lab.command(SOURCE, name, "pause")
             self.lab.command(SOURCE, name, "sync")
@@ -275,7 +273,9 @@ def _make_room(lab: Lab, site: str) -> None:
 
 
 @contextmanager
-def field(disk: BenchDisk, rounds: int, say: Callable[[str], None], *, quick: bool, profile: bool) -> Iterator[Field]:
+def field(
+    disk: BenchDisk, rounds: int, few: int, say: Callable[[str], None], *, quick: bool, profile: bool
+) -> Iterator[Field]:
     """The lab with our engine at site b."""
     with Lab(f"bench-{os.getpid()}", say) as lab:
         for site in lab.sites:
@@ -285,6 +285,6 @@ def field(disk: BenchDisk, rounds: int, say: Callable[[str], None], *, quick: bo
             rig = Rig(lab, pilot)
             rig.set_up()
             pilot("profile", profile)
-            yield Field(lab, rig, disk, say, rounds, quick, disk.blocks(), disk.pool(), profile)
+            yield Field(lab, rig, disk, say, rounds, few, quick, disk.blocks(), disk.pool(), profile)
         finally:
             pilot.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import fcntl
 import mmap
 import os
 import random
@@ -105,24 +108,74 @@ def test_any_buffer_at_any_place(
         assert buffer == CONTENT[offset : offset + length].ljust(length, b"\0")
 
 
-def test_memory_without_a_disk(opened: Callable[[Path], DirectFile]) -> None:
-    """A tmpfs knows no other way than the page cache."""
-    path = Path(f"/dev/shm/asr-test-direct-{os.getpid()}")
-    try:
-        with page_buffer(MIB) as buffer:
-            opened(_durable(path, CONTENT)).read_into(MIB, buffer)
-            assert buffer == CONTENT[MIB : 2 * MIB]
-    finally:
-        path.unlink()
+@pytest.mark.parametrize("refused", ["open", "preadv"])
+def test_a_file_system_that_has_no_such_way(
+    small: Path, opened: Callable[[Path], DirectFile], monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    path = _durable(small / "image", CONTENT)
+    calls = []
+
+    def open_none(name: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & os.O_DIRECT:
+            calls.append(name)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return os_open(name, flags, *rest, **options)
+
+    def preadv_none(fd: int, buffers: Any, offset: int) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            calls.append(fd)
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return os_preadv(fd, buffers, offset)
+
+    os_open, os_preadv = os.open, os.preadv
+    monkeypatch.setattr(os, refused, open_none if refused == "open" else preadv_none)
+    with page_buffer(MIB) as buffer:
+        opened(path).read_into(MIB, buffer)
+        assert buffer == CONTENT[MIB : 2 * MIB]
+    monkeypatch.undo()
+    assert calls
+    assert _cached(path) == 0  # and nothing is left behind
+
+
+def test_another_error_is_told(
+    small: Path, opened: Callable[[Path], DirectFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(fd: int, buffers: Any, offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    file = opened(_durable(small / "image", CONTENT))
+    monkeypatch.setattr(os, "preadv", broken)
+    with page_buffer(MIB) as buffer, pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        file.read_into(0, buffer)
+
+
+def test_private_memory_is_filled_by_the_page_cache(
+    small: Path, opened: Callable[[Path], DirectFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork meanwhile would lose what is read past it."""
+    path = _durable(small / "image", CONTENT)
+    flags = []
+
+    def preadv(fd: int, buffers: Any, offset: int) -> int:
+        flags.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+        return os_preadv(fd, buffers, offset)
+
+    os_preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", preadv)
+    buffer = bytearray(MIB)
+    opened(path).read_into(MIB, memoryview(buffer))
+    assert buffer == CONTENT[MIB : 2 * MIB]
+    assert set(flags) == {0}
 
 
 def test_no_descriptor_is_left(small: Path) -> None:
     path = _durable(small / "image", CONTENT)
-    before = _descriptors()
-    DirectFile(path).close()
+    file = DirectFile(path)
+    assert _descriptors(path) == 2
+    file.close()
+    assert _descriptors(path) == 0
     with pytest.raises(FileNotFoundError):
         DirectFile(small / "nothing")
-    assert _descriptors() == before
 
 
 def test_a_check_sees_what_the_disk_holds(bench: Make, tmp_path: Path, tools: Any) -> None:
@@ -145,8 +198,13 @@ def test_a_check_sees_what_the_disk_holds(bench: Make, tmp_path: Path, tools: An
             assert buffer == b"rot" + good[3:]
 
 
-def _descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def _descriptors(path: Path) -> int:
+    """How many of ours are of the file."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of this very loop
+            found += link.readlink() == path
+    return found
 
 
 def _place_on_disk(path: Path, offset: int) -> int:
