@@ -20,7 +20,7 @@ from asr_driver_libvirt._settings import SiteSettings
 from asr_driver_libvirt._site import LibvirtSite
 from asr_driver_libvirt._store import ReplicaKind
 from asr_driver_libvirt._target import LibvirtTarget
-from asrcore.driver import CycleSpec, Replica, ReplicaSpec, SealSpec, StoredPoint
+from asrcore.driver import CycleSpec, Replica, ReplicaSpec, SealSpec, StoredPoint, page_buffer
 from asrcore.model.machine import Description, Disk, Firmware, Machine
 from asrcore.model.point import Consistency
 from asrcore.model.watch import Watch
@@ -178,11 +178,10 @@ class Bench:
 
 
 def read(replica: Replica, disk_id: str, size: int, point_id: str | None = None) -> bytes:
-    """A whole disk."""
-    buffer = bytearray(size)
-    with replica.reader(disk_id, point_id) as reader:
-        reader.read_into(0, memoryview(buffer))
-    return bytes(buffer)
+    """A whole disk, read as comparisons read it."""
+    with replica.reader(disk_id, point_id) as reader, page_buffer(size) as buffer:
+        reader.read_into(0, buffer)
+        return bytes(buffer)
 
 
 @pytest.fixture
