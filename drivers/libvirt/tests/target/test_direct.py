@@ -149,23 +149,42 @@ def test_another_error_is_told(
         file.read_into(0, buffer)
 
 
-def test_private_memory_is_filled_by_the_page_cache(
-    small: Path, opened: Callable[[Path], DirectFile], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fork meanwhile would lose what is read past it."""
-    path = _durable(small / "image", CONTENT)
-    flags = []
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """Each read that brought something: whether it went past the page cache, and its bytes."""
+    found: list[tuple[bool, int]] = []
 
     def preadv(fd: int, buffers: Any, offset: int) -> int:
-        flags.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
-        return os_preadv(fd, buffers, offset)
+        count = os_preadv(fd, buffers, offset)
+        found.append((bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT), count))
+        return count
 
     os_preadv = os.preadv
     monkeypatch.setattr(os, "preadv", preadv)
-    buffer = bytearray(MIB)
-    opened(path).read_into(MIB, memoryview(buffer))
+    return found
+
+
+def test_private_memory_is_filled_by_the_page_cache(
+    small: Path, opened: Callable[[Path], DirectFile], reads: list[tuple[bool, int]]
+) -> None:
+    """A fork meanwhile would lose what is read past it."""
+    path = _durable(small / "image", CONTENT)
+    memory = bytearray(MIB + mmap.PAGESIZE)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % mmap.PAGESIZE  # else it could not be read past it
+    buffer = memoryview(memory)[start : start + MIB]
+    opened(path).read_into(MIB, buffer)
     assert buffer == CONTENT[MIB : 2 * MIB]
-    assert set(flags) == {0}
+    assert reads == [(False, MIB)]
+
+
+def test_of_a_disk_that_ends_within_a_sector_only_the_end_is_read_by_the_page_cache(
+    small: Path, opened: Callable[[Path], DirectFile], reads: list[tuple[bool, int]]
+) -> None:
+    path = _durable(small / "image", CONTENT)
+    with page_buffer(MIB + 100) as buffer:
+        opened(path).read_into(0, buffer)
+        assert buffer == CONTENT[: MIB + 100]
+    assert reads == [(True, MIB), (False, 100)]
 
 
 def test_no_descriptor_is_left(small: Path) -> None:
