@@ -32,9 +32,9 @@ from asrcore.errors import (
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.protection import NetworkMap, Protection, Site
 from asrcore.model.state import Event, State, allowed
+from asrcore.procedures.procedure import Arguments
 from asrcore.replication.context import Context
 from asrcore.replication.ids import new_id
-from asrcore.replication.procedure import Arguments, Procedure
 from asrcore.service import status
 from asrcore.service.status import MachineStatus
 from asrcore.vault import Job, Vault
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from asrcore.model.finding import Finding
     from asrcore.model.machine import Machine
     from asrcore.plugins import Plugins
-    from asrcore.replication.protect import Pairing
+    from asrcore.procedures.protect import Pairing
     from asrcore.service.member import Identity
     from asrcore.service.servers import ServerStatus
 
@@ -85,12 +85,13 @@ class Engine:
         if self._jobs is not None:
             return
         from asrcore.jobs import Jobs  # noqa: PLC0415 - DBOS takes a second to import; `asr status` does not need it
+        from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415
 
         with ExitStack() as stack:
             stack.enter_context(self.vault.engine_lock(_holder()))
             self.vault.dismiss_servers()
             self._seal_secrets()
-            jobs = Jobs(self.context, procedures())
+            jobs = Jobs(self.context, PROCEDURES)
             stack.callback(jobs.close)
             jobs.start()
             self._jobs = jobs
@@ -111,6 +112,7 @@ class Engine:
         ServerReplaced when the server was given up: `stop` is set then, and this process must end.
         """
         from asrcore.jobs import Jobs  # noqa: PLC0415 - as in `start`
+        from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415
         from asrcore.service.member import Member  # noqa: PLC0415
         from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
 
@@ -126,7 +128,7 @@ class Engine:
             member = Member(self.vault, identity, lost)
             stack.callback(member.leave)
             member.join(stop)
-            jobs = Jobs(self.context, procedures(), identity.session)
+            jobs = Jobs(self.context, PROCEDURES, identity.session)
             stack.callback(jobs.close)
             jobs.start()
             Scheduler(self.context, jobs.submit).run(stop)
@@ -211,7 +213,7 @@ class Engine:
         test_network: str = "",
     ) -> Job:
         """Start protecting a machine, given by name or id. Raises NotReady when a readiness check forbids it."""
-        from asrcore.replication.protect import check_ready  # noqa: PLC0415
+        from asrcore.procedures.protect import check_ready  # noqa: PLC0415
 
         pairing = self._pairing(machine, source=source, target=target, policy=policy, networks=networks)
         if any(other.name == pairing.name for other in self.vault.protections()):
@@ -237,7 +239,7 @@ class Engine:
         self, machine: str, *, source: str, target: str, policy: str, networks: Mapping[str, str] | None = None
     ) -> list[Finding]:
         """Findings for protecting a machine, the worst first; `protect` refuses when one is an ERROR."""
-        from asrcore.replication.protect import readiness  # noqa: PLC0415
+        from asrcore.procedures.protect import readiness  # noqa: PLC0415
 
         pairing = self._pairing(machine, source=source, target=target, policy=policy, networks=networks)
         return readiness(self.context, pairing)
@@ -245,7 +247,7 @@ class Engine:
     def _pairing(
         self, machine: str, *, source: str, target: str, policy: str, networks: Mapping[str, str] | None
     ) -> Pairing:
-        from asrcore.replication.protect import Pairing  # noqa: PLC0415
+        from asrcore.procedures.protect import Pairing  # noqa: PLC0415
 
         self.vault.policy(policy)
         found = self._find(source, machine)
@@ -372,31 +374,6 @@ class Engine:
         from asrcore.jobs import enqueue  # noqa: PLC0415
 
         return enqueue(self.vault, kind, protection, arguments, now=self.context.clock())
-
-
-def procedures() -> dict[str, Procedure]:
-    """All kinds of jobs."""
-    from asrcore.failover import procedures as failover  # noqa: PLC0415
-    from asrcore.failover.reprotect import REPROTECT  # noqa: PLC0415
-    from asrcore.replication import operate, protect, verify  # noqa: PLC0415
-
-    return {
-        procedure.kind: procedure
-        for procedure in (
-            protect.PROTECT,
-            protect.UNPROTECT,
-            operate.REPLICATE,
-            operate.RESYNC,
-            verify.VERIFY,
-            failover.TEST,
-            failover.CLEANUP,
-            failover.PLANNED,
-            failover.UNPLANNED,
-            failover.UNDO,
-            failover.COMMIT,
-            REPROTECT,
-        )
-    }
 
 
 def _holder() -> str:

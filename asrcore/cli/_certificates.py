@@ -14,8 +14,8 @@ from asrcore.errors import AlreadyExists, InvalidValue
 from asrcore.units import format_time, parse_duration
 
 if TYPE_CHECKING:
-    from asrcore.service.tls import Component
     from asrcore.vault import Certificate, Vault
+    from asrcore.wire.tls import Component
 
 __all__ = ["Ca", "default_ca", "register"]
 
@@ -51,7 +51,7 @@ def default_ca(given: Path | None) -> Path:
 
 
 def _component(role: str, name: str) -> Component:
-    from asrcore.service.tls import Component, Role  # noqa: PLC0415
+    from asrcore.wire.tls import Component, Role  # noqa: PLC0415
 
     roles = [item.value for item in Role if item is not Role.JOIN]
     if role not in roles:
@@ -81,8 +81,9 @@ def ca_init(
     from urllib.parse import urlsplit  # noqa: PLC0415
 
     from asrcore.files import write_private  # noqa: PLC0415
-    from asrcore.service import joining  # noqa: PLC0415
-    from asrcore.service.authority import Authority, make_request  # noqa: PLC0415
+    from asrcore.pki import enrolment  # noqa: PLC0415
+    from asrcore.pki.authority import Authority  # noqa: PLC0415
+    from asrcore.pki.request import make_request  # noqa: PLC0415
 
     host = urlsplit(url).hostname
     if not url.startswith("https://") or not host:
@@ -94,8 +95,8 @@ def ca_init(
             raise AlreadyExists(kind="certificate authority", name=str(directory))
         make = Authority if (directory / "ca.pem").exists() else Authority.create
         authority = make(directory, vault)
-        issued = authority.issue(component, make_request(joining.key_in(identity)), [host, *(address or [])])
-        joining.install(identity, issued, url)
+        issued = authority.issue(component, make_request(enrolment.key_in(identity)), [host, *(address or [])])
+        enrolment.install(identity, issued, url)
         write_private(directory / _URL, url + "\n")
     text = f"authority made in {directory}; identity of {component} in {identity}"
     _output.show({"ca": str(directory), "identity": str(identity), "component": str(component)}, text, as_json=as_json)
@@ -112,8 +113,8 @@ def ca_token(
     as_json: Json = False,
 ) -> None:
     """Print a token that one component joins with, once. It is secret: hand it over by a safe way."""
-    from asrcore.service import joining  # noqa: PLC0415
-    from asrcore.service.authority import Authority  # noqa: PLC0415
+    from asrcore.pki import enrolment  # noqa: PLC0415
+    from asrcore.pki.authority import Authority  # noqa: PLC0415
 
     seconds = parse_duration(valid, "valid")
     if not 60 <= seconds <= 7 * 86400:
@@ -122,7 +123,7 @@ def ca_token(
     with _vault(context) as vault:
         directory = default_ca(ca)
         token = Authority(directory, vault).token(component, address or (), seconds)
-        packed = joining.pack(token, (directory / _URL).read_text("utf-8").strip())
+        packed = enrolment.pack(token, (directory / _URL).read_text("utf-8").strip())
     _output.show({"token": packed, "component": str(component)}, packed, as_json=as_json)
 
 
@@ -147,7 +148,7 @@ def _row(item: Certificate) -> tuple[str, ...]:
 @_ca.command("revoke")
 def ca_revoke(context: typer.Context, role: str, name: str, ca: Ca = None, as_json: Json = False) -> None:
     """Take a component's rights away: all its certificates and unspent tokens."""
-    from asrcore.service.authority import Authority  # noqa: PLC0415
+    from asrcore.pki.authority import Authority  # noqa: PLC0415
 
     with _vault(context) as vault:
         serials = Authority(default_ca(ca), vault).revoke(_component(role, name))
@@ -166,13 +167,13 @@ def join(
     as_json: Json = False,
 ) -> None:
     """Give this component an identity: it makes a key, and the configuration server a certificate for it."""
-    from asrcore.service import joining  # noqa: PLC0415
+    from asrcore.pki import enrolment  # noqa: PLC0415
 
     try:
         text = sys.stdin.read() if token == "-" else Path(token).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidValue(what="token file", value=token, wanted="a file that can be read") from problem
-    component = joining.join(*joining.unpack(text), identity)
+    component = enrolment.join(*enrolment.unpack(text), identity)
     _output.show({"component": str(component), "identity": str(identity)}, f"joined as {component}", as_json=as_json)
 
 
@@ -182,9 +183,9 @@ def renew(
     as_json: Json = False,
 ) -> None:
     """Fetch the revocation list, and a new certificate when it is time. A timer unit does it every hour."""
-    from asrcore.service import joining  # noqa: PLC0415
+    from asrcore.pki import enrolment  # noqa: PLC0415
 
-    done = joining.renew(identity, force=now)
+    done = enrolment.renew(identity, force=now)
     until = f"the certificate of {done.component} is good until {format_time(done.expires_at)}"
     document = {"component": str(done.component), "renewed": done.certificate, "expires_at": done.expires_at}
     _output.show(document, f"renewed: {until}" if done.certificate else until, as_json=as_json)

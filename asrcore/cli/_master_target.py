@@ -37,10 +37,10 @@ def master_target(
     They use it through the driver `remote`. It needs no vault.
     """
     from asrcore import plugins  # noqa: PLC0415 - `asr --help` needs none of these
-    from asrcore.service.carrier import Address, Limits  # noqa: PLC0415
-    from asrcore.service.master_target import MasterTarget  # noqa: PLC0415
-    from asrcore.service.tls import Identity  # noqa: PLC0415
+    from asrcore.remote.master_target import MasterTarget  # noqa: PLC0415
     from asrcore.units import parse_duration  # noqa: PLC0415
+    from asrcore.wire.carrier import Address, Limits  # noqa: PLC0415
+    from asrcore.wire.tls import Identity  # noqa: PLC0415
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     address, limits = Address.parse(listen, "--listen"), Limits(silence=parse_duration(silence, "--silence"))

@@ -19,10 +19,10 @@ from asrcore.errors import AsrError, Category, InvalidValue
 from asrcore.units import parse_duration
 
 if TYPE_CHECKING:
+    from asrcore.config_server.web import WebServer
     from asrcore.engine import Engine
-    from asrcore.service.master_target import MasterTarget
+    from asrcore.remote.master_target import MasterTarget
     from asrcore.service.member import Identity as ServerIdentity
-    from asrcore.service.web import WebServer
 
 __all__ = ["register"]
 
@@ -171,12 +171,11 @@ def _server_identity(name: str, sites: list[str] | None, lease: str) -> ServerId
 
 @contextmanager
 def _web(opened: Engine, listen: str, identity: Path, ca: Path | None) -> Iterator[WebServer]:
-    from asrcore.service.api import make_app  # noqa: PLC0415 - the web stack takes long to import
-    from asrcore.service.authority import Authority  # noqa: PLC0415
-    from asrcore.service.carrier import Address  # noqa: PLC0415
-    from asrcore.service.joining import keep_own  # noqa: PLC0415
-    from asrcore.service.tls import Identity  # noqa: PLC0415
-    from asrcore.service.web import WebServer  # noqa: PLC0415
+    from asrcore.config_server.api import make_app  # noqa: PLC0415 - the web stack takes long to import
+    from asrcore.config_server.web import WebServer  # noqa: PLC0415
+    from asrcore.pki.authority import Authority, keep_own  # noqa: PLC0415
+    from asrcore.wire.carrier import Address  # noqa: PLC0415
+    from asrcore.wire.tls import Identity  # noqa: PLC0415
 
     vault = opened.vault.for_others()  # the engine's own, as a process server's, records of its machines only
     authority, address = Authority(_certificates.default_ca(ca), vault), Address.parse(listen, "--listen")
@@ -202,9 +201,9 @@ def _web(opened: Engine, listen: str, identity: Path, ca: Path | None) -> Iterat
 def _target(
     opened: Engine, listen: str, identity: Path, driver: str, settings: list[str] | None
 ) -> Iterator[MasterTarget]:
-    from asrcore.service.carrier import Address  # noqa: PLC0415
-    from asrcore.service.master_target import MasterTarget  # noqa: PLC0415
-    from asrcore.service.tls import Identity  # noqa: PLC0415
+    from asrcore.remote.master_target import MasterTarget  # noqa: PLC0415
+    from asrcore.wire.carrier import Address  # noqa: PLC0415
+    from asrcore.wire.tls import Identity  # noqa: PLC0415
 
     address = Address.parse(listen, "--target-listen")
     with (

@@ -12,8 +12,8 @@ Rules for every operation:
 
 from __future__ import annotations
 
+from asrcore.closing import Closing
 from asrcore.driver._buffer import page_buffer
-from asrcore.driver._closing import Closing
 from asrcore.driver._digests import (
     DIGEST_BLOCK,
     DIGEST_SIZE,
@@ -26,8 +26,9 @@ from asrcore.driver._digests import (
 )
 from asrcore.driver._failover import Failover, Instance, PromoteSpec, TestSpec
 from asrcore.driver._inventory import Fence, Inventory
+from asrcore.driver._reader import DiskReader
 from asrcore.driver._site import API, Capability, Check, Driver, DriverInfo, Setting, Site, SiteStatus
-from asrcore.driver._source import DiskReader, DiskView, FrozenView, MachineView, Source, Tracking, ViewRequest
+from asrcore.driver._source import DiskView, FrozenView, MachineView, Source, Tracking, ViewRequest
 from asrcore.driver._target import (
     Capacity,
     CycleSpec,

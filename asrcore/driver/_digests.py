@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from asrcore.driver._buffer import page_buffer
+from asrcore.driver._reader import DiskReader
 from asrcore.model.extent import Extent, split
 from asrcore.units import KiB, MiB
-
-if TYPE_CHECKING:
-    from asrcore.driver._source import DiskReader
 
 __all__ = [
     "DIGEST_BLOCK",

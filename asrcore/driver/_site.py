@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
-from asrcore.driver._closing import Closing
+from asrcore.closing import Closing
 from asrcore.errors import UnsupportedOperation
 from asrcore.model.finding import Finding
 

@@ -8,15 +8,16 @@ from enum import Enum
 
 import attrs
 
-from asrcore.driver._closing import Closing
+from asrcore.closing import Closing
 from asrcore.driver._digests import Digest, digests_of
+from asrcore.driver._reader import DiskReader
 from asrcore.model.extent import Extent
 from asrcore.model.finding import Finding
 from asrcore.model.machine import Description, Disk
 from asrcore.model.point import Consistency, Mark
 from asrcore.model.policy import Policy
 
-__all__ = ["DiskReader", "DiskView", "FrozenView", "MachineView", "Source", "Tracking", "ViewRequest"]
+__all__ = ["DiskView", "FrozenView", "MachineView", "Source", "Tracking", "ViewRequest"]
 
 
 class Tracking(Enum):
@@ -42,25 +43,6 @@ class ViewRequest:
     machine_id: str
     view_id: str
     since: Mark | None
-
-
-class DiskReader(Closing, ABC):
-    """Reads one frozen disk. Not shared between threads: each opens its own."""
-
-    @abstractmethod
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill the caller's writable buffer from `offset`. Raises ViewLost (or ReplicaDamaged for a replica).
-
-        Any buffer will do; a `page_buffer` lets a driver read past the page cache.
-        """
-
-    def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> None:
-        """Fill several buffers, each from its offset. Raises as `read_into`.
-
-        To be overridden where requests can be in flight together: a delta is thousands of small ones.
-        """
-        for offset, buffer in reads:
-            self.read_into(offset, buffer)
 
 
 class DiskView(ABC):

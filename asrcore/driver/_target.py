@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from asrcore.driver._closing import Closing
+from asrcore.closing import Closing
 from asrcore.driver._digests import Digest, different_blocks, digests_of
 from asrcore.model.extent import Extent
 from asrcore.model.finding import Finding
@@ -18,7 +18,7 @@ from asrcore.model.policy import Policy
 from asrcore.model.watch import Watch
 
 if TYPE_CHECKING:
-    from asrcore.driver._source import DiskReader
+    from asrcore.driver._reader import DiskReader
 
 __all__ = [
     "Capacity",

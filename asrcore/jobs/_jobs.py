@@ -19,8 +19,8 @@ from asrcore.jobs._record import enqueue, follow
 from asrcore.jobs._run import Durably, Run
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Stopped
+from asrcore.procedures.procedure import Arguments, Procedure
 from asrcore.replication.context import Context
-from asrcore.replication.procedure import Arguments, Procedure
 from asrcore.vault import Job
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import attrs
 from asrcore.errors import EngineStopped, TimedOut
 from asrcore.jobs._failure import error_of
 from asrcore.model.protection import Protection
+from asrcore.procedures.procedure import Arguments
 from asrcore.replication.ids import new_id
-from asrcore.replication.procedure import Arguments
 from asrcore.vault import Job, JobState, Vault
 
 __all__ = ["Order", "arguments_of", "enqueue", "follow"]

@@ -24,11 +24,11 @@ from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.model.watch import Watch
+from asrcore.procedures.failure import recorded_failure
+from asrcore.procedures.procedure import Arguments
+from asrcore.procedures.verify import VERIFY
 from asrcore.replication.context import Context
 from asrcore.replication.cycle import run_cycle
-from asrcore.replication.failure import recorded_failure
-from asrcore.replication.procedure import Arguments
-from asrcore.replication.verify import VERIFY
 from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load, verification_due
 from asrcore.service.pool import Lanes
 from asrcore.vault import JobState

@@ -11,9 +11,9 @@ import attrs
 
 from asrcore.driver import SiteStatus
 from asrcore.errors import AsrError
-from asrcore.service.tls import Role
 from asrcore.units import format_time
 from asrcore.vault import Vault
+from asrcore.wire.tls import Role
 
 __all__ = ["ENGINE", "ServerStatus", "master_targets", "process_servers"]
 

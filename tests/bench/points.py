@@ -24,10 +24,10 @@ from pathlib import Path
 
 import attrs
 
-from asr_driver_libvirt._describe import DOMAIN_XML, PLATFORM
-from asr_driver_libvirt._domain import machine_of, parse_domain
-from asr_driver_libvirt._settings import SiteSettings
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt.settings import SiteSettings
+from asr_driver_libvirt.site import LibvirtSite
+from asr_driver_libvirt.xml.description import DOMAIN_XML, PLATFORM
+from asr_driver_libvirt.xml.domain import machine_of, parse_domain
 from asrcore.driver import CycleSpec, Replica, ReplicaSpec, SealSpec, TestSpec
 from asrcore.model.extent import Extent
 from asrcore.model.machine import Artifact, Description, Disk, Firmware, Machine, PowerState

@@ -25,14 +25,15 @@ from itertools import pairwise
 from pathlib import Path
 
 from asrcore.driver import Driver, FrozenView, ViewRequest
-from asrcore.engine import Engine, procedures
+from asrcore.engine import Engine
 from asrcore.hookspecs import hookimpl
 from asrcore.model.point import Consistency
 from asrcore.model.policy import ALWAYS, Policy
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Watch
 from asrcore.plugins import Plugins
-from asrcore.replication.procedure import Arguments, Work
+from asrcore.procedures.catalogue import PROCEDURES
+from asrcore.procedures.procedure import Arguments, Work
 from asrcore.testing.memory import MemoryDriver, MemoryMachine, MemorySite, MemoryWorld
 from asrcore.testing.memory._session import Session
 from asrcore.testing.memory._source import MemorySource
@@ -111,7 +112,7 @@ def _engine(folder: Path) -> Iterator[Engine]:
 
 def _protected(engine: Engine, world: MemoryWorld, site: str, names: list[str]) -> list[MemoryMachine]:
     """New machines of a world, protected without the job engine: 2,000 jobs are not what is measured here."""
-    steps = procedures()["protect"].steps
+    steps = PROCEDURES["protect"].steps
     made = []
     for name in names:
         machine = world.add_machine(name, {"vda": DISK})

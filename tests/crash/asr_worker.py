@@ -16,9 +16,9 @@ import threading
 import time
 from typing import Any
 
-import asrcore.failover.procedures
-import asrcore.failover.reprotect
 import asrcore.jobs._durable
+import asrcore.procedures.failover
+import asrcore.procedures.reprotect
 import asrcore.service.scheduler  # noqa: F401 - imported here once, not in every child
 from asrcore.cli import main as asr
 

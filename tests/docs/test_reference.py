@@ -11,9 +11,10 @@ import pytest
 
 from asr_mobility.service import Service
 from asrcore import hookspecs
+from asrcore.config_server import api, metrics
 from asrcore.errors import Category
-from asrcore.service import api, calls, metrics, served
-from asrcore.service.authority import Authority
+from asrcore.pki.authority import Authority
+from asrcore.remote import calls, server
 from asrcore.vault import Vault
 from tests.docs import generate
 
@@ -71,10 +72,10 @@ def test_every_call_of_a_site_is_on_the_page_of_the_protocol() -> None:
     documented |= set(re.findall(r"`(\w+\.\w+)`", short))
     for role, methods in re.findall(r"`(\w+\.)`((?:\s`\w+`)+)", short):
         documented |= {role + method for method in re.findall(r"\w+", methods)}
-    server = served.SiteServer(None)  # type: ignore[arg-type]
-    known = {*calls.PLAIN, *server._calls, "target.create_replica", "cycle.data"}
-    assert "target.create_replica" in inspect.getsource(served.SiteServer.call)
-    assert "cycle.data" in inspect.getsource(served.SiteServer.stream)
+    site_server = server.SiteServer(None)  # type: ignore[arg-type]
+    known = {*calls.PLAIN, *site_server._calls, "target.create_replica", "cycle.data"}
+    assert "target.create_replica" in inspect.getsource(server.SiteServer.call)
+    assert "cycle.data" in inspect.getsource(server.SiteServer.stream)
     assert documented == known
 
 

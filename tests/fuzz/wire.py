@@ -11,23 +11,23 @@ from contextlib import suppress
 
 import atheris
 
-with atheris.instrument_imports(include=["asrcore.replication.wire"]):
-    from asrcore.replication import wire
+with atheris.instrument_imports(include=["asrcore.wire.frames"]):
+    from asrcore.wire import frames
 
 
 def _entropy(count: int) -> bytes:
     return bytes(count)
 
 
-def _greeted() -> tuple[wire.Connection, wire.Connection]:
-    ends = wire.Connection(dialled=True, entropy=_entropy), wire.Connection(dialled=False, entropy=_entropy)
+def _greeted() -> tuple[frames.Connection, frames.Connection]:
+    ends = frames.Connection(dialled=True, entropy=_entropy), frames.Connection(dialled=False, entropy=_entropy)
     hellos = ends[0].hello(), ends[1].hello()
     list(ends[1].feed(hellos[0]))
     list(ends[0].feed(hellos[1]))
     return ends
 
 
-def _stamped(end: wire.Connection, data: bytes) -> bytes:
+def _stamped(end: frames.Connection, data: bytes) -> bytes:
     """The bytes as fields and payload of a frame whose digest, number and code are right."""
     provider = atheris.FuzzedDataProvider(data)
     kind, flags, stream = (
@@ -38,12 +38,12 @@ def _stamped(end: wire.Connection, data: bytes) -> bytes:
     head, plain = provider.ConsumeIntInRange(0, 40), provider.ConsumeIntInRange(0, 3)
     payload = bytes(provider.ConsumeBytes(200))
     head = min(head, len(payload))
-    digest = wire._digest(wire._blake2b, payload, b"")
+    digest = frames._digest(frames._blake2b, payload, b"")
     sequence = end._out_sequence
     end._out_sequence += 1
     sizes = head, len(payload) - head, plain
-    fields = wire._HEADER.pack(wire.MAGIC, wire.VERSION, kind, flags, stream, sequence, *sizes, digest)
-    return fields + wire._mac(end._out_key, fields) + payload
+    fields = frames._HEADER.pack(frames.MAGIC, frames.VERSION, kind, flags, stream, sequence, *sizes, digest)
+    return fields + frames._mac(end._out_key, fields) + payload
 
 
 def one(data: bytes) -> None:
@@ -51,9 +51,9 @@ def one(data: bytes) -> None:
     if not data:
         return
     how, data = data[0] % 3, data[1:]
-    with suppress(wire.ProtocolError):
+    with suppress(frames.ProtocolError):
         if how == 0:
-            list(wire.Connection(dialled=False, entropy=_entropy).feed(data))
+            list(frames.Connection(dialled=False, entropy=_entropy).feed(data))
             return
         near, far = _greeted()
         if how == 1:
@@ -61,8 +61,8 @@ def one(data: bytes) -> None:
             return
         stream = near.open_stream()
         far_stream = far.open_stream()
-        list(far.feed(b"".join(near.pack(wire.Frame(wire.REQUEST, stream, {"call": "x"}, b"", wire.MORE)))))
-        list(near.feed(b"".join(far.pack(wire.Frame(wire.REQUEST, far_stream, {"call": "y"}, b"", wire.MORE)))))
+        list(far.feed(b"".join(near.pack(frames.Frame(frames.REQUEST, stream, {"call": "x"}, b"", frames.MORE)))))
+        list(near.feed(b"".join(far.pack(frames.Frame(frames.REQUEST, far_stream, {"call": "y"}, b"", frames.MORE)))))
         for at in range(0, len(data), 64):
             list(far.feed(_stamped(near, data[at : at + 64])))
 

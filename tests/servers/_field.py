@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import asrcore.testing.memory
-from asrcore.engine import Engine, procedures
+from asrcore.engine import Engine
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.policy import ALWAYS, Policy
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Watch
 from asrcore.plugins import Plugins
-from asrcore.replication.procedure import Arguments, Work
+from asrcore.procedures.catalogue import PROCEDURES
+from asrcore.procedures.procedure import Arguments, Work
 from asrcore.testing.memory import MemoryMachine, MemoryWorld
 from asrcore.units import HOUR, KiB
 
@@ -60,7 +61,7 @@ class Field:
         for world in (home, away):
             settings = {"world": world.name, "path": str(self.folder / world.name)}
             self.engine.add_site(world.name, "memory", settings)
-        steps = procedures()["protect"].steps
+        steps = PROCEDURES["protect"].steps
         for index in range(machines):
             name = f"web-{number}-{index}"
             machine = self.machines[name] = home.add_machine(name, {"vda": DISK})

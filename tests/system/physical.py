@@ -31,7 +31,7 @@ NAME = "server1"
 IDENTITY = "/srv/asr/dc"
 CONNECT = f"""\
 import json, sys
-from asr_driver_physical._driver import PhysicalDriver
+from asr_driver_physical.driver import PhysicalDriver
 site = PhysicalDriver().connect("dc", {{"listen": "10.78.0.1", "identity": {IDENTITY!r}, "spool": "/srv/asr/spool"}})
 """
 WITNESS = Path(__file__).parents[1] / "lab/server/witness.py"

@@ -14,12 +14,13 @@ import pytest
 
 import asrcore.crashpoint
 import asrcore.testing.memory
-from asrcore.engine import Engine, procedures
+from asrcore.engine import Engine
 from asrcore.model.policy import ALWAYS, Policy
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Watch
 from asrcore.plugins import Plugins
-from asrcore.replication.procedure import Arguments, Work
+from asrcore.procedures.catalogue import PROCEDURES
+from asrcore.procedures.procedure import Arguments, Work
 from asrcore.testing.memory import MemoryMachine, MemoryWorld
 from asrcore.units import MiB
 from asrcore.vault import Job
@@ -45,7 +46,7 @@ class DirectEngine(Engine):
 
     def _submit(self, kind: str, protection: Protection, arguments: Arguments) -> Job:
         work = Work(self.context, f"j{os.urandom(4).hex()}", protection.id, arguments, Watch())
-        for step in procedures()[kind].steps:
+        for step in PROCEDURES[kind].steps:
             step.run(work)
         return Job(id=work.job_id, kind=kind, machine=protection.name, result=json.dumps(work.facts))
 

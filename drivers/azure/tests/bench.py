@@ -28,8 +28,8 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
-from asr_driver_azure._driver import AzureDriver
-from asr_driver_azure._site import AzureSite
+from asr_driver_azure.driver import AzureDriver
+from asr_driver_azure.site import AzureSite
 from asrcore.driver import (
     CycleSpec,
     CycleWriter,
@@ -76,7 +76,7 @@ def timed(work: Callable[[], None]) -> Round:
 
 def plain(site: AzureSite, name: str, data: bytes) -> Round:
     """The bytes in a page blob."""
-    client = site.clients.blobs.get_blob_client(site.settings.container, name)
+    client = site.account.clients.blobs.get_blob_client(site.account.settings.container, name)
 
     def send(at: int) -> None:
         piece = data[at : at + PUT]
@@ -223,7 +223,7 @@ def main() -> None:
         keys = {"account_key": azurite.key, "container": "bench"}
         with AzureDriver().connect("bench", keys | direct) as site:
             assert isinstance(site, AzureSite)
-            site.make_container()
+            site.account.make_container()
             for way in (plain, driver):
                 way(site, f"warm-{way.__name__}", contents["noise"][: 16 * MIB])
             for number in range(given.rounds):
@@ -235,7 +235,7 @@ def main() -> None:
         keys = {"account_key": azurite.key, "container": "bench", "account_url": proxy.url(ACCOUNT)}
         with AzureDriver().connect("bench", keys) as site:
             assert isinstance(site, AzureSite)
-            site.make_container()
+            site.account.make_container()
             ratio = delta(site, proxy, contents["noise"][: 64 * MIB])
     middle = {name: statistics.median(item.seconds for item in items) for name, items in rounds.items()}
     figures = {

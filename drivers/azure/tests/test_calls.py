@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from azure.core.exceptions import HttpResponseError
 
-from asr_driver_azure._calls import Calls
-from asr_driver_azure._errors import translated
-from asr_driver_azure._pacer import Pacer
+from asr_driver_azure.cloud.calls import Calls
+from asr_driver_azure.cloud.errors import translated
+from asr_driver_azure.cloud.pacer import Pacer
 from asrcore.errors import AsrError, SiteUnreachable
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asr_driver_azure._pacer import Pacer
+from asr_driver_azure.cloud.pacer import Pacer
 
 
 class Clock:

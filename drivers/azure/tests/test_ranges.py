@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_driver_azure._ranges import RangeSet
+from asr_driver_azure.blobs.ranges import RangeSet
 
 _SPAN = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(sorted)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from asr_driver_azure._settings import SiteSettings
-from asr_driver_azure._sizes import choose, sizes_of, why_none
+from asr_driver_azure.cloud.sizes import choose, sizes_of, why_none
+from asr_driver_azure.settings import SiteSettings
 from asrcore.model.machine import Disk, Firmware, Machine, Nic
 from asrcore.units import GiB, MiB
 from drivers.azure.tests.peers.arm.compute import SIZES

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from asr_driver_azure._pageblob import MOST
-from asr_driver_azure._uploader import Uploader
+from asr_driver_azure.blobs.pageblob import MOST
+from asr_driver_azure.blobs.uploader import Uploader
 
 SECONDS = 60.0
 

@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from asr_driver_libvirt._backup import NbdServer
-from asr_driver_libvirt._frozen import JobFrozen
-from asr_driver_libvirt._mark import CheckpointName
-from asr_driver_libvirt._nbd import NbdError
-from asr_driver_libvirt._settings import SiteSettings
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt.host.connection import LibvirtHost
+from asr_driver_libvirt.settings import SiteSettings
+from asr_driver_libvirt.source.frozen import JobFrozen
+from asr_driver_libvirt.xml.backup import NbdServer
+from asr_driver_libvirt.xml.mark import CheckpointName
+from asr_storage.nbd.client import NbdError
 from asrcore.errors import ViewLost
 from asrcore.model.point import Consistency
 
 
 def test_a_view_is_not_closed_while_a_connection_is_being_made() -> None:
-    site = LibvirtSite("a", SiteSettings.parse({"uri": "qemu:///system"}))  # not connected: the job is left alone
+    site = LibvirtHost("a", SiteSettings.parse({"uri": "qemu:///system"}))  # not connected: the job is left alone
     name = CheckpointName.make("view", 1.0, Consistency.CRASH)
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(2) as pool:
         host, port = server.getsockname()

@@ -7,13 +7,13 @@ from typing import cast
 
 import pytest
 
-from asr_driver_libvirt._tracking import DiskPlan
-from asr_driver_libvirt._view import Frozen, LibvirtDiskView, contexts
+from asr_driver_libvirt.source.tracking import DiskPlan
+from asr_driver_libvirt.source.view import Frozen, LibvirtDiskView, contexts
 from asrcore.driver import Tracking
 from asrcore.model.extent import Extent
 from asrcore.model.machine import Disk
 from asrcore.units import KiB, MiB
-from drivers.libvirt.tests.nbdkit import Nbdkit
+from drivers.storage.tests.nbdkit import Nbdkit
 
 
 @pytest.mark.parametrize(

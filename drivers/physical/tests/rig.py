@@ -15,11 +15,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from asr_driver_physical._driver import PhysicalDriver
-from asr_driver_physical._identity import Identity
-from asr_driver_physical._package import mobility_service
-from asr_driver_physical._push import HOME, Limits, enrolment
-from asr_driver_physical._site import PhysicalSite
+from asr_driver_physical.driver import PhysicalDriver
+from asr_driver_physical.enrol.package import mobility_service
+from asr_driver_physical.enrol.push import HOME, Limits, enrolment
+from asr_driver_physical.servers.identity import Identity
+from asr_driver_physical.site import PhysicalSite
 from asr_mobility.tracker import remove_pins
 
 __all__ = ["HOST", "LoopServer", "old_python", "wait_until"]
@@ -102,7 +102,7 @@ class LoopServer:
     @property
     def machine_id(self) -> str:
         """The server's id."""
-        return str(self.site.identity.servers()[0].facts["machine"]["id"])
+        return str(self.site.servers.identity.servers()[0].facts["machine"]["id"])
 
     # -- the agent
 
@@ -117,7 +117,9 @@ class LoopServer:
         self._agent = subprocess.Popen(self._command("run"), stdout=log, stderr=log)
         log.close()
         if wait:
-            wait_until(lambda: self.name in self.site.gateway.connected(), f"the agent; see {self.root}/agent.log")
+            wait_until(
+                lambda: self.name in self.site.servers.gateway.connected(), f"the agent; see {self.root}/agent.log"
+            )
 
     @property
     def agent_pid(self) -> int:
@@ -131,7 +133,7 @@ class LoopServer:
             self._agent.send_signal(number)
             self._agent.wait(30)
             self._agent = None
-            wait_until(lambda: self.name not in self.site.gateway.connected(), "the agent's end")
+            wait_until(lambda: self.name not in self.site.servers.gateway.connected(), "the agent's end")
 
     def lose_tracking(self) -> None:
         """As a restart of the server does: the kernel's maps are gone."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asr_driver_physical._driver import PhysicalDriver
+from asr_driver_physical.driver import PhysicalDriver
 from asrcore.driver import Site
 from asrcore.model.point import Consistency
 from asrcore.testing.conformance import (
@@ -53,7 +53,8 @@ class LoopRig(ConformanceRig):
         return self._target
 
     def restart(self) -> None:
-        self.server.site.gateway.close()  # a killed process's lock, port and connections are gone, its spool is not
+        # A killed process's lock, port and connections are gone, its spool is not.
+        self.server.site.servers.gateway.close()
         self._away.crash()
         self.server.site = self.server.connect()
         self._target = MemoryDriver().connect("away", {"world": self._away.name})

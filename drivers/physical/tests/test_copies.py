@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from asr_driver_physical._errors import SpoolFull
+from asr_driver_physical.errors import SpoolFull
 from asrcore.driver import CycleSpec, Replica, ReplicaSpec, SealSpec, Tracking, ViewRequest
 from asrcore.errors import SiteUnreachable, ViewLost
 from asrcore.model.extent import total
@@ -170,7 +170,7 @@ def test_link_cut_in_the_copy(server: LoopServer, copier: Copier) -> None:
                 reader.read_into(0, memoryview(buffer))
             writer.write(disk_id, 0, memoryview(buffer))
         writer.flush()
-        server.site.gateway.close()  # the process server is killed, too
+        server.site.servers.gateway.close()  # the process server is killed, too
         server.site = server.connect()
         view = server.site.source.open_view(
             [ViewRequest(machine_id, "v", None)], consistency=Consistency.CRASH, freeze_limit=10
@@ -353,10 +353,10 @@ def test_a_full_spool_is_told_and_it_goes_on_with_room(server: LoopServer, copie
 
 OTHER = """
 import json, sys
-from asr_driver_physical._driver import PhysicalDriver
+from asr_driver_physical.driver import PhysicalDriver
 site = PhysicalDriver().connect("dc", json.loads(sys.argv[1]))
 print("ready", flush=True)
-while not site.gateway.connected():
+while not site.servers.gateway.connected():
     pass
 print("connected", flush=True)
 sys.stdin.read()
@@ -383,11 +383,11 @@ def test_a_server_goes_to_another_process_server(server: LoopServer, copier: Cop
         server.site = server.connect()
         server.start(wait=False)
         assert first.stdout.readline() == b"connected\n"
-        assert server.site.gateway.connected() == {}, "it goes to the first of its list"
+        assert server.site.servers.gateway.connected() == {}, "it goes to the first of its list"
         with server.writing():
             time.sleep(0.3)
             first.kill()
-            wait_until(lambda: server.name in server.site.gateway.connected(), "it goes to the second", 20)
+            wait_until(lambda: server.name in server.site.servers.gateway.connected(), "it goes to the second", 20)
             assert set(copier.point().values()) == {Tracking.CHANGED}
     finally:
         first.kill()
@@ -397,7 +397,7 @@ def test_a_server_goes_to_another_process_server(server: LoopServer, copier: Cop
 def test_installed_by_hand(server: LoopServer, copier: Copier, tmp_path: Path) -> None:
     """By what README.md says: probe on the server, `enrol` on the process server, copy the tree."""
     server.kill()
-    server.site.identity.forget(server.name)
+    server.site.servers.identity.forget(server.name)
     for name in ("agent.pem", "ca.pem", "config.json"):
         (server.home / name).unlink()
     facts = tmp_path / "facts.json"

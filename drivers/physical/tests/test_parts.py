@@ -21,16 +21,16 @@ from typing import Any
 import attrs
 import pytest
 
-from asr_driver_physical._errors import SpoolFull
-from asr_driver_physical._hub import Gateway
-from asr_driver_physical._identity import Identity, ServerRecord
-from asr_driver_physical._machine import machine_of
-from asr_driver_physical._package import mobility_service
-from asr_driver_physical._push import Access, Limits, config, link_files, probe, unit
-from asr_driver_physical._readiness import boot_bus, certificate_finding, findings
-from asr_driver_physical._settings import SiteSettings, parse_address
-from asr_driver_physical._site import PhysicalSite
-from asr_driver_physical._view import Spool
+from asr_driver_physical.enrol.package import mobility_service
+from asr_driver_physical.enrol.push import Access, Limits, config, link_files, probe, unit
+from asr_driver_physical.errors import SpoolFull
+from asr_driver_physical.servers.hub import Gateway
+from asr_driver_physical.servers.identity import Identity, ServerRecord
+from asr_driver_physical.servers.machine import machine_of
+from asr_driver_physical.servers.readiness import boot_bus, certificate_finding, findings
+from asr_driver_physical.servers.spool import Spool
+from asr_driver_physical.settings import SiteSettings, parse_address
+from asr_driver_physical.site import PhysicalSite
 from asr_mobility import __main__ as agent
 from asr_mobility.channel import Channel, ChannelClosed
 from asr_mobility.service import Service

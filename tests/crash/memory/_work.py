@@ -11,7 +11,8 @@ from asrcore.engine import Engine
 from asrcore.errors import AsrError
 from asrcore.model.protection import CycleMode
 from asrcore.model.state import State
-from asrcore.replication import pair, proof, transfer, verify
+from asrcore.procedures import verify
+from asrcore.replication import pair, proof, transfer
 from asrcore.testing.memory._content import BLOCK
 from asrcore.units import KiB
 from asrcore.vault import Job

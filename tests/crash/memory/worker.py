@@ -16,8 +16,8 @@ import threading
 import traceback
 from pathlib import Path
 
-import asrcore.failover.procedures
 import asrcore.jobs._durable
+import asrcore.procedures.failover
 import asrcore.service.scheduler  # noqa: F401 - imported here once, not in every child
 from tests.crash.memory import _work
 

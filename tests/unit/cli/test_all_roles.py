@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from asrcore.service.joining import fetch_text
-from asrcore.service.remote import RemoteDriver
-from asrcore.service.tls import Identity
+from asrcore.pki.enrolment import fetch_text
+from asrcore.remote import RemoteDriver
+from asrcore.wire.tls import Identity
 from tests.postgres import Cluster
 from tests.unit.cli.desk import Desk
 from tests.unit.service.waiting import wait_until

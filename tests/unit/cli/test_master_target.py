@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from asrcore.service.remote import RemoteDriver
+from asrcore.remote import RemoteDriver
 from asrcore.testing.memory import MemoryWorld
 from tests.certificates import Authority
-from tests.unit.service.serving import Served
+from tests.unit.remote.serving import Served
 
 ASR = Path(sys.executable).with_name("asr")
 

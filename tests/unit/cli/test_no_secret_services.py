@@ -13,9 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from asrcore.service import joining
-from asrcore.service.joining import fetch_text
-from asrcore.service.tls import Identity
+from asrcore.pki import enrolment
+from asrcore.pki.enrolment import fetch_text
+from asrcore.wire.tls import Identity
 from tests.postgres import Cluster
 from tests.unit.cli.desk import Desk
 
@@ -66,7 +66,7 @@ class Deployment:
         token = desk.asr("ca", "token", role, role, "--address", "127.0.0.1")
         desk.said.pop()  # it is what was asked for
         self.tokens.append(token.strip())
-        self.keys.append(joining.unpack(token)[0].key)
+        self.keys.append(enrolment.unpack(token)[0].key)
         file = self.folder / f"{role}.token"
         file.write_text(token)
         desk.asr("join", str(file), "--identity", str(self.folder / role), "--json")

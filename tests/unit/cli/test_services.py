@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from asrcore.service.joining import fetch_text
-from asrcore.service.tls import Identity
+from asrcore.pki.enrolment import fetch_text
 from asrcore.vault import Vault
+from asrcore.wire.tls import Identity
 from tests.postgres import Cluster
 
 CODE = "from asrcore.cli import main; main()"

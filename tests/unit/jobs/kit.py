@@ -18,8 +18,8 @@ from asrcore.model.event import FinishedJob
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection, Site
 from asrcore.plugins import Plugins
+from asrcore.procedures.procedure import Arguments, Holds, Procedure, Step, Work
 from asrcore.replication.context import Context
-from asrcore.replication.procedure import Arguments, Holds, Procedure, Step, Work
 from asrcore.vault import Job, Vault
 
 MACHINES = ("web1", "web2")

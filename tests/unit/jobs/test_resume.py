@@ -18,8 +18,8 @@ import pytest
 from asrcore.errors import EngineStopped, JobFailed, TimedOut, VaultUnavailable
 from asrcore.jobs import Jobs, follow
 from asrcore.plugins import Plugins
+from asrcore.procedures.procedure import Procedure
 from asrcore.replication.context import Context
-from asrcore.replication.procedure import Procedure
 from asrcore.vault import JobState, Vault
 from tests.unit.jobs import kit
 from tests.unit.jobs.test_run import start

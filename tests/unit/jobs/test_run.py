@@ -12,8 +12,8 @@ from asrcore.errors import Cancelled, JobFailed, NotFound, VerifyFailed
 from asrcore.jobs import Jobs, arguments_of
 from asrcore.model.event import Outcome
 from asrcore.plugins import Plugins
+from asrcore.procedures.procedure import Arguments
 from asrcore.replication.context import Context
-from asrcore.replication.procedure import Arguments
 from asrcore.vault import Job, JobState, Vault
 from tests.unit.jobs import kit
 

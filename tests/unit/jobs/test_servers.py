@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from asrcore.jobs import enqueue, follow
-from asrcore.replication.procedure import Arguments
+from asrcore.procedures.procedure import Arguments
 from asrcore.vault import Job, JobState, Vault, _schema
 from tests.postgres import Cluster
 from tests.unit.jobs import kit

@@ -9,7 +9,7 @@ import asrcore
 from asrcore.testing import memory
 from asrcore.testing.memory import MemoryWorld
 from tests.certificates import Authority
-from tests.unit.service.serving import Served
+from tests.unit.remote.serving import Served
 
 
 def test_a_master_target_is_told_up_and_down(tmp_path: Path) -> None:

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-import asrcore.failover.procedures
+import asrcore.procedures.failover
+import asrcore.procedures.undo_commit
 import asrcore.replication.cycle
 import asrcore.testing.memory._target
 from asrcore import crashpoint
 from asrcore.driver import Site
 from asrcore.errors import AsrError, NotAssigned, StaleEpoch
 from asrcore.model.watch import Watch
+from asrcore.procedures.failure import recorded_failure
 from asrcore.replication.cycle import CycleResult, run_cycle
-from asrcore.replication.failure import recorded_failure
 from asrcore.replication.record import adopt_sealed
 from asrcore.service.assign import assign
 from asrcore.testing.memory._state import WorldState
@@ -219,7 +220,8 @@ def test_whoever_was_paused_switches_nothing_on_or_off(
             armed.append(name)
         crashpoint.reach(name)
 
-    monkeypatch.setattr(asrcore.failover.procedures, "reach", look)
+    for module in (asrcore.procedures.failover, asrcore.procedures.undo_commit):
+        monkeypatch.setattr(module, "reach", look)
     with pytest.raises(NotAssigned):
         pair.one.failover_undo("web") if verb == "undo" else pair.one.failover_planned("web")
     assert not armed

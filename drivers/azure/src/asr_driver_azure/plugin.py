@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asr_driver_azure._driver import AzureDriver
+from asr_driver_azure.driver import AzureDriver
 from asrcore.driver import Driver
 from asrcore.hookspecs import hookimpl
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import asr_driver_azure
-from asr_driver_azure._driver import AzureDriver
-from asr_driver_azure._site import AzureSite
+from asr_driver_azure.driver import AzureDriver
+from asr_driver_azure.site import AzureSite
 from asrcore.driver import CycleSpec, Fence, SealSpec
 from asrcore.model.machine import PowerState
 from asrcore.model.point import Consistency

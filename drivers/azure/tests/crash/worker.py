@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asr_driver_azure._driver import AzureDriver
-from asr_driver_azure._site import AzureSite
+from asr_driver_azure.driver import AzureDriver
+from asr_driver_azure.site import AzureSite
 from asrcore.driver import CycleSpec, Fence, PromoteSpec, ReplicaSpec, SealSpec, TestSpec, ViewRequest
 from asrcore.model.extent import split
 from asrcore.model.machine import Description, Disk, Firmware, Machine, Nic

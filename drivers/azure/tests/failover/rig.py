@@ -7,9 +7,10 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from asr_driver_azure import _codec, _vhd
-from asr_driver_azure._driver import AzureDriver
-from asr_driver_azure._machine import TAG_DISK, TAG_SIZE, Defined, machine_blob, owner_of, tags_for
+from asr_driver_azure.blobs import vhd
+from asr_driver_azure.driver import AzureDriver
+from asr_driver_azure.machines.record import TAG_DISK, TAG_SIZE, Defined, machine_blob, owner_of, tags_for
+from asrcore import codec
 from asrcore.driver import Instance, PromoteSpec
 from asrcore.model.machine import Description, Machine, PowerState
 from asrcore.model.protection import NetworkMap
@@ -63,18 +64,18 @@ class FailoverRig(TargetRig):
             return hashlib.sha256(file.read(size)).hexdigest()
 
     def remove_target_machine(self, machine_id: str) -> None:
-        from asr_driver_azure._build import Builder
+        from asr_driver_azure.machines.builder import Builder
 
         for item in self.target_site.machines.all_defined():
             if item.machine_id == machine_id:
-                Builder(self.target_site).remove(item.name)
+                Builder(self.target_site.account).remove(item.name)
         self.target_site.machines.unfence(machine_id, 1000)
 
     def make_target_machine(self, machine: Machine) -> str:
         """As an earlier failover left it: a machine of ours that stands still."""
         owner = owner_of(machine.name, f"former/{machine.id}")
         disks = {}
-        container = self.target_site.container.identity
+        container = self.target_site.account.container.identity
         for number, disk in enumerate(machine.disks):
             name = disks[disk.id] = f"{owner}-{number}"
             body = {
@@ -83,18 +84,18 @@ class FailoverRig(TargetRig):
                 "properties": {
                     "creationData": {
                         "createOption": "Upload",
-                        "uploadSizeBytes": _vhd.managed_size(disk.size) + _vhd.FOOTER,
+                        "uploadSizeBytes": vhd.managed_size(disk.size) + vhd.FOOTER,
                     }
                 },
             }
             self.cloud._make("disks", name, body)
             path = self.cloud.content.path(f"disks/{name}")
             with path.open("r+b") as file:
-                file.truncate(_vhd.managed_size(disk.size))
+                file.truncate(vhd.managed_size(disk.size))
                 file.write(self._random.randbytes(100 * 1024))
             self.cloud.item("disks", name)["properties"]["diskState"] = "Unattached"
         defined = Defined(owner, machine.id, Description(machine, "memory"), "Standard_B1s", disks, (), ())
-        self.target_site.container.write(machine_blob(owner), _codec.dump(defined))
+        self.target_site.account.container.write(machine_blob(owner), codec.dump(defined))
         return machine.id
 
     def other_network(self) -> str:

@@ -13,8 +13,8 @@ import attrs
 import pytest
 from azure.core.exceptions import HttpResponseError
 
-from asr_driver_azure import _vhd
-from asr_driver_azure._build import Builder
+from asr_driver_azure.blobs import vhd
+from asr_driver_azure.machines.builder import Builder
 from asrcore.driver import (
     CycleSpec,
     Fence,
@@ -150,7 +150,7 @@ def test_the_disk_is_the_point(rig: FailoverRig, target: TargetBench) -> None:
         with rig.cloud.content.path(f"disks/{name}").open("rb") as file:
             content = file.read()
         assert content[:size] == target.head[disk]
-        assert len(content) == _vhd.managed_size(size)
+        assert len(content) == vhd.managed_size(size)
         assert not any(content[size:])
 
 
@@ -185,7 +185,7 @@ def test_a_missing_permission_is_told(rig: FailoverRig, target: TargetBench, mon
 
 def test_a_wrong_secret_is_told(rig: FailoverRig) -> None:
     site = rig._driver.connect("azure", rig.settings | {"client_secret": "wrong"})
-    site.make_container()
+    site.account.make_container()
     with pytest.raises(AccessDenied):
         site.inventory.machines()
     site.close()
@@ -194,7 +194,7 @@ def test_a_wrong_secret_is_told(rig: FailoverRig) -> None:
 def test_a_certificate_that_nobody_vouches_for(rig: FailoverRig) -> None:
     settings = {key: value for key, value in rig.settings.items() if key != "ca_file"}
     site = rig._driver.connect("azure", settings)
-    site.make_container()  # storage is asked first, which is another server
+    site.account.make_container()  # storage is asked first, which is another server
     with pytest.raises(AccessDenied, match="certificate"):
         site.inventory.machines()
     site.close()
@@ -205,7 +205,7 @@ def test_a_footer_that_is_wrong_is_refused_at_the_end(
 ) -> None:
     """And what is half made can still be removed."""
     with monkeypatch.context() as patch:
-        patch.setattr(_vhd, "footer", lambda size, identity: bytes(512))
+        patch.setattr(vhd, "footer", lambda size, identity: bytes(512))
         with pytest.raises(AsrError, match="footer"):
             rig.promote(target)
     assert any(item["properties"]["diskState"] == "ActiveUpload" for item in rig.cloud.all("disks"))
@@ -277,7 +277,7 @@ def test_a_point_tells_what_is_stored_for_it(rig: FailoverRig, target: TargetBen
     """As Azure lists it, past the driver; of a point that is not kept, as it was last known."""
 
     def held() -> int:
-        record = rig.target_site.container.record(target.id, "azure")
+        record = rig.target_site.account.container.record(target.id, "azure")
         assert record.head is not None
         total = 0
         for disk_id, disk in record.head.disks.items():
@@ -331,7 +331,7 @@ def test_a_comparison_for_the_way_home_downloads_little(rig: FailoverRig, target
 def test_seven_snapshots_at_once(rig: FailoverRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.promote(target)
     monkeypatch.setattr(rig.cloud.compute, "snapshot_window", 300.0)
-    rig.target_site.arm.calls.patience = 0.0
+    rig.target_site.account.arm.calls.patience = 0.0
     source = rig.target_site.source
 
     def freeze(number: int) -> None:
@@ -342,7 +342,7 @@ def test_seven_snapshots_at_once(rig: FailoverRig, target: TargetBench, monkeypa
         freeze(number)
     with pytest.raises(AsrError, match="seven snapshots"):
         freeze(6)
-    rig.target_site.arm.calls.patience = 60.0
+    rig.target_site.account.arm.calls.patience = 60.0
 
 
 def test_an_eighth_snapshot_waits_as_long_as_azure_says_and_alone(
@@ -353,7 +353,7 @@ def test_an_eighth_snapshot_waits_as_long_as_azure_says_and_alone(
     rig.cloud.compute._taken.clear()
     before, begun = len(rig.cloud.traffic), time.monotonic()
     name, _ = rig._disks(target.id)[target.first]
-    builder = Builder(rig.target_site)
+    builder = Builder(rig.target_site.account)
 
     def take(number: int) -> float:
         builder.snapshot(f"{name}-s{number}", "nobody", name, target.first, "view")
@@ -364,7 +364,7 @@ def test_an_eighth_snapshot_waits_as_long_as_azure_says_and_alone(
         looked = 0
         while not refusals(rig, before) or looked < 5:
             assert time.monotonic() - begun < 7
-            rig.target_site.arm.get("disks", name)
+            rig.target_site.account.arm.get("disks", name)
             looked += bool(refusals(rig, before))
         assert time.monotonic() - begun < 7, "others were held up"
         assert max(taken) >= 7.5
@@ -380,7 +380,7 @@ def refusals(rig: FailoverRig, since: int) -> list[str]:
 def test_five_snapshots_of_a_disk_are_read_at_once(rig: FailoverRig, target: TargetBench) -> None:
     rig.promote(target)
     name, _ = rig._disks(target.id)[target.first]
-    builder, arm = Builder(rig.target_site), rig.target_site.arm
+    builder, arm = Builder(rig.target_site.account), rig.target_site.account.arm
     for number in range(6):
         builder.snapshot(f"{name}-r{number}", "nobody", name, target.first, "view")
     for number in range(5):
@@ -410,14 +410,16 @@ def test_five_snapshots_of_a_disk_are_read_at_once(rig: FailoverRig, target: Tar
 def test_a_disk_takes_pages_and_nothing_else(rig: FailoverRig, verb: Callable[[Any], object]) -> None:
     """By its SAS; Azure refuses all that would be good for a blob only."""
     creation = {"createOption": "Upload", "uploadSizeBytes": 20 * MiB + 512}
-    rig.target_site.arm.put("disks", "strict", {"location": "westeurope", "properties": {"creationData": creation}})
-    sas = rig.target_site.arm.grant("disks", "strict", write=True, seconds=60)
-    with rig.target_site.clients.disk(sas) as blob:
+    rig.target_site.account.arm.put(
+        "disks", "strict", {"location": "westeurope", "properties": {"creationData": creation}}
+    )
+    sas = rig.target_site.account.arm.grant("disks", "strict", write=True, seconds=60)
+    with rig.target_site.account.clients.disk(sas) as blob:
         blob.upload_page(b"x" * 512, 0, 512)
         with pytest.raises(HttpResponseError):
             verb(blob)
         assert blob.download_blob(0, 512).readall() == b"x" * 512
-    Builder(rig.target_site).remove_resource("disks", "strict")
+    Builder(rig.target_site.account).remove_resource("disks", "strict")
 
 
 def test_a_fenced_machine_carries_a_sign(rig: FailoverRig, target: TargetBench) -> None:
@@ -433,7 +435,7 @@ def test_a_fenced_machine_carries_a_sign(rig: FailoverRig, target: TargetBench) 
 
 def test_the_server_is_strict(rig: FailoverRig) -> None:
     """What Azure would refuse, past the driver."""
-    arm = rig.target_site.arm
+    arm = rig.target_site.account.arm
     disk = {
         "location": "westeurope",
         "properties": {"creationData": {"createOption": "Upload", "uploadSizeBytes": 20 * MiB + 512}},

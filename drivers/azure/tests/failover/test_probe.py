@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from asr_driver_azure import _check, _probes
-from asr_driver_azure._arm import Arm
-from asr_driver_azure._recorder import without_secrets
-from asr_driver_azure._settings import PROBES
+from asr_driver_azure.check import check
+from asr_driver_azure.check.recorder import without_secrets
+from asr_driver_azure.cleanup import probes
+from asr_driver_azure.cloud.arm import Arm
+from asr_driver_azure.settings import PROBES
 from asrcore.driver import Check
 from asrcore.errors import DriverFailed, InvalidSetting
 from drivers.azure.tests.failover.rig import FailoverRig
@@ -34,7 +35,7 @@ main()
 """
 KILLED = """
 import json, sys
-from asr_driver_azure._driver import AzureDriver
+from asr_driver_azure.driver import AzureDriver
 for check in AzureDriver().check(json.loads(sys.stdin.readline())):
     print(check.name, check.passed, check.told, flush=True)
 """
@@ -50,7 +51,7 @@ def failed(checks: list[Check]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _clean(rig: FailoverRig) -> None:
-    rig.target_site.make_container()
+    rig.target_site.account.make_container()
     assert rig.cloud.names() == []
     assert containers(rig) == []
 
@@ -106,11 +107,11 @@ def test_one_that_is_interrupted_cleans_up(
 ) -> None:
     """Just when a machine runs that is paid for."""
 
-    def broken(self: _check._Probe) -> str:
+    def broken(self: check._Probe) -> str:
         assert [item["name"] for item in rig.cloud.all("virtualMachines")]
         raise problem
 
-    monkeypatch.setattr(_check._Probe, "_home", broken)
+    monkeypatch.setattr(check._Probe, "_home", broken)
     if isinstance(problem, Exception):
         assert failed(list(rig._driver.check(rig.settings))) == ["read the disk by two snapshots and their diff"]
     else:
@@ -146,7 +147,7 @@ def test_what_cannot_be_removed_keeps_nothing_else(rig: FailoverRig, monkeypatch
     assert "not today" in checks[-1].told
     assert set(rig.cloud.names()) == {f"snapshots/{name}" for name in refused}
     (left,) = containers(rig)
-    monkeypatch.setattr(_probes, "ABANDONED", -1.0)
+    monkeypatch.setattr(probes, "ABANDONED", -1.0)
     first = next(iter(rig._driver.check(rig.settings)))
     assert left in first.told
     assert rig.cloud.names() == []
@@ -156,7 +157,7 @@ def test_what_cannot_be_removed_keeps_nothing_else(rig: FailoverRig, monkeypatch
 def test_a_container_of_somebody_else_stays_whatever_its_name(
     rig: FailoverRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probes, "ABANDONED", -1.0)
+    monkeypatch.setattr(probes, "ABANDONED", -1.0)
     theirs = rig.storage.direct.get_container_client(f"{PROBES}of-theirs")
     theirs.create_container()
     theirs.upload_blob("replicas/r1/replica.json", b"{}")
@@ -203,7 +204,7 @@ def test_one_that_was_killed_is_cleaned_up_later(rig: FailoverRig, monkeypatch: 
         os.kill(probe.pid, signal.SIGKILL)
     assert "virtualMachines/" in repr(rig.cloud.names())
     assert rig.target_site.sweep() == [], "it may still be at work"
-    monkeypatch.setattr(_probes, "ABANDONED", -1.0)
+    monkeypatch.setattr(probes, "ABANDONED", -1.0)
     (left,) = containers(rig)
     if by == "sweep":
         assert rig.target_site.sweep() == [left]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from asr_driver_azure import _access
+from asr_driver_azure.machines import disk_access
 from asrcore.driver import FrozenView, Tracking, ViewRequest
 from asrcore.model.extent import Extent
 from asrcore.model.point import Consistency
@@ -76,7 +76,7 @@ def test_a_token_is_renewed_in_a_long_upload(
 def test_a_sas_is_renewed_before_its_time_is_over(
     rig: FailoverRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_access, "SAS_SECONDS", 4)
+    monkeypatch.setattr(disk_access, "SAS_SECONDS", 4)
     monkeypatch.setattr(rig.cloud.content, "delay", 3.7)
     before = rig.cloud.content.granted_count
     rig.promote(target)
@@ -89,15 +89,15 @@ def test_a_sas_that_was_refused_is_renewed(
     rig: FailoverRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new one is used: the old one stays refused."""
-    put, puts = _access.Access.put, []
+    put, puts = disk_access.Access.put, []
 
-    def expiring(self: _access.Access, offset: int, data: bytes) -> None:
+    def expiring(self: disk_access.Access, offset: int, data: bytes) -> None:
         puts.append(offset)
         if len(puts) == 2:
             rig.cloud.content.expire()
         put(self, offset, data)
 
-    monkeypatch.setattr(_access.Access, "put", expiring)
+    monkeypatch.setattr(disk_access.Access, "put", expiring)
     rig.promote(target)
     assert len(puts) >= 2
     assert rig.cloud.content.late > 0
@@ -117,7 +117,7 @@ def test_a_read_goes_on_with_a_new_sas(
 def test_a_read_renews_before_its_time_is_over(
     rig: FailoverRig, target: TargetBench, views: tuple[FrozenView, FrozenView], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_access, "SAS_SECONDS", 2)
+    monkeypatch.setattr(disk_access, "SAS_SECONDS", 2)
     with open_view(rig, target, "third") as third:
         read(third, target)
         time.sleep(2.1)
@@ -142,7 +142,7 @@ def test_both_ends_of_a_diff_are_renewed(
 def test_the_older_end_of_a_diff_is_renewed_before_its_time_is_over(
     rig: FailoverRig, target: TargetBench, views: tuple[FrozenView, FrozenView], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_access, "SAS_SECONDS", 2)
+    monkeypatch.setattr(disk_access, "SAS_SECONDS", 2)
     disk = views[1].machines[target.id].disks[target.first]
     disk.changed()
     time.sleep(2.1)

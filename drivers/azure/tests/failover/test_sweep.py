@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from asr_driver_azure._machine import MACHINES, tags_for
+from asr_driver_azure.machines.record import MACHINES, tags_for
 from asrcore.driver import TestSpec, ViewRequest
 from asrcore.model.point import Consistency
 from asrcore.model.watch import Watch
@@ -29,13 +29,13 @@ def test_what_nobody_knows(rig: FailoverRig, target: TargetBench) -> None:
     rig.promote(target)
     rig.target_site.failover.start_test(TestSpec("t1", target.id, "p1", "asr-t1"), Watch())
     known = rig.cloud.names()
-    tags = tags_for(rig.target_site.container.identity, "nobody")
+    tags = tags_for(rig.target_site.account.container.identity, "nobody")
     body = {"location": "westeurope", "tags": tags, "properties": {"securityRules": []}}
     rig.cloud._make("networkSecurityGroups", "nobody-nsg", body)
     creation = {"createOption": "Upload", "uploadSizeBytes": 20 * MiB + 512}
     disk = {"location": "westeurope", "tags": tags, "properties": {"creationData": creation}}
     rig.cloud._make("disks", "nobody-0", disk)
-    rig.target_site.arm.grant("disks", "nobody-0", write=True, seconds=3600)
+    rig.target_site.account.arm.grant("disks", "nobody-0", write=True, seconds=3600)
     others = {"location": "westeurope", "properties": {"securityRules": []}}
     rig.cloud._make("networkSecurityGroups", "of-a-user", others)
     assert sorted(rig.target_site.sweep()) == ["disks/nobody-0", "networkSecurityGroups/nobody-nsg"]
@@ -51,11 +51,11 @@ def test_what_another_site_made_stays(rig: FailoverRig, other: FailoverRig, targ
     rig.target_site.inventory.power_on(target.id)
     rig.target_site.failover.start_test(TestSpec("t1", target.id, "p1", "asr-t1"), Watch())
     before = rig.cloud.names()
-    other.target_site.make_container()
+    other.target_site.account.make_container()
     assert other.target_site.sweep() == []
     assert rig.target_site.sweep() == []
     assert rig.cloud.names() == before
-    tags = tags_for(other.target_site.container.identity, "nobody")
+    tags = tags_for(other.target_site.account.container.identity, "nobody")
     body = {"location": "westeurope", "tags": tags, "properties": {"securityRules": []}}
     rig.cloud._make("networkSecurityGroups", "nobody-nsg", body)
     assert rig.target_site.sweep() == []
@@ -71,12 +71,12 @@ def test_a_committed_machine_stays_though_its_records_are_lost(rig: FailoverRig)
     rig.target_site.failover.commit(bench.id, 1, Watch())
     before = rig.cloud.names()
     (name,) = [item.name for item in rig.target_site.machines.all_defined()]
-    kept = rig.target_site.container.read(f"{MACHINES}{name}.json")
+    kept = rig.target_site.account.container.read(f"{MACHINES}{name}.json")
     assert kept is not None
-    rig.target_site.container.delete(f"{MACHINES}{name}.json")
+    rig.target_site.account.container.delete(f"{MACHINES}{name}.json")
     assert rig.target_site.sweep() == []
     assert rig.cloud.names() == before
-    rig.target_site.container.write(f"{MACHINES}{name}.json", kept[0])
+    rig.target_site.account.container.write(f"{MACHINES}{name}.json", kept[0])
     bench.close()
     rig.remove_target_machine(bench.id)
     assert rig.cloud.names() == []
@@ -117,7 +117,7 @@ def test_marks_of_a_machine_that_is_simply_there_stay(rig: FailoverRig, target: 
 def test_what_a_deletion_began_is_ended(rig: FailoverRig) -> None:
     bench = TargetBench(rig)
     bench.first_points("p1")
-    rig.target_site.container.change(bench.id, "azure", lambda record: attrs.evolve(record, deleting=True))
+    rig.target_site.account.container.change(bench.id, "azure", lambda record: attrs.evolve(record, deleting=True))
     assert rig.target_site.sweep() == [f"replica {bench.id}"]
     names = {name for name, _ in rig.storage.blobs(rig.settings["container"])}
     assert not [name for name in names if bench.id in name]

@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
-from asr_driver_azure._ranges import RangeSet
+from asr_driver_azure.blobs.ranges import RangeSet
 from asrcore.model.extent import Extent
 
 MIB = 1 << 20

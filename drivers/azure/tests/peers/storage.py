@@ -9,7 +9,7 @@ from typing import Any
 
 from azure.storage.blob import BlobServiceClient
 
-from asr_driver_azure._clients import BLOB_API
+from asr_driver_azure.cloud.clients import BLOB_API
 from drivers.azure.tests.peers.azurite import ACCOUNT, Azurite
 from drivers.azure.tests.peers.proxy import Proxy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asr_driver_azure._repair import Guest, plan
+from asr_driver_azure.repair.plan import Guest, plan
 
 ROOT, SWAP = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
 MENU = """\

@@ -13,10 +13,10 @@ from pathlib import Path
 import attrs
 import pytest
 
-from asr_driver_azure import _mending, _rootfs
-from asr_driver_azure._driver import AzureDriver
-from asr_driver_azure._machine import repairs_blob
-from asr_driver_azure._site import AzureSite
+from asr_driver_azure.driver import AzureDriver
+from asr_driver_azure.machines.record import repairs_blob
+from asr_driver_azure.repair import rootfs, system_disk
+from asr_driver_azure.site import AzureSite
 from asrcore.driver import CycleSpec, PromoteSpec, ReplicaSpec, SealSpec, TestSpec, ViewRequest, different_blocks
 from asrcore.driver import digests_of as digests_of_reader
 from asrcore.model.extent import Extent
@@ -291,7 +291,7 @@ def test_what_is_not_understood_is_left(bench: Bench, debian: Path, harm: Callab
 
 
 def test_without_room_for_a_copy(bench: Bench, debian: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_mending, "_SPARE", 1 << 60)
+    monkeypatch.setattr(system_disk, "_SPARE", 1 << 60)
     bench.seal(debian)
     (told,) = bench.promote()
     assert "no room" in told
@@ -299,7 +299,7 @@ def test_without_room_for_a_copy(bench: Bench, debian: Path, monkeypatch: pytest
 
 
 def test_without_the_tools(bench: Bench, debian: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_rootfs._PATH, "PATH", "/nowhere")
+    monkeypatch.setitem(rootfs._PATH, "PATH", "/nowhere")
     bench.seal(debian)
     (told,) = bench.promote()
     assert "is not installed where the engine runs" in told
@@ -316,7 +316,7 @@ def test_an_interrupted_one_begins_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("asr_driver_azure._digests.DigestTable.save", killed)
+        patch.setattr("asr_driver_azure.blobs.digests.DigestTable.save", killed)
         with pytest.raises(KeyboardInterrupt):
             bench.promote()
     (unfinished,) = [item["name"] for item in bench.cloud.all("disks")]
@@ -326,11 +326,13 @@ def test_an_interrupted_one_begins_anew(
     place = 20 * MiB
     assert not any(debian.read_bytes()[place : place + MiB])
     name = repairs_blob(unfinished.removesuffix("-0"))
-    found = bench.site.container.read(name)
+    found = bench.site.account.container.read(name)
     assert found is not None
     record = json.loads(found[0])
     assert record["extents"]
-    bench.site.container.write(name, json.dumps(record | {"extents": [*record["extents"], [place, 65536]]}).encode())
+    bench.site.account.container.write(
+        name, json.dumps(record | {"extents": [*record["extents"], [place, 65536]]}).encode()
+    )
     with path.open("r+b") as file:
         file.seek(place)
         file.write(b"a repair")
@@ -342,6 +344,6 @@ def test_an_interrupted_one_begins_anew(
 
 def test_a_host_without_the_tools_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AzureDriver().check_host() == []
-    monkeypatch.setitem(_rootfs._PATH, "PATH", "/nowhere")
+    monkeypatch.setitem(rootfs._PATH, "PATH", "/nowhere")
     (finding,) = AzureDriver().check_host()
     assert "e2fsprogs fdisk util-linux" in finding.action

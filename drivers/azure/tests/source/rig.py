@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from asr_driver_azure import _codec
-from asr_driver_azure._build import Builder
-from asr_driver_azure._driver import AzureDriver
-from asr_driver_azure._machine import TAG_DISK, TAG_SIZE, Defined, machine_blob, tags_for
-from asr_driver_azure._site import AzureSite
+from asr_driver_azure.driver import AzureDriver
+from asr_driver_azure.machines.builder import Builder
+from asr_driver_azure.machines.record import TAG_DISK, TAG_SIZE, Defined, machine_blob, tags_for
+from asr_driver_azure.site import AzureSite
+from asrcore import codec
 from asrcore.driver import Closing, Site
 from asrcore.model.machine import Description, Disk, Firmware, Machine
 from asrcore.testing.conformance import ConformanceRig
@@ -43,7 +43,7 @@ class SourceRig(ConformanceRig):
         self.away = MemoryWorld(f"azure-{name}-away")
         self._owner = f"web-{name}"
         self._connect()
-        self._source.make_container()
+        self._source.account.make_container()
         self._make()
 
     def _connect(self) -> None:
@@ -54,18 +54,18 @@ class SourceRig(ConformanceRig):
     def _make(self) -> None:
         disk, machine = f"{self._owner}-0", Machine("web", "web", 1, 64 * MiB, Firmware.BIOS, (Disk("vda", SIZE),))
         creation = {"createOption": "Upload", "uploadSizeBytes": 21 * MiB + 512}
-        tags = tags_for(self._source.container.identity, self._owner, **{TAG_DISK: "vda", TAG_SIZE: str(SIZE)})
+        tags = tags_for(self._source.account.container.identity, self._owner, **{TAG_DISK: "vda", TAG_SIZE: str(SIZE)})
         self.cloud._make("disks", disk, {"location": LOCATION, "tags": tags, "properties": {"creationData": creation}})
         with self.path.open("r+b") as file:
             file.truncate(21 * MiB)
             file.seek(_DISCARDED)
             file.write(self._random.randbytes(4 * MiB))
         self.cloud.item("disks", disk)["properties"]["diskState"] = "Unattached"
-        cards = Builder(self._source)._cards(self._owner, self._source.settings.networks[:1], 1)
+        cards = Builder(self._source.account)._cards(self._owner, self._source.account.settings.networks[:1], 1)
         defined = Defined(
             self._owner, "web", Description(machine, "memory"), "Standard_B1s", {"vda": disk}, tuple(cards), ("lab",)
         )
-        self._source.container.write(machine_blob(self._owner), _codec.dump(defined))
+        self._source.account.container.write(machine_blob(self._owner), codec.dump(defined))
         self._source.inventory.power_on("web")
 
     @property
@@ -75,7 +75,7 @@ class SourceRig(ConformanceRig):
 
     def close(self) -> None:
         super().close()
-        Builder(self._source).remove(self._owner)
+        Builder(self._source.account).remove(self._owner)
         for site in self._sites:
             site.close()
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from asr_driver_azure._pageblob import PageBlob
-from asr_driver_azure._source import _Disk
+from asr_driver_azure.blobs.pageblob import PageBlob
+from asr_driver_azure.source import _Disk
 from asrcore.driver import Tracking
 from asrcore.testing.conformance import TrackingConformance
 from asrcore.testing.conformance._base import SourceBench

@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 import pytest
 
-from asr_driver_azure import _pageblob, _record, _replica, _uploader, _vhd, _writer
+from asr_driver_azure.blobs import pageblob, record, uploader, vhd
+from asr_driver_azure.target import replica, writer
 from asrcore.testing.conformance import CycleConformance, PointConformance
 from drivers.azure.tests.peers.storage import Storage
 from drivers.azure.tests.target import test_replica
@@ -36,7 +37,7 @@ class Kit(Mutant, CycleConformance, PointConformance):
 
 class TestNoFooter(Kit):
     def broken(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(_vhd, "footer", lambda size, identity: bytes(512))
+        patch.setattr(vhd, "footer", lambda size, identity: bytes(512))
 
     def test_a_blob_is_a_disk(self, rig: TargetRig, target: Any, tmp_path: Path) -> None:
         test_replica.test_a_blob_is_a_disk_that_qemu_reads(rig, target, tmp_path)
@@ -44,15 +45,15 @@ class TestNoFooter(Kit):
 
 class TestZerosSkippedOnADirtyBlob(Kit):
     def broken(self, patch: pytest.MonkeyPatch) -> None:
-        def zero(self: _writer.AzureWriter, disk_id: str, offset: int, length: int) -> None:
+        def zero(self: writer.AzureWriter, disk_id: str, offset: int, length: int) -> None:
             self._note(disk_id, offset, length)
 
-        patch.setattr(_writer.AzureWriter, "zero", zero)
+        patch.setattr(writer.AzureWriter, "zero", zero)
 
 
 class TestFullListTakenForADiff(Kit):
     def broken(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(_pageblob.PageBlob, "changed", lambda self, since, size: self.stored(size))
+        patch.setattr(pageblob.PageBlob, "changed", lambda self, since, size: self.stored(size))
 
     def test_zeroes_are_put_back(self, target: Any) -> None:
         test_replica.test_zeroes_of_a_discarded_cycle_are_put_back(target)
@@ -63,24 +64,24 @@ class TestPointBeforeItsAcknowledgement(Kit):
     long as nobody dies in between."""
 
     def broken(self, patch: pytest.MonkeyPatch) -> None:
-        seal, take = _writer.AzureWriter.seal, _writer.AzureWriter._snapshot
-        patch.setattr(_writer.AzureWriter, "_snapshot", lambda self, disk: "2030-01-01T00:00:00.0000000Z")
+        seal, take = writer.AzureWriter.seal, writer.AzureWriter._snapshot
+        patch.setattr(writer.AzureWriter, "_snapshot", lambda self, disk: "2030-01-01T00:00:00.0000000Z")
 
-        def early(self: _writer.AzureWriter, spec: Any) -> Any:
+        def early(self: writer.AzureWriter, spec: Any) -> Any:
             point = seal(self, spec)
             taken = {disk_id: take(self, disk) for disk_id, disk in self._disks.items()}
 
-            def complete(record: _record.Record) -> _record.Record:
+            def complete(kept: record.Record) -> record.Record:
                 disks = {
                     disk_id: attrs.evolve(disk, snapshot=taken[disk_id])
-                    for disk_id, disk in record.points[-1].disks.items()
+                    for disk_id, disk in kept.points[-1].disks.items()
                 }
-                return attrs.evolve(record, points=(*record.points[:-1], attrs.evolve(record.points[-1], disks=disks)))
+                return attrs.evolve(kept, points=(*kept.points[:-1], attrs.evolve(kept.points[-1], disks=disks)))
 
             self._container.change(self._id, self._site, complete)
             return point
 
-        patch.setattr(_writer.AzureWriter, "seal", early)
+        patch.setattr(writer.AzureWriter, "seal", early)
 
     def test_a_recorded_point_is_whole(self, rig: TargetRig, target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         test_replica.test_a_recorded_point_is_whole(rig, target, monkeypatch, "sealed")
@@ -90,11 +91,11 @@ class TestFlushBeforeTheAcknowledgement(Kit):
     """What is on its way counts as done."""
 
     def broken(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(_uploader.Uploader, "drain", lambda self: None)
+        patch.setattr(uploader.Uploader, "drain", lambda self: None)
 
 
 class TestEpochIgnored(Kit):
     def broken(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(_record.Record, "own", lambda self, epoch: None)
-        for module in (_replica, _writer):
-            patch.setattr(module, "lease_of", lambda replica_id, epoch: _record.lease_of(replica_id, 0))
+        patch.setattr(record.Record, "own", lambda self, epoch: None)
+        for module in (replica, writer):
+            patch.setattr(module, "lease_of", lambda replica_id, epoch: record.lease_of(replica_id, 0))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from asr_driver_azure._driver import AzureDriver
-from asr_driver_azure._site import AzureSite
+from asr_driver_azure.driver import AzureDriver
+from asr_driver_azure.site import AzureSite
 from asrcore.driver import Closing, Site
 from asrcore.testing.conformance import ConformanceRig
 from asrcore.testing.conformance.memory_rig import MemoryRig

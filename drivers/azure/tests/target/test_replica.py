@@ -16,11 +16,12 @@ import pytest
 from azure.core.exceptions import HttpResponseError, ServiceResponseError
 from azure.storage.blob import BlobClient, BlobLeaseClient
 
-from asr_driver_azure import _vhd, _writer
-from asr_driver_azure._errors import retry_after
-from asr_driver_azure._pageblob import PageBlob
-from asr_driver_azure._record import lease_of
-from asr_driver_azure._target_findings import ASKED_BY_THE_ENGINE, REQUESTS_PER_CYCLE, REQUESTS_PER_DISK
+from asr_driver_azure.blobs import vhd
+from asr_driver_azure.blobs.pageblob import PageBlob
+from asr_driver_azure.blobs.record import lease_of
+from asr_driver_azure.cloud.errors import retry_after
+from asr_driver_azure.target import writer as writer_module
+from asr_driver_azure.target.readiness import ASKED_BY_THE_ENGINE, REQUESTS_PER_CYCLE, REQUESTS_PER_DISK
 from asrcore.driver import CycleSpec
 from asrcore.errors import AsrError, InvalidSetting, SiteUnreachable, StaleEpoch, WrongState
 from asrcore.testing.conformance._target_bench import Data, Same, TargetBench, Zero, noise
@@ -64,7 +65,7 @@ def test_a_blob_is_a_disk_that_qemu_reads(rig: TargetRig, target: TargetBench, t
             image.write_bytes(rig.storage.content(rig.settings["container"], blob, snapshot))
             command = ["qemu-img", "info", "--output=json", "-f", "vpc", str(image)]
             told = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
-            assert told["virtual-size"] == image.stat().st_size - _vhd.FOOTER
+            assert told["virtual-size"] == image.stat().st_size - vhd.FOOTER
     target.check()
 
 
@@ -193,7 +194,7 @@ def test_a_busy_service_is_waited_for(rig: TargetRig, target: TargetBench, monke
         calls = [Data(target.first, 0, noise(MiB))]
         target.send(writer, calls)
         target.seal(writer, "p1", calls)
-    assert rig.target_site.calls.pacer.delays == 3
+    assert rig.target_site.account.calls.pacer.delays == 3
     assert rig.target_site.status().details["busy answers"] == "3"
     seen = rig.storage.proxy.requests[before:]
     refused = [item.at for item in seen if item.status == 503]
@@ -222,7 +223,7 @@ def test_a_bit_that_is_turned_on_the_way_is_noticed(rig: TargetRig, target: Targ
 
 def test_the_proxy_is_strict(rig: TargetRig, target: TargetBench) -> None:
     """Past the driver: what Azure would refuse, and Azurite would not."""
-    container = rig.target_site.container.client
+    container = rig.target_site.account.container.client
     blob = container.get_blob_client("strict")
     blob.create_page_blob(8 * MiB)
     blob.upload_page(bytes(4 * MiB), 0, 4 * MiB)
@@ -243,7 +244,7 @@ def test_the_proxy_is_strict(rig: TargetRig, target: TargetBench) -> None:
     container.get_blob_client("large").get_blob_properties()  # the limit is of one blob
     time.sleep(1.1)
     for name in ("large", "strict"):
-        rig.target_site.container.delete(name)
+        rig.target_site.account.container.delete(name)
 
 
 # -- points
@@ -268,7 +269,7 @@ def test_a_recorded_point_is_whole(
     calls = [Data(target.first, 0, noise(MiB))]
     with target.open("c2") as writer:
         target.send(writer, calls)
-        monkeypatch.setattr(_writer, "reach", reach)
+        monkeypatch.setattr(writer_module, "reach", reach)
         with pytest.raises(Killed):
             target.seal(writer, "p2", calls)
         monkeypatch.undo()
@@ -375,7 +376,7 @@ def test_a_lost_answer_at_the_end_is_no_other_writer(
     writer = target.open("c2")
     target.send(writer, calls)
     writer.flush()
-    page = rig.target_site.container.page_blob(blob_of(rig, target, target.first))
+    page = rig.target_site.account.container.page_blob(blob_of(rig, target, target.first))
     number, lost = BlobClient.set_sequence_number, [True]
 
     def numbered(client: BlobClient, *words: Any, **named: Any) -> Any:
@@ -411,9 +412,11 @@ def test_a_raise_that_was_killed_is_finished_by_the_next(rig: TargetRig, target:
     target.first_points("p1")
     replica = target.replica
     record = replica.record()  # type: ignore[attr-defined]
-    page = rig.target_site.container.page_blob(record.disks[target.first].blob)
+    page = rig.target_site.account.container.page_blob(record.disks[target.first].blob)
     # As if it had been killed after the record and one of two blobs.
-    rig.target_site.container.change(target.id, "azure", lambda item: attrs.evolve(item, epoch=2, leases=(1, 2)))
+    rig.target_site.account.container.change(
+        target.id, "azure", lambda item: attrs.evolve(item, epoch=2, leases=(1, 2))
+    )
     assert page.take(lease_of(target.id, 2), [lease_of(target.id, 1)])
     target.replica.raise_epoch(3)
     target.epoch = 3
@@ -466,7 +469,7 @@ def test_a_wrong_key_is_told(rig: TargetRig) -> None:
 
 def test_a_link_that_is_cut_in_a_cycle(rig: TargetRig, target: TargetBench) -> None:
     target.first_points("p1")
-    rig.target_site.calls.patience = 1.0
+    rig.target_site.account.calls.patience = 1.0
     calls = [Data(target.first, 0, noise(64 * KiB))]
     try:
         with target.open("c2") as writer, rig.storage.switched("cut"):
@@ -474,7 +477,7 @@ def test_a_link_that_is_cut_in_a_cycle(rig: TargetRig, target: TargetBench) -> N
             with pytest.raises(SiteUnreachable):
                 writer.flush()
     finally:
-        rig.target_site.calls.patience = 60.0
+        rig.target_site.account.calls.patience = 60.0
     assert target.points == ["p1"]
     with target.open("c2") as writer:
         target.send(writer, calls)

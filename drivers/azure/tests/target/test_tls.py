@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from azure.storage.blob import BlobClient
 
-from asr_driver_azure._calls import Calls
-from asr_driver_azure._driver import AzureDriver
-from asr_driver_azure._site import AzureSite
+from asr_driver_azure.cloud.calls import Calls
+from asr_driver_azure.driver import AzureDriver
+from asr_driver_azure.site import AzureSite
 from asrcore.errors import AccessDenied
 from asrcore.model.extent import Extent
 from drivers.azure.tests import bench
@@ -39,7 +39,7 @@ def test_no_put_carries_a_checksum_beside(settings: dict[str, str], monkeypatch:
     monkeypatch.setattr(BlobClient, "upload_page", noted)
     with AzureDriver().connect("tls", settings) as site:
         assert isinstance(site, AzureSite)
-        site.make_container()
+        site.account.make_container()
         data = bytes(range(256)) * (SIZE // 256)
         replica = bench.made(site, "r", SIZE)
         with bench.opened(replica, "c", None, SIZE) as writer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asr_driver_libvirt._driver import LibvirtDriver
+from asr_driver_libvirt.driver import LibvirtDriver
 from asrcore.driver import Driver
 from asrcore.hookspecs import hookimpl
 

@@ -19,9 +19,9 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from asr_driver_libvirt._driver import LibvirtDriver
-from asr_driver_libvirt._site import LibvirtSite
-from asr_driver_libvirt._view import LibvirtDiskView, LibvirtView
+from asr_driver_libvirt.driver import LibvirtDriver
+from asr_driver_libvirt.site import LibvirtSite
+from asr_driver_libvirt.source.view import LibvirtDiskView, LibvirtView
 from asrcore.driver import Closing, CycleWriter, Instance
 from asrcore.model.machine import Machine
 from asrcore.model.point import Consistency

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from asr_driver_libvirt._driver import LibvirtDriver
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt.driver import LibvirtDriver
+from asr_driver_libvirt.site import LibvirtSite
 from tests.lab import Lab
 
 ANSWER_SECONDS = 120

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 from blake3 import blake3
 
-from asr_driver_libvirt._driver import LibvirtDriver
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt.driver import LibvirtDriver
+from asr_driver_libvirt.site import LibvirtSite
 from asrcore.driver import DiskView, FrozenView, MachineView, Tracking, ViewRequest
 from asrcore.errors import AsrError
 from asrcore.model.point import Consistency, Mark

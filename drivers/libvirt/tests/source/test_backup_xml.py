@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from asr_driver_libvirt._backup import (
+from asr_driver_libvirt.xml.backup import (
     BackupDisk,
     NbdServer,
     RunningBackup,
@@ -19,7 +19,7 @@ from asr_driver_libvirt._backup import (
     parse_backup,
     redefine_xml,
 )
-from asr_driver_libvirt._mark import CheckpointName
+from asr_driver_libvirt.xml.mark import CheckpointName
 from asrcore.model.point import Consistency
 
 SCHEMAS = Path("/usr/share/libvirt/schemas")

@@ -8,11 +8,11 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from asr_driver_libvirt import _host
-from asr_driver_libvirt._driver import LibvirtDriver
-from asr_driver_libvirt._errors import translated
-from asr_driver_libvirt._lifecycle import Lifecycle
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt import doctor
+from asr_driver_libvirt.driver import LibvirtDriver
+from asr_driver_libvirt.host.errors import translated
+from asr_driver_libvirt.host.lifecycle import Lifecycle
+from asr_driver_libvirt.site import LibvirtSite
 from asrcore.driver import API, Capability
 from asrcore.errors import (
     AccessDenied,
@@ -84,7 +84,7 @@ def test_who_the_driver_is() -> None:
 def test_the_doctor_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert LibvirtDriver().check_host() == []
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert {item.code: item.action for item in _host.findings()} == {
+    assert {item.code: item.action for item in doctor.findings()} == {
         "qemu-img-missing": "apt-get install qemu-utils",
         "qemu-nbd-missing": "apt-get install qemu-utils",
     }

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_driver_libvirt._describe import describe, without_our_metadata
-from asr_driver_libvirt._domain import (
+from asr_driver_libvirt.xml.description import describe, without_our_metadata
+from asr_driver_libvirt.xml.domain import (
     METADATA_URI,
     DiskKind,
     fence_from_xml,

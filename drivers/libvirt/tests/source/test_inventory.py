@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt.site import LibvirtSite
 from asrcore.driver import Fence
 from asrcore.errors import MachineNotFound, ShutdownFailed, WrongState
 from asrcore.model.machine import Firmware, PowerState

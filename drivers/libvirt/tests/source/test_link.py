@@ -104,7 +104,7 @@ def test_a_host_that_does_not_answer_is_unreachable_in_bounded_time(lab: Lab, ma
     lab.cut()
     begun = time.monotonic()
     code = (
-        "from asr_driver_libvirt._driver import LibvirtDriver\n"
+        "from asr_driver_libvirt.driver import LibvirtDriver\n"
         "from asrcore.errors import SiteUnreachable\n"
         "try: LibvirtDriver().connect('a', {'uri': 'qemu+tcp://10.77.0.1/system'})\n"
         "except SiteUnreachable as error: print(error)\n"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_driver_libvirt._domain import DiskKind, DomainDisk
-from asr_driver_libvirt._jobs import Notes
-from asr_driver_libvirt._mark import CheckpointName, LibvirtMark, MarkedDisk, is_ours, view_key
-from asr_driver_libvirt._tracking import DiskPlan, plan_tracking
+from asr_driver_libvirt.source.backup_jobs import Notes
+from asr_driver_libvirt.source.tracking import DiskPlan, plan_tracking
+from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk
+from asr_driver_libvirt.xml.mark import CheckpointName, LibvirtMark, MarkedDisk, is_ours, view_key
 from asrcore.driver import Tracking
 from asrcore.model.point import Consistency, Mark
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt.site import LibvirtSite
 from asrcore.driver import FrozenView, MachineView, Tracking, ViewRequest
 from asrcore.errors import NotReady
 from asrcore.model.extent import Extent

@@ -7,10 +7,10 @@ from typing import Any
 import attrs
 import pytest
 
-from asr_driver_libvirt._domain import DiskKind, DomainDisk, DomainModel, parse_domain
-from asr_driver_libvirt._facts import SourceFacts
-from asr_driver_libvirt._qemu_img import ImageInfo
-from asr_driver_libvirt._readiness import disk_findings, findings
+from asr_driver_libvirt.source.facts import SourceFacts
+from asr_driver_libvirt.source.readiness import disk_findings, findings
+from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk, DomainModel, parse_domain
+from asr_storage.qemu.img import ImageInfo
 from asrcore.model.finding import Severity
 from asrcore.model.machine import Firmware
 from asrcore.model.point import Consistency

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asr_driver_libvirt._settings import DEFAULT_PORTS, NbdPlace, SiteSettings
+from asr_driver_libvirt.settings import DEFAULT_PORTS, NbdPlace, SiteSettings
 from asrcore.errors import InvalidSetting
 
 LOCAL = "qemu:///system"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt.site import LibvirtSite
 from asrcore.driver import FrozenView, MachineView, Tracking, ViewRequest
 from asrcore.errors import MachineBusy, NotReady, ViewLost
 from asrcore.model.extent import Extent, intersect, split, subtract, total

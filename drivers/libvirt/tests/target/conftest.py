@@ -16,10 +16,12 @@ from typing import Any
 import attrs
 import pytest
 
-from asr_driver_libvirt._settings import SiteSettings
-from asr_driver_libvirt._site import LibvirtSite
-from asr_driver_libvirt._store import ReplicaKind
-from asr_driver_libvirt._target import LibvirtTarget
+from asr_driver_libvirt.failover.failover import LibvirtFailover
+from asr_driver_libvirt.host.connection import LibvirtHost
+from asr_driver_libvirt.settings import SiteSettings
+from asr_driver_libvirt.site import LibvirtSite
+from asr_driver_libvirt.target.target import LibvirtTarget
+from asr_storage.replica.store import ReplicaKind
 from asrcore.driver import CycleSpec, Replica, ReplicaSpec, SealSpec, StoredPoint, page_buffer
 from asrcore.model.machine import Description, Disk, Firmware, Machine
 from asrcore.model.point import Consistency
@@ -105,6 +107,12 @@ def site_at(replica_dir: Path) -> LibvirtSite:
     return LibvirtSite("b", SiteSettings.parse({"uri": "qemu:///system", "replica_dir": str(replica_dir)}))
 
 
+def target_at(replica_dir: Path) -> LibvirtTarget:
+    """The target role alone, with what no contract shows."""
+    host = LibvirtHost("b", SiteSettings.parse({"uri": "qemu:///system", "replica_dir": str(replica_dir)}))
+    return LibvirtTarget(host, LibvirtFailover(host))
+
+
 def machine(disks: dict[str, int]) -> Description:
     """A described machine with these disks."""
     described = tuple(Disk(disk_id, size) for disk_id, size in disks.items())
@@ -125,7 +133,7 @@ class Bench:
     @classmethod
     def make(cls, replica_dir: Path, disks: dict[str, int], replica_id: str = "r1") -> Bench:
         """A new replica."""
-        target = LibvirtTarget(site_at(replica_dir))
+        target = target_at(replica_dir)
         spec = ReplicaSpec(replica_id, "web", 1, machine(disks))
         replica = target.create_replica(spec, Watch())
         return cls(target, replica, dict(disks), {disk_id: bytearray(size) for disk_id, size in disks.items()})

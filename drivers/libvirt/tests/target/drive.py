@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from asr_driver_libvirt._describe import DOMAIN_XML, NVRAM, PLATFORM
-from asr_driver_libvirt._domain import machine_of, parse_domain
-from asr_driver_libvirt._settings import SiteSettings
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt.settings import SiteSettings
+from asr_driver_libvirt.site import LibvirtSite
+from asr_driver_libvirt.xml.description import DOMAIN_XML, NVRAM, PLATFORM
+from asr_driver_libvirt.xml.domain import machine_of, parse_domain
 from asrcore.driver import CycleSpec, Fence, PromoteSpec, ReplicaSpec, SealSpec, TestSpec
 from asrcore.errors import AsrError
 from asrcore.model.extent import Extent, split

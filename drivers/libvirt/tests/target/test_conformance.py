@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from asr_driver_libvirt._driver import LibvirtDriver
-from asr_driver_libvirt._site import LibvirtSite
-from asr_driver_libvirt._store import ReplicaKind
+from asr_driver_libvirt.driver import LibvirtDriver
+from asr_driver_libvirt.site import LibvirtSite
+from asr_storage.replica.store import ReplicaKind
 from asrcore.driver import Closing, Site
 from asrcore.testing.conformance import ConformanceRig, CycleConformance, PointConformance
 from asrcore.units import MiB

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from asr_driver_libvirt._chain import SPAN
-from asr_driver_libvirt._store import ReplicaKind
+from asr_storage.replica.chain import SPAN
+from asr_storage.replica.store import ReplicaKind
 from asrcore.units import KiB, MiB
 
 pytestmark = pytest.mark.crash

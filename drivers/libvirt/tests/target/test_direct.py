@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from asr_driver_libvirt._files import DirectFile
-from asr_driver_libvirt._store import ReplicaKind
+from asr_storage.files.sparse import DirectFile
+from asr_storage.replica.store import ReplicaKind
 from asrcore.driver import digest_of, page_buffer
 from asrcore.model.extent import Extent
 

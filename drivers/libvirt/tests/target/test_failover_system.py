@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from asr_driver_libvirt._domain import parse_domain
+from asr_driver_libvirt.xml.domain import parse_domain
 from tests.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]

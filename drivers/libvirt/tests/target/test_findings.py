@@ -7,8 +7,8 @@ from typing import Any
 import attrs
 import pytest
 
-from asr_driver_libvirt._store import ReplicaKind
-from asr_driver_libvirt._target_findings import TargetFacts, judged
+from asr_driver_libvirt.target.readiness import TargetFacts, judged
+from asr_storage.replica.store import ReplicaKind
 from asrcore.model.finding import Severity
 from asrcore.model.machine import Artifact, Description, Disk, Firmware, Machine, Nic
 from asrcore.units import GiB, MiB

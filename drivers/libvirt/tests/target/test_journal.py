@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_driver_libvirt._journal import Change, Cycle, Journal, Kind, file_stem, resolve
+from asr_storage.replica.journal import Change, Cycle, Journal, Kind, file_stem, resolve
 from asrcore.model.extent import Extent
 
 changes = st.builds(Change, st.integers(0, 60), st.integers(0, 30), st.sampled_from(Kind))

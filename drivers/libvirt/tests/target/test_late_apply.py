@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from asr_driver_libvirt._chain import ChainImages
-from asr_driver_libvirt._journal import Journal
-from asr_driver_libvirt._reflink import ReflinkImages
+from asr_storage.replica.chain import ChainImages
+from asr_storage.replica.journal import Journal
+from asr_storage.replica.reflink import ReflinkImages
 from asrcore.driver import CycleWriter
 from asrcore.errors import DriverFailed
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from asr_driver_libvirt import _chain, _reflink, _tree
-from asr_driver_libvirt._instances import hold, released
-from asr_driver_libvirt._store import Layer, Record, ReplicaKind
+from asr_driver_libvirt.failover.instances import hold, released
+from asr_storage.replica import chain, layers, reflink
+from asr_storage.replica.store import Layer, Record, ReplicaKind
 from asrcore.errors import Cancelled
 from asrcore.model.watch import Watch
 
@@ -35,7 +35,7 @@ def small(bench: Any, number: int) -> None:
 
 
 def deepest(record: Record) -> int:
-    return max(len(_tree.path(record, image)) for point in record.points for image in point.images.values())
+    return max(len(layers.path(record, image)) for point in record.points for image in point.images.values())
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def kind() -> ReplicaKind:
 
 
 def test_many_points_stand_on_few_layers(bench: Make, replica_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_chain, "SPAN", 3)
+    monkeypatch.setattr(chain, "SPAN", 3)
     one = bench(replica_dir, DISKS)
     for number in range(30):
         small(one, number)
@@ -74,7 +74,7 @@ def test_many_points_stand_on_few_layers(bench: Make, replica_dir: Path, monkeyp
 def test_what_a_test_stands_on_outlives_gathering(
     bench: Make, replica_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_chain, "SPAN", 4)
+    monkeypatch.setattr(chain, "SPAN", 4)
     one = bench(replica_dir, DISKS)
     for number in range(4):
         small(one, number)
@@ -125,12 +125,12 @@ def test_a_clone_that_a_test_stands_on_outlives_its_point(bench: Make, replica_d
 
 @pytest.mark.parametrize("kind", [ReplicaKind.REFLINK], ids=["reflink"])
 def test_a_head_in_many_pieces_ends_cloning(bench: Make, replica_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_chain, "SPAN", 3)
+    monkeypatch.setattr(chain, "SPAN", 3)
     one = bench(replica_dir, DISKS)
     for number in range(3):
         small(one, number)
     assert one.replica.info().kind == "reflink"
-    monkeypatch.setattr(_reflink, "MOST_EXTENTS", 3)
+    monkeypatch.setattr(reflink, "MOST_EXTENTS", 3)
     one.cycle([("vda", number * 8192, bytes([number + 1]) * 4096) for number in range(40)], keep=False)
     replica = one.replica
     with replica.working("holding") as record:
@@ -161,7 +161,7 @@ def test_a_head_in_many_pieces_ends_cloning(bench: Make, replica_dir: Path, monk
 
 
 def test_cancelled_gathering_changes_nothing(bench: Make, replica_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_chain, "SPAN", 3)
+    monkeypatch.setattr(chain, "SPAN", 3)
     one = bench(replica_dir, DISKS)
     for _ in range(4):
         one.cycle([("vda", 0, b"y" * 4096), ("sdb", 0, b"z" * 512)])
@@ -180,8 +180,8 @@ def test_cancelled_gathering_changes_nothing(bench: Make, replica_dir: Path, mon
 def test_without_space_the_chain_only_grows_longer(
     bench: Make, replica_dir: Path, monkeypatch: pytest.MonkeyPatch, tools: Any
 ) -> None:
-    monkeypatch.setattr(_chain, "SPAN", 3)
-    monkeypatch.setattr(_chain.ChainImages, "_has_space_for", lambda *_: False)
+    monkeypatch.setattr(chain, "SPAN", 3)
+    monkeypatch.setattr(chain.ChainImages, "_has_space_for", lambda *_: False)
     one = bench(replica_dir, DISKS)
     for number in range(6):
         small(one, number)
@@ -192,16 +192,16 @@ def test_without_space_the_chain_only_grows_longer(
 def test_gathering_plans_runs_of_whole_levels() -> None:
     def record(levels: list[int]) -> Record:
         """From the base up."""
-        layers = {"base": Layer("vda", None, 0)}
+        made = {"base": Layer("vda", None, 0)}
         below = "base"
         for number, level in enumerate(levels):
-            layers[f"l{number}"] = Layer("vda", below, 0, level)
+            made[f"l{number}"] = Layer("vda", below, 0, level)
             below = f"l{number}"
-        return Record(2, "r", "m", 1, ReplicaKind.CHAIN, {}, {"vda": below}, layers=layers)
+        return Record(2, "r", "m", 1, ReplicaKind.CHAIN, {}, {"vda": below}, layers=made)
 
     def run(levels: list[int]) -> tuple[int, str, int] | None:
         made = record(levels)
-        found = _tree.to_gather(made, made.heads["vda"], 3)
+        found = layers.to_gather(made, made.heads["vda"], 3)
         return None if found is None else (len(found.layers), found.below, found.level)
 
     assert run([]) is None

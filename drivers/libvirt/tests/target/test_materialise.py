@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from lxml import etree
 
-from asr_driver_libvirt._domain import METADATA_URI, parse_xml
-from asr_driver_libvirt._materialise import DiskFile, Made, isolated_network, made_of, promoted, test_machine
+from asr_driver_libvirt.xml.domain import METADATA_URI, parse_xml
+from asr_driver_libvirt.xml.instance import DiskFile, Made, isolated_network, made_of, promoted, test_machine
 from asrcore.model.protection import NetworkMap
 
 test_machine.__test__ = False  # type: ignore[attr-defined]

@@ -21,10 +21,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from asr_driver_libvirt import _seed
-from asr_driver_libvirt._domain import DiskKind, DomainDisk
-from asr_driver_libvirt._instances import hold, make_images, of_point
-from asr_driver_libvirt._store import ReplicaKind, Shared
+from asr_driver_libvirt.failover.instances import hold, make_images, of_point
+from asr_driver_libvirt.target import seed
+from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk
+from asr_storage.replica.store import ReplicaKind, Shared
 from asrcore.driver import DIGEST_BLOCK, CycleSpec, DiskReader, ReplicaSpec, digests_of
 from asrcore.errors import (
     AsrError,
@@ -321,7 +321,7 @@ def test_another_pending_cycle_stays_whole(bench: Make, replica_dir: Path) -> No
 
 def test_second_process_is_told(bench: Make, replica_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = bench(replica_dir, {"vda": MIB})
-    monkeypatch.setattr("asr_driver_libvirt._store._BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("asr_storage.replica.store._BUSY_SECONDS", 0.1)
     other = Shared(one.replica.home)  # as another process would have
     other.hold()
     with pytest.raises(MachineBusy):
@@ -454,7 +454,7 @@ def test_missing_things_are_named(bench: Make, replica_dir: Path, tmp_path: Path
     with pytest.raises(PointNotFound):
         one.replica.reader("vda", "p9")
     one.target.delete_replica("r2", 1)  # gone already
-    elsewhere = tools.LibvirtTarget(tools.site_at(tmp_path / "not-mounted"))
+    elsewhere = tools.target_at(tmp_path / "not-mounted")
     assert elsewhere.replicas() == []
     with pytest.raises(InvalidSetting):
         elsewhere.create_replica(ReplicaSpec("r1", "web", 1, tools.machine({})), Watch())
@@ -509,7 +509,7 @@ def test_seeded_disk_has_the_seeds_content_and_its_own_size(
     head.touch()
     disk = DomainDisk("vda", "disk", DiskKind.FILE, "file", str(source), fmt, "virtio")
     watch = Watch()
-    _seed.seed_disk("b", disk, head, size, kind, watch)
+    seed.seed_disk("b", disk, head, size, kind, watch)
     assert head.read_bytes() == content.ljust(size, b"\0")[:size]
     assert source.exists()
     assert raw.read_bytes() == content
@@ -526,5 +526,5 @@ def test_cancelled_seed_leaves_the_head(replica_dir: Path, kind: ReplicaKind, to
     watch.cancel()
     disk = DomainDisk("vda", "disk", DiskKind.FILE, "file", str(source), "qcow2", "virtio")
     with pytest.raises(Cancelled):
-        _seed.seed_disk("b", disk, head, MIB, kind, watch)
+        seed.seed_disk("b", disk, head, MIB, kind, watch)
     assert head.read_bytes() == b"empty"

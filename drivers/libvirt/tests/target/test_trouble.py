@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asr_driver_libvirt._store import ReplicaKind
+from asr_storage.replica.store import ReplicaKind
 from asrcore.driver import ReplicaSpec
 from asrcore.errors import TargetFull, TargetReadOnly
 from asrcore.model.extent import Extent
@@ -75,7 +75,7 @@ def test_full_at_the_seal_commits_nothing(bench: Make, small: Path, tools: Any) 
 
 
 def test_full_while_a_replica_is_made(small: Path, tools: Any) -> None:
-    target = tools.LibvirtTarget(tools.site_at(small))
+    target = tools.target_at(small)
     ballast = tools.fill(small, 0)
     spec = ReplicaSpec("r1", "web", 1, tools.machine({"vda": 32 * MIB}))
     with pytest.raises(TargetFull):

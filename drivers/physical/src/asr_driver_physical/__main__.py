@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from asr_driver_physical import _push
-from asr_driver_physical._identity import Identity, checked_name
-from asr_driver_physical._package import mobility_service
-from asr_driver_physical._settings import parse_address
+from asr_driver_physical.enrol import push as pushing
+from asr_driver_physical.enrol.package import mobility_service
+from asr_driver_physical.servers.identity import Identity, checked_name
+from asr_driver_physical.settings import parse_address
 from asrcore.errors import AsrError, InvalidValue
 from asrcore.model.finding import Finding
 from asrcore.units import parse_rate, parse_size
@@ -40,8 +40,8 @@ Bandwidth = Annotated[str, typer.Option(help="Most that the agent reads and send
 NicNames = Annotated[bool, typer.Option(help="Keep the names of network cards in a replica.")]
 
 
-def _limits(cpu: int, memory: str, bandwidth: str) -> _push.Limits:
-    return _push.Limits(
+def _limits(cpu: int, memory: str, bandwidth: str) -> pushing.Limits:
+    return pushing.Limits(
         cpu=cpu,
         memory=parse_size(memory) if memory else 0,
         bandwidth=0 if bandwidth == "0" else int(parse_rate(bandwidth, "bandwidth")),
@@ -67,7 +67,7 @@ def probe(
     python: Python = "python3",
 ) -> None:
     """Look whether a server can be protected; nothing stays on it."""
-    facts, findings = _push.probe(_push.Access(host, port, user, key, known_hosts, python))
+    facts, findings = pushing.probe(pushing.Access(host, port, user, key, known_hosts, python))
     typer.echo(f"{facts['machine']['hostname']}: {facts['machine']['os']}, {len(facts['machine']['disks'])} disks")
     _tell(findings)
 
@@ -92,8 +92,8 @@ def push(
     ] = False,
 ) -> None:
     """Install or upgrade the mobility service on a server, enrol it, and renew its certificate."""
-    record, findings = _push.install(
-        _push.Access(host, port, user, key, known_hosts, python),
+    record, findings = pushing.install(
+        pushing.Access(host, port, user, key, known_hosts, python),
         Identity(identity),
         name or host,
         _addresses(server),
@@ -125,9 +125,11 @@ def enrol(
         raise InvalidValue(what="facts", value=str(facts), wanted=f"a file that `probe` has made ({problem})") from None
     known = Identity(identity)
     limits = _limits(cpu, memory, bandwidth)
-    made = _push.enrolment(known, name, _addresses(server), told, limits, python=python, keep_nic_names=keep_nic_names)
+    made = pushing.enrolment(
+        known, name, _addresses(server), told, limits, python=python, keep_nic_names=keep_nic_names
+    )
     try:
-        _push.write_out(made, out)
+        pushing.write_out(made, out)
     except OSError as problem:
         raise InvalidValue(what="out", value=str(out), wanted=f"an empty directory ({problem})") from None
     known.save(made.record)
@@ -147,7 +149,7 @@ def remove(
     python: Python = "python3",
 ) -> None:
     """Take the mobility service off a server, leaving nothing, and forget the server."""
-    _push.remove(_push.Access(host, port, user, key, known_hosts, python), Identity(identity), name or host)
+    pushing.remove(pushing.Access(host, port, user, key, known_hosts, python), Identity(identity), name or host)
     typer.echo(f"server {name or host} is enrolled no longer; nothing of ours is on it")
 
 

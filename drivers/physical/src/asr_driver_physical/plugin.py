@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asr_driver_physical._driver import PhysicalDriver
+from asr_driver_physical.driver import PhysicalDriver
 from asrcore.driver import Driver
 from asrcore.hookspecs import hookimpl
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Union
 
-from asrcore.replication.wire import (
+from asrcore.wire.frames import (
     CANCEL,
     ERROR,
     GOODBYE,

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from asr_driver_azure import _vhd
+from asr_driver_azure.blobs import vhd
 from drivers.azure.tests.peers.arm.schema import Refusal
 
 BLOCK = 4096
@@ -71,11 +71,11 @@ class Content:
     def finish(self, owner: str) -> None:
         """End an upload: the footer is read and cut off. Raises Refusal for one that is wrong."""
         path = self.path(owner)
-        size = path.stat().st_size - _vhd.FOOTER
+        size = path.stat().st_size - vhd.FOOTER
         with path.open("r+b") as file:
             file.seek(size)
             try:
-                told = _vhd.parse(file.read())
+                told = vhd.parse(file.read())
             except ValueError as problem:
                 raise Refusal(409, "InvalidVhd", f"{owner}: {problem}") from problem
             if told != size:

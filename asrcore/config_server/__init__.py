@@ -1,0 +1,1 @@
+"""The configuration server: the API over HTTPS, its web server, metrics."""

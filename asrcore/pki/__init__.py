@@ -1,0 +1,1 @@
+"""Certificates: the authority, and how a component gets and renews its identity."""

@@ -1,0 +1,86 @@
+"""Test failover and its clean-up."""
+
+from __future__ import annotations
+
+from asrcore import driver
+from asrcore.crashpoint import reach
+from asrcore.errors import PointNotFound
+from asrcore.model.event import FailoverKind
+from asrcore.model.protection import TestRun
+from asrcore.model.state import Event, allowed
+from asrcore.procedures.points import choose_point
+from asrcore.procedures.procedure import Holds, Procedure, Step, Work
+from asrcore.procedures.steps import note_repairs
+from asrcore.replication.record import adopt_sealed
+
+__all__ = ["CLEANUP", "TEST", "cleanup_tests"]
+
+
+def _test_begin(work: Work) -> None:
+    protection = work.protection
+    allowed(protection.name, protection.state, Event.TEST)
+    if protection.test is not None and protection.test.id == work.job_id:
+        return
+    cleanup_tests(work)  # one test at a time: a new one takes the place of the former
+    adopt_sealed(work.context, protection)
+    point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)
+    work.context.plugins.before_failover(protection, FailoverKind.TEST)
+    run = TestRun(id=work.job_id, point_id=point.id, machine_id="", started_at=work.context.clock())
+    work.context.vault.update(protection.id, test=run)
+
+
+def _test_start(work: Work) -> None:
+    protection = work.protection
+    run = protection.test
+    if run is None:
+        raise AssertionError("a test was begun")
+    try:
+        instance = _run_test(work, run)
+    except PointNotFound:
+        if work.arguments.point != "latest":
+            raise
+        # A cycle was sealed just now and took the place of the latest state: then that is the latest.
+        point = choose_point(work.context.vault.points(protection.id), "latest", protection.name)
+        run = TestRun(id=run.id, point_id=point.id, machine_id="", started_at=run.started_at)
+        work.context.vault.update(protection.id, test=run)
+        instance = _run_test(work, run)
+    reach("test.started")
+    now = work.context.clock()
+    run = TestRun(id=run.id, point_id=run.point_id, machine_id=instance.machine_id, started_at=run.started_at)
+    work.context.vault.update(protection.id, test=run, last_test_at=now)
+    work.context.plugins.after_failover(work.protection, FailoverKind.TEST)
+    work.facts.update(machine=instance.name, machine_id=instance.machine_id, point=run.point_id)
+    work.facts["seconds"] = round(now - run.started_at, 3)
+    note_repairs(work, instance)
+    work.note("test", f"point {run.point_id} runs as {instance.name}")
+
+
+def _run_test(work: Work, run: TestRun) -> driver.Instance:
+    protection = work.protection
+    spec = driver.TestSpec(
+        test_id=run.id,
+        replica_id=protection.replica_id,
+        point_id=run.point_id,
+        name=f"{protection.name}-test",
+        network=work.arguments.network,
+    )
+    return work.context.site(protection.target_site).failover.start_test(spec, work.watch)
+
+
+def cleanup_tests(work: Work) -> None:
+    """Everything of every test goes, also what a killed one left."""
+    protection = work.protection
+    failover = work.context.site(protection.target_site).failover
+    left = set(failover.tests(protection.replica_id))
+    if protection.test is not None:
+        left.add(protection.test.id)
+    for test_id in sorted(left):
+        failover.stop_test(protection.replica_id, test_id)
+    reach("test.stopped")
+    if protection.test is not None:
+        work.context.vault.update(protection.id, test=None)
+        work.note("test", "cleaned up")
+
+
+TEST = Procedure("failover-test", (Step("begin", _test_begin), Step("start", _test_start)), holds=Holds.TEST)
+CLEANUP = Procedure("failover-cleanup", (Step("stop", cleanup_tests),), holds=Holds.TEST)

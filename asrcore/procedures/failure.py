@@ -1,0 +1,64 @@
+"""What becomes of a failed cycle: recorded with the machine, and when it is tried again (W6)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from asrcore.errors import AsrError, Cancelled, JobFailed, NotAssigned, NotFound, StaleEpoch, TrackingLost
+from asrcore.procedures.procedure import Work
+from asrcore.replication import retry
+from asrcore.replication.context import Context
+
+__all__ = ["recorded", "recorded_failure"]
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def recorded_failure(context: Context, protection_id: str, *, of_a_job: bool = True) -> Iterator[None]:
+    """Record an error of the block with the machine and raise it again; success is recorded by the point itself.
+
+    Lost tracking is a state of its own, not an error to retry, and a machine that went to another server is its affair.
+    A job is cancelled by a person and then not tried again by itself; a cycle of the service (`of_a_job` False) is
+    cancelled by a job that takes over: no failure.
+    """
+    try:
+        yield
+    except (TrackingLost, NotAssigned):
+        raise
+    except Cancelled:
+        if of_a_job:
+            _record(context, protection_id, Cancelled(work="replication"))
+        raise
+    except Exception as error:
+        _record(context, protection_id, error)
+        raise
+
+
+def recorded(run: Callable[[Work], None]) -> Callable[[Work], None]:
+    """A step of a job whose failure is recorded with the machine: the service tries again as W6 says."""
+
+    @functools.wraps(run)
+    def step(work: Work) -> None:
+        with recorded_failure(work.context, work.protection_id):
+            run(work)
+
+    return step
+
+
+def _record(context: Context, protection_id: str, error: Exception) -> None:
+    known = error if isinstance(error, AsrError) else JobFailed(job=protection_id, detail=repr(error))
+    try:
+        protection = context.vault.protection(protection_id)
+        if isinstance(error, StaleEpoch) and error.attributes["epoch"] != protection.epoch:
+            return  # the work was overtaken by a failover or by another server, which is no failure of the machine
+        decision = retry.decide(error, protection.attempt)
+        retry_at = decision.at(context.clock())
+        context.vault.update(protection_id, error=known.as_dict(), attempt=decision.attempt, retry_at=retry_at)
+    except (NotFound, NotAssigned):
+        pass  # unprotected meanwhile, or another server goes on with it
+    except AsrError as problem:
+        _log.error("a failure could not be recorded: %s", problem)

@@ -1,0 +1,143 @@
+"""Protecting a machine, and ending it: readiness, replica, initial copy, finalisation (W1-W3)."""
+
+from __future__ import annotations
+
+import attrs
+
+from asrcore.crashpoint import reach
+from asrcore.errors import AsrError, NotReady, SiteUnreachable, UnsupportedOperation
+from asrcore.model.finding import Finding, Severity
+from asrcore.model.protection import NetworkMap, Protection
+from asrcore.model.state import Event, State
+from asrcore.procedures.failure import recorded
+from asrcore.procedures.procedure import Holds, Procedure, Step, Work
+from asrcore.procedures.steps import create_replica
+from asrcore.replication.context import Context
+from asrcore.replication.cycle import run_cycle
+
+__all__ = ["PROTECT", "UNPROTECT", "Pairing", "check_ready", "readiness"]
+
+
+@attrs.frozen
+class Pairing:
+    """A machine, where its replica goes, under which policy; `networks` maps the source's names to the target's."""
+
+    name: str
+    policy: str
+    source_site: str
+    machine_id: str
+    target_site: str
+    networks: NetworkMap
+
+    @classmethod
+    def of(cls, protection: Protection) -> Pairing:
+        """That of a protected machine, as it replicates now."""
+        return cls(
+            name=protection.name,
+            policy=protection.policy,
+            source_site=protection.source_site,
+            machine_id=protection.source_machine,
+            target_site=protection.target_site,
+            networks=protection.networks,
+        )
+
+
+def readiness(context: Context, pairing: Pairing) -> list[Finding]:
+    """All findings for that pairing, the worst first."""
+    policy = context.vault.policy(pairing.policy)
+    source, target = context.site(pairing.source_site), context.site(pairing.target_site)
+    description = source.inventory.description(pairing.machine_id)
+    nics = tuple(attrs.evolve(nic, network=pairing.networks.target(nic.network)) for nic in description.machine.nics)
+    mapped = attrs.evolve(description, machine=attrs.evolve(description.machine, nics=nics))
+    found = [*source.source.findings(pairing.machine_id, policy), *target.target.findings(mapped, policy)]
+    order = [Severity.ERROR, Severity.WARNING, Severity.INFO]
+    return sorted(found, key=lambda item: order.index(item.severity))
+
+
+def check_ready(context: Context, pairing: Pairing) -> list[Finding]:
+    """The findings, if none of them prevents protection; else raises NotReady with those that do."""
+    found = readiness(context, pairing)
+    errors = [item for item in found if item.severity is Severity.ERROR]
+    if errors:
+        lines = "; ".join(f"[{item.code}] {item.what} ({item.action})" for item in errors)
+        raise NotReady(machine=pairing.name, findings=lines)
+    return found
+
+
+def _create(work: Work) -> None:
+    protection = work.protection
+    if protection.state is not State.ENABLING:
+        return
+    replica = create_replica(work)
+    reach("protect.replica-created")
+    work.context.vault.update(protection.id, replica_kind=replica.info().kind)
+    work.context.vault.transition(protection.id, Event.REPLICA_CREATED)
+    reach("protect.initial-copy")
+
+
+def _initial_copy(work: Work) -> None:
+    protection = work.protection
+    if protection.state is not State.INITIAL_COPY:
+        return
+    result = run_cycle(work.context, protection.id, work.watch, keep=True)
+    work.facts.update(point=result.point.id, bytes_sent=result.counts.sent, bytes_read=result.counts.read)
+    reach("protect.copied")
+
+
+def _finalize(work: Work) -> None:
+    protection = work.protection
+    if protection.state is not State.FINALIZING:
+        return
+    findings = readiness(work.context, Pairing.of(protection))
+    work.facts["findings"] = [
+        {"code": item.code, "severity": item.severity.value, "what": item.what, "action": item.action}
+        for item in findings
+    ]
+    work.context.vault.transition(protection.id, Event.FINALIZED)
+    reach("protect.finalized")
+    work.note("protect", f"protected from {protection.source_site} to {protection.target_site}")
+
+
+def _disable_begin(work: Work) -> None:
+    work.context.vault.transition(work.protection_id, Event.DISABLE)
+    reach("unprotect.begun")
+
+
+def _disable_source(work: Work) -> None:
+    """Stop tracking. A source that is lost keeps nobody from ending protection."""
+    protection = work.protection
+    try:
+        work.context.site(protection.source_site).source.keep_marks(protection.source_machine, [])
+    except AsrError as problem:
+        work.facts["source"] = f"marks may be left at {protection.source_site}: {problem}"
+    reach("unprotect.source-released")
+
+
+def _disable_target(work: Work) -> None:
+    protection = work.protection
+    try:
+        site = work.context.site(protection.target_site)
+        for test_id in site.failover.tests(protection.replica_id):
+            site.failover.stop_test(protection.replica_id, test_id)
+        site.target.delete_replica(protection.replica_id, protection.epoch)
+    except (SiteUnreachable, UnsupportedOperation) as problem:
+        work.facts["target"] = f"the replica may be left at {protection.target_site}: {problem}"
+    reach("unprotect.replica-deleted")
+    work.note("protect", "protection ended")
+    work.context.vault.remove_protection(protection.id)
+
+
+PROTECT = Procedure(
+    "protect",
+    (
+        Step("create-replica", recorded(_create)),
+        Step("initial-copy", recorded(_initial_copy)),
+        Step("finalize", recorded(_finalize)),
+    ),
+    holds=Holds.REPLICATION,
+)
+UNPROTECT = Procedure(
+    "unprotect",
+    (Step("begin", _disable_begin), Step("release-source", _disable_source), Step("delete-replica", _disable_target)),
+    preempts=True,
+)

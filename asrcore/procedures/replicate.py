@@ -1,0 +1,55 @@
+"""Procedures of every day: one cycle now, resync (W4, W5)."""
+
+from __future__ import annotations
+
+from asrcore.crashpoint import reach
+from asrcore.model.state import Event, State, allowed
+from asrcore.procedures.failure import recorded
+from asrcore.procedures.procedure import Holds, Procedure, Step, Work
+from asrcore.replication.cycle import CycleResult, run_cycle
+
+__all__ = ["REPLICATE", "RESYNC"]
+
+
+def _facts(result: CycleResult) -> dict[str, object]:
+    return {
+        "point": result.point.id,
+        "mode": result.mode.value,
+        "consistency": result.point.consistency.value,
+        "bytes_read": result.counts.read,
+        "bytes_sent": result.counts.sent,
+        "bytes_zeroed": result.counts.zeroed,
+        "bytes_same": result.counts.same,
+        "resumed": result.resumed,
+    }
+
+
+def _replicate(work: Work) -> None:
+    protection = work.protection
+    if protection.state is not State.INITIAL_COPY:  # an initial copy that failed is gone on with
+        allowed(protection.name, protection.state, Event.REPLICATE)
+    result = run_cycle(work.context, protection.id, work.watch, keep=work.arguments.keep)
+    work.facts.update(_facts(result))
+
+
+def _resync_begin(work: Work) -> None:
+    work.context.vault.transition(work.protection_id, Event.START_RESYNC)
+    reach("resync.begun")
+
+
+def _resync_compare(work: Work) -> None:
+    protection = work.protection
+    if protection.state is not State.RESYNCING:
+        return
+    result = run_cycle(work.context, protection.id, work.watch, keep=True)
+    work.facts.update(_facts(result))
+    reach("resync.compared")
+    work.note("resync", f"equal again after {work.facts['bytes_sent']} bytes sent")
+
+
+REPLICATE = Procedure("replicate", (Step("cycle", recorded(_replicate)),), holds=Holds.REPLICATION)
+RESYNC = Procedure(
+    "resync",
+    (Step("begin", _resync_begin), Step("compare", recorded(_resync_compare))),
+    holds=Holds.REPLICATION,
+)

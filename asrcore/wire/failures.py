@@ -1,0 +1,78 @@
+"""Errors on their way between components: told by code and attributes, rebuilt from the catalogue."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from asrcore.errors import (
+    AsrError,
+    Cancelled,
+    FrameRefused,
+    PeerError,
+    PeerFailed,
+    PeerVersion,
+    SiteUnreachable,
+    catalogue,
+)
+from asrcore.model.watch import Stopped
+from asrcore.wire import frames
+from asrcore.wire.carrier import Lost
+from asrcore.wire.frames import ProtocolError
+
+__all__ = ["as_error", "farewell", "rebuilt", "told"]
+
+_log = logging.getLogger(__name__)
+
+
+def as_error(problem: BaseException, peer: str) -> AsrError:
+    """Why a connection ended, as an error of the catalogue."""
+    if isinstance(problem, AsrError):
+        return problem
+    if isinstance(problem, ProtocolError):
+        if problem.reason == "version":
+            return PeerVersion(peer=peer, theirs=problem.detail, ours=str(frames.VERSION))
+        return FrameRefused(peer=peer, detail=str(problem))
+    return SiteUnreachable(site=peer, detail=str(problem) or type(problem).__name__)
+
+
+def farewell(head: Mapping[str, Any], peer: str) -> Exception:
+    """What the other side's goodbye means here."""
+    reason, detail = str(head.get("reason", "")), str(head.get("detail", ""))
+    if "code" in head:
+        return rebuilt(head, "connecting", peer)
+    if reason in ("", "stopped"):
+        return Lost(detail or "the other side ended the connection")
+    if reason == "version":
+        return PeerVersion(peer=peer, theirs="another", ours=detail)
+    return FrameRefused(peer=peer, detail=f"the other side refused a frame: {reason}: {detail}")
+
+
+def told(call: str, problem: BaseException) -> dict[str, Any]:
+    """The head of an ERROR. What is not in the catalogue is a defect: the log gets its traceback."""
+    if isinstance(problem, AsrError):
+        return {**problem.as_dict(), "attributes": {key: _plain(item) for key, item in problem.attributes.items()}}
+    if isinstance(problem, Stopped):
+        return told(call, Cancelled(work=call))
+    _log.error("serving %s", call, exc_info=problem)
+    return {"code": "peer-failed", "attributes": {"detail": f"{type(problem).__name__}: {problem}"}}
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def rebuilt(head: Mapping[str, Any], call: str, peer: str) -> AsrError:
+    """The error that a head tells; PeerError for one that this side does not know."""
+    code, attributes = str(head.get("code", "")), head.get("attributes")
+    fields = dict(attributes) if isinstance(attributes, dict) else {}
+    if code == PeerFailed.code:
+        return PeerFailed(peer=peer, operation=call, detail=fields.get("detail", ""))
+    kind = catalogue().get(code)
+    if kind is not None:
+        with contextlib.suppress(TypeError, ValueError, KeyError, IndexError):
+            return kind(**fields)
+    told = {name: str(head.get(name, "")) for name in ("happened", "cause", "action")}
+    return PeerError(peer=peer, code=code, **told)

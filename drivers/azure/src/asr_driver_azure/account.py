@@ -1,0 +1,89 @@
+"""What all roles of a site stand on: one storage account and, where machines are run, one resource group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from azure.core.exceptions import ResourceExistsError
+
+from asr_driver_azure.blobs.container import Container
+from asr_driver_azure.cloud.arm import Arm
+from asr_driver_azure.cloud.calls import Calls
+from asr_driver_azure.cloud.clients import Clients
+from asr_driver_azure.cloud.pacer import Pacer
+from asr_driver_azure.cloud.sizes import Size, sizes_of
+from asr_driver_azure.settings import DRIVER, SiteSettings
+from asrcore.driver import Closing
+from asrcore.errors import SiteUnreachable
+
+__all__ = ["AzureAccount"]
+
+_LOOK_SECONDS = 5.0
+
+
+class AzureAccount(Closing):
+    """`name` is the site's. Thread-safe."""
+
+    driver = DRIVER
+
+    def __init__(
+        self,
+        name: str,
+        settings: SiteSettings,
+        clock: Callable[[], float] = time.time,
+        heard: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.clock = clock
+        self.clients = Clients(settings, heard)
+        self.calls = Calls(name)
+        self._closed = False
+
+    @cached_property
+    def container(self) -> Container:
+        """Where replicas are."""
+        return Container(self.clients.blobs, self.settings.container, self.calls)
+
+    @cached_property
+    def arm(self) -> Arm:
+        """Where machines are run."""
+        settings = self.settings
+        # Management takes far fewer requests than storage; waiting for it must hold up no data. It counts by kind of
+        # request and by resource: who is told to wait for one disk's snapshots waits alone.
+        calls = Calls(self.name, pacer=Pacer(requests=20, parallel=16), together=False)
+        return Arm(self.clients, settings.subscription, settings.resource_group, calls)
+
+    def sizes(self) -> list[Size]:
+        """Machine sizes that the region offers, asked for once a connection."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> list[Size]:
+        return sizes_of(self.arm.skus(self.settings.location))
+
+    def make_container(self) -> None:
+        """Make the container, if it is not there."""
+
+        def make() -> None:
+            try:
+                self.container.client.create_container()
+            except ResourceExistsError:
+                return
+
+        if not self.reach():
+            self.container.run("making the container", make, write=True)
+
+    def reach(self) -> bool:
+        """Whether the container is there. Raises SiteUnreachable, AccessDenied."""
+        if self._closed:
+            raise SiteUnreachable(site=self.name, detail="the connection was closed")
+        return self.container.run("looking at the container", self.container.client.exists, patience=_LOOK_SECONDS)
+
+    def close(self) -> None:
+        """Close the connections; calls after it raise SiteUnreachable."""
+        self._closed = True
+        self.clients.close()

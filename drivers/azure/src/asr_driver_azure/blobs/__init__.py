@@ -1,0 +1,1 @@
+"""Page blobs: the container, ranges, uploads, VHD footers, records."""

@@ -1,0 +1,1 @@
+"""`asr driver check azure`: tries the driver in a subscription."""

@@ -1,0 +1,1 @@
+"""Resources of interrupted runs, found and deleted."""

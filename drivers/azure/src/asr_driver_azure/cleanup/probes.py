@@ -1,0 +1,99 @@
+"""What a probe (`asr driver check azure`) makes is removed by itself; what a killed one leaves, by whoever comes later.
+
+A probe has a container of its own, whose name says what it is and whose identity is in the tags of its resources. The
+container goes last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import attrs
+from azure.core.exceptions import ResourceNotFoundError
+
+from asr_driver_azure.account import AzureAccount
+from asr_driver_azure.blobs.record import REPLICAS
+from asr_driver_azure.cloud.arm import KINDS, tags_of
+from asr_driver_azure.machines.builder import Builder
+from asr_driver_azure.machines.record import MACHINES, TAG_CONTAINER
+from asr_driver_azure.settings import PROBES
+from asrcore.errors import AccessDenied, AsrError
+
+__all__ = ["clear", "replica_of", "sweep_probes", "tried"]
+
+ABANDONED = 3 * 3600.0
+"""Seconds. A probe takes minutes; an older one does not run any more."""
+
+
+def tried(call: Callable[[], object]) -> list[str]:
+    """What went wrong, if anything."""
+    try:
+        call()
+    except AsrError as problem:
+        return [f"[{problem.code}] {problem}"]
+    except Exception as problem:  # noqa: BLE001 - it must keep nothing else from being removed
+        return [f"{type(problem).__name__}: {problem}"]
+    return []
+
+
+def clear(account: AzureAccount) -> list[str]:
+    """Remove all that was made from a probe's container, and the container; what could not be removed, and why."""
+    if not account.reach():
+        return []
+    problems = []
+    if account.settings.runs_machines:
+        builder = Builder(account)
+        for kind in KINDS:
+            for item in account.arm.listed(kind):
+                if tags_of(item).get(TAG_CONTAINER) == account.container.identity:
+                    name = str(item["name"])
+                    problems += tried(partial(builder.remove_resource, kind, name))
+    if not problems:  # else it is what the rest is found by
+        problems += tried(lambda: _drop(account))
+    return problems
+
+
+def _drop(account: AzureAccount) -> None:
+    def drop() -> None:
+        try:
+            account.container.client.delete_container()
+        except ResourceNotFoundError:
+            return
+
+    account.container.run("deleting the container", drop, write=True)
+
+
+def sweep_probes(account: AzureAccount) -> list[str]:
+    """Remove what probes that were killed have left; names of their containers. Nothing, where none may be listed."""
+
+    def walk() -> list[str]:
+        found = account.clients.blobs.list_containers(name_starts_with=PROBES)
+        return [str(item.name) for item in found if time.time() - item.last_modified.timestamp() > ABANDONED]
+
+    try:
+        names = account.calls.run("listing containers", walk)
+    except AccessDenied:
+        return []  # the identity may be good for one container only: then there are no others
+    removed = []
+    for name in names:
+        if name == account.settings.container:
+            continue
+        with AzureAccount(account.name, attrs.evolve(account.settings, container=name)) as left:
+            if _is_one(left) and not clear(left):
+                removed.append(name)
+    return removed
+
+
+def _is_one(account: AzureAccount) -> bool:
+    """Whether nothing but a probe's is in the container; whoever else calls one like that shall keep it."""
+    own = f"{REPLICAS}{replica_of(account.settings.container)}/"
+    return all(
+        item.name == "identity" or item.name.startswith((own, MACHINES)) for item in account.container.listed("")
+    )
+
+
+def replica_of(container: str) -> str:
+    """Id of the one replica that a probe makes in its container."""
+    return container.removeprefix("asr-")

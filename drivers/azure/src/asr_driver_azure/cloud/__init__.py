@@ -1,0 +1,1 @@
+"""Calls of Azure: clients, pacing, retries, errors, sizes."""

@@ -1,0 +1,1 @@
+"""Machines and managed disks made from recovery points."""

@@ -1,0 +1,1 @@
+"""What a Linux system disk needs to boot in Azure."""

@@ -1,0 +1,364 @@
+"""The source role, for the way home: incremental snapshots of the machine's disks, and what differs between two.
+
+A mark names a snapshot of each disk; it is good as long as these are there. A view is the snapshots of one instant;
+they stay when it is closed, for its mark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from asr_driver_azure.account import AzureAccount
+from asr_driver_azure.blobs.digests import DigestTable
+from asr_driver_azure.blobs.ranges import RangeSet
+from asr_driver_azure.cloud.arm import Resource, tags_of
+from asr_driver_azure.machines.builder import Builder
+from asr_driver_azure.machines.disk_access import Access
+from asr_driver_azure.machines.machines import Machines
+from asr_driver_azure.machines.record import BASE_VIEW, TAG_DISK, TAG_POWER, TAG_TAKEN, TAG_VIEW, belongs
+from asrcore.crashpoint import reach
+from asrcore.driver import (
+    DIGEST_BLOCK,
+    DiskReader,
+    DiskView,
+    FrozenView,
+    MachineView,
+    Source,
+    Tracking,
+    ViewRequest,
+    digest_of,
+)
+from asrcore.errors import AsrError, UnsupportedOperation, ViewLost
+from asrcore.model.extent import Extent, align, split, subtract
+from asrcore.model.finding import Finding, Severity
+from asrcore.model.machine import Description, Disk
+from asrcore.model.point import Consistency, Mark
+from asrcore.model.policy import Policy
+from asrcore.units import format_duration
+
+__all__ = ["LEAST_INTERVAL", "AzureSource"]
+
+_REMEMBERED = 256  # blocks of 64 KiB
+LEAST_INTERVAL = 45.0
+"""Seconds: Azure takes seven snapshots of a disk in five minutes."""
+
+
+class AzureSource(Source):
+    """See `Source`."""
+
+    def __init__(self, account: AzureAccount, machines: Machines) -> None:
+        self._account = account
+        self._machines = machines
+        self._arm = account.arm
+        self._builder = Builder(account)
+
+    def findings(self, machine_id: str, policy: Policy) -> list[Finding]:
+        machine = self._machines.describe(machine_id).machine
+        found = []
+        if policy.interval < LEAST_INTERVAL:
+            found.append(
+                Finding(
+                    "azure-interval-short",
+                    Severity.WARNING,
+                    f"the policy wants a cycle every {format_duration(policy.interval)}",
+                    "Azure takes seven snapshots of a disk in five minutes: cycles will be no closer than that.",
+                    "Take a policy of a minute or more for the way home.",
+                )
+            )
+        if len(machine.disks) > 1:
+            found.append(
+                Finding(
+                    "azure-several-disks",
+                    Severity.WARNING,
+                    f"it has {len(machine.disks)} disks",
+                    "Snapshots of several disks are not of one instant while the machine runs.",
+                    "It is replicated while it is stopped only: stop it before it is brought home.",
+                )
+            )
+        return found
+
+    def open_view(
+        self, requests: Sequence[ViewRequest], *, consistency: Consistency, freeze_limit: float
+    ) -> FrozenView:
+        if len(requests) != 1:
+            raise UnsupportedOperation(driver=self._account.driver, operation="freeze several machines at one barrier")
+        request = requests[0]
+        name = self._machines.name(request.machine_id)
+        disks = self._machines.disks(request.machine_id)
+        taken = self._of_view(name, request.view_id)
+        if not disks.keys() <= taken.keys():
+            taken = self._take(name, request, disks, taken)
+        off = all(tags_of(item).get(TAG_POWER) == "off" for item in taken.values())
+        description = self._machines.describe(request.machine_id)
+        known = self._known(name, disks) if request.since is None else {}
+        return _View(self._account, request, description, {key: taken[key] for key in disks}, known, off=off)
+
+    def _known(self, name: str, disks: Mapping[str, tuple[str, int]]) -> dict[str, _Known]:
+        """What is known of the disks as they were promoted, for a comparison that need not download all of them."""
+        base = self._of_view(name, BASE_VIEW)
+        tables = {key: DigestTable.load(self._account.container, name, key) for key in disks.keys() & base.keys()}
+        return {
+            key: _Known(str(base[key]["name"]), table)
+            for key, table in tables.items()
+            if table is not None and table.size == disks[key][1]
+        }
+
+    def _of_view(self, owner: str, view_id: str) -> dict[str, Resource]:
+        return {
+            tags_of(item).get(TAG_DISK, ""): item
+            for item in self._snapshots(owner)
+            if tags_of(item)[TAG_VIEW] == view_id
+        }
+
+    def _snapshots(self, owner: str) -> list[Resource]:
+        """Of all views of a machine."""
+        container = self._account.container.identity
+        found = [item for item in self._arm.listed("snapshots") if belongs(tags_of(item), container, owner)]
+        return [item for item in found if TAG_VIEW in tags_of(item)]
+
+    def _take(
+        self, name: str, request: ViewRequest, disks: Mapping[str, tuple[str, int]], half: Mapping[str, Resource]
+    ) -> dict[str, Resource]:
+        for item in half.values():
+            self._builder.remove_resource("snapshots", str(item["name"]))  # not of the instant that is to come
+        runs = self._machines.runs(name)
+        if runs and len(disks) > 1:
+            raise UnsupportedOperation(
+                driver=self._account.driver,
+                operation="freeze several disks of a running machine at one instant: stop it",
+            )
+        # Another instant under the same id gets another mark.
+        salt = hashlib.sha256(f"{request.view_id}/{self._account.clock()!r}".encode()).hexdigest()[:10]
+        for number, (disk_id, (disk, _)) in enumerate(disks.items()):
+            self._builder.snapshot(f"{name}-{salt}-{number}", name, disk, disk_id, request.view_id, runs=runs)
+            reach("azure.view.snapshotted")
+        if not runs and len(disks) > 1 and self._machines.runs(name):
+            raise ViewLost(machine=request.machine_id, detail="the machine was started while it was frozen")
+        return self._of_view(name, request.view_id)
+
+    def keep_marks(self, machine_id: str, keep: Sequence[Mark]) -> None:
+        name = self._machines.find(machine_id)
+        if name is None:
+            return
+        kept = {snapshot for mark in keep for snapshot, _ in (_parse(mark) or {}).values()}
+        for item in self._snapshots(name):
+            if item["name"] not in kept:
+                self._builder.remove_resource("snapshots", str(item["name"]))
+                reach("azure.mark.released")
+
+
+def _mark(snapshots: Mapping[str, Resource]) -> Mark:
+    return Mark(
+        json.dumps(
+            {
+                disk_id: [item["name"], item["properties"]["creationData"]["sourceUniqueId"]]
+                for disk_id, item in sorted(snapshots.items())
+            }
+        )
+    )
+
+
+def _parse(mark: Mark) -> dict[str, tuple[str, str]] | None:
+    """Snapshot and Azure's id of its disk, by disk; None for what is no mark of ours."""
+    try:
+        return {str(disk_id): (str(pair[0]), str(pair[1])) for disk_id, pair in json.loads(mark.token).items()}
+    except (ValueError, AttributeError, IndexError, TypeError):
+        return None
+
+
+@attrs.frozen
+class _Known:
+    """Snapshot of a disk as it was promoted, and its digests."""
+
+    snapshot: str
+    table: DigestTable
+
+
+class _View(FrozenView):
+    def __init__(
+        self,
+        account: AzureAccount,
+        request: ViewRequest,
+        description: Description,
+        snapshots: Mapping[str, Resource],
+        known: Mapping[str, _Known],
+        *,
+        off: bool,
+    ) -> None:
+        self._account = account
+        self._snapshots = snapshots
+        self._machine_id = request.machine_id
+        self.taken_at = min(float(tags_of(item)[TAG_TAKEN]) for item in snapshots.values())
+        self._access: dict[str, Access] = {}
+        self._blocks: dict[tuple[str, int], bytes] = {}
+        self._lock = threading.Lock()
+        self._opening = threading.Lock()
+        views = {
+            disk_id: _Disk(self, description.machine.disk(disk_id), item, request.since, known.get(disk_id))
+            for disk_id, item in snapshots.items()
+        }
+        obtained = Consistency.OFFLINE if off else Consistency.CRASH
+        self.machines = {request.machine_id: _Machine(description, obtained, _mark(snapshots), views)}
+
+    def access(self, snapshot: str) -> Access:
+        """To a snapshot's content, opened when it is first read."""
+        with self._opening:
+            found = self._access.get(snapshot)
+            if found is None:
+                found = self._access[snapshot] = Access(self._account, "snapshots", snapshot)
+            return found
+
+    def remember(self, snapshot: str, offset: int, block: bytes) -> None:
+        """Keep a block that was read, for who reads it again soon."""
+        with self._lock:
+            self._blocks[snapshot, offset] = block
+            while len(self._blocks) > _REMEMBERED:
+                del self._blocks[next(iter(self._blocks))]
+
+    def recall(self, snapshot: str, offset: int, buffer: memoryview) -> bool:
+        """Fill the buffer from blocks that are kept; False if one of them is not."""
+        first = offset // DIGEST_BLOCK * DIGEST_BLOCK
+        with self._lock:
+            blocks = [self._blocks.get((snapshot, at)) for at in range(first, offset + len(buffer), DIGEST_BLOCK)]
+        if not blocks or None in blocks:
+            return False
+        data = b"".join(block for block in blocks if block is not None)[offset - first :][: len(buffer)]
+        buffer[:] = data
+        return True
+
+    def there(self, snapshot: str) -> Resource | None:
+        """The snapshot, if it still is there."""
+        return self._account.arm.get("snapshots", snapshot)
+
+    def lost(self, problem: AsrError) -> AsrError:
+        """What a failed read means: the snapshot is gone, or the link."""
+        if any(self.there(str(item["name"])) is None for item in self._snapshots.values()):
+            return ViewLost(machine=self._machine_id, detail="its snapshot was deleted")
+        return problem
+
+    def confirm(self) -> None:
+        for item in self._snapshots.values():
+            if self.there(str(item["name"])) is None:
+                raise ViewLost(machine=self._machine_id, detail=f"snapshot {item['name']} was deleted")
+
+    def close(self) -> None:
+        for access in self._access.values():
+            try:
+                access.close()
+            except AsrError:
+                continue  # it is gone, or is closed when it is deleted
+        self._access.clear()
+
+
+@attrs.define
+class _Machine(MachineView):
+    description: Description
+    consistency: Consistency
+    mark: Mark | None
+    disks: Mapping[str, DiskView]
+
+
+class _Disk(DiskView):
+    def __init__(self, view: _View, disk: Disk, snapshot: Resource, since: Mark | None, known: _Known | None) -> None:
+        self._view = view
+        self.disk = disk
+        self._name = str(snapshot["name"])
+        self._base = ""
+        self._stored: RangeSet | None = None
+        self._known = known
+        self._lock = threading.Lock()
+        self._unknown: RangeSet | None = None
+        self.hashes_at_source = known is not None
+        self.tracking, self.reason = self._track(snapshot, since)
+
+    def _track(self, snapshot: Resource, since: Mark | None) -> tuple[Tracking, str]:
+        if since is None:
+            return Tracking.NONE, "no mark was given"
+        marks = _parse(since)
+        if marks is None:
+            return Tracking.LOST, "the mark is not one of this driver"
+        base = marks.get(self.disk.id)
+        if base is None:
+            return Tracking.NEW, ""
+        if base[1] != snapshot["properties"]["creationData"]["sourceUniqueId"]:
+            return Tracking.NEW, ""
+        if self._view.there(base[0]) is None:
+            return Tracking.LOST, f"snapshot {base[0]}, which the changes are told against, was deleted"
+        self._base = base[0]
+        return Tracking.CHANGED, ""
+
+    def changed(self) -> list[Extent]:
+        access = self._view.access(self._name)
+        found = access.changed(self._view.access(self._base), self.disk.size)
+        reach("azure.view.compared")
+        return found
+
+    def digests(self, extent: Extent) -> bytes:
+        """Those of the promotion, for what has not changed since; only the rest is downloaded."""
+        if self._known is None:
+            return super().digests(extent)
+        if extent.offset % DIGEST_BLOCK:
+            raise ValueError(f"extent at {extent.offset} does not start at a digest block")
+        changed = self._changed_since_promotion(self._known).within(extent.offset, extent.end)
+        digests = {block.offset: self._known.table.of(block.offset) for block in split([extent], DIGEST_BLOCK)}
+        with self.reader() as reader:
+            for run in align(changed, DIGEST_BLOCK, self.disk.size):
+                data = memoryview(bytearray(run.length))
+                reader.read_into(run.offset, data)
+                for block in split([run], DIGEST_BLOCK):
+                    at = data[block.offset - run.offset :][: block.length]
+                    digests[block.offset] = digest_of(at)
+                    self._view.remember(self._name, block.offset, bytes(at))  # it is probably sent next
+        return b"".join(digests[offset] for offset in sorted(digests))
+
+    def _changed_since_promotion(self, known: _Known) -> RangeSet:
+        with self._lock:
+            if self._unknown is None:
+                base = self._view.access(known.snapshot)
+                self._unknown = RangeSet(self._view.access(self._name).changed(base, self.disk.size))
+            return self._unknown
+
+    def allocated(self) -> list[Extent]:
+        data = self._held().extents()
+        holes = (Extent(item.offset, item.length, zero=True) for item in subtract([Extent(0, self.disk.size)], data))
+        return sorted([*data, *holes])
+
+    def _held(self) -> RangeSet:
+        if self._stored is None:
+            try:
+                self._stored = RangeSet(self._view.access(self._name).stored(self.disk.size))
+            except AsrError as problem:
+                raise self._view.lost(problem) from problem
+        return self._stored
+
+    def reader(self) -> DiskReader:
+        return _Reader(self._view, self._name, self._held())
+
+
+class _Reader(DiskReader):
+    def __init__(self, view: _View, snapshot: str, stored: RangeSet) -> None:
+        self._view = view
+        self._snapshot = snapshot
+        self._stored = stored
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        if self._view.recall(self._snapshot, offset, buffer):
+            return
+        end = offset + len(buffer)
+        held = self._stored.within(offset, end)
+        if not held:
+            buffer[:] = bytes(len(buffer))
+            return
+        start, stop = held[0].offset, held[-1].end
+        buffer[: start - offset] = bytes(start - offset)
+        try:
+            self._view.access(self._snapshot).read_into(start, buffer[start - offset : stop - offset])
+        except AsrError as problem:
+            raise self._view.lost(problem) from problem
+        buffer[stop - offset :] = bytes(end - stop)
+        reach("azure.view.read")

@@ -1,0 +1,1 @@
+"""Replicas in page blobs: cycles, seals, recovery points."""

@@ -1,0 +1,52 @@
+"""The driver itself: who it is, what its host needs, and how it connects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, ClassVar
+
+from asr_driver_libvirt import doctor
+from asr_driver_libvirt.settings import DRIVER, SETTINGS, SiteSettings
+from asrcore.driver import Capability, Driver, DriverInfo
+from asrcore.model.finding import Finding
+
+if TYPE_CHECKING:
+    from asr_driver_libvirt.site import LibvirtSite
+
+__all__ = ["LibvirtDriver"]
+
+
+class LibvirtDriver(Driver):
+    """KVM/QEMU hosts under libvirt, as source and as target."""
+
+    info: ClassVar[DriverInfo] = DriverInfo(
+        name=DRIVER,
+        title="libvirt/KVM hosts",
+        version=metadata.version("asr-driver-libvirt"),
+        api=(1, 0),
+        capabilities=frozenset(
+            {
+                Capability.POWER,
+                Capability.FENCE,
+                Capability.SOURCE,
+                Capability.TRACKING,
+                Capability.TARGET,
+                Capability.FAILOVER,
+                Capability.SEED,
+            }
+        ),
+        settings=SETTINGS,
+    )
+
+    def check_host(self) -> list[Finding]:
+        """Programs and libraries of this host."""
+        return doctor.findings()
+
+    def connect(self, name: str, settings: Mapping[str, str]) -> LibvirtSite:
+        """Raises InvalidSetting, SiteUnreachable, AccessDenied."""
+        from asr_driver_libvirt.site import LibvirtSite  # noqa: PLC0415 - libvirt, lxml and libnbd load with a site only
+
+        site = LibvirtSite(name, SiteSettings.parse(settings))
+        site.host.conn()
+        return site

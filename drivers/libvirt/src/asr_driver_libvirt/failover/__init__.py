@@ -1,0 +1,1 @@
+"""Machines made from recovery points: test, promotion, undo, commit."""

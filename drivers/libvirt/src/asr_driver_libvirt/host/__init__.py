@@ -1,0 +1,1 @@
+"""One libvirt host: the connection, its errors and events, power, volumes, NVRAM."""

@@ -1,0 +1,69 @@
+"""A machine that is off, held: started with its processors stopped, so that QEMU serves its disks.
+
+libvirt reads disks (and makes bitmaps) only of running domains. Where the images are not this host's files there is
+no other way to the delta of a machine that was shut down -- and a planned failover must not lose it. Not one guest
+instruction runs. Measured on a TCG host: start 0.25-0.4 s, the backup as ever, stop 1.6-2.0 s (QEMU is asked to end
+in order, which is what saves the bitmaps). Meanwhile the user's own start answers "already running", so a machine is
+held only while it is read, and not at all while it stays off unchanged.
+
+A mark in the running definition (only there: it goes when the machine stops) tells a held machine from one that its
+user paused, so that a later call releases what a killed engine left. It is set after the start: set before, it would
+outlive a killed engine in the stored definition, and a machine that its user then starts and pauses would look held.
+A kill between the two leaves a paused machine that nobody takes for held: that harms less. A held machine that its
+user resumed is the user's: it is left running. A machine that is suspended to disk is not held: starting it would use
+up its saved memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import libvirt
+
+from asr_driver_libvirt.xml.domain import METADATA_URI
+
+__all__ = ["hold", "is_held", "release"]
+
+_log = logging.getLogger(__name__)
+_URI = METADATA_URI + "/held"
+_ELEMENT = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+_LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
+
+
+def hold(domain: libvirt.virDomain) -> None:
+    """Start it with its processors stopped. Raises libvirtError, ValueError when it is suspended to disk."""
+    if domain.hasManagedSaveImage(0):
+        raise ValueError("it is suspended to disk")
+    domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    try:
+        domain.setMetadata(_ELEMENT, "<held/>", "asr", _URI, _LIVE)
+    except libvirt.libvirtError:
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.destroy()
+        raise
+
+
+def is_held(domain: libvirt.virDomain) -> bool:
+    """Whether it was started by `hold` and still has its processors stopped. Raises libvirtError."""
+    if domain.state()[0] != libvirt.VIR_DOMAIN_PAUSED:
+        return False
+    try:
+        domain.metadata(_ELEMENT, _URI, _LIVE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            return False
+        raise
+    return True
+
+
+def release(domain: libvirt.virDomain) -> None:
+    """Stop a held machine; anything else only loses the mark. Raises libvirtError."""
+    if domain.isActive() and is_held(domain):
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.abortJob()
+        domain.destroy()
+    elif domain.isActive():
+        _log.warning("machine %s was resumed while it was held: it is left running", domain.name())
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.setMetadata(_ELEMENT, None, None, _URI, _LIVE)

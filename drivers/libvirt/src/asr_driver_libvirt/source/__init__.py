@@ -1,0 +1,1 @@
+"""Checkpoints, backup jobs and frozen views of running machines."""

@@ -1,0 +1,204 @@
+"""Backup jobs and checkpoints of a domain: which there are, how they are begun, ended and released."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import libvirt
+
+from asr_driver_libvirt.host.connection import LibvirtHost
+from asr_driver_libvirt.source.tracking import DiskPlan
+from asr_driver_libvirt.xml import backup as backup_xml
+from asr_driver_libvirt.xml.backup import NbdServer, RunningBackup
+from asr_driver_libvirt.xml.domain import DomainModel
+from asr_driver_libvirt.xml.mark import LibvirtMark, is_ours
+from asrcore.driver import Tracking
+from asrcore.errors import DriverFailed, MachineBusy
+
+__all__ = [
+    "END_SECONDS",
+    "TIDY_SECONDS",
+    "Notes",
+    "begin_backup",
+    "current_backup",
+    "delete_checkpoint",
+    "end_backup",
+    "find_checkpoint",
+    "our_checkpoints",
+    "refuse_if_busy",
+    "whole_bitmaps",
+]
+
+_log = logging.getLogger(__name__)
+_WITH_SIZES = libvirt.VIR_DOMAIN_CHECKPOINT_XML_SIZE | libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN
+# libvirt 9.0 has one thread for all events of QEMU, and a channel that the guest opens or closes while a backup runs
+# (its agent starts or stops: a boot, a shutdown) blocks that thread for 30 s: "Cannot start job (modify migration
+# safe) in API qemu-event ... current job is backup". A backup that is ended meanwhile, like a machine that stops, is
+# seen to have ended only afterwards. This is for three such channels.
+END_SECONDS = 95.0
+# Who only tidies up does not wait for that; whoever needs the domain next does.
+TIDY_SECONDS = 3.0
+_PORT_TRIES = 20
+
+
+def current_backup(domain: libvirt.virDomain) -> RunningBackup | None:
+    """The machine's backup job, whosever it is. Raises libvirtError."""
+    try:
+        return backup_xml.parse_backup(domain.backupGetXMLDesc(0))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID):
+            return None
+        raise
+
+
+def refuse_if_busy(domain: libvirt.virDomain) -> None:
+    """Raises MachineBusy when another job holds the domain: libvirt would block 30 s before it says so."""
+    backup = current_backup(domain)
+    if backup is not None and backup.name is None:
+        raise MachineBusy(machine=domain.name(), work="a backup of another application")
+    if backup is None and domain.isActive() and domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+        raise MachineBusy(machine=domain.name(), work="a job of libvirt (migration, save, dump or snapshot)")
+
+
+def end_backup(host: LibvirtHost, domain: libvirt.virDomain, wait: float = END_SECONDS) -> None:
+    """End a job of ours, and wait until it is gone: a next one would block on it. Raises libvirtError, DriverFailed
+    when it is still there after `wait` seconds (it goes by itself)."""
+    try:
+        domain.abortJob()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+            return  # no job any more, or no running machine
+        raise
+    if not host.lifecycle.wait(lambda: current_backup(domain) is None, wait):
+        raise DriverFailed(operation="ending a backup", site=host.name, detail=f"still there after {wait:g} s")
+
+
+def begin_backup(
+    host: LibvirtHost, domain: libvirt.virDomain, disks: list[backup_xml.BackupDisk], checkpoint: str | None
+) -> NbdServer:
+    """Freeze: from here on the job serves this instant. Raises libvirtError; nothing is left of a failed try."""
+    place = host.settings.nbd
+    if not place.tcp:
+        server = NbdServer(socket=_socket_path(host, domain))
+        domain.backupBegin(backup_xml.backup_xml(server, disks), checkpoint, 0)
+        return server
+    # libvirt 9 does not choose a port. Start somewhere else for each machine, so that a clash is rare.
+    ports = list(range(place.low, place.high + 1))
+    first = int.from_bytes(hashlib.sha256(domain.UUID()).digest()[:4], "big") % len(ports)
+    tries = [*ports[first:], *ports[:first]][:_PORT_TRIES]
+    for number, port in enumerate(tries, 1):
+        server = NbdServer(host=place.host, port=port, tls=host.settings.nbd_tls is not None)
+        try:
+            domain.backupBegin(backup_xml.backup_xml(server, disks), checkpoint, 0)
+        except libvirt.libvirtError as error:
+            # libvirt passes QEMU's words on with no code of their own (seen: "Failed to find an available port").
+            if "available port" not in str(error) or number == len(tries):
+                raise
+            continue
+        return server
+    raise AssertionError("a range has a port")
+
+
+def _socket_path(host: LibvirtHost, domain: libvirt.virDomain) -> str:
+    if host.settings.nbd.directory:
+        return f"{host.settings.nbd.directory}/asr-{domain.UUIDString()}.sock"
+    # The domain's own directory: QEMU may write there whatever user it runs as and whatever AppArmor or SELinux
+    # say, since its monitor socket is there too; and libvirt removes it with the domain.
+    for base in (Path("/var/lib/libvirt/qemu"), Path.home() / ".config/libvirt/qemu/lib"):
+        for directory in base.glob(f"domain-{domain.ID()}-*"):
+            return str(directory / "asr-nbd.sock")
+    return f"/tmp/asr-nbd-{domain.UUIDString()}.sock"
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def our_checkpoints(domain: libvirt.virDomain) -> list[libvirt.virDomainCheckpoint]:
+    """Those we made; others are never touched. Raises libvirtError."""
+    return [checkpoint for checkpoint in domain.listAllCheckpoints(0) if is_ours(checkpoint.getName())]
+
+
+def find_checkpoint(domain: libvirt.virDomain, name: str) -> libvirt.virDomainCheckpoint | None:
+    """None when libvirt does not know it. Raises libvirtError."""
+    try:
+        return domain.checkpointLookupByName(name, 0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
+            return None
+        raise
+
+
+def whole_bitmaps(domain: libvirt.virDomain, model: DomainModel, since: LibvirtMark | None) -> set[str]:
+    """Disks of a running domain in which the mark's bitmap is whole. Raises libvirtError."""
+    if since is None or not since.checkpoint:
+        return set()
+    known = find_checkpoint(domain, since.checkpoint)
+    checkpoint = known or _redefine(domain, model, since)
+    if checkpoint is None:
+        return set()
+    whole = backup_xml.bitmap_sizes(checkpoint.getXMLDesc(_WITH_SIZES))
+    if known is None and not whole:
+        delete_checkpoint(checkpoint)  # nothing was restored but the record
+    return whole
+
+
+def _redefine(domain: libvirt.virDomain, model: DomainModel, since: LibvirtMark) -> libvirt.virDomainCheckpoint | None:
+    # libvirt forgets checkpoints when a machine is renamed (after its daemon's restart) or undefined and defined
+    # again; the bitmaps are in the images. Whether they really are, and whole, is seen by their sizes afterwards.
+    present = [disk.id for disk in model.hard_disks if disk.tracked and since.disks.get(disk.id, None) is not None]
+    ids = [disk_id for disk_id in present if since.disks[disk_id].tracked]
+    if not ids:
+        return None
+    xml = backup_xml.redefine_xml(since.checkpoint, ids, domain.XMLDesc(0), created=0)
+    try:
+        return domain.checkpointCreateXML(xml, libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
+    except libvirt.libvirtError as error:
+        _log.warning("checkpoint %s of %s is unknown and not restored: %s", since.checkpoint, domain.name(), error)
+        return None
+
+
+def delete_checkpoint(checkpoint: libvirt.virDomainCheckpoint) -> None:
+    """Remove bitmaps and record; of a running domain only. Raises libvirtError when not even the record goes."""
+    try:
+        # This also removes inconsistent bitmaps, which otherwise stay for ever and block resizing the disk
+        # ("Bitmap ... is inconsistent and cannot be used").
+        checkpoint.delete(0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
+            return
+        # Its bitmap is gone (a killed QEMU never saved it, a replaced disk never had it): only the record is left.
+        _log.info("checkpoint %s: %s; removing its record", checkpoint.getName(), error)
+        with contextlib.suppress(libvirt.libvirtError):
+            _log.debug("removed: %s", checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
+        checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+
+
+# -- what a restarted engine finds in the checkpoint of its view ------------------------------------------------------
+
+
+class Notes:
+    """The checkpoint's description: the view's mark, what it was asked from, and the plan per disk."""
+
+    @staticmethod
+    def write(mark: LibvirtMark, since: str, plans: Mapping[str, DiskPlan]) -> str:
+        """Text for the checkpoint's XML."""
+        disks = {key: [plan.tracking.value, plan.reason, plan.base] for key, plan in plans.items()}
+        return json.dumps({"mark": mark.token().token, "since": since, "disks": disks})
+
+    @staticmethod
+    def read(text: str) -> tuple[str, str, dict[str, DiskPlan]] | None:
+        """The mark's token, the token it was asked from, the plans; None when that is not what the text is."""
+        try:
+            content = json.loads(text)
+            plans = {
+                str(key): DiskPlan(Tracking(tracking), str(reason), str(base))
+                for key, (tracking, reason, base) in content["disks"].items()
+            }
+            return str(content["mark"]), str(content["since"]), plans
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None

@@ -1,0 +1,300 @@
+"""Whether a machine can be protected. Pure: facts in, findings out. The codes are stable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asr_driver_libvirt.source.facts import SourceFacts
+from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk, DomainModel
+from asr_storage.qemu.img import ImageInfo
+from asrcore.model.finding import Finding, Severity
+from asrcore.model.machine import Firmware
+from asrcore.model.point import Consistency
+from asrcore.model.policy import Policy
+
+__all__ = ["disk_findings", "findings"]
+
+_ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+# backupmode and incremental for each disk of its own (a new disk has no bitmap yet) are of libvirt 7.1.
+_OLDEST_LIBVIRT = 7_001_000
+
+
+def findings(facts: SourceFacts, policy: Policy) -> list[Finding]:
+    """All findings, errors first."""
+    found = [*_host(facts), *_domain(facts), *_devices(facts.model), *_agent(facts, policy)]
+    for disk in facts.model.hard_disks:
+        found += disk_findings(disk)
+        if disk.id in facts.missing:
+            detail = facts.missing[disk.id]
+            what = "its image cannot be opened"
+            found.append(_about(disk, "disk-unreadable", _ERROR, what, detail, "Mend its path or its storage."))
+        if disk.id in facts.images:
+            found += _image(disk, facts.images[disk.id])
+    order = [_ERROR, _WARNING, _INFO]
+    return sorted(found, key=lambda item: order.index(item.severity))
+
+
+def _host(facts: SourceFacts) -> Iterator[Finding]:
+    if facts.libvirt_version < _OLDEST_LIBVIRT:
+        yield Finding(
+            "libvirt-too-old",
+            _ERROR,
+            "the host's libvirt is older than 7.1",
+            "Its backups cannot mix disks that are tracked and disks that are not.",
+            "Upgrade libvirt and QEMU on the host.",
+        )
+    if facts.nbd_in_the_clear:
+        yield Finding(
+            "nbd-in-the-clear",
+            _WARNING,
+            "disks are read over the network without encryption",
+            "The site's setting nbd_tls is not set.",
+            "Set up backup_tls_x509_cert_dir in the host's qemu.conf and nbd_tls here, or keep to a private link.",
+        )
+
+
+def _domain(facts: SourceFacts) -> Iterator[Finding]:
+    model = facts.model
+    if not facts.persistent:
+        yield Finding(
+            "transient-domain",
+            _ERROR,
+            "the machine is transient: it vanishes when it stops",
+            "libvirt keeps neither its definition nor its checkpoints.",
+            "`virsh define` it.",
+        )
+    if facts.snapshots:
+        yield Finding(
+            "machine-has-snapshots",
+            _ERROR,
+            f"the machine has {facts.snapshots} snapshot(s)",
+            "Reverting to one changes disks behind the back of change tracking, and libvirt refuses to mix both.",
+            "Merge or delete the snapshots: `virsh snapshot-list`, `virsh snapshot-delete`.",
+        )
+    if facts.foreign_checkpoints:
+        yield Finding(
+            "machine-has-foreign-checkpoints",
+            _INFO,
+            f"another application tracks changes too: {', '.join(facts.foreign_checkpoints)}",
+            "Each checkpoint has bitmaps of its own: neither disturbs the other, but only one backup runs at a time.",
+            "Nothing; keep its backups short.",
+        )
+    if facts.foreign_backup:
+        yield Finding(
+            "foreign-backup-running",
+            _WARNING,
+            "a backup of another application is running",
+            "QEMU serves one backup of a machine at a time: cycles wait until it has ended.",
+            "Wait, or end it with `virsh domjobabort`.",
+        )
+    if facts.managed_save:
+        yield Finding(
+            "managed-save-present",
+            _WARNING,
+            "the machine is suspended to disk",
+            "Its memory is not replicated: at the target it starts as after a power cut.",
+            "Start it, or `virsh managedsave-remove`.",
+        )
+    for disk_id in facts.block_jobs:
+        yield Finding(
+            "active-block-job",
+            _ERROR,
+            f"a block job works on {disk_id}",
+            "A disk that is being copied or merged cannot be frozen.",
+            "Wait for it (`virsh blockjob`), then protect.",
+        )
+    if facts.autostart:
+        yield Finding(
+            "autostart",
+            _INFO,
+            "the machine starts with its host",
+            "When the host returns after a failover it would start again; the engine fences it as soon as it can.",
+            "Nothing.",
+        )
+    if not facts.active and not facts.local:
+        yield Finding(
+            "machine-off-remote",
+            _INFO,
+            "the machine is off",
+            "Its disks are read by starting it with its processors stopped; meanwhile it cannot be started.",
+            "Nothing, or start it before its initial copy.",
+        )
+    if facts.nvram_readable is False:
+        yield Finding(
+            "nvram-unreadable",
+            _WARNING,
+            "the UEFI variables cannot be read",
+            f"{model.nvram} is not accessible from here: boot entries and Secure Boot keys are not replicated.",
+            "Give access to it, or expect the firmware's defaults after a failover.",
+        )
+    if not model.hard_disks:
+        yield Finding("no-disks", _ERROR, "the machine has no disks", "There is nothing to replicate.", "Add a disk.")
+
+
+def _devices(model: DomainModel) -> Iterator[Finding]:
+    for device in model.host_devices:
+        yield Finding(
+            "host-device",
+            _ERROR,
+            f"a device of the host is passed through ({device})",
+            "It is not there at the target.",
+            "Take it out of the machine.",
+        )
+    if model.launch_security:
+        yield Finding(
+            "launch-security",
+            _ERROR,
+            "the machine's memory is encrypted by the processor",
+            "Its keys belong to this host's processor.",
+            "Take <launchSecurity> out of the machine.",
+        )
+    if model.nvdimms:
+        yield Finding(
+            "persistent-memory",
+            _ERROR,
+            "the machine has persistent memory",
+            "Its content is on no disk and is not replicated.",
+            "Move its content to a disk.",
+        )
+    if model.tpm:
+        yield Finding(
+            "tpm-present",
+            _WARNING,
+            "the machine has a TPM",
+            "The state of an emulated TPM is not replicated: what is sealed to it (BitLocker keys) asks for recovery.",
+            "Have the recovery keys at hand.",
+        )
+    if model.cpu_mode in ("host-passthrough", "maximum"):
+        yield Finding(
+            "cpu-passthrough",
+            _WARNING,
+            f"its processor is the host's own ({model.cpu_mode})",
+            "At a host with another processor the guest finds another one.",
+            "Use a named model, or host-model.",
+        )
+    for folder in model.shared_folders:
+        yield Finding(
+            "shared-folder",
+            _WARNING,
+            f"a folder of the host is shared ({folder})",
+            "What is in it is not replicated.",
+            "Move it to a disk, or provide it at the target.",
+        )
+    if model.shared_memory:
+        yield Finding(
+            "shared-memory",
+            _WARNING,
+            "the machine shares memory with others",
+            "It is not replicated.",
+            "Provide it at the target.",
+        )
+    if model.direct_kernel:
+        yield Finding(
+            "direct-kernel",
+            _WARNING,
+            "the host hands it kernel and initial ramdisk",
+            "These files are the host's and are not replicated.",
+            "Put the same files at the same paths at the target.",
+        )
+    for drive in model.media:
+        yield Finding(
+            "removable-medium",
+            _INFO,
+            f"a medium is in drive {drive}",
+            "CD-ROMs and floppies are not replicated; the drive is empty at the target.",
+            "Nothing.",
+        )
+    if model.firmware is Firmware.UEFI and not model.nvram:
+        yield Finding(
+            "nvram-not-made-yet",
+            _INFO,
+            "the machine has no UEFI variables yet",
+            "libvirt makes them at its first start.",
+            "Nothing.",
+        )
+
+
+def _agent(facts: SourceFacts, policy: Policy) -> Iterator[Finding]:
+    if policy.consistency is Consistency.CRASH:
+        return
+    if not facts.model.agent_channel or (facts.active and not facts.model.agent_connected):
+        yield Finding(
+            "guest-agent-missing",
+            _WARNING,
+            f"the policy asks for {policy.consistency.value} consistency, but the guest agent does not answer",
+            "Without it points are crash-consistent, and say so.",
+            "Add a channel org.qemu.guest_agent.0 and install qemu-guest-agent in the guest.",
+        )
+    elif policy.consistency is Consistency.APPLICATION:
+        yield Finding(
+            "application-consistency-unknown",
+            _INFO,
+            "application consistency is had of Windows guests (VSS)",
+            "On others the agent may run hook scripts but does not say so: their points say filesystem-consistent.",
+            "Nothing.",
+        )
+
+
+# -- disks -----------------------------------------------------------------------------------------------------------
+
+
+def disk_findings(disk: DomainDisk) -> list[Finding]:
+    """What its definition tells of a disk."""
+    found = []
+    if disk.kind is DiskKind.OTHER:
+        cause = "Only image files and block devices, named by their paths, can be replicated."
+        action = "Move it to an image file, or take it out of the machine."
+        found.append(_about(disk, "disk-unsupported", _ERROR, f"it is of type {disk.source_type}", cause, action))
+    elif disk.format not in ("qcow2", "raw"):
+        named = f"format {disk.format}" if disk.format else "no format"
+        cause = "Only qcow2 and raw are supported, and the format must be stated: guessing it is not safe."
+        found.append(_about(disk, "disk-format", _ERROR, f"it has {named}", cause, "Convert it, or state its format."))
+    elif not disk.tracked:
+        cause = "QEMU keeps change tracking in qcow2 images only: each cycle reads the disk and compares."
+        action = "Convert it to qcow2 (`qemu-img convert`) for cheap deltas."
+        found.append(_about(disk, "disk-raw", _WARNING, "its changes are not tracked", cause, action))
+    flags = (
+        (disk.device == "lun", "disk-passthrough", "a SCSI device is passed through", "QEMU does not see its writes."),
+        (disk.read_only, "disk-read-only", "it is read-only", "libvirt does not back up read-only disks."),
+        (disk.shareable, "disk-shareable", "it is shared between machines", "Other writers would not be seen."),
+        (disk.transient, "disk-transient", "its changes are dropped at shutdown", "There is no state to replicate."),
+        (disk.encrypted, "disk-encrypted", "QEMU encrypts it", "Its key is in the host's secrets, not in the machine."),
+        (disk.sliced, "disk-slice", "it is a slice of a larger image", "Its image holds other data too."),
+        (disk.data_file, "disk-data-file", "its data is in a file of its own", "Backups do not support that."),
+        (disk.mirrored, "active-block-job", "it is being copied", "A disk under copy cannot be frozen."),
+    )
+    for holds, code, what, cause in flags:
+        if holds:
+            found.append(_about(disk, code, _ERROR, what, cause, "Change that, or take the disk out of the machine."))
+    return found
+
+
+def _image(disk: DomainDisk, image: ImageInfo) -> Iterator[Finding]:
+    if image.encrypted and not disk.encrypted:
+        cause = "Its key is in the host's secrets, not in the machine."
+        yield _about(disk, "disk-encrypted", _ERROR, "its image is encrypted", cause, "Use encryption in the guest.")
+    if image.data_file is not None and not disk.data_file:
+        cause = "QEMU cannot keep bitmaps for it that survive."
+        yield _about(disk, "disk-data-file", _ERROR, "its data is in a file of its own", cause, "Convert the image.")
+    if image.corrupt:
+        cause = "QEMU found its structures broken and refuses to write to it."
+        yield _about(disk, "disk-corrupt", _ERROR, "its image is corrupt", cause, "`qemu-img check -r all`.")
+    if image.snapshots:
+        names = ", ".join(image.snapshots)
+        cause = "Reverting to one changes the disk behind the back of change tracking."
+        yield _about(
+            disk,
+            "machine-has-snapshots",
+            _ERROR,
+            f"its image holds snapshots ({names})",
+            cause,
+            "Delete them with `qemu-img snapshot -d`, the machine being off.",
+        )
+    if image.backing_file is not None and image.backing_format is None:
+        cause = "QEMU would guess it, which lets a guest read files of the host."
+        action = "State it: `qemu-img rebase -u -F FORMAT -b FILE`."
+        yield _about(disk, "backing-format", _ERROR, "the format of its backing file is not stated", cause, action)
+
+
+def _about(disk: DomainDisk, code: str, severity: Severity, what: str, cause: str, action: str) -> Finding:
+    return Finding(code, severity, f"disk {disk.id} ({disk.path or 'no path'}): {what}", cause, action)

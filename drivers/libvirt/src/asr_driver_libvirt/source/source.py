@@ -1,0 +1,520 @@
+"""The source role: frozen views of machines, running or off, and the checkpoints that track their changes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import posixpath
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import libvirt
+
+from asr_driver_libvirt.host import paused
+from asr_driver_libvirt.host.connection import LibvirtHost
+from asr_driver_libvirt.host.nvram import NvramReader
+from asr_driver_libvirt.host.power import power_of
+from asr_driver_libvirt.source import backup_jobs, readiness, scratch
+from asr_driver_libvirt.source.facts import gather
+from asr_driver_libvirt.source.frozen import FilesFrozen, JobFrozen, LateFrozen, image_stamp
+from asr_driver_libvirt.source.guest_agent import GuestFreeze
+from asr_driver_libvirt.source.tracking import DiskPlan, plan_tracking
+from asr_driver_libvirt.source.view import Frozen, LibvirtDiskView, LibvirtMachineView, LibvirtView
+from asr_driver_libvirt.xml import backup as backup_xml
+from asr_driver_libvirt.xml.backup import BackupDisk, RunningBackup
+from asr_driver_libvirt.xml.description import describe
+from asr_driver_libvirt.xml.domain import DomainDisk, DomainModel, neutral_disk, parse_domain
+from asr_driver_libvirt.xml.mark import CheckpointName, LibvirtMark, MarkedDisk, view_key
+from asr_storage.qemu import img
+from asr_storage.qemu.process import QemuError
+from asrcore.crashpoint import reach
+from asrcore.driver import FrozenView, Source, Tracking, ViewRequest
+from asrcore.errors import AsrError, DriverFailed, NotReady, UnsupportedOperation, ViewLost
+from asrcore.model.finding import Finding, Severity
+from asrcore.model.machine import PowerState
+from asrcore.model.point import Consistency, Mark
+from asrcore.model.policy import Policy
+
+__all__ = ["LibvirtSource"]
+
+_log = logging.getLogger(__name__)
+_INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+# Of a running machine: what it runs with now (CPU model as it was expanded, disks as plugged), fit to be defined.
+_RUNNING = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
+# A bitmap that was found whole may break until the backup begins: then once more, without bitmaps.
+_BROKEN_BITMAP = (libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT, libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT)
+_START_EVENT_SECONDS = 5.0
+
+
+class LibvirtSource(Source):
+    """Pull-mode backups with checkpoints; the image files of a machine that is off."""
+
+    def __init__(self, host: LibvirtHost, clock: Callable[[], float] = time.time) -> None:
+        self._host = host
+        self._clock = clock
+        self._nvram = NvramReader(host)
+        self._swept: set[str] = set()
+
+    # -- readiness
+
+    def findings(self, machine_id: str, policy: Policy) -> list[Finding]:
+        """Raises MachineNotFound, SiteUnreachable."""
+        with self._host.guard("checking a machine", machine_id):
+            facts = gather(self._host, self._host.domain(machine_id), self._nvram)
+        return readiness.findings(facts, policy)
+
+    # -- views
+
+    def open_view(
+        self, requests: Sequence[ViewRequest], *, consistency: Consistency, freeze_limit: float
+    ) -> FrozenView:
+        """One machine. Raises MachineNotFound, MachineBusy, NotReady, ViewLost, SiteUnreachable, DriverFailed."""
+        if len(requests) != 1:
+            raise UnsupportedOperation(driver=self._host.driver, operation="freeze several machines at one instant")
+        request = requests[0]
+        for last in (False, False, True):
+            with self._host.guard("opening a frozen view", request.machine_id):
+                domain = self._host.domain(request.machine_id)
+                active = domain.isActive()
+                try:
+                    return self._open(domain, request, consistency, freeze_limit)
+                except (libvirt.libvirtError, DriverFailed, ViewLost) as error:
+                    # It was started or stopped just now: then it is opened the other way.
+                    if last or domain.isActive() == active:
+                        raise
+                    _log.info("%s was started or stopped while a view was opened: %s", domain.name(), error)
+        raise AssertionError("the last try returns or raises")
+
+    def _open(
+        self, domain: libvirt.virDomain, request: ViewRequest, consistency: Consistency, freeze_limit: float
+    ) -> LibvirtView:
+        held = domain.isActive() == 1 and paused.is_held(domain)
+        if domain.isActive():
+            found = self._again(domain, request, held=held)
+            if found is not None:
+                return found
+        if held:
+            paused.release(domain)
+        if domain.isActive():
+            return self._open_job(domain, request, consistency, freeze_limit)
+        if self._host.settings.local:
+            return self._open_files(domain, request)
+        return self._open_remote(domain, request)
+
+    def _again(self, domain: libvirt.virDomain, request: ViewRequest, *, held: bool) -> LibvirtView | None:
+        """The view of that id if it is frozen still; any other job of ours is ended."""
+        backup_jobs.refuse_if_busy(domain)
+        backup = backup_jobs.current_backup(domain)
+        if backup is None or backup.name is None:
+            return None
+        if backup.name.view == view_key(request.view_id):
+            view = self._attach(domain, backup, backup.name, request, held=held)
+            if view is not None:
+                return view
+        _log.info("ending backup %s of %s, which nobody reads any more", backup.name, domain.name())
+        backup_jobs.end_backup(self._host, domain)
+        return None
+
+    def _attach(
+        self,
+        domain: libvirt.virDomain,
+        backup: RunningBackup,
+        name: CheckpointName,
+        request: ViewRequest,
+        *,
+        held: bool,
+    ) -> LibvirtView | None:
+        checkpoint = backup_jobs.find_checkpoint(domain, str(name))
+        mark: Mark | None = None
+        if checkpoint is None:  # nothing was tracked
+            xml, plans = domain.XMLDesc(_RUNNING), None
+        else:
+            text = checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE)
+            xml = backup_xml.checkpoint_domain(text)
+            notes = backup_jobs.Notes.read(backup_xml.checkpoint_description(text))
+            if notes is None:
+                return None
+            mark, plans = Mark(notes[0]), _plans_again(request, notes)
+            if plans is None:
+                return None
+        model = parse_domain(xml)
+        disks = [disk for disk in model.hard_disks if disk.id in backup.disk_ids]
+        if plans is None:
+            since = _parsed(request)
+            plans = plan_tracking(disks, given=request.since is not None, since=since, whole=set(), stamps={})
+        if {disk.id for disk in disks} != set(backup.disk_ids) or set(plans) != set(backup.disk_ids):
+            return None
+        sizes = self._sizes(domain, disks)
+        power = PowerState.OFF if held else power_of(domain)
+        description = describe(model, xml, sizes, power, self._read_nvram(model))
+        frozen = JobFrozen(self._host, model.uuid, name, backup.server, held=held)
+        views = self._disk_views(frozen, disks, sizes, plans, request)
+        return LibvirtView(name.taken_at, LibvirtMachineView(description, name.consistency, mark, views), frozen)
+
+    # a running (or held) machine
+
+    def _open_job(
+        self,
+        domain: libvirt.virDomain,
+        request: ViewRequest,
+        consistency: Consistency,
+        freeze_limit: float,
+        *,
+        held: Consistency | None = None,
+        stamp: str = "",
+    ) -> LibvirtView:
+        """`held`: the machine is off and was started, held, to be read; its consistency."""
+        live = parse_domain(domain.XMLDesc(0))
+        xml = domain.XMLDesc(_RUNNING if held is None else _INACTIVE)
+        disks = _checked(live, request.machine_id)
+        sizes = self._sizes(domain, disks)
+        since = _parsed(request)
+        whole = backup_jobs.whole_bitmaps(domain, live, since)
+        plans = plan_tracking(disks, given=request.since is not None, since=since, whole=whole, stamps={})
+        begin = _Begin(self._host, self._clock, domain, request, disks, sizes, stamp, held)
+        name, frozen, plans = begin.run(plans, consistency, freeze_limit, agent=live.agent_connected)
+        try:
+            power = PowerState.OFF if held is not None else power_of(domain)
+            description = describe(live, xml, sizes, power, self._read_nvram(live))
+            views = self._disk_views(frozen, disks, sizes, plans, request)
+        except BaseException:
+            frozen.close()
+            raise
+        mark = begin.mark(name).token() if any(disk.tracked for disk in disks) else None
+        return LibvirtView(name.taken_at, LibvirtMachineView(description, name.consistency, mark, views), frozen)
+
+    # a machine that is off
+
+    def _open_remote(self, domain: libvirt.virDomain, request: ViewRequest) -> LibvirtView:
+        xml = domain.XMLDesc(_INACTIVE)
+        model = parse_domain(xml)
+        disks = _checked(model, request.machine_id)
+        since = _parsed(request)
+        consistency = _consistency_off(domain, since)
+        stamp = self._host.lifecycle.stamp(model.uuid)
+        if since is not None and request.since is not None and _all_stamped(disks, since, stamp):
+            return self._unchanged_remote(domain, request, model, xml, since, stamp)
+        self._hold(domain)
+        try:
+            lifecycle = self._host.lifecycle
+            heard = lifecycle.wait(lambda: lifecycle.stamp(model.uuid) != stamp, _START_EVENT_SECONDS)
+            stamp = lifecycle.stamp(model.uuid) if heard else ""
+            return self._open_job(domain, request, consistency, 1.0, held=consistency, stamp=stamp)
+        except BaseException:
+            with contextlib.suppress(libvirt.libvirtError):
+                paused.release(domain)
+            raise
+
+    def _hold(self, domain: libvirt.virDomain) -> None:
+        reach("libvirt.hold")
+        try:
+            paused.hold(domain)
+        except (libvirt.libvirtError, ValueError) as error:
+            raise DriverFailed(
+                operation="reading the disks of a stopped machine (starting it with its processors stopped)",
+                site=self._host.name,
+                detail=str(error),
+            ) from error
+        reach("libvirt.held")
+
+    def _unchanged_remote(
+        self,
+        domain: libvirt.virDomain,
+        request: ViewRequest,
+        model: DomainModel,
+        xml: str,
+        since: LibvirtMark,
+        stamp: str,
+    ) -> LibvirtView:
+        host = self._host
+
+        def unchanged() -> None:
+            with host.guard("confirming a view", model.uuid):
+                if host.domain(model.uuid).isActive() or host.lifecycle.stamp(model.uuid) != stamp:
+                    raise ViewLost(machine=model.uuid, detail="the machine was started while it was read")
+
+        def open_() -> Frozen:
+            with host.guard("opening a frozen view", model.uuid):
+                late = host.domain(model.uuid)
+                self._hold(late)
+                name = CheckpointName.make(request.view_id, self._clock(), consistency)
+                try:
+                    parts = [BackupDisk(disk.id, scratch.path(host, disk, model.uuid, str(name))) for disk in disks]
+                    server = backup_jobs.begin_backup(host, late, parts, None)
+                except BaseException:
+                    with contextlib.suppress(libvirt.libvirtError):
+                        paused.release(late)
+                    raise
+                return JobFrozen(host, model.uuid, name, server, held=True)
+
+        disks = list(model.hard_disks)
+        consistency = _consistency_off(domain, since)
+        taken_at = self._clock()
+        sizes = self._sizes(domain, disks)
+        plans = plan_tracking(disks, given=True, since=since, whole=set(), stamps={disk.id: stamp for disk in disks})
+        frozen = LateFrozen(open_, unchanged)
+        description = describe(model, xml, sizes, PowerState.OFF, self._read_nvram(model))
+        views = self._disk_views(frozen, disks, sizes, plans, request)
+        return LibvirtView(taken_at, LibvirtMachineView(description, consistency, request.since, views), frozen)
+
+    def _open_files(self, domain: libvirt.virDomain, request: ViewRequest) -> LibvirtView:
+        xml = domain.XMLDesc(_INACTIVE)
+        model = parse_domain(xml)
+        disks = _checked(model, request.machine_id)
+        since = _parsed(request)
+        consistency = _consistency_off(domain, since)
+        stamps = {disk.id: image_stamp(disk.path) for disk in disks}
+        whole = _whole_offline(disks, since)
+        plans = plan_tracking(disks, given=request.since is not None, since=since, whole=whole, stamps=stamps)
+        checkpoint = since.checkpoint if since is not None else ""
+        good = {disk.id for disk in disks if disk.tracked and disk.id in whole}
+        if good != {disk.id for disk in disks if disk.tracked}:
+            made = self._checkpoint_off(domain, request, disks)
+            if made:
+                checkpoint, good = made, {disk.id for disk in disks if disk.tracked}
+                stamps = {disk.id: image_stamp(disk.path) for disk in disks}
+        taken_at = self._clock()
+        sizes = self._sizes(domain, disks)
+        mark = LibvirtMark(
+            checkpoint,
+            {disk.id: MarkedDisk(disk.path, sizes[disk.id], disk.id in good, stamps[disk.id]) for disk in disks},
+            shut_down=consistency is Consistency.OFFLINE,
+        ).token()
+        frozen = FilesFrozen(
+            self._host,
+            model.uuid,
+            {disk.id: disk for disk in disks},
+            stamps,
+            {disk_id: plan.base for disk_id, plan in plans.items()},
+        )
+        frozen.confirm()
+        description = describe(model, xml, sizes, PowerState.OFF, self._read_nvram(model))
+        views = self._disk_views(frozen, disks, sizes, plans, request)
+        return LibvirtView(taken_at, LibvirtMachineView(description, consistency, mark, views), frozen)
+
+    def _checkpoint_off(self, domain: libvirt.virDomain, request: ViewRequest, disks: Sequence[DomainDisk]) -> str:
+        """Begin tracking in a machine that is off, so that its first run later gives a delta; "" when it cannot be
+        started: then it is compared once more after its start. It is held for about two seconds, once."""
+        name = str(CheckpointName.make(request.view_id, self._clock(), Consistency.OFFLINE))
+        parts = [BackupDisk(disk.id, "", tracked=disk.tracked) for disk in disks]
+        try:
+            self._hold(domain)
+            try:
+                domain.checkpointCreateXML(backup_xml.checkpoint_xml(name, parts, ""), 0)
+            finally:
+                paused.release(domain)
+        except (DriverFailed, libvirt.libvirtError) as error:
+            _log.warning("no change tracking in %s while it is off: %s", domain.name(), error)
+            return ""
+        return name
+
+    # parts
+
+    def _sizes(self, domain: libvirt.virDomain, disks: Sequence[DomainDisk]) -> dict[str, int]:
+        return {disk.id: int(domain.blockInfo(disk.id)[0]) for disk in disks}
+
+    def _read_nvram(self, model: DomainModel) -> bytes | None:
+        return self._nvram.read(model.nvram) if model.nvram else None
+
+    def _disk_views(
+        self,
+        frozen: Frozen,
+        disks: Sequence[DomainDisk],
+        sizes: Mapping[str, int],
+        plans: Mapping[str, DiskPlan],
+        request: ViewRequest,
+    ) -> dict[str, LibvirtDiskView]:
+        since = _parsed(request)
+        known = since.disks if since is not None else {}
+        views = {}
+        for disk in disks:
+            size, before = sizes[disk.id], known.get(disk.id)
+            grown_from = before.size if before is not None and before.size < size else None
+            views[disk.id] = LibvirtDiskView(frozen, neutral_disk(disk, size), plans[disk.id], grown_from=grown_from)
+        return views
+
+    # -- marks
+
+    def keep_marks(self, machine_id: str, keep: Sequence[Mark]) -> None:
+        """Checkpoints, jobs, held machines and scratch files of ours that no kept mark needs. A machine that is off
+        keeps its checkpoints until it runs: libvirt deletes bitmaps only then. Raises SiteUnreachable."""
+        kept = {parsed.checkpoint for mark in keep if (parsed := LibvirtMark.parse(mark)) is not None}
+        with self._host.guard("releasing marks", machine_id):
+            domain = self._host.domain(machine_id)
+            job = backup_jobs.current_backup(domain) if domain.isActive() else None
+            # A kept mark needs its checkpoint, not its view's job: one that no process reads from any more (its engine
+            # was killed after the seal) would fill its scratch files until the next view.
+            needed = kept & self._host.reading
+            if job is not None and job.name is not None and str(job.name) not in needed:
+                with contextlib.suppress(DriverFailed):
+                    backup_jobs.end_backup(self._host, domain, backup_jobs.TIDY_SECONDS)
+                job = backup_jobs.current_backup(domain)
+            if job is None and domain.isActive() and paused.is_held(domain):
+                paused.release(domain)
+            if domain.isActive():
+                self._release(domain, kept)
+            if machine_id not in self._swept or not keep:
+                self._sweep(domain, "" if job is None or job.name is None else str(job.name))
+                self._swept.add(machine_id)
+
+    def _release(self, domain: libvirt.virDomain, kept: set[str]) -> None:
+        for checkpoint in backup_jobs.our_checkpoints(domain):
+            if checkpoint.getName() in kept:
+                continue
+            reach("libvirt.release")
+            try:
+                backup_jobs.delete_checkpoint(checkpoint)
+            except libvirt.libvirtError as error:
+                if not domain.isActive():
+                    return  # it stopped meanwhile; a later call goes on
+                _log.warning("checkpoint %s stays for now: %s", checkpoint.getName(), error)
+
+    def _sweep(self, domain: libvirt.virDomain, in_use: str) -> None:
+        model = parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if not domain.isActive() else 0))
+        try:
+            scratch.sweep(self._host, model, in_use)
+        except (OSError, libvirt.libvirtError) as error:
+            _log.warning("scratch files of %s are not looked for: %s", model.name, error)
+
+
+class _Begin:
+    """Freezes a running machine: guest freeze, backup job with checkpoint, thaw."""
+
+    def __init__(
+        self,
+        host: LibvirtHost,
+        clock: Callable[[], float],
+        domain: libvirt.virDomain,
+        request: ViewRequest,
+        disks: Sequence[DomainDisk],
+        sizes: Mapping[str, int],
+        stamp: str,
+        held: Consistency | None,
+    ) -> None:
+        self._host = host
+        self._clock = clock
+        self._domain = domain
+        self._request = request
+        self._disks = disks
+        self._sizes = sizes
+        self._stamp = stamp
+        self._held = held
+
+    def run(
+        self, plans: dict[str, DiskPlan], consistency: Consistency, freeze_limit: float, *, agent: bool
+    ) -> tuple[CheckpointName, JobFrozen, dict[str, DiskPlan]]:
+        """The plans come back as they turned out."""
+        with GuestFreeze(self._domain, consistency, freeze_limit, agent=agent and self._held is None) as freeze:
+            expected = self._held or freeze.expected()
+            try:
+                name, frozen = self._begin(plans, expected)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in _BROKEN_BITMAP or not any(plan.base for plan in plans.values()):
+                    raise
+                reason = f"its bitmap broke ({error.get_error_message()})"
+                plans = {disk_id: plan.lost(reason) for disk_id, plan in plans.items()}
+                name, frozen = self._begin(plans, expected)
+            honest = (self._held or freeze.expected()) is expected
+        if honest:
+            return name, frozen, plans
+        # The guest was thawed before the view stood: what the name promises was not obtained.
+        _log.warning("frozen too late, taken again without: %s", freeze.problem)
+        frozen.close()
+        return self.run(plans, Consistency.CRASH, freeze_limit, agent=False)
+
+    def _begin(self, plans: Mapping[str, DiskPlan], consistency: Consistency) -> tuple[CheckpointName, JobFrozen]:
+        name = CheckpointName.make(self._request.view_id, self._clock(), consistency)
+        uuid = self._request.machine_id
+        parts = [
+            BackupDisk(disk.id, scratch.path(self._host, disk, uuid, str(name)), plans[disk.id].base, disk.tracked)
+            for disk in self._disks
+        ]
+        checkpoint = None
+        if any(part.tracked for part in parts):
+            since = "" if self._request.since is None else self._request.since.token
+            notes = backup_jobs.Notes.write(self.mark(name), since, plans)
+            checkpoint = backup_xml.checkpoint_xml(str(name), parts, notes)
+        reach("libvirt.begin")
+        server = backup_jobs.begin_backup(self._host, self._domain, parts, checkpoint)
+        reach("libvirt.begun")
+        return name, JobFrozen(self._host, uuid, name, server, held=self._held is not None)
+
+    def mark(self, name: CheckpointName) -> LibvirtMark:
+        """The mark of the view of that name."""
+        disks = {
+            disk.id: MarkedDisk(disk.path, self._sizes[disk.id], disk.tracked, self._stamp) for disk in self._disks
+        }
+        return LibvirtMark(str(name), disks, shut_down=self._held is Consistency.OFFLINE)
+
+
+def _parsed(request: ViewRequest) -> LibvirtMark | None:
+    return None if request.since is None else LibvirtMark.parse(request.since)
+
+
+def _plans_again(request: ViewRequest, notes: tuple[str, str, dict[str, DiskPlan]]) -> dict[str, DiskPlan] | None:
+    """Plans of a view that is opened again; None when it was opened from another mark than it is asked from now."""
+    mark, since, plans = notes
+    if request.since is None:
+        return {disk_id: DiskPlan(Tracking.NONE, "no mark was given") for disk_id in plans}
+    if request.since.token == mark:
+        return {disk_id: DiskPlan(Tracking.CHANGED, unchanged=True) for disk_id in plans}
+    return plans if request.since.token == since else None
+
+
+def _checked(model: DomainModel, machine_id: str) -> list[DomainDisk]:
+    """The disks to be read. A disk that cannot be replicated may have been added after protection: then a point
+    without it would be no copy of the machine."""
+    found = [item for disk in model.hard_disks for item in readiness.disk_findings(disk)]
+    errors = [item for item in found if item.severity is Severity.ERROR]
+    if errors:
+        raise NotReady(machine=machine_id, findings="; ".join(f"{item.code}: {item.what}" for item in errors))
+    return list(model.hard_disks)
+
+
+def _consistency_off(domain: libvirt.virDomain, since: LibvirtMark | None) -> Consistency:
+    """OFFLINE only for a machine that was shut down. libvirt tells why it is off, until its daemon restarts; after
+    a hold of ours it says "destroyed", so the mark remembers."""
+    state, reason = domain.state()
+    if state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN:
+        return Consistency.OFFLINE
+    ours = reason in (libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED, libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN)
+    return Consistency.OFFLINE if ours and since is not None and since.shut_down else Consistency.CRASH
+
+
+def _all_stamped(disks: Sequence[DomainDisk], since: LibvirtMark, stamp: str) -> bool:
+    known = [since.disks.get(disk.id) for disk in disks]
+    return all(
+        marked is not None and marked.stamp == stamp and marked.path == disk.path
+        for marked, disk in zip(known, disks, strict=True)
+    )
+
+
+def _whole_offline(disks: Sequence[DomainDisk], since: LibvirtMark | None) -> set[str]:
+    """Disks of a machine that is off, on this host, whose image has the mark's bitmap, whole."""
+    if since is None or not since.checkpoint:
+        return set()
+    whole = set()
+    for disk in disks:
+        if disk.tracked and disk.id in since.disks and since.disks[disk.id].tracked:
+            with contextlib.suppress(QemuError, AsrError):
+                if _has_bitmap(Path(disk.path), disk.format, since.checkpoint):
+                    whole.add(disk.id)
+    return whole
+
+
+def _has_bitmap(image: Path, fmt: str, name: str) -> bool:
+    info = img.info(image, fmt, in_use=True)
+    if not any(bitmap.name == name and not bitmap.in_use for bitmap in info.bitmaps):
+        return False
+    # A snapshot continues the bitmap in its overlay: then only both together tell all changes, and qemu-nbd
+    # serves one.
+    while info.full_backing_file is not None:
+        if info.backing_format is None:
+            return False
+        layer = Path(posixpath.join(image.parent, info.full_backing_file))
+        info = img.info(layer, info.backing_format, in_use=True)
+        if any(bitmap.name == name for bitmap in info.bitmaps):
+            return False
+        image = layer
+    return True

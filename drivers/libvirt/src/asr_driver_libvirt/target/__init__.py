@@ -1,0 +1,1 @@
+"""Replicas in a directory of the host."""

@@ -1,0 +1,1 @@
+"""libvirt's XML, read and written; pure."""

@@ -1,0 +1,1 @@
+"""Installing the mobility service on a server."""

@@ -1,0 +1,96 @@
+"""The inventory role: enrolled servers, their power as far as an agent can tell, and quarantine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import attrs
+
+from asr_driver_physical.servers.identity import ServerRecord
+from asr_driver_physical.servers.machine import machine_of
+from asr_driver_physical.servers.servers import Servers
+from asr_driver_physical.settings import DRIVER
+from asrcore.driver import Fence, Inventory
+from asrcore.errors import AsrError, ShutdownFailed, SiteUnreachable, UnsupportedOperation
+from asrcore.model.machine import Description, Machine, PowerState
+
+__all__ = ["PhysicalInventory"]
+
+
+class PhysicalInventory(Inventory):
+    """Of one site. A server whose agent is connected runs; of another it cannot be said."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+
+    def machines(self) -> list[Machine]:
+        """All enrolled servers, as they were when they last told."""
+        connected = self._servers.gateway.connected()
+        return [self._machine(record, record.name in connected) for record in self._servers.identity.servers()]
+
+    def machine(self, machine_id: str) -> Machine:
+        """One server; asked now if it is connected. Raises MachineNotFound."""
+        record = self._servers.server(machine_id)
+        connected = record.name in self._servers.gateway.connected()
+        if connected:
+            with contextlib.suppress(AsrError):
+                told, _ = self._servers.gateway.call(record.name, "machine", {})
+                return machine_of(record, told, PowerState.RUNNING)
+        return self._machine(record, connected)
+
+    @staticmethod
+    def _machine(record: ServerRecord, connected: bool) -> Machine:
+        return machine_of(record, record.facts["machine"], PowerState.RUNNING if connected else PowerState.UNKNOWN)
+
+    def description(self, machine_id: str) -> Description:
+        """Neutral values: a replica is a machine of the target's own kind."""
+        return Description(self.machine(machine_id), DRIVER)
+
+    def power_on(self, machine_id: str) -> None:
+        """Not offered: nothing of ours runs on a server that is off."""
+        self._servers.server(machine_id)
+        raise UnsupportedOperation(driver=DRIVER, operation="switch a physical server on: do it by hand")
+
+    def power_off(self, machine_id: str, *, graceful: bool, timeout: float) -> None:
+        """Through the agent. A server whose agent is not connected cannot be told from one that is off."""
+        record = self._servers.server(machine_id)
+        gateway = self._servers.gateway
+        gateway.call(record.name, "power-off", {"graceful": graceful}, timeout=timeout)
+        end = time.monotonic() + timeout
+        while record.name in gateway.connected():
+            if time.monotonic() > end:
+                raise ShutdownFailed(machine=record.name, seconds=timeout)
+            time.sleep(0.2)
+
+    def fence(self, machine_id: str, fence: Fence) -> None:
+        """Recorded first: a server that dials in later is switched off then. Raises SiteUnreachable while it is not
+        connected, since it may still run."""
+        record = self._servers.server(machine_id)
+
+        def fenced(record: ServerRecord) -> ServerRecord:
+            if record.fence is not None and fence.epoch < int(record.fence["epoch"]):
+                return record
+            return attrs.evolve(record, fence={"epoch": fence.epoch, "reason": fence.reason})
+
+        self._servers.identity.change(record.name, fenced)
+        if record.name in self._servers.gateway.connected():
+            self.power_off(machine_id, graceful=True, timeout=120.0)
+            return
+        detail = f"server {record.name} is not connected; it is switched off as soon as it dials in"
+        raise SiteUnreachable(site=self._servers.name, detail=detail)
+
+    def unfence(self, machine_id: str, epoch: int) -> None:
+        """See Inventory."""
+
+        def unfenced(record: ServerRecord) -> ServerRecord:
+            if record.fence is None or int(record.fence["epoch"]) > epoch:
+                return record
+            return attrs.evolve(record, fence=None)
+
+        self._servers.identity.change(self._servers.server(machine_id).name, unfenced)
+
+    def fenced(self, machine_id: str) -> Fence | None:
+        """See Inventory."""
+        fence = self._servers.server(machine_id).fence
+        return None if fence is None else Fence(int(fence["epoch"]), str(fence["reason"]))

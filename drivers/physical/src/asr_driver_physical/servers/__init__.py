@@ -1,0 +1,1 @@
+"""The enrolled servers: their connections, identity, facts, spool."""

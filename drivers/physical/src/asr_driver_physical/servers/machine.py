@@ -1,0 +1,45 @@
+"""A server as the neutral values of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from asr_driver_physical.servers.identity import ServerRecord
+from asr_driver_physical.servers.readiness import boot_bus
+from asr_driver_physical.settings import DRIVER
+from asrcore.model.machine import Description, Disk, Firmware, Machine, Nic, PowerState
+
+__all__ = ["description_of", "machine_of"]
+
+
+def machine_of(server: ServerRecord, told: Mapping[str, Any], power: PowerState) -> Machine:
+    """`told`: what the agent says of the machine. A disk's bus is one that its system can boot from anywhere; a card's
+    network is the card's name, since the server does not know what it is plugged into."""
+    bus = boot_bus(server.facts)
+    return Machine(
+        id=told["id"],
+        name=server.name,
+        cpus=told["cpus"],
+        memory=_rounded(told["memory"]),
+        firmware=Firmware(told["firmware"]),
+        disks=tuple(
+            Disk(id=item["id"], size=item["size"], bus=bus, location=f"/dev/{item['name']}") for item in told["disks"]
+        ),
+        nics=tuple(Nic(mac=item["mac"], network=item["name"], model="virtio") for item in told["nics"]),
+        power=power,
+        os=told["os"],
+        secure_boot=told["secure_boot"],
+        tpm=told["tpm"],
+    )
+
+
+def description_of(server: ServerRecord, told: Mapping[str, Any]) -> Description:
+    """Neutral values only: any target builds a machine of its own kind from them."""
+    return Description(machine_of(server, told, PowerState.RUNNING), DRIVER)
+
+
+def _rounded(memory: int) -> int:
+    """What the kernel counts lacks what the firmware keeps: up to the next 128 MiB."""
+    step = 128 << 20
+    return -(-memory // step) * step

@@ -1,0 +1,69 @@
+"""The enrolled servers of a site: who they are, how they are reached, what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from asr_driver_physical.servers.hub import Gateway
+from asr_driver_physical.servers.identity import Identity, ServerRecord
+from asr_driver_physical.servers.spool import Spool
+from asr_driver_physical.settings import DRIVER, SiteSettings
+from asrcore.errors import InvalidSetting, MachineNotFound
+
+__all__ = ["Servers"]
+
+
+class Servers:
+    """What the roles of a site stand on. `name` is the site's."""
+
+    driver = DRIVER
+
+    def __init__(self, name: str, settings: SiteSettings) -> None:
+        """Raises InvalidSetting, SiteUnreachable."""
+        self.name = name
+        self.settings = settings
+        try:
+            settings.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.identity = self._identity()
+            self.gateway = Gateway(name, settings, self.identity)
+        except OSError as problem:
+            raise InvalidSetting(setting="spool", driver=DRIVER, problem=str(problem)) from problem
+
+    def close(self) -> None:
+        """Views stay in the spool, servers dial in again."""
+        self.gateway.close()
+
+    def _identity(self) -> Identity:
+        """The site's; never another one in the place of that which its servers know. Raises InvalidSetting."""
+        noted = self.settings.spool / "authority"
+        known = noted.read_text() if noted.exists() else ""
+        path = self.settings.identity
+        if not known or (path / "ca.pem").exists():
+            identity = Identity(path)
+            if known in ("", identity.fingerprint):
+                if not known:
+                    noted.write_text(identity.fingerprint)
+                return identity
+        problem = (
+            f"{path} does not hold the identity that the site's servers were enrolled with: copy that here. To begin "
+            f"anew, remove {noted} and push each server again"
+        )
+        raise InvalidSetting(setting="identity", driver=DRIVER, problem=problem)
+
+    def server(self, machine_id: str) -> ServerRecord:
+        """The enrolled server of that id. Raises MachineNotFound."""
+        for record in self.identity.servers():
+            if record.facts["machine"]["id"] == machine_id:
+                return record
+        raise MachineNotFound(site=self.name, machine=machine_id)
+
+    def spool(self, server: str) -> Spool:
+        """Where a server's view is kept."""
+        return Spool(self.settings.spool, server, self.settings.spool_limit)
+
+    def note_facts(self, server: str, facts: Mapping[str, Any]) -> None:
+        """Keep what readiness found, for a server that is not connected one day."""
+        self.identity.change(server, lambda record: attrs.evolve(record, facts=dict(facts)))

@@ -1,0 +1,86 @@
+"""Settings of a physical site: text by name as the vault keeps them, made into typed values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from asrcore.driver import Capability, Setting
+from asrcore.errors import AsrError, InvalidSetting
+from asrcore.units import GiB, parse_size
+
+__all__ = ["CAPABILITIES", "DRIVER", "PORT", "SETTINGS", "SiteSettings", "parse_address"]
+
+DRIVER = "physical"
+PORT = 9443
+CAPABILITIES = frozenset({Capability.FENCE, Capability.SOURCE, Capability.TRACKING})
+
+SETTINGS = (
+    Setting("listen", f"address that servers dial, as `ADDRESS[:PORT]`; port {PORT} by default", required=True),
+    Setting(
+        "identity", "directory of the process server's certificate and of the servers that were enrolled", required=True
+    ),
+    Setting("spool", "directory for what was changed at a freeze, until it is sent on", required=True),
+    Setting("spool_limit", "the most that the spool may hold, such as 4GiB", default="4GiB"),
+)
+
+
+@attrs.frozen
+class SiteSettings:
+    """`host` and `port` are listened on; `spool_limit` is bytes."""
+
+    host: str
+    port: int
+    identity: Path
+    spool: Path
+    spool_limit: int = 4 * GiB
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, str]) -> SiteSettings:
+        """Raises InvalidSetting for an unknown, missing or malformed one."""
+        known = {setting.name for setting in SETTINGS}
+        for name in settings:
+            if name not in known:
+                raise _invalid(name, f"is not known; there are: {', '.join(sorted(known))}")
+        given = {name: value.strip() for name, value in settings.items() if value.strip()}
+        for setting in SETTINGS:
+            if setting.required and setting.name not in given:
+                raise _invalid(setting.name, "is needed")
+        host, port = parse_address("listen", given["listen"])
+        return cls(
+            host=host,
+            port=port,
+            identity=_directory("identity", given["identity"]),
+            spool=_directory("spool", given["spool"]),
+            spool_limit=_size(given.get("spool_limit", "4GiB")),
+        )
+
+
+def parse_address(setting: str, text: str) -> tuple[str, int]:
+    """`ADDRESS[:PORT]`, an IPv6 address in brackets. Raises InvalidSetting."""
+    host, colon, port = text.rpartition(":")
+    if not colon or host.endswith(":") or (":" in host and not host.startswith("[")):
+        host, port = text, str(PORT)
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise _invalid(setting, f"{text!r} is not ADDRESS or ADDRESS:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _invalid(setting: str, problem: str) -> InvalidSetting:
+    return InvalidSetting(setting=setting, driver=DRIVER, problem=problem)
+
+
+def _directory(setting: str, text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise _invalid(setting, f"{text!r} is not an absolute path")
+    return path
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except (AsrError, ValueError) as problem:
+        raise _invalid("spool_limit", str(problem)) from problem

@@ -1,0 +1,1 @@
+"""Views of a server's disks through its mobility service."""

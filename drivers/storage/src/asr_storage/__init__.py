@@ -1,0 +1,1 @@
+"""What drivers that keep replicas in files share; not a driver itself."""

@@ -1,0 +1,1 @@
+"""Durable and sparse files, and the errors of storage."""

@@ -1,0 +1,53 @@
+"""Errors of storage in the words of the catalogue."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from asrcore.errors import AsrError, DriverFailed, TargetFull, TargetReadOnly
+from asrcore.units import format_size
+
+__all__ = ["missing_space", "storage_error", "storage_errors"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextlib.contextmanager
+def storage_errors(site: str, where: Path, operation: str, wanted: int = 0) -> Iterator[None]:
+    """Translate OSError: no space -> TargetFull, not permitted -> TargetReadOnly, others -> DriverFailed.
+
+    `wanted`: bytes that the work needs, for the message.
+    """
+    try:
+        yield
+    except AsrError:
+        raise
+    except OSError as problem:
+        raise storage_error(problem, site, where, operation, wanted) from problem
+
+
+def storage_error(problem: OSError, site: str, where: Path, operation: str, wanted: int = 0) -> AsrError:
+    """The catalogue's error for an OSError of storage."""
+    if problem.errno in _FULL:
+        return TargetFull(where=str(where), detail=missing_space(where, wanted))
+    if problem.errno in _FORBIDDEN:
+        return TargetReadOnly(where=str(problem.filename or where), detail=f"The system says: {problem.strerror}.")
+    return DriverFailed(operation=operation, site=site, detail=str(problem))
+
+
+def missing_space(where: Path, wanted: int) -> str:
+    """How many bytes are missing, for people."""
+    try:
+        status = os.statvfs(where)
+    except OSError:
+        return "Its free space cannot be asked for."
+    free = status.f_bavail * status.f_frsize
+    text = f"{free} bytes ({format_size(free)}) are free"
+    if wanted > free:
+        text += f", {wanted} are wanted: {wanted - free} bytes ({format_size(wanted - free)}) are missing"
+    return text + "."

@@ -1,0 +1,1 @@
+"""An NBD client on libnbd: many requests in flight, block status, TLS."""

@@ -1,0 +1,1 @@
+"""QEMU's tools as child processes: qemu-img, qemu-nbd, their run directory."""

@@ -1,0 +1,202 @@
+"""qemu-img: what images are and how they are made, merged and checked.
+
+Formats are always stated and paths made absolute (so no name is taken for a protocol). Every call has a time limit
+in seconds and raises QemuError with qemu-img's words, QemuTimeout, or HostIncomplete if it is not installed.
+"""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from asr_storage.qemu.process import run
+
+__all__ = [
+    "Bitmap",
+    "CheckResult",
+    "ImageInfo",
+    "check",
+    "commit",
+    "convert",
+    "create",
+    "info",
+    "rebase_unsafe",
+    "resize",
+]
+
+QUICK = 60.0  # seconds, for what touches metadata only
+
+
+@attrs.frozen
+class Bitmap:
+    """A persistent dirty bitmap. `in_use`: not saved after a crash, so inconsistent. `auto`: recording."""
+
+    name: str
+    granularity: int  # bytes
+    in_use: bool
+    auto: bool
+
+
+@attrs.frozen
+class ImageInfo:
+    """Sizes in bytes. `backing_file` as recorded, `full_backing_file` as qemu-img resolves it."""
+
+    format: str
+    virtual_size: int
+    actual_size: int  # allocated on the host
+    cluster_size: int | None
+    backing_file: str | None
+    full_backing_file: str | None
+    backing_format: str | None  # None with a backing file: QEMU would probe it; do not open such an image
+    data_file: str | None
+    encrypted: bool
+    corrupt: bool  # marked so by QEMU
+    dirty: bool  # not closed properly, refcounts to be repaired
+    snapshots: tuple[str, ...]  # internal ones
+    bitmaps: tuple[Bitmap, ...]
+
+
+@attrs.frozen
+class CheckResult:
+    """`corruptions` mean lost data; `leaks` only lost space. Counts of clusters."""
+
+    corruptions: int
+    leaks: int
+
+    @property
+    def sound(self) -> bool:
+        return not self.corruptions
+
+
+def info(path: Path, fmt: str, *, in_use: bool = False, timeout: float = QUICK) -> ImageInfo:
+    """What the header of one image says (its backing files are not opened). IN_USE: a running guest may write it."""
+    share = ["-U"] if in_use else []
+    command = ["qemu-img", "info", "--output=json", "-f", fmt, *share, _name(path)]
+    _, text = run(command, what=f"read the header of {path}", timeout=timeout)
+    told: dict[str, Any] = json.loads(text)
+    special: dict[str, Any] = told.get("format-specific", {}).get("data", {})
+    return ImageInfo(
+        format=told["format"],
+        virtual_size=told["virtual-size"],
+        actual_size=told.get("actual-size", 0),
+        cluster_size=told.get("cluster-size"),
+        backing_file=told.get("backing-filename"),
+        full_backing_file=told.get("full-backing-filename", told.get("backing-filename")),
+        backing_format=told.get("backing-filename-format"),
+        data_file=special.get("data-file"),
+        encrypted=bool(told.get("encrypted", False)),
+        corrupt=bool(special.get("corrupt", False)),
+        dirty=bool(told.get("dirty-flag", False)),
+        snapshots=tuple(item["name"] for item in told.get("snapshots", ())),
+        bitmaps=tuple(
+            Bitmap(item["name"], item["granularity"], "in-use" in item["flags"], "auto" in item["flags"])
+            for item in special.get("bitmaps", ())
+        ),
+    )
+
+
+def create(
+    path: Path,
+    size: int | None,
+    fmt: str,
+    *,
+    backing: Path | None = None,
+    backing_fmt: str | None = None,
+    timeout: float = QUICK,
+) -> None:
+    """A new empty image of SIZE bytes (None: the backing file's), durable on return. PATH must not exist:
+    qemu-img would overwrite it."""
+    if (backing is None) != (backing_fmt is None):
+        raise ValueError("a backing file and its format go together")
+    if size is None and backing is None:
+        raise ValueError("neither a size nor a backing file")
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    base = [] if backing is None or backing_fmt is None else ["-b", _name(backing), "-F", backing_fmt]
+    run(
+        ["qemu-img", "create", "-q", "-f", fmt, *base, _name(path), *([] if size is None else [str(size)])],
+        what=f"create {path}",
+        timeout=timeout,
+    )
+    _make_durable(path)
+
+
+def convert(
+    source: Path, source_fmt: str, target: Path, target_fmt: str, *, in_use: bool = False, timeout: float
+) -> None:
+    """Copy all layers of SOURCE to the new image TARGET, holes kept, durable on return."""
+    share = ["-U"] if in_use else []
+    # writeback: the default for convert is to never flush
+    options = ["-t", "writeback", "-W", "-m", "16", "-f", source_fmt, "-O", target_fmt, *share]
+    run(
+        ["qemu-img", "convert", *options, _name(source), _name(target)],
+        what=f"copy {source} to {target}",
+        timeout=timeout,
+    )
+    _make_durable(target)
+
+
+def commit(overlay: Path, fmt: str, *, timeout: float) -> None:
+    """Write what OVERLAY holds into its backing file. OVERLAY is left as it is, so this can be repeated after a
+    crash; the caller removes it."""
+    run(
+        ["qemu-img", "commit", "-q", "-f", fmt, "-d", _name(overlay)],
+        what=f"merge {overlay} into its backing file",
+        timeout=timeout,
+    )
+
+
+def rebase_unsafe(
+    path: Path, fmt: str, backing: Path | None, backing_fmt: str | None, *, timeout: float = QUICK
+) -> None:
+    """Record another backing file (None: none) without copying anything: content must be the same through it."""
+    if (backing is None) != (backing_fmt is None):
+        raise ValueError("a backing file and its format go together")
+    base = ["-b", ""] if backing is None or backing_fmt is None else ["-b", _name(backing), "-F", backing_fmt]
+    run(
+        ["qemu-img", "rebase", "-q", "-u", "-f", fmt, *base, _name(path)],
+        what=f"record the backing file of {path}",
+        timeout=timeout,
+    )
+    _make_durable(path)
+
+
+def check(path: Path, fmt: str, *, in_use: bool = False, timeout: float) -> CheckResult:
+    """Check an image's own structure (not of raw ones: QemuError). Repairs nothing."""
+    share = ["-U"] if in_use else []
+    # 2: corruptions, 3: leaks only. 1: could not check, 63: this format cannot be checked.
+    _, text = run(
+        ["qemu-img", "check", "--output=json", "-f", fmt, *share, _name(path)],
+        what=f"check {path}",
+        timeout=timeout,
+        accept=(0, 2, 3),
+    )
+    told: dict[str, Any] = json.loads(text)
+    return CheckResult(corruptions=told.get("corruptions", 0), leaks=told.get("leaks", 0))
+
+
+def resize(path: Path, fmt: str, size: int, *, shrink: bool = False, timeout: float = QUICK) -> None:
+    """Make the image SIZE bytes, new ones reading as zeroes. Smaller only with SHRINK: what is behind is lost."""
+    run(
+        ["qemu-img", "resize", "-q", "-f", fmt, *(["--shrink"] if shrink else []), _name(path), str(size)],
+        what=f"resize {path} to {size} bytes",
+        timeout=timeout,
+    )
+    _make_durable(path)
+
+
+def _name(path: Path) -> str:
+    return str(path.absolute())
+
+
+def _make_durable(path: Path) -> None:
+    """The file and its name in the directory."""
+    for place in (path, path.absolute().parent):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

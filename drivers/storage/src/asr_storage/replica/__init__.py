@@ -1,0 +1,1 @@
+"""A replica in a directory: journal, images, recovery points."""
