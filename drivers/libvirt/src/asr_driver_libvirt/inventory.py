@@ -37,7 +37,7 @@ class LibvirtInventory(Inventory):
                 try:
                     found.append(_machine(domain))
                 except libvirt.libvirtError as error:
-                    if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # it went meanwhile
+                    if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # it was removed meanwhile
                         raise
             return sorted(found, key=lambda machine: machine.name)
 
@@ -83,7 +83,7 @@ class LibvirtInventory(Inventory):
 
     def _shut_down(self, domain: libvirt.virDomain, timeout: float) -> None:
         if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
-            domain.resume()  # a guest that does not run cannot hear
+            domain.resume()  # a paused guest cannot react
         # Asked twice: a guest that is still booting, or whose agent just restarts, misses the first time.
         for _ in range(2):
             with contextlib.suppress(libvirt.libvirtError):  # off meanwhile, which is seen next
@@ -95,7 +95,7 @@ class LibvirtInventory(Inventory):
     # -- quarantine
 
     def fence(self, machine_id: str, fence: Fence) -> None:
-        """The record first: from then on nobody starts it through us, even if we are killed before it stops."""
+        """The record first: from then on asrcore does not start it, even if the engine is killed before it stops."""
         with self._host.guard("fencing a machine", machine_id):
             domain = self._host.domain(machine_id)
             if domain.isPersistent():
@@ -111,7 +111,7 @@ class LibvirtInventory(Inventory):
                 _destroy(domain)
 
     def unfence(self, machine_id: str, epoch: int) -> None:
-        """Autostart stays off: whoever releases the machine decides about that."""
+        """Autostart stays off: the operator who releases the machine decides about that."""
         with self._host.guard("releasing a machine", machine_id):
             domain = self._host.domain(machine_id)
             known = _fence_of(domain)
@@ -129,7 +129,7 @@ def _machine(domain: libvirt.virDomain) -> Machine:
     model = parse_domain(domain.XMLDesc(0 if active else libvirt.VIR_DOMAIN_XML_INACTIVE))
     sizes: dict[str, int] = {}
     for disk in model.hard_disks:
-        # An image that is gone, or of storage that is not mounted: the machine is listed nevertheless.
+        # A missing image, or storage that is not mounted: the machine is listed nevertheless.
         with contextlib.suppress(libvirt.libvirtError):
             sizes[disk.id] = int(domain.blockInfo(disk.id)[0])
     return machine_of(model, sizes, power_of(domain))

@@ -16,13 +16,13 @@ __all__ = ["DRIVER", "SETTINGS", "NbdPlace", "SiteSettings"]
 
 DRIVER = "libvirt"
 
-# libvirt 9 wants the port of a TCP backup server from us ("must specify TCP port for now"). 10809 is NBD's own
+# libvirt 9 requires the port of a TCP backup server ("must specify TCP port for now"). 10809 is NBD's own
 # port and often taken, so the default range begins behind it; one port is in use per machine while it is read.
 DEFAULT_PORTS = (10810, 10909)
 
 SETTINGS = (
     Setting("uri", "libvirt URI of the host, such as qemu:///system or qemu+tls://host/system", required=True),
-    Setting("replica_dir", "directory on the engine's host for replicas; needed where the site is a target"),
+    Setting("replica_dir", "directory on the engine's host for replicas; required for a target"),
     Setting(
         "nbd",
         "how disks are read: `unix[:DIRECTORY]`, or `tcp:HOST[:LOW-HIGH]` with the host's address and ports to use; "
@@ -38,7 +38,7 @@ SETTINGS = (
     Setting("scratch_dir", "directory at the host for the backup's scratch files; by default beside each disk"),
     Setting(
         "domain_type",
-        "`kvm` or `qemu` (emulated): how machines of other platforms run here; by default kvm where the host has it",
+        "`kvm` or `qemu` (emulated): how machines of other platforms run here; default: kvm where the host has it",
     ),
 )
 
@@ -81,7 +81,7 @@ class SiteSettings:
         known = {setting.name for setting in SETTINGS}
         for name in settings:
             if name not in known:
-                raise _invalid(name, f"is not known; there are: {', '.join(sorted(known))}")
+                raise _invalid(name, f"is not known; known settings: {', '.join(sorted(known))}")
         given = {name: value.strip() for name, value in settings.items() if value.strip()}
         url = _url(given.get("uri", ""))
         return cls(
@@ -108,7 +108,7 @@ def _invalid(setting: str, problem: str) -> InvalidSetting:
 
 def _url(uri: str) -> SplitResult:
     if not uri:
-        raise _invalid("uri", "is needed")
+        raise _invalid("uri", "is required")
     try:
         url = urlsplit(uri)
         url.port  # noqa: B018 - raises for a port that is no number
@@ -121,8 +121,8 @@ def _url(uri: str) -> SplitResult:
 
 
 def _is_local(url: SplitResult) -> bool:
-    # A named socket may be a forwarded one (`ssh -L`) or that of another mount namespace: its host's paths need
-    # not be ours, and a file that only has the same path would be the wrong disk.
+    # A named socket may be a forwarded one (`ssh -L`) or that of another mount namespace: its host's paths may differ
+    # from this host's, and a file that only has the same path would be the wrong disk.
     return not url.netloc and "socket" not in parse_qs(url.query)
 
 

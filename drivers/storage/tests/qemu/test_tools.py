@@ -66,7 +66,7 @@ def alive(pid: int) -> bool:
 # --- qemu-nbd ---
 
 
-@pytest.mark.parametrize("name", ["plain", "a,b=c", "nbd:unix:x", "json:{}", "with space", "ünï"])
+@pytest.mark.parametrize("name", ["plain", "a,b=c", "nbd:unix:x", "json:{}", "with space", "n"])
 def test_any_file_name_is_just_a_file_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path(name)
@@ -146,7 +146,7 @@ def test_close_returns_when_the_image_is_let_go_and_leaves_nothing(image: Path, 
         server.start()
         pid = server.pid
         assert server.socket.parent.stat().st_mode & 0o077 == 0
-        with pytest.raises(ValueError, match="started already"):
+        with pytest.raises(ValueError, match="already started"):
             server.start()
         server.close()
         server.close()

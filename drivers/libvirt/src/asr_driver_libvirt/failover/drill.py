@@ -1,4 +1,4 @@
-"""Test failovers: a disposable machine of a point, isolated, while replication goes on."""
+"""Test failovers: a disposable, isolated machine of a recovery point, while replication continues."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["TestRecord", "start", "stop", "test_ids"]
 
 @attrs.frozen
 class TestRecord:
-    """What a test has that must be removed after it; written before any of it is made."""
+    """What a test has that must be deleted after it; written before any of it is created."""
 
     test_id: str
     point_id: str
@@ -44,7 +44,7 @@ class TestRecord:
     network: str
     own_network: bool
     logs: tuple[str, ...] = ()
-    __test__ = False  # not a test class, whatever pytest thinks of the name
+    __test__ = False  # not a test class, despite its name
 
 
 def test_ids(home: Home) -> list[str]:
@@ -105,7 +105,7 @@ def _record(platform: Platform, replica: FileReplica, spec: TestSpec, directory:
 
 
 def _make(platform: Platform, replica: FileReplica, test: TestRecord, directory: Path) -> str:
-    """Images and definition. The images are made anew as long as there is no domain that may have written them."""
+    """Images and definition. The images are created again as long as there is no domain that may have written them."""
     with replica.working("making a test machine") as found:
         point = of_point(found, test.point_id)
         record = hold(replica, found, _holder(test.test_id), point)

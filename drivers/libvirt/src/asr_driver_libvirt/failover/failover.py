@@ -1,4 +1,4 @@
-"""The failover role: machines made of recovery points."""
+"""The failover role: machines created from recovery points."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class LibvirtFailover(Failover):
         promotion.undo(self._platform, self._replica(replica_id), epoch)
 
     def commit(self, replica_id: str, epoch: int, watch: Watch) -> None:
-        """See Failover. A replica that is gone was committed already. Tests of it are ended."""
+        """See Failover. A missing replica was committed already. Its tests are ended."""
         if not self._layout.home(replica_id).path.is_dir():
             return
         replica = self._replica(replica_id)

@@ -1,4 +1,4 @@
-"""Making a machine's disks its own: what they take from the replica's layers is copied into their top layers."""
+"""Making a machine's disks independent: what they take from the replica's layers is copied into their top layers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _pull(platform: Platform, domain: libvirt.virDomain, disk_id: str, watch: Wa
         while (progress := platform.pull(domain, disk_id)) is not None:
             done, total = progress
             if not started:
-                watch.start(f"making disk {disk_id} the machine's own", total)
+                watch.start(f"making disk {disk_id} independent of the replica", total)
                 started = True
             watch.advance(max(0, done - at))
             at = max(at, done)
@@ -69,9 +69,9 @@ def _rebase(path: Path, watch: Watch) -> None:
     """The same for a machine that is off."""
     with qemu_errors(path):
         size = img.info(path, "qcow2").virtual_size
-        watch.start(f"making {path.name} the machine's own", size)
+        watch.start(f"making {path.name} independent of the replica", size)
         watch.check()
         command = ["qemu-img", "rebase", "-q", "-t", "writeback", "-f", "qcow2", "-b", "", str(path)]
-        run(command, what=f"cut {path} off from its layers", timeout=_LEAST_SECONDS + size / _SLOWEST)
+        run(command, what=f"make {path} independent of its layers", timeout=_LEAST_SECONDS + size / _SLOWEST)
     fsync_file(path)
     watch.advance(size)

@@ -55,7 +55,8 @@ def domain_xml(description: Description, *, emulated: bool) -> bytes:
 
 
 def disks_of_domain(description: Description, images: Mapping[str, DiskFile]) -> Mapping[str, DiskFile]:
-    """Images of a point's disks by the names that the domain has for them: in our own domains these are the ids."""
+    """Images of a point's disks by the names that the domain has for them: in domains of this driver these are the
+    ids."""
     return images if description.artifact(DOMAIN_XML) is not None else by_target(description, images)
 
 
@@ -68,9 +69,9 @@ def of_point(record: Record, point_id: str) -> Point:
 
 
 def hold(replica: FileReplica, record: Record, holder: str, point: Point) -> Record:
-    """Record who stands on a point's images, so that they are neither written nor removed.
+    """Record what uses a point's images, so that they are neither written nor deleted.
 
-    With `reflink` only clones are stood on: a point that is not kept is the head itself, which cycles write.
+    With `reflink` only clones are used: a point that is not kept is the head itself, which cycles write.
     """
     if record.kind is ReplicaKind.REFLINK and not point.stored.kept:
         return record
@@ -85,7 +86,7 @@ def hold(replica: FileReplica, record: Record, holder: str, point: Point) -> Rec
 
 
 def released(replica: FileReplica, record: Record, holder: str) -> Record:
-    """The holder is gone; what it alone needed is freed."""
+    """The holder was removed; what only it needed is freed."""
     if holder not in record.holds:
         return record
     record = attrs.evolve(record, holds={name: held for name, held in record.holds.items() if name != holder})
@@ -96,10 +97,10 @@ def released(replica: FileReplica, record: Record, holder: str) -> Record:
 def make_images(
     replica: FileReplica, record: Record, holder: str, point: Point, directory: Path, *, own: bool
 ) -> dict[str, DiskFile]:
-    """Images in a directory that have a point's content and may be written. A repeat makes them anew.
+    """Images in a directory that have a point's content and may be written. A repeat creates them again.
 
-    Overlays over what the holder stands on; a clone costs 30-90 us for each extent of the disk, an overlay the same
-    for any. With `reflink` a holder that stands on nothing gets clones, and so does one whose disks are to be its
+    Overlays over the images that the holder uses; a clone costs 30-90 us for each extent of the disk, an overlay the
+    same for any disk. With `reflink` a holder that uses no images gets clones, and so does one whose disks become its
     `own` in the end: with overlays, so that their changes can be tracked.
     """
     stands = record.kind is ReplicaKind.CHAIN or (not own and holder in record.holds)
@@ -220,14 +221,14 @@ class Platform:
                 domain.create()
 
     def remove(self, domain: libvirt.virDomain, *, tpm: bool) -> None:
-        """Stop and undefine; files are left, a TPM's state goes with `tpm`."""
+        """Stop and undefine; files are kept, a TPM's state is deleted with `tpm`."""
         with self._host.guard("removing a machine"):
             if domain.isActive():
                 _ignoring(domain.destroy, libvirt.VIR_ERR_OPERATION_INVALID)
             self.undefine(domain, tpm=tpm)
 
     def undefine(self, domain: libvirt.virDomain, *, tpm: bool) -> None:
-        """Undefine a stopped domain; its NVRAM file stays."""
+        """Undefine a stopped domain; its NVRAM file is kept."""
         flags = _UNDEFINE | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
         with self._host.guard("removing a machine's definition"):
             if self._host.conn().getLibVersion() >= _UNDEFINES_TPM:
@@ -256,7 +257,7 @@ class Platform:
                 self._host.conn().networkCreateXML(xml)
 
     def remove_network(self, name: str) -> None:
-        """Remove a transient network; one that is not there is gone already."""
+        """Remove a transient network; a missing one is no error."""
         with self._host.guard("removing an isolated network"):
             try:
                 network = self._host.conn().networkLookupByName(name)
@@ -275,22 +276,22 @@ class Platform:
         if not job:
             return None
         if job["type"] != libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL:
-            detail = f"another block job is under way on disk {disk_id}"
-            raise DriverFailed(operation="making a machine's disks its own", site=self.name, detail=detail)
+            detail = f"another block job is running on disk {disk_id}"
+            raise DriverFailed(operation="making a machine's disks independent", site=self.name, detail=detail)
         return int(job["cur"]), int(job["end"])
 
     def begin_pull(self, domain: libvirt.virDomain, disk_id: str) -> None:
         """Begin copying."""
-        with self._host.guard("making a machine's disks its own"):
+        with self._host.guard("making a machine's disks independent"):
             domain.blockPull(disk_id, 0, 0)
 
     def abort_pull(self, domain: libvirt.virDomain, disk_id: str) -> None:
-        """End copying; what was copied stays."""
+        """End copying; what was copied is kept."""
         with self._host.guard("ending a block job"):
             _ignoring(lambda: domain.blockJobAbort(disk_id, 0), libvirt.VIR_ERR_OPERATION_INVALID)
 
     def unmark(self, domain: libvirt.virDomain, uri: str) -> None:
-        """Take our mark off."""
+        """Remove the driver's mark."""
         with self._host.guard("changing a machine's metadata"):
             kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
             flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG

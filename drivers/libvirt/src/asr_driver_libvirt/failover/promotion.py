@@ -1,7 +1,7 @@
-"""Failovers for good: the machine of a point under its own name, undo, and commit.
+"""Failovers: the machine of a recovery point under its own name, undo, and commit.
 
-`promotion.json` in the replica's directory is written before anything is changed at the site and removed last, so
-that each of the three can be repeated after a crash. What had the machine's identity before is kept in it.
+`promotion.json` in the replica's directory is written before anything is changed at the site and deleted last, so that
+each of the three can be repeated after a crash. It keeps what had the machine's identity before.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _HOLDER = "promotion"
 
 
 class Phase(Enum):
-    """How far a promotion is."""
+    """The phase of a promotion."""
 
     MAKING = "making"
-    """The machine may be there or not."""
+    """The machine may exist or not."""
     MADE = "made"
     """The machine is defined; it may have run."""
     UNDOING = "undoing"
-    """The machine is going; what was put aside comes back."""
+    """The machine is being removed; what was put aside is restored."""
     COMMITTING = "committing"
-    """There is no way back."""
+    """The commit has begun and cannot be undone."""
 
 
 @attrs.frozen
@@ -108,7 +108,7 @@ def promote(platform: Platform, layout: Layout, replica: FileReplica, spec: Prom
         model = parse_domain(source)
         promotion = load(replica.home)
         if promotion is not None and promotion.phase is Phase.COMMITTING:
-            raise _refused(promotion.name, "promoted again", "being committed", "There is no way back.", "finish it")
+            raise _refused(promotion.name, "be promoted again", "being committed", "It cannot be undone.", "commit")
         if promotion is not None and promotion.phase is Phase.UNDOING:
             _take_back(platform, replica, record, promotion)
             promotion, record = None, replica.home.load()
@@ -192,7 +192,7 @@ def _in_the_way(platform: Platform, machine_id: str, name: str) -> tuple[str | N
     if not _fenced(xml):
         raise AlreadyExists(kind="machine", name=name)
     if platform.running(there):
-        raise _refused(name, "be put aside", "running", "It is quarantined but runs.", "stop it first")
+        raise _refused(name, "be put aside", "running", "It is quarantined but running.", "stop it first")
     return xml, platform.autostarts(there)
 
 
@@ -202,7 +202,7 @@ def _fenced(xml: str) -> bool:
 
 
 def _check_replaceable(platform: Platform, domain: libvirt.virDomain, replica_id: str, promotion: Promotion) -> None:
-    """What is about to be undefined must be ours, or what was recorded as put aside."""
+    """What is about to be undefined must be the driver's own, or what was recorded as put aside."""
     made = platform.made(domain)
     ours = made is not None and made.replica_id == replica_id and made.role == "promotion"
     if not ours and promotion.aside is None:
@@ -212,13 +212,13 @@ def _check_replaceable(platform: Platform, domain: libvirt.virDomain, replica_id
 
 
 def _remove_machine(platform: Platform, replica_id: str, promotion: Promotion, *, only_stopped: bool) -> None:
-    """Undefine the machine that was made of this replica; anything else of that UUID is left."""
+    """Undefine the machine that was created from this replica; any other machine with that UUID is left alone."""
     there = platform.find(promotion.machine_id)
     made = platform.made(there) if there is not None else None
     if there is None or made is None or made.replica_id != replica_id or made.role != "promotion":
         return
     if only_stopped and platform.running(there):
-        reason = "What it wrote since the failover would be lost unnoticed."
+        reason = "What it has written since the failover would be lost."
         raise _refused(promotion.name, "be replaced by another point", "running", reason, "stop it first")
     platform.remove(there, tpm=False)
 
@@ -238,7 +238,13 @@ def undo(platform: Platform, replica: FileReplica, epoch: int) -> None:
         if promotion is None:
             return
         if promotion.phase is Phase.COMMITTING:
-            raise _refused(promotion.name, "have its failover undone", "being committed", "Points are going.", "commit")
+            raise _refused(
+                promotion.name,
+                "have its failover undone",
+                "being committed",
+                "Its recovery points are being deleted.",
+                "commit",
+            )
         promotion = _save(replica.home, attrs.evolve(promotion, phase=Phase.UNDOING))
         reach("failover.undo.begun")
         _take_back(platform, replica, record, promotion)
@@ -264,15 +270,15 @@ def _take_back(platform: Platform, replica: FileReplica, record: Record, promoti
 
 
 def commit(platform: Platform, layout: Layout, replica: FileReplica, epoch: int, watch: Watch) -> None:
-    """See Failover.commit. May be long with `chain`: it can be cancelled and repeated, the machine goes on."""
+    """See Failover.commit. May take long with `chain`: it can be cancelled and repeated while the machine runs."""
     with replica.working("committing a failover") as found:
         record = _own(replica, found, epoch)
         promotion = load(replica.home)
         if promotion is None or promotion.phase in (Phase.MAKING, Phase.UNDOING):
-            raise _refused(record.name, "be committed", "not failed over", "No machine was made.", "fail over first")
+            raise _refused(record.name, "be committed", "not failed over", "No machine was created.", "fail over first")
         domain = platform.find(promotion.machine_id)
         if domain is None:
-            reason = "Its definition was removed at the site; the points are all that is left."
+            reason = "Its definition was removed at the site; only the recovery points are left."
             raise _refused(promotion.name, "be committed", "missing", reason, "undo the failover")
         promotion = _save(replica.home, attrs.evolve(promotion, phase=Phase.COMMITTING))
         reach("failover.commit.begun")
@@ -287,7 +293,7 @@ def commit(platform: Platform, layout: Layout, replica: FileReplica, epoch: int,
 
 
 def _remove_superseded(layout: Layout, promotion: Promotion) -> None:
-    """Remove what a failover before this one made of our disks for the machine; the user's own disks stay."""
+    """Delete the disks that an earlier failover created for the machine; the user's own disks are kept."""
     if promotion.aside is None:
         return
     mine = Path(promotion.directory)
@@ -295,13 +301,13 @@ def _remove_superseded(layout: Layout, promotion: Promotion) -> None:
     for path in sorted(still_used):
         directory = _our_directory(layout, path)
         if directory is None:
-            _log.info("disk %s of the machine before the failover is left where it is", path)
+            _log.info("disk %s of the machine before the failover is not deleted", path)
         elif directory != mine:
             remove_tree(directory)
 
 
 def _our_directory(layout: Layout, path: str) -> Path | None:
-    """The machine's directory that a disk is in, if it is one of ours."""
+    """The machine's directory that a disk is in, if the driver created it."""
     try:
         parts = Path(os.path.realpath(path)).relative_to(os.path.realpath(layout.machines)).parts
     except ValueError:

@@ -21,7 +21,7 @@ __all__ = ["LibvirtHost"]
 # A cut link is noticed when 3 answers in 5 s steps are missing: every call on it fails after 20 s at most.
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
-# connect(2) to a host that is gone blocks for more than two minutes, and libvirt has no limit for it.
+# connect(2) to an unreachable host blocks for more than two minutes, and libvirt has no limit for it.
 OPEN_SECONDS = 15.0
 
 
@@ -56,7 +56,7 @@ class LibvirtHost:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is alive now; asks nobody and opens nothing."""
+        """Whether the connection is alive now; sends nothing and opens nothing."""
         conn = self._conn
         return conn is not None and _alive(conn)
 
@@ -74,7 +74,7 @@ class LibvirtHost:
         """The domain of that UUID. Raises MachineNotFound, SiteUnreachable."""
         try:
             uuid.UUID(machine_id)
-        except ValueError as error:  # libvirt calls it an invalid argument; it is nobody's id
+        except ValueError as error:  # libvirt calls it an invalid argument; it is no machine's id
             raise MachineNotFound(site=self.name, machine=machine_id) from error
         with self.guard("looking up a machine", machine_id):
             return self.conn().lookupByUUIDString(machine_id)
@@ -124,7 +124,7 @@ class LibvirtHost:
         return [wanted, answer, None]
 
     def close(self) -> None:
-        """Close the connection; views that are open end."""
+        """Close the connection; open views end."""
         with self._lock:
             self._closed = True
             conn, self._conn = self._conn, None

@@ -1,4 +1,4 @@
-"""libvirt's error codes told in the catalogue's words."""
+"""libvirt's error codes translated into the catalogue's errors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _ACCESS = {
     libvirt.VIR_ERR_OPERATION_DENIED,
 }
 _LINK = {libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_LIBSSH}
-# Errors that carry no code of their own but a message of the socket, ssh or GnuTLS; English in every locale since
-# libvirt passes them on from the C library (of *this* process, whose locale is C unless it chose another) and ssh.
+# Errors without a specific code, with a message of the socket, ssh or GnuTLS; English in every locale since libvirt
+# passes them on from the C library (of *this* process, whose locale is C unless it chose another) and ssh.
 _ACCESS_WORDS = ("permission denied", "authentication", "certificate", "host key verification")
 
 

@@ -21,8 +21,8 @@ def start() -> None:
             return
         if _started_in:
             # After fork() the loop's thread is gone and its state is not to be used (libvirt's own rule).
-            raise RuntimeError("a process that used libvirt cannot be forked and go on using it")
-        # libvirt prints every error to stderr unless told otherwise; ours travel as exceptions.
+            raise RuntimeError("a process that has used libvirt cannot use it after a fork")
+        # libvirt prints every error to stderr by default; this driver raises them as exceptions.
         libvirt.registerErrorHandler(lambda *_: None, None)
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=_run, name="libvirt-events", daemon=True).start()

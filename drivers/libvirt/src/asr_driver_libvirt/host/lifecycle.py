@@ -1,4 +1,4 @@
-"""Starts and stops of a host's machines, as its connection hears of them."""
+"""Starts and stops of a host's machines, from the events of its connection."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import libvirt
 
 __all__ = ["Lifecycle"]
 
-# Events may be lost with a connection; whoever waits also looks for himself this often (seconds).
+# Events may be lost with a connection; a waiting caller also checks this often (seconds).
 LOOK_SECONDS = 0.5
 
 
 class Lifecycle:
-    """Of one connection: a new connection begins with a new one, so nothing that was missed is taken for quiet."""
+    """Of one connection: each connection gets a new one, so missed events are not mistaken for none."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -31,13 +31,13 @@ class Lifecycle:
         """Listen to a connection."""
         for event, told in (
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._event),
-            # Tells the end of a backup at once; abortJob returns before that.
+            # Reports the end of a backup at once; abortJob returns before that.
             (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, self._job_ended),
         ):
             self._registered.append(conn.domainEventRegisterAny(None, event, told, None))
 
     def unregister(self, conn: libvirt.virConnect) -> None:
-        """Listen no more: while anybody listens, closing a connection does not close it."""
+        """Stop listening: while a listener is registered, closing a connection does not close it."""
         registered, self._registered = self._registered, []
         for callback in registered:
             with contextlib.suppress(libvirt.libvirtError):  # of a dead connection
@@ -71,5 +71,5 @@ class Lifecycle:
             if left <= 0:
                 return False
             with self._changed:
-                # What was heard while `true` looked must not be waited for.
+                # An event that came while `true` was asked must not be waited for.
                 self._changed.wait_for(lambda: self._heard != heard, min(left, LOOK_SECONDS))  # noqa: B023

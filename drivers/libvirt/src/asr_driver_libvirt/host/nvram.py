@@ -19,7 +19,7 @@ _TRIES = 3
 
 
 class NvramReader:
-    """Reads variable stores, again only when they changed: a cycle every 5 s must not send 528 KiB each time."""
+    """Reads variable stores, again only when they have changed: a cycle every 5 s must not send 528 KiB each time."""
 
     def __init__(self, host: LibvirtHost) -> None:
         self._host = host

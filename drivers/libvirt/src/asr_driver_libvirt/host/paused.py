@@ -1,17 +1,17 @@
 """A machine that is off, held: started with its processors stopped, so that QEMU serves its disks.
 
-libvirt reads disks (and makes bitmaps) only of running domains. Where the images are not this host's files there is
-no other way to the delta of a machine that was shut down -- and a planned failover must not lose it. Not one guest
-instruction runs. Measured on a TCG host: start 0.25-0.4 s, the backup as ever, stop 1.6-2.0 s (QEMU is asked to end
-in order, which is what saves the bitmaps). Meanwhile the user's own start answers "already running", so a machine is
-held only while it is read, and not at all while it stays off unchanged.
+libvirt reads disks (and makes bitmaps) only of running domains. Where the images are not this host's files there is no
+other way to the delta of a machine that was shut down -- and a planned failover must not lose it. Not one guest
+instruction runs. Measured on a TCG host: start 0.25-0.4 s, the backup as usual, stop 1.6-2.0 s (QEMU is asked to shut
+down cleanly, which saves the bitmaps). During that time the user's own start fails with "already running", so a machine
+is held only while it is read, and not at all while it stays off unchanged.
 
-A mark in the running definition (only there: it goes when the machine stops) tells a held machine from one that its
-user paused, so that a later call releases what a killed engine left. It is set after the start: set before, it would
-outlive a killed engine in the stored definition, and a machine that its user then starts and pauses would look held.
-A kill between the two leaves a paused machine that nobody takes for held: that harms less. A held machine that its
-user resumed is the user's: it is left running. A machine that is suspended to disk is not held: starting it would use
-up its saved memory.
+A mark in the running definition (only there: it is dropped when the machine stops) distinguishes a held machine from
+one that its user paused, so that a later call releases what a killed engine left. It is set after the start: set
+before, it would outlive a killed engine in the stored definition, and a machine that its user then starts and pauses
+would look held. A kill between the two leaves a paused machine that is not taken for held: that does less harm. A held
+machine that its user resumed belongs to the user: it is left running. A machine that is suspended to disk is not held:
+starting it would use up its saved memory.
 """
 
 from __future__ import annotations
@@ -64,6 +64,6 @@ def release(domain: libvirt.virDomain) -> None:
             domain.abortJob()
         domain.destroy()
     elif domain.isActive():
-        _log.warning("machine %s was resumed while it was held: it is left running", domain.name())
+        _log.warning("machine %s was resumed while it was held for reading: it is left running", domain.name())
         with contextlib.suppress(libvirt.libvirtError):
             domain.setMetadata(_ELEMENT, None, None, _URI, _LIVE)

@@ -15,7 +15,7 @@ __all__ = ["download", "pool_of", "stamp", "volume"]
 
 
 def pool_of(conn: libvirt.virConnect, directory: str, stack: contextlib.ExitStack) -> libvirt.virStoragePool:
-    """The user's pool of a directory, else one that lives as long as `stack`. Raises libvirtError."""
+    """The user's pool of a directory, else one that exists as long as `stack`. Raises libvirtError."""
     with contextlib.suppress(libvirt.libvirtError):
         pool = conn.storagePoolLookupByTargetPath(directory)
         pool.refresh(0)

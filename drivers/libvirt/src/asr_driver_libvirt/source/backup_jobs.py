@@ -39,15 +39,15 @@ _WITH_SIZES = libvirt.VIR_DOMAIN_CHECKPOINT_XML_SIZE | libvirt.VIR_DOMAIN_CHECKP
 # libvirt 9.0 has one thread for all events of QEMU, and a channel that the guest opens or closes while a backup runs
 # (its agent starts or stops: a boot, a shutdown) blocks that thread for 30 s: "Cannot start job (modify migration
 # safe) in API qemu-event ... current job is backup". A backup that is ended meanwhile, like a machine that stops, is
-# seen to have ended only afterwards. This is for three such channels.
+# seen to have ended only afterwards. The limit allows for three such channels.
 END_SECONDS = 95.0
-# Who only tidies up does not wait for that; whoever needs the domain next does.
+# Clean-up does not wait for that; the next user of the domain does.
 TIDY_SECONDS = 3.0
 _PORT_TRIES = 20
 
 
 def current_backup(domain: libvirt.virDomain) -> RunningBackup | None:
-    """The machine's backup job, whosever it is. Raises libvirtError."""
+    """The machine's backup job, whoever began it. Raises libvirtError."""
     try:
         return backup_xml.parse_backup(domain.backupGetXMLDesc(0))
     except libvirt.libvirtError as error:
@@ -66,8 +66,8 @@ def refuse_if_busy(domain: libvirt.virDomain) -> None:
 
 
 def end_backup(host: LibvirtHost, domain: libvirt.virDomain, wait: float = END_SECONDS) -> None:
-    """End a job of ours, and wait until it is gone: a next one would block on it. Raises libvirtError, DriverFailed
-    when it is still there after `wait` seconds (it goes by itself)."""
+    """End a job of this driver, and wait until it has ended: the next one would block on it. Raises libvirtError,
+    DriverFailed when it still exists after `wait` seconds (it ends later without another call)."""
     try:
         domain.abortJob()
     except libvirt.libvirtError as error:
@@ -75,13 +75,13 @@ def end_backup(host: LibvirtHost, domain: libvirt.virDomain, wait: float = END_S
             return  # no job any more, or no running machine
         raise
     if not host.lifecycle.wait(lambda: current_backup(domain) is None, wait):
-        raise DriverFailed(operation="ending a backup", site=host.name, detail=f"still there after {wait:g} s")
+        raise DriverFailed(operation="ending a backup", site=host.name, detail=f"it still exists after {wait:g} s")
 
 
 def begin_backup(
     host: LibvirtHost, domain: libvirt.virDomain, disks: list[backup_xml.BackupDisk], checkpoint: str | None
 ) -> NbdServer:
-    """Freeze: from here on the job serves this instant. Raises libvirtError; nothing is left of a failed try."""
+    """Freeze: from here on the job serves this instant. Raises libvirtError; a failed attempt leaves nothing behind."""
     place = host.settings.nbd
     if not place.tcp:
         server = NbdServer(socket=_socket_path(host, domain))
@@ -96,7 +96,7 @@ def begin_backup(
         try:
             domain.backupBegin(backup_xml.backup_xml(server, disks), checkpoint, 0)
         except libvirt.libvirtError as error:
-            # libvirt passes QEMU's words on with no code of their own (seen: "Failed to find an available port").
+            # libvirt passes QEMU's message on without a specific code (seen: "Failed to find an available port").
             if "available port" not in str(error) or number == len(tries):
                 raise
             continue
@@ -108,7 +108,7 @@ def _socket_path(host: LibvirtHost, domain: libvirt.virDomain) -> str:
     if host.settings.nbd.directory:
         return f"{host.settings.nbd.directory}/asr-{domain.UUIDString()}.sock"
     # The domain's own directory: QEMU may write there whatever user it runs as and whatever AppArmor or SELinux
-    # say, since its monitor socket is there too; and libvirt removes it with the domain.
+    # say, since its monitor socket is there too; and libvirt deletes it with the domain.
     for base in (Path("/var/lib/libvirt/qemu"), Path.home() / ".config/libvirt/qemu/lib"):
         for directory in base.glob(f"domain-{domain.ID()}-*"):
             return str(directory / "asr-nbd.sock")
@@ -119,7 +119,7 @@ def _socket_path(host: LibvirtHost, domain: libvirt.virDomain) -> str:
 
 
 def our_checkpoints(domain: libvirt.virDomain) -> list[libvirt.virDomainCheckpoint]:
-    """Those we made; others are never touched. Raises libvirtError."""
+    """Those that this driver created; others are never touched. Raises libvirtError."""
     return [checkpoint for checkpoint in domain.listAllCheckpoints(0) if is_ours(checkpoint.getName())]
 
 
@@ -143,7 +143,7 @@ def whole_bitmaps(domain: libvirt.virDomain, model: DomainModel, since: LibvirtM
         return set()
     whole = backup_xml.bitmap_sizes(checkpoint.getXMLDesc(_WITH_SIZES))
     if known is None and not whole:
-        delete_checkpoint(checkpoint)  # nothing was restored but the record
+        delete_checkpoint(checkpoint)  # only the record was restored
     return whole
 
 
@@ -163,7 +163,8 @@ def _redefine(domain: libvirt.virDomain, model: DomainModel, since: LibvirtMark)
 
 
 def delete_checkpoint(checkpoint: libvirt.virDomainCheckpoint) -> None:
-    """Remove bitmaps and record; of a running domain only. Raises libvirtError when not even the record goes."""
+    """Delete bitmaps and record; of a running domain only. Raises libvirtError when not even the record can be
+    deleted."""
     try:
         # This also removes inconsistent bitmaps, which otherwise stay for ever and block resizing the disk
         # ("Bitmap ... is inconsistent and cannot be used").
@@ -171,10 +172,11 @@ def delete_checkpoint(checkpoint: libvirt.virDomainCheckpoint) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
             return
-        # Its bitmap is gone (a killed QEMU never saved it, a replaced disk never had it): only the record is left.
-        _log.info("checkpoint %s: %s; removing its record", checkpoint.getName(), error)
+        # Its bitmap does not exist (a killed QEMU never saved it, a replaced disk never had it): only the record is
+        # left.
+        _log.info("checkpoint %s: %s; deleting its record", checkpoint.getName(), error)
         with contextlib.suppress(libvirt.libvirtError):
-            _log.debug("removed: %s", checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
+            _log.debug("deleted: %s", checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
         checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
 
 

@@ -24,7 +24,7 @@ __all__ = ["SourceFacts", "gather"]
 
 @attrs.frozen
 class SourceFacts:
-    """`images`: what local image files say of themselves, by disk id; empty for a remote host. `nvram_readable`:
+    """`images`: what the headers of local image files say, by disk id; empty for a remote host. `nvram_readable`:
     None for a machine without UEFI variables. `missing`: disks whose image the host cannot open."""
 
     model: DomainModel

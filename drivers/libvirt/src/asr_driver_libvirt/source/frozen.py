@@ -1,4 +1,4 @@
-"""What keeps a machine's disks frozen: a backup job, or nothing but that the machine is off."""
+"""What keeps a machine's disks frozen: a backup job, or only the fact that the machine is off."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 class JobFrozen(Frozen):
     """A pull-mode backup job of QEMU. `held`: the machine is off and was started for this, processors stopped.
 
-    The job must not end while somebody connects: a QEMU 7.2 whose NBD server is stopped with a client in negotiation
-    waits for that client for ever, and its guest stands still (seen with 7.2.22 of Debian 12, which drops a silent
-    client after 10 s; with one that came 15 s before nothing happens).
+    The job must not end while a client connects: a QEMU 7.2 whose NBD server is stopped with a client in negotiation
+    waits for that client for ever, and its guest hangs (seen with 7.2.22 of Debian 12, which drops a silent client
+    after 10 s; a client that connected 15 s before does no harm).
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class JobFrozen(Frozen):
         return backup is not None and backup.name == self._name
 
     def explain(self, problem: NbdError) -> AsrError:
-        """Asks libvirt whether the job is still there; answered within the keep-alive's 20 s."""
+        """Asks libvirt whether the job still exists; answered within the keep-alive's 20 s."""
         if self._closed:
             return self._lost(f"it was closed while it was read ({problem})")
         if not self._host.connected:
@@ -109,7 +109,8 @@ class JobFrozen(Frozen):
                 raise self._lost("the backup job has ended")
 
     def close(self) -> None:
-        """End the job if it is still ours. Over a cut link nothing is tried: a later view or keep_marks ends it."""
+        """End the job if it is still this driver's. Over a cut link nothing is tried: a later view or keep_marks ends
+        it."""
         with self._changed:
             if self._closed:
                 return
@@ -117,7 +118,7 @@ class JobFrozen(Frozen):
             self._changed.wait_for(lambda: not self._connecting, READ_SECONDS)
         self._host.reading.discard(str(self._name))
         if not self._host.connected:
-            _log.warning("view of %s is left behind: its site cannot be reached", self._machine_id)
+            _log.warning("view of %s was not closed: its site cannot be reached", self._machine_id)
             return
         try:
             with self._host.guard("closing a frozen view", self._machine_id):
@@ -129,13 +130,13 @@ class JobFrozen(Frozen):
                 elif ours:
                     backup_jobs.end_backup(self._host, domain, backup_jobs.TIDY_SECONDS)
         except AsrError as error:
-            _log.warning("view of %s ends later: %s", self._machine_id, error)
+            _log.warning("view of %s was not closed, a later cycle retries: %s", self._machine_id, error)
 
 
 class FilesFrozen(Frozen):
     """The image files of a machine that is off, on this host: read beside whoever else may open them.
 
-    Nothing is locked, so the user can start the machine at any moment; `confirm` then tells.
+    Nothing is locked, so the user can start the machine at any moment; `confirm` then reports it.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class FilesFrozen(Frozen):
         return base
 
     def explain(self, problem: NbdError) -> AsrError:
-        """Lost when the machine is not off any more."""
+        """The view is lost when the machine is no longer off."""
         try:
             self.confirm()
         except AsrError as error:
@@ -211,7 +212,7 @@ class FilesFrozen(Frozen):
 
 
 class LateFrozen(Frozen):
-    """A machine that stayed off unchanged: nothing is opened until something is read after all."""
+    """A machine that stayed off unchanged: nothing is opened until something is read."""
 
     def __init__(self, open_: Callable[[], Frozen], unchanged: Callable[[], None]) -> None:
         """`unchanged` raises ViewLost when that is not so any more."""
@@ -257,8 +258,8 @@ class LateFrozen(Frozen):
 
 
 def image_stamp(path: str) -> str:
-    """The state of a local file: equal stamps mean that nobody wrote to it. "" where that cannot be told: there is
-    no such file, or it is a device, whose times do not follow its content."""
+    """The state of a local file: equal stamps mean that it was not written. "" where that is unknown: there is no such
+    file, or it is a device, whose times do not follow its content."""
     try:
         state = Path(path).stat()
     except OSError:

@@ -49,7 +49,8 @@ class GuestFreeze:
 
     def _freeze(self) -> None:
         if self._wanted is Consistency.APPLICATION and not self._has_vss():
-            # On other guests the agent may or may not run hook scripts, and does not tell: what is sure is less.
+            # On other guests the agent may or may not run hook scripts and does not report it: only the lesser
+            # consistency is certain.
             self._wanted = Consistency.FILESYSTEM
         begun = time.monotonic()
         try:
@@ -59,7 +60,7 @@ class GuestFreeze:
             self.problem = error.get_error_message() or str(error)
             _log.warning("guest not frozen: %s", self.problem)
             if error.get_error_code() in _TIMEOUT_CODES:
-                # It may freeze yet, when nobody waits any more.
+                # It may still freeze, after the caller stopped waiting.
                 self._thaw()
             else:
                 self._reset_limit()

@@ -15,7 +15,7 @@ from asrcore.model.policy import Policy
 __all__ = ["disk_findings", "findings"]
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
-# backupmode and incremental for each disk of its own (a new disk has no bitmap yet) are of libvirt 7.1.
+# libvirt 7.1 added backupmode and incremental for each disk separately (a new disk has no bitmap yet).
 _OLDEST_LIBVIRT = 7_001_000
 
 
@@ -27,7 +27,7 @@ def findings(facts: SourceFacts, policy: Policy) -> list[Finding]:
         if disk.id in facts.missing:
             detail = facts.missing[disk.id]
             what = "its image cannot be opened"
-            found.append(_about(disk, "disk-unreadable", _ERROR, what, detail, "Mend its path or its storage."))
+            found.append(_about(disk, "disk-unreadable", _ERROR, what, detail, "Correct its path or fix its storage."))
         if disk.id in facts.images:
             found += _image(disk, facts.images[disk.id])
     order = [_ERROR, _WARNING, _INFO]
@@ -40,7 +40,7 @@ def _host(facts: SourceFacts) -> Iterator[Finding]:
             "libvirt-too-old",
             _ERROR,
             "the host's libvirt is older than 7.1",
-            "Its backups cannot mix disks that are tracked and disks that are not.",
+            "Its backups cannot combine tracked and untracked disks.",
             "Upgrade libvirt and QEMU on the host.",
         )
     if facts.nbd_in_the_clear:
@@ -49,7 +49,7 @@ def _host(facts: SourceFacts) -> Iterator[Finding]:
             _WARNING,
             "disks are read over the network without encryption",
             "The site's setting nbd_tls is not set.",
-            "Set up backup_tls_x509_cert_dir in the host's qemu.conf and nbd_tls here, or keep to a private link.",
+            "Set up backup_tls_x509_cert_dir in the host's qemu.conf and nbd_tls here, or use a private link only.",
         )
 
 
@@ -59,16 +59,16 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
         yield Finding(
             "transient-domain",
             _ERROR,
-            "the machine is transient: it vanishes when it stops",
+            "the machine is transient: it is removed when it stops",
             "libvirt keeps neither its definition nor its checkpoints.",
-            "`virsh define` it.",
+            "Make it persistent with `virsh define`.",
         )
     if facts.snapshots:
         yield Finding(
             "machine-has-snapshots",
             _ERROR,
             f"the machine has {facts.snapshots} snapshot(s)",
-            "Reverting to one changes disks behind the back of change tracking, and libvirt refuses to mix both.",
+            "Reverting to one changes disks unseen by change tracking, and libvirt refuses to combine both.",
             "Merge or delete the snapshots: `virsh snapshot-list`, `virsh snapshot-delete`.",
         )
     if facts.foreign_checkpoints:
@@ -76,15 +76,15 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
             "machine-has-foreign-checkpoints",
             _INFO,
             f"another application tracks changes too: {', '.join(facts.foreign_checkpoints)}",
-            "Each checkpoint has bitmaps of its own: neither disturbs the other, but only one backup runs at a time.",
-            "Nothing; keep its backups short.",
+            "Each checkpoint has its own bitmaps, so neither affects the other; but only one backup runs at a time.",
+            "No action needed; keep its backups short.",
         )
     if facts.foreign_backup:
         yield Finding(
             "foreign-backup-running",
             _WARNING,
             "a backup of another application is running",
-            "QEMU serves one backup of a machine at a time: cycles wait until it has ended.",
+            "QEMU serves one backup of a machine at a time: replication cycles wait until it has ended.",
             "Wait, or end it with `virsh domjobabort`.",
         )
     if facts.managed_save:
@@ -92,8 +92,8 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
             "managed-save-present",
             _WARNING,
             "the machine is suspended to disk",
-            "Its memory is not replicated: at the target it starts as after a power cut.",
-            "Start it, or `virsh managedsave-remove`.",
+            "Its saved memory is not replicated: at the target it starts as after a power cut.",
+            "Start it, or delete the saved memory with `virsh managedsave-remove`.",
         )
     for disk_id in facts.block_jobs:
         yield Finding(
@@ -108,7 +108,7 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
             "autostart",
             _INFO,
             "the machine starts with its host",
-            "When the host returns after a failover it would start again; the engine fences it as soon as it can.",
+            "When the host comes back after a failover, it would start again; the engine fences it as soon as it can.",
             "Nothing.",
         )
     if not facts.active and not facts.local:
@@ -116,8 +116,8 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
             "machine-off-remote",
             _INFO,
             "the machine is off",
-            "Its disks are read by starting it with its processors stopped; meanwhile it cannot be started.",
-            "Nothing, or start it before its initial copy.",
+            "Its disks are read by starting it with its processors stopped; it cannot be started during that time.",
+            "No action needed. To avoid this, start it before its initial copy.",
         )
     if facts.nvram_readable is False:
         yield Finding(
@@ -125,7 +125,7 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
             _WARNING,
             "the UEFI variables cannot be read",
             f"{model.nvram} is not accessible from here: boot entries and Secure Boot keys are not replicated.",
-            "Give access to it, or expect the firmware's defaults after a failover.",
+            "Make it readable, or expect the firmware's defaults after a failover.",
         )
     if not model.hard_disks:
         yield Finding("no-disks", _ERROR, "the machine has no disks", "There is nothing to replicate.", "Add a disk.")
@@ -137,8 +137,8 @@ def _devices(model: DomainModel) -> Iterator[Finding]:
             "host-device",
             _ERROR,
             f"a device of the host is passed through ({device})",
-            "It is not there at the target.",
-            "Take it out of the machine.",
+            "The target does not have it.",
+            "Remove it from the machine.",
         )
     if model.launch_security:
         yield Finding(
@@ -146,14 +146,14 @@ def _devices(model: DomainModel) -> Iterator[Finding]:
             _ERROR,
             "the machine's memory is encrypted by the processor",
             "Its keys belong to this host's processor.",
-            "Take <launchSecurity> out of the machine.",
+            "Remove <launchSecurity> from the machine.",
         )
     if model.nvdimms:
         yield Finding(
             "persistent-memory",
             _ERROR,
             "the machine has persistent memory",
-            "Its content is on no disk and is not replicated.",
+            "Its content is not on a disk and is not replicated.",
             "Move its content to a disk.",
         )
     if model.tpm:
@@ -161,15 +161,15 @@ def _devices(model: DomainModel) -> Iterator[Finding]:
             "tpm-present",
             _WARNING,
             "the machine has a TPM",
-            "The state of an emulated TPM is not replicated: what is sealed to it (BitLocker keys) asks for recovery.",
-            "Have the recovery keys at hand.",
+            "The state of an emulated TPM is not replicated: keys sealed to it (BitLocker) are not usable there.",
+            "Keep the recovery keys at hand.",
         )
     if model.cpu_mode in ("host-passthrough", "maximum"):
         yield Finding(
             "cpu-passthrough",
             _WARNING,
             f"its processor is the host's own ({model.cpu_mode})",
-            "At a host with another processor the guest finds another one.",
+            "On a host with a different processor the guest sees a different one.",
             "Use a named model, or host-model.",
         )
     for folder in model.shared_folders:
@@ -192,8 +192,8 @@ def _devices(model: DomainModel) -> Iterator[Finding]:
         yield Finding(
             "direct-kernel",
             _WARNING,
-            "the host hands it kernel and initial ramdisk",
-            "These files are the host's and are not replicated.",
+            "it boots a kernel and initial ramdisk from files of the host",
+            "Files of the host are not replicated.",
             "Put the same files at the same paths at the target.",
         )
     for drive in model.media:
@@ -209,7 +209,7 @@ def _devices(model: DomainModel) -> Iterator[Finding]:
             "nvram-not-made-yet",
             _INFO,
             "the machine has no UEFI variables yet",
-            "libvirt makes them at its first start.",
+            "libvirt creates them when it first starts.",
             "Nothing.",
         )
 
@@ -222,15 +222,15 @@ def _agent(facts: SourceFacts, policy: Policy) -> Iterator[Finding]:
             "guest-agent-missing",
             _WARNING,
             f"the policy asks for {policy.consistency.value} consistency, but the guest agent does not answer",
-            "Without it points are crash-consistent, and say so.",
+            "Without it recovery points are crash-consistent, and are recorded as such.",
             "Add a channel org.qemu.guest_agent.0 and install qemu-guest-agent in the guest.",
         )
     elif policy.consistency is Consistency.APPLICATION:
         yield Finding(
             "application-consistency-unknown",
             _INFO,
-            "application consistency is had of Windows guests (VSS)",
-            "On others the agent may run hook scripts but does not say so: their points say filesystem-consistent.",
+            "application consistency is available for Windows guests only (VSS)",
+            "Other guests may run hook scripts unreported: their points are recorded as filesystem-consistent.",
             "Nothing.",
         )
 
@@ -239,11 +239,11 @@ def _agent(facts: SourceFacts, policy: Policy) -> Iterator[Finding]:
 
 
 def disk_findings(disk: DomainDisk) -> list[Finding]:
-    """What its definition tells of a disk."""
+    """Findings from a disk's definition."""
     found = []
     if disk.kind is DiskKind.OTHER:
         cause = "Only image files and block devices, named by their paths, can be replicated."
-        action = "Move it to an image file, or take it out of the machine."
+        action = "Move it to an image file, or remove it from the machine."
         found.append(_about(disk, "disk-unsupported", _ERROR, f"it is of type {disk.source_type}", cause, action))
     elif disk.format not in ("qcow2", "raw"):
         named = f"format {disk.format}" if disk.format else "no format"
@@ -260,12 +260,12 @@ def disk_findings(disk: DomainDisk) -> list[Finding]:
         (disk.transient, "disk-transient", "its changes are dropped at shutdown", "There is no state to replicate."),
         (disk.encrypted, "disk-encrypted", "QEMU encrypts it", "Its key is in the host's secrets, not in the machine."),
         (disk.sliced, "disk-slice", "it is a slice of a larger image", "Its image holds other data too."),
-        (disk.data_file, "disk-data-file", "its data is in a file of its own", "Backups do not support that."),
+        (disk.data_file, "disk-data-file", "its data is in a separate file", "Backups do not support that."),
         (disk.mirrored, "active-block-job", "it is being copied", "A disk under copy cannot be frozen."),
     )
     for holds, code, what, cause in flags:
         if holds:
-            found.append(_about(disk, code, _ERROR, what, cause, "Change that, or take the disk out of the machine."))
+            found.append(_about(disk, code, _ERROR, what, cause, "Change that, or remove the disk from the machine."))
     return found
 
 
@@ -275,20 +275,20 @@ def _image(disk: DomainDisk, image: ImageInfo) -> Iterator[Finding]:
         yield _about(disk, "disk-encrypted", _ERROR, "its image is encrypted", cause, "Use encryption in the guest.")
     if image.data_file is not None and not disk.data_file:
         cause = "QEMU cannot keep bitmaps for it that survive."
-        yield _about(disk, "disk-data-file", _ERROR, "its data is in a file of its own", cause, "Convert the image.")
+        yield _about(disk, "disk-data-file", _ERROR, "its data is in a separate file", cause, "Convert the image.")
     if image.corrupt:
         cause = "QEMU found its structures broken and refuses to write to it."
-        yield _about(disk, "disk-corrupt", _ERROR, "its image is corrupt", cause, "`qemu-img check -r all`.")
+        yield _about(disk, "disk-corrupt", _ERROR, "its image is corrupt", cause, "Repair it: `qemu-img check -r all`.")
     if image.snapshots:
         names = ", ".join(image.snapshots)
-        cause = "Reverting to one changes the disk behind the back of change tracking."
+        cause = "Reverting to one changes the disk unseen by change tracking."
         yield _about(
             disk,
             "machine-has-snapshots",
             _ERROR,
             f"its image holds snapshots ({names})",
             cause,
-            "Delete them with `qemu-img snapshot -d`, the machine being off.",
+            "Shut the machine down, then delete them with `qemu-img snapshot -d`.",
         )
     if image.backing_file is not None and image.backing_format is None:
         cause = "QEMU would guess it, which lets a guest read files of the host."

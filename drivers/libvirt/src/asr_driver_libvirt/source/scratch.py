@@ -1,4 +1,4 @@
-"""Scratch files of backups: where they are, and the removal of those that a crash of the host left."""
+"""Scratch files of backups: where they are, and the deletion of those that a crash of the host left."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from asr_driver_libvirt.xml.mark import is_ours
 __all__ = ["path", "sweep"]
 
 _log = logging.getLogger(__name__)
-# Where QEMU may write on every distribution, for disks that are devices and have no directory of their own.
+# Where QEMU may write on every distribution, for disks that are devices and have no directory.
 _DEVICE_DIRECTORY = "/var/lib/libvirt/images"
 
 
 def path(host: LibvirtHost, disk: DomainDisk, machine_id: str, name: str) -> str:
     """Beside the disk (same space, same access rights) unless the site's settings name a directory.
 
-    libvirt removes the file with the job; after a crash of the host the name tells whose it is.
+    libvirt deletes the file with the job; after a crash of the host the name says whose it is.
     """
     directory, prefix = _place(host, disk, machine_id)
     return posixpath.join(directory, f"{prefix}.{name}")
@@ -37,7 +37,7 @@ def _place(host: LibvirtHost, disk: DomainDisk, machine_id: str) -> tuple[str, s
 
 
 def sweep(host: LibvirtHost, model: DomainModel, in_use: str) -> None:
-    """Remove left-over scratch files of a machine, but those of the checkpoint `in_use`. Raises OSError,
+    """Delete left-over scratch files of a machine, except those of the checkpoint `in_use`. Raises OSError,
     libvirtError."""
     prefixes: dict[str, list[str]] = {}
     for disk in model.hard_disks:
@@ -64,7 +64,7 @@ def _sweep_local(directory: Path, prefixes: list[str], in_use: str) -> None:
         return
     for file in directory.iterdir():
         if _left_over(file.name, prefixes, in_use):
-            _log.info("removing left-over scratch file %s", file)
+            _log.info("deleting left-over scratch file %s", file)
             file.unlink(missing_ok=True)
 
 
@@ -72,5 +72,5 @@ def _sweep_remote(conn: libvirt.virConnect, directory: str, prefixes: list[str],
     with contextlib.ExitStack() as stack:
         for volume in volumes.pool_of(conn, directory, stack).listAllVolumes(0):
             if _left_over(volume.name(), prefixes, in_use):
-                _log.info("removing left-over scratch file %s", volume.path())
+                _log.info("deleting left-over scratch file %s", volume.path())
                 volume.delete(0)

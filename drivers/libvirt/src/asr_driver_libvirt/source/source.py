@@ -103,7 +103,7 @@ class LibvirtSource(Source):
         return self._open_remote(domain, request)
 
     def _again(self, domain: libvirt.virDomain, request: ViewRequest, *, held: bool) -> LibvirtView | None:
-        """The view of that id if it is frozen still; any other job of ours is ended."""
+        """The view of that id if it is still frozen; any other job of this driver is ended."""
         backup_jobs.refuse_if_busy(domain)
         backup = backup_jobs.current_backup(domain)
         if backup is None or backup.name is None:
@@ -112,7 +112,7 @@ class LibvirtSource(Source):
             view = self._attach(domain, backup, backup.name, request, held=held)
             if view is not None:
                 return view
-        _log.info("ending backup %s of %s, which nobody reads any more", backup.name, domain.name())
+        _log.info("ending backup %s of %s, which is no longer read", backup.name, domain.name())
         backup_jobs.end_backup(self._host, domain)
         return None
 
@@ -294,8 +294,8 @@ class LibvirtSource(Source):
         return LibvirtView(taken_at, LibvirtMachineView(description, consistency, mark, views), frozen)
 
     def _checkpoint_off(self, domain: libvirt.virDomain, request: ViewRequest, disks: Sequence[DomainDisk]) -> str:
-        """Begin tracking in a machine that is off, so that its first run later gives a delta; "" when it cannot be
-        started: then it is compared once more after its start. It is held for about two seconds, once."""
+        """Begin tracking in a machine that is off, so that the first cycle after its start sends a delta; "" when it
+        cannot be started: then it is compared once more after its start. It is held for about two seconds, once."""
         name = str(CheckpointName.make(request.view_id, self._clock(), Consistency.OFFLINE))
         parts = [BackupDisk(disk.id, "", tracked=disk.tracked) for disk in disks]
         try:
@@ -337,8 +337,8 @@ class LibvirtSource(Source):
     # -- marks
 
     def keep_marks(self, machine_id: str, keep: Sequence[Mark]) -> None:
-        """Checkpoints, jobs, held machines and scratch files of ours that no kept mark needs. A machine that is off
-        keeps its checkpoints until it runs: libvirt deletes bitmaps only then. Raises SiteUnreachable."""
+        """Releases checkpoints, jobs, held machines and scratch files of this driver that no kept mark needs. A machine
+        that is off keeps its checkpoints until it runs: libvirt deletes bitmaps only then. Raises SiteUnreachable."""
         kept = {parsed.checkpoint for mark in keep if (parsed := LibvirtMark.parse(mark)) is not None}
         with self._host.guard("releasing marks", machine_id):
             domain = self._host.domain(machine_id)
@@ -367,15 +367,15 @@ class LibvirtSource(Source):
                 backup_jobs.delete_checkpoint(checkpoint)
             except libvirt.libvirtError as error:
                 if not domain.isActive():
-                    return  # it stopped meanwhile; a later call goes on
-                _log.warning("checkpoint %s stays for now: %s", checkpoint.getName(), error)
+                    return  # it stopped meanwhile; a later call continues
+                _log.warning("checkpoint %s is not deleted yet: %s", checkpoint.getName(), error)
 
     def _sweep(self, domain: libvirt.virDomain, in_use: str) -> None:
         model = parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if not domain.isActive() else 0))
         try:
             scratch.sweep(self._host, model, in_use)
         except (OSError, libvirt.libvirtError) as error:
-            _log.warning("scratch files of %s are not looked for: %s", model.name, error)
+            _log.warning("left-over scratch files of %s cannot be searched: %s", model.name, error)
 
 
 class _Begin:
@@ -404,7 +404,7 @@ class _Begin:
     def run(
         self, plans: dict[str, DiskPlan], consistency: Consistency, freeze_limit: float, *, agent: bool
     ) -> tuple[CheckpointName, JobFrozen, dict[str, DiskPlan]]:
-        """The plans come back as they turned out."""
+        """Returns the plans as they turned out."""
         with GuestFreeze(self._domain, consistency, freeze_limit, agent=agent and self._held is None) as freeze:
             expected = self._held or freeze.expected()
             try:
@@ -418,8 +418,8 @@ class _Begin:
             honest = (self._held or freeze.expected()) is expected
         if honest:
             return name, frozen, plans
-        # The guest was thawed before the view stood: what the name promises was not obtained.
-        _log.warning("frozen too late, taken again without: %s", freeze.problem)
+        # The guest was thawed before the view stood: the consistency in its name was not obtained.
+        _log.warning("the guest was thawed too early; the view is taken again without a freeze: %s", freeze.problem)
         frozen.close()
         return self.run(plans, Consistency.CRASH, freeze_limit, agent=False)
 
@@ -473,8 +473,8 @@ def _checked(model: DomainModel, machine_id: str) -> list[DomainDisk]:
 
 
 def _consistency_off(domain: libvirt.virDomain, since: LibvirtMark | None) -> Consistency:
-    """OFFLINE only for a machine that was shut down. libvirt tells why it is off, until its daemon restarts; after
-    a hold of ours it says "destroyed", so the mark remembers."""
+    """OFFLINE only for a machine that was shut down. libvirt reports why it is off, until its daemon restarts; after a
+    hold by this driver it says "destroyed", so the mark records it."""
     state, reason = domain.state()
     if state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN:
         return Consistency.OFFLINE
@@ -507,8 +507,7 @@ def _has_bitmap(image: Path, fmt: str, name: str) -> bool:
     info = img.info(image, fmt, in_use=True)
     if not any(bitmap.name == name and not bitmap.in_use for bitmap in info.bitmaps):
         return False
-    # A snapshot continues the bitmap in its overlay: then only both together tell all changes, and qemu-nbd
-    # serves one.
+    # A snapshot continues the bitmap in its overlay: then only both together have all changes, and qemu-nbd serves one.
     while info.full_backing_file is not None:
         if info.backing_format is None:
             return False

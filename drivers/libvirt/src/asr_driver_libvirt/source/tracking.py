@@ -1,4 +1,4 @@
-"""What is known of each disk's changes since a mark. Pure: whatever is not certain is LOST."""
+"""What is known of each disk's changes since a mark. Pure: anything uncertain is LOST."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DiskPlan", "plan_tracking"]
 
 @attrs.frozen
 class DiskPlan:
-    """`base`: checkpoint whose bitmap tells the changes ("": none). `unchanged`: known without asking a bitmap."""
+    """`base`: checkpoint whose bitmap has the changes ("": none). `unchanged`: known without reading a bitmap."""
 
     tracking: Tracking
     reason: str = ""
@@ -65,5 +65,5 @@ def _plan(disk: DomainDisk, given: bool, since: LibvirtMark | None, whole: Abstr
         return DiskPlan(Tracking.LOST, "the disk was not tracked at the last point")
     return DiskPlan(
         Tracking.LOST,
-        f"bitmap {since.checkpoint} of {disk.id} is missing or inconsistent: QEMU or its host did not end in order",
+        f"bitmap {since.checkpoint} of {disk.id} is missing or inconsistent: QEMU or its host did not end cleanly",
     )

@@ -1,4 +1,5 @@
-"""A frozen machine as the engine reads it: the same disks' views whatever keeps them frozen (see `_frozen`)."""
+"""A frozen machine as the engine reads it: the same views of disks for each way of keeping them frozen (see
+`_frozen`)."""
 
 from __future__ import annotations
 
@@ -20,12 +21,12 @@ from asrcore.units import MiB
 __all__ = ["READ_SECONDS", "Frozen", "LibvirtDiskView", "LibvirtMachineView", "LibvirtView"]
 
 READ_SECONDS = 20.0
-"""A server that is silent for so long is gone. libvirt's own keep-alive notices within the same time."""
+"""A server that is silent for this long counts as lost. libvirt's own keep-alive notices within the same time."""
 
 # glibc, with which QEMU allocates the memory of each request, keeps up to twice the largest block that was ever freed
-# (mallopt(3), M_MMAP_THRESHOLD) and gives the rest back to the system, to be faulted in anew. Measured, a copy of 2 GiB
-# over four connections: 55,000 to 525,000 page faults of QEMU and 2.4 to 3.2 s of its processor; after one request of
-# this size none, and 1.6 s.
+# (mallopt(3), M_MMAP_THRESHOLD) and returns the rest to the system, to be faulted in again. Measured, a copy of 2 GiB
+# over four connections: 55,000 to 525,000 page faults of QEMU and 2.4 to 3.2 s of its processor time; after one request
+# of this size no faults, and 1.6 s.
 _LARGE = 8 * MiB
 
 
@@ -41,7 +42,7 @@ class Frozen(ABC):
 
     @abstractmethod
     def bitmap_name(self, disk_id: str, base: str) -> str:
-        """Under which name the bitmap of checkpoint `base` is served."""
+        """The name under which the bitmap of checkpoint `base` is served."""
 
     @abstractmethod
     def explain(self, problem: NbdError) -> AsrError:
@@ -53,11 +54,11 @@ class Frozen(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go. Raises nothing for what is gone already."""
+        """Release it. Raises nothing for what has ended already."""
 
 
 class _Connections:
-    """Connections to one disk, kept for the next who wants one.
+    """Connections to one disk, kept for reuse.
 
     Over a long link a connection takes some ten round trips to make, a read takes one.
     """
@@ -71,14 +72,14 @@ class _Connections:
         self._closed = False
 
     def take(self) -> NbdClient:
-        """One for the caller alone."""
+        """A connection for the caller alone."""
         with self._lock:
             if self._idle:
                 return self._idle.pop()
         return self._frozen.connect(self._disk_id, self._bitmap)
 
     def give(self, client: NbdClient, *, sound: bool) -> None:
-        """Back for the next, unless something failed on it."""
+        """Return it for reuse, unless something failed on it."""
         with self._lock:
             if sound and not self._closed:
                 self._idle.append(client)
@@ -86,7 +87,7 @@ class _Connections:
         client.close()
 
     def close(self) -> None:
-        """Those that nobody has in use; the others when they come back."""
+        """Close those that are not in use; the others when they are returned."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -159,7 +160,7 @@ class LibvirtDiskView(DiskView):
         return found
 
     def _have_memory_kept(self, hole: int) -> None:
-        """Whoever asks for all of the disk will read much of it. Of a hole nothing travels."""
+        """A caller that asks for all of the disk will read much of it. Reading a hole sends no data."""
         client, sound = self._connect(), False
         try:
             if (client.max_block_size or 0) >= _LARGE:
@@ -183,7 +184,7 @@ class LibvirtDiskView(DiskView):
             self._connections.give(client, sound=sound)
 
     def reader(self) -> LibvirtDiskReader:
-        """A connection of its own."""
+        """A separate connection."""
         return LibvirtDiskReader(self._frozen, self._connections, self._connect())
 
     def close(self) -> None:
@@ -243,11 +244,11 @@ class LibvirtView(FrozenView):
         self._machine = machine
 
     def confirm(self) -> None:
-        """Raises ViewLost when the job ended or the machine that was off is not off any more."""
+        """Raises ViewLost when the job ended or the machine that was off was started."""
         self._frozen.confirm()
 
     def close(self) -> None:
-        """End the job; twice is fine."""
+        """End the job; may be called twice."""
         for disk in self._machine.disks.values():
             disk.close()
         self._frozen.close()

@@ -29,7 +29,7 @@ _LEAST_FREE = 16 * MiB
 
 @attrs.frozen
 class TargetFacts:
-    """What is known of the site, for one machine. `namesake`, `twin`: what has its name or its UUID there already.
+    """What is known of the site, for one machine. `namesake`, `twin`: what already has its name or its UUID there.
 
     `twin_power`: "running", "off" or "fenced". `capabilities`: libvirt's own XML for the machine's kind of domain,
     or the reason why there is none.
@@ -121,7 +121,7 @@ def _boot_files(xml: bytes) -> list[str]:
 
 
 def _links() -> frozenset[str]:
-    """Network devices of this host, which is the site's."""
+    """Network devices of this host, which is also the site's host."""
     try:
         return frozenset(path.name for path in Path("/sys/class/net").iterdir())
     except OSError:
@@ -150,7 +150,7 @@ def _about_storage(facts: TargetFacts, where: str, description: Description) -> 
             _ERROR,
             f"{where} cannot hold replicas",
             facts.problem,
-            "Mount it, make it writable for this user, or name another one with `asr site add --set replica_dir=...`.",
+            "Mount it, make it writable for this user, or set another one with `asr site add --set replica_dir=...`.",
         )
         return
     yield Finding(
@@ -158,7 +158,7 @@ def _about_storage(facts: TargetFacts, where: str, description: Description) -> 
         _INFO,
         f"replicas in {where} are of kind {facts.kind.value}; {format_size(facts.free)} are free",
         "The file system clones files." if facts.kind is ReplicaKind.REFLINK else "The file system cannot clone files.",
-        "Nothing; XFS or btrfs there would make points cheaper." if facts.kind is ReplicaKind.CHAIN else "Nothing.",
+        "None needed; XFS or btrfs makes points cheaper." if facts.kind is ReplicaKind.CHAIN else "No action needed.",
     )
     wanted = sum(disk.size for disk in description.machine.disks)
     if facts.free < _LEAST_FREE:
@@ -166,7 +166,7 @@ def _about_storage(facts: TargetFacts, where: str, description: Description) -> 
             "target-full",
             _ERROR,
             f"only {format_size(facts.free)} are free in {where}",
-            "A replica needs space for the first copy, for changes and for points.",
+            "A replica needs space for the initial copy, for changes and for recovery points.",
             "Free or add space there.",
         )
     elif facts.free < wanted:
@@ -174,7 +174,7 @@ def _about_storage(facts: TargetFacts, where: str, description: Description) -> 
             "target-small",
             _WARNING,
             f"{format_size(facts.free)} are free in {where}, the machine's disks have {format_size(wanted)}",
-            "Only what is allocated is copied; how much that is shows when it is copied. Points need space as well.",
+            "Only allocated data is copied; how much that is becomes known during the copy. Points need space as well.",
             "Add space before the machine fills its disks.",
         )
 
@@ -186,24 +186,24 @@ def _about_names(facts: TargetFacts, description: Description) -> Iterator[Findi
             "name-taken",
             _ERROR,
             f"another machine at the target is named {name}",
-            "A failover keeps the machine's name, and libvirt has each name once.",
+            "A failover keeps the machine's name, and names are unique in libvirt.",
             "Rename one of the two.",
         )
     if facts.twin_power == "running":
         yield Finding(
             "twin-running",
             _ERROR,
-            f"{name} runs at the target already",
-            "A machine of the same UUID is running there; two of them would both write.",
+            f"{name} is already running at the target",
+            "A machine with the same UUID is running there; both of them would write.",
             "Stop it there and quarantine or undefine it.",
         )
     elif facts.twin_power == "off":
         yield Finding(
             "twin-defined",
             _WARNING,
-            f"{name} is defined at the target already, and not quarantined",
+            f"{name} is already defined at the target, and not quarantined",
             "A failover refuses to replace a machine that is not quarantined.",
-            "Undefine it there before a failover (its disks stay), unless it is the one to fail back to.",
+            "Undefine it there before a failover (its disks are kept), unless it is the one to fail back to.",
         )
 
 
@@ -221,7 +221,7 @@ def _about_hardware(facts: TargetFacts, description: Description) -> Iterator[Fi
             "boot-file-missing",
             _ERROR,
             f"{path} is missing at the target",
-            "The machine boots from this file of its host (firmware or kernel), which is not on its disks.",
+            "The machine boots from this file of the host (firmware or kernel), which is not on its disks.",
             "Install or copy it there, under the same path.",
         )
     if not facts.capabilities:
@@ -243,7 +243,7 @@ def _about_hardware(facts: TargetFacts, description: Description) -> Iterator[Fi
         if offered is None or offered.get("supported") != "yes":
             yield _cpu(_ERROR, f"CPU mode {mode} is not possible at the target")
         elif mode == "host-passthrough":
-            yield _cpu(_WARNING, "the machine sees its host's own CPU, which may be another one at the target")
+            yield _cpu(_WARNING, "the machine sees its host's own CPU, which may differ at the target")
     elif model is not None and model.text:
         known = {item.text: item.get("usable") for item in root.findall("cpu/mode[@name='custom']/model")}
         if model.text not in known:
@@ -257,7 +257,7 @@ def _cpu(severity: Severity, what: str) -> Finding:
         "cpu-unsupported",
         severity,
         what,
-        "A machine that finds other CPU features than before may not boot.",
+        "A machine may not boot where it finds different CPU features.",
         "Give the machine a CPU model that both hosts have (`virsh hypervisor-cpu-baseline`).",
     )
 

@@ -59,7 +59,7 @@ def seed(host: LibvirtHost, home: Home, record: Record, watch: Watch) -> Record:
 
 
 def seed_disk(site: str, disk: DomainDisk, head: Path, size: int, kind: ReplicaKind, watch: Watch) -> None:
-    """Make the content of one disk that of a head, in its size; the head is replaced when all of it is there."""
+    """Make the content of one disk that of a head, in its size; the head is replaced when the copy is complete."""
     if disk.kind is DiskKind.OTHER:
         detail = f"disk {disk.id} is of type {disk.source_type}, which cannot be copied"
         raise DriverFailed(operation="seeding a replica", site=site, detail=detail)
@@ -71,7 +71,7 @@ def seed_disk(site: str, disk: DomainDisk, head: Path, size: int, kind: ReplicaK
         try:
             clone_file(source, building)
             cloned = True
-        except OSError:  # another file system, most likely: copied below, which tells any other trouble
+        except OSError:  # another file system, most likely: copied below, which reports any other problem
             building.unlink(missing_ok=True)
     if not cloned:
         copy_image(source, fmt, building, size, watch)

@@ -106,7 +106,7 @@ class LibvirtTarget(Target):
         return replica
 
     def replicas(self) -> list[str]:
-        """See Target. A directory that is not there has none."""
+        """See Target. A missing directory has none."""
         if not self.layout.replicas.is_dir():
             return []
         with storage_errors(self._host.name, self.layout.path, "listing replicas"):

@@ -36,7 +36,7 @@ class NbdServer:
 
 @attrs.frozen
 class BackupDisk:
-    """A disk of a backup. `base`: checkpoint whose bitmap tells the changes ("": all of it). `tracked`: the new
+    """A disk of a backup. `base`: checkpoint whose bitmap has the changes ("": all of it). `tracked`: the new
     checkpoint gets a bitmap in it. `scratch`: file at the host that keeps what the guest overwrites meanwhile."""
 
     id: str
@@ -46,7 +46,7 @@ class BackupDisk:
 
 
 def backup_xml(server: NbdServer, disks: Iterable[BackupDisk]) -> str:
-    """For virDomainBackupBegin. Disks that are not named take no part."""
+    """For virDomainBackupBegin. Disks that are not named are left out."""
     root = etree.Element("domainbackup", mode="pull")
     if server.socket:
         etree.SubElement(root, "server", transport="unix", socket=server.socket)
@@ -62,7 +62,7 @@ def backup_xml(server: NbdServer, disks: Iterable[BackupDisk]) -> str:
             element.set("incremental", disk.base)
         else:
             element.set("backupmode", "full")
-        # Without a name of ours libvirt 9.0 fails: "argument key 'filename' must not have null value".
+        # Without a name given here libvirt 9.0 fails: "argument key 'filename' must not have null value".
         etree.SubElement(element, "scratch", file=disk.scratch)
     return etree.tostring(root, encoding="unicode")
 
@@ -74,13 +74,13 @@ def checkpoint_xml(name: str, disks: Iterable[BackupDisk], description: str) -> 
     etree.SubElement(root, "description").text = description
     listed = etree.SubElement(root, "disks")
     for disk in disks:
-        # libvirt refuses the whole checkpoint when it names a raw disk, so each disk is told what to do.
+        # libvirt refuses the whole checkpoint when it names a raw disk, so each disk is named with what to do.
         etree.SubElement(listed, "disk", name=disk.id, checkpoint="bitmap" if disk.tracked else "no")
     return etree.tostring(root, encoding="unicode")
 
 
 def redefine_xml(name: str, disk_ids: Sequence[str], domain_xml: str, created: int) -> str:
-    """Tells libvirt of a checkpoint whose bitmaps exist but which it forgot (it does when a machine is renamed and
+    """Restores a checkpoint whose bitmaps exist but which libvirt forgot (it does when a machine is renamed and
     the daemon restarts, or when the machine is undefined and defined again)."""
     root = etree.Element("domaincheckpoint")
     etree.SubElement(root, "name").text = name
@@ -95,15 +95,15 @@ def redefine_xml(name: str, disk_ids: Sequence[str], domain_xml: str, created: i
 def bitmap_sizes(xml: str) -> set[str]:
     """Ids of the disks whose bitmaps are whole, from a checkpoint's XML with sizes.
 
-    libvirt leaves the size out where the bitmap is missing or inconsistent (a killed QEMU): that tells each disk
-    apart without starting anything.
+    libvirt leaves the size out where the bitmap is missing or inconsistent (a killed QEMU): so each disk is judged
+    without starting anything.
     """
     disks = parse_xml(xml).findall("disks/disk[@checkpoint='bitmap']")
     return {disk.get("name", "") for disk in disks if disk.get("size") is not None}
 
 
 def checkpoint_description(xml: str) -> str:
-    """The text we left in a checkpoint."""
+    """The text that the driver stored in a checkpoint."""
     return parse_xml(xml).findtext("description") or ""
 
 
@@ -115,7 +115,7 @@ def checkpoint_domain(xml: str) -> str:
 
 @attrs.frozen
 class RunningBackup:
-    """A machine's backup job as libvirt tells it. `name` is None when somebody else's."""
+    """A machine's backup job as libvirt reports it. `name` is None when it is another application's."""
 
     name: CheckpointName | None
     server: NbdServer
@@ -123,8 +123,8 @@ class RunningBackup:
 
 
 def parse_backup(xml: str) -> RunningBackup:
-    """Read a job's XML. It is ours when all its scratch files end in one name of ours: after a restart of libvirtd
-    the XML has neither export names nor bitmaps any more, but these."""
+    """Read a job's XML. It is this driver's when all its scratch files end in one of its names: after a restart of
+    libvirtd the XML no longer has export names or bitmaps, only these."""
     root = parse_xml(xml)
     disks = root.findall("disks/disk[@backup='yes']")
     names = {_ending(disk.find("scratch")) for disk in disks}

@@ -21,7 +21,7 @@ NVRAM = "nvram"
 def describe(
     model: DomainModel, xml: str, sizes: Mapping[str, int], power: PowerState, nvram: bytes | None
 ) -> Description:
-    """`xml`: the definition to be kept; what we put into it ourselves stays behind."""
+    """`xml`: the definition to be kept, without what the driver itself put into it."""
     artifacts = [Artifact(DOMAIN_XML, without_our_metadata(xml).encode())]
     if nvram is not None:
         artifacts.append(Artifact(NVRAM, nvram))
@@ -29,7 +29,8 @@ def describe(
 
 
 def without_our_metadata(xml: str) -> str:
-    """The same definition without a fence or another record of ours: a replica is not fenced for its source was."""
+    """The same definition without a fence or another record of the driver: a replica is not fenced because its source
+    was."""
     root = parse_xml(xml)
     metadata = root.find("metadata")
     if metadata is not None:

@@ -25,9 +25,9 @@ __all__ = [
 ]
 
 METADATA_URI = "https://asrcore.dev/xmlns/libvirt/1.0"
-# libvirt keeps one metadata element per URI, so each kind of record has one of its own.
+# libvirt keeps one metadata element per URI, so each kind of record has a separate one.
 FENCE_URI = METADATA_URI + "/fence"
-"""XML namespace of what we keep in a domain's <metadata>."""
+"""XML namespace of what the driver keeps in a domain's <metadata>."""
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _SIZES = {"b": 1, "bytes": 1, "KB": 1000, "k": 1024, "KiB": 1024, "MB": 1000**2, "M": 1024**2, "MiB": 1024**2}
@@ -64,7 +64,7 @@ class DomainDisk:
 
     @property
     def hard_disk(self) -> bool:
-        """A disk of the machine, as against a medium in a drive."""
+        """A disk of the machine, as opposed to a medium in a drive."""
         return self.device in ("disk", "lun")
 
     @property
@@ -108,7 +108,7 @@ class DomainModel:
 
 
 def parse_xml(xml: str | bytes) -> etree._Element:
-    """The root element; nothing outside of the text is ever loaded. ValueError when it is no XML."""
+    """The root element; nothing outside of the text is ever loaded. ValueError when it is not XML."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_blank_text=False)
     data = xml.encode() if isinstance(xml, str) else xml
     try:
@@ -118,10 +118,10 @@ def parse_xml(xml: str | bytes) -> etree._Element:
 
 
 def parse_domain(xml: str | bytes) -> DomainModel:
-    """Read a domain's XML. ValueError when it is no domain's."""
+    """Read a domain's XML. ValueError when it is not a domain's."""
     root = parse_xml(xml)
     if root.tag != "domain":
-        raise ValueError(f"a <{root.tag}> is no domain")
+        raise ValueError(f"<{root.tag}> is not a domain")
     disks = tuple(_disk(element) for element in root.findall("devices/disk"))
     return DomainModel(
         uuid=_text(root, "uuid"),
@@ -182,7 +182,8 @@ def fence_xml(fence: Fence) -> str:
 
 
 def fence_from_xml(xml: str) -> Fence | None:
-    """The fence in such an element; one that cannot be read fences for good, since releasing is the riskier error."""
+    """The fence in such an element; one that cannot be read counts as a fence that no epoch releases: releasing by
+    mistake is the worse error."""
     try:
         element = parse_xml(xml)
     except ValueError:

@@ -38,7 +38,7 @@ def by_target(description: Description, disks: Mapping[str, _Value]) -> dict[str
 
 
 def domain_of(description: Description, *, kvm: bool) -> bytes:
-    """The domain's XML. Its disks have no images yet: those of a point take their places.
+    """The domain's XML. Its disks have no images yet: those of a point are put in.
 
     The first disk is the one that it boots from; a card is plugged into the network of its name.
     """
@@ -50,12 +50,12 @@ def domain_of(description: Description, *, kvm: bool) -> bytes:
     _text(root, "memory", str(machine.memory), unit="b")
     _text(root, "vcpu", str(machine.cpus))
     system = etree.SubElement(root, "os", {"firmware": "efi"} if uefi else {})
-    # q35 has no IDE, and the older machine no SATA of its own.
+    # q35 has no IDE, and the older machine type no SATA.
     ide = any(disk.bus == "ide" for disk in machine.disks)
     _text(system, "type", "hvm", arch="x86_64", machine="pc" if ide else "q35")
     if uefi:
         firmware = etree.SubElement(system, "firmware")
-        # The owner's keys stayed in the machine's own firmware; what it has signed with them would not start.
+        # The owner's keys stayed in the original machine's firmware; what is signed with them would not start.
         etree.SubElement(firmware, "feature", enabled="no", name="secure-boot")
     etree.SubElement(system, "boot", dev="hd")
     features = etree.SubElement(root, "features")

@@ -1,6 +1,6 @@
-"""From the domain of a recovery point to the domain of a machine made of it. Pure: XML in, XML out.
+"""From the domain of a recovery point to the domain of a machine created from it. Pure: XML in, XML out.
 
-Only what must differ is edited; everything that we do not know stays as the user defined it.
+Only what must differ is edited; everything unknown stays as the user defined it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from asrcore.model.protection import NetworkMap
 __all__ = ["MADE_URI", "DiskFile", "Made", "element_text", "isolated_network", "made_of", "promoted", "test_machine"]
 
 MADE_URI = METADATA_URI + "/made"
-"""Namespace of the mark that says which replica a domain was made of."""
+"""Namespace of the mark that says from which replica a domain was created."""
 
 # Character devices that a second machine can have as well: private to each QEMU.
 _PRIVATE = {"null", "vc", "stdio", "spicevmc", "qemu-vdagent"}
@@ -55,10 +55,10 @@ def test_machine(
     network: str,
     exists: Callable[[str], bool],
 ) -> tuple[str, list[str]]:
-    """The domain of a test, and the files that it will log to (they are to be removed after it).
+    """The domain of a test, and the files that it will log to (they are deleted after it).
 
-    Nothing that it has leads out of it: its cards are all plugged into `network`, and devices of the host and
-    shared directories are left out. `exists` tells whether a file is there at the target.
+    It is isolated: its cards are all plugged into `network`, and devices of the host and shared directories are left
+    out. `exists` says whether a file exists at the target.
     """
     root = _prepared(xml, made, disks, nvram, exists)
     _set_text(root, "name", name)
@@ -119,7 +119,7 @@ def element_text(element: etree._Element) -> str:
 
 
 def isolated_network(name: str, bridge: str) -> str:
-    """A network that leads nowhere: no forwarding, no address of the host, no DHCP."""
+    """An isolated network: no forwarding, no address of the host, no DHCP."""
     root = etree.Element("network")
     etree.SubElement(root, "name").text = name
     etree.SubElement(root, "bridge", name=bridge, stp="off", delay="0")
@@ -135,7 +135,7 @@ def _prepared(
 ) -> etree._Element:
     root = parse_xml(xml)
     if root.tag != "domain":
-        raise ValueError(f"a <{root.tag}> is no domain")
+        raise ValueError(f"<{root.tag}> is not a domain")
     root.attrib.pop("id", "")
     for element in root.findall("seclabel[@type='dynamic']"):
         for child in element:
@@ -148,7 +148,7 @@ def _prepared(
     if emulator is not None and not exists((emulator.text or "").strip()):
         _drop(emulator)  # libvirt takes its own
     for element in root.findall("genid"):
-        # A guest that asks (a domain controller) must learn that it goes on from an earlier state.
+        # A guest that asks (a domain controller) must learn that it continues from an earlier state.
         instance = f"{MADE_URI}/{made.replica_id}/{made.point_id}/{made.role_id}"
         element.text = str(uuid.uuid5(uuid.NAMESPACE_URL, instance))
     _set_nvram(root, nvram)
@@ -293,7 +293,7 @@ def _free_graphics(element: etree._Element) -> None:
 
 
 def _separate_character_devices(root: etree._Element, suffix: str) -> list[str]:
-    """Give a test its own files and sockets, and take away what leads to the network or to devices of the host."""
+    """Give a test its own files and sockets, and remove what leads to the network or to devices of the host."""
     logs = [_with_suffix(log, "file", suffix) for log in root.findall("devices/*/log")]
     logs += [_with_suffix(log, "file", suffix) for log in root.findall("devices/rng/backend/log")]
     for tag in ("serial", "console", "parallel", "channel"):

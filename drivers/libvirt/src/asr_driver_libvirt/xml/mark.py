@@ -1,4 +1,4 @@
-"""What a mark holds, and the names we give to checkpoints. Pure."""
+"""What a mark holds, and the names of checkpoints. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _VERSION = 1
 
 
 def is_ours(name: str) -> bool:
-    """Whether a checkpoint of that name is one of ours; all others belong to somebody else and are left alone."""
+    """Whether a checkpoint of that name is this driver's; all others belong to other applications and are left
+    alone."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -34,8 +35,8 @@ def is_ours(name: str) -> bool:
 class CheckpointName:
     """Name of a checkpoint, of its bitmaps, and the ending of its scratch files.
 
-    It tells by itself which view it is of, when that was taken (milliseconds) and how, so that a restarted engine
-    finds all of that again at the host, and two views of one id never share a name.
+    It names the view, when that was taken (milliseconds) and how, so that a restarted engine finds all of that at the
+    host, and two views of one id never share a name.
     """
 
     view: str
@@ -49,7 +50,7 @@ class CheckpointName:
 
     @classmethod
     def parse(cls, text: str) -> CheckpointName | None:
-        """None for a name that is not one of ours."""
+        """None for a name that is not this driver's."""
         match = _NAME.fullmatch(text)
         if match is None:
             return None
@@ -76,7 +77,7 @@ def view_key(view_id: str) -> str:
 class MarkedDisk:
     """A disk at the mark. `tracked`: the checkpoint has a bitmap for it. `size` in bytes.
 
-    `stamp` tells, for a machine that was off, the state of its image: equal stamps mean that nothing was written.
+    `stamp` is, for a machine that was off, the state of its image: equal stamps mean that nothing was written.
     """
 
     path: str
@@ -102,7 +103,7 @@ class LibvirtMark:
 
     @classmethod
     def parse(cls, mark: Mark) -> LibvirtMark | None:
-        """None for a token that is not one of ours, or damaged: then nothing is certain."""
+        """None for a token that is not this driver's, or damaged: then nothing is certain."""
         try:
             content = json.loads(mark.token)
             if content["version"] != _VERSION:

@@ -31,15 +31,16 @@ _FIEMAP = 0xC020660B
 _FIEMAP_HEADER = struct.Struct("=QQIIII")  # start, length, flags, mapped extents, room for extents, reserved
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
 _SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4
-_NOT_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP}  # not at whole sectors of the disk or of memory, or not at all
+_NOT_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP}  # not aligned to sectors of the disk or in memory, or not supported
 _BLOCK = 4096  # no disk has larger sectors
 _NO_CLONES = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS}
 
-# Written pages are sent to the disk as they come and dropped this many bytes later: a copy of a large disk then
-# neither fills the page cache nor ends in one long sync (measured: 0.87 of the time of leaving it to the kernel).
+# Written pages are sent to the disk as they arrive and dropped from the cache this many bytes later: a copy of a large
+# disk then neither fills the page cache nor ends in one long sync (measured: 0.87 of the time it takes when left to the
+# kernel).
 _BEHIND = 32 * MiB
-# They are sent so many bytes at a time: a call for each small write costs more than the write (measured: 305 MiB in
-# pieces of 64 KiB 0.59 against 0.46 s).
+# They are sent this many bytes at a time: a call for each small write costs more than the write (measured: 305 MiB in
+# pieces of 64 KiB take 0.46 s instead of 0.59 s).
 _TOGETHER = 4 * MiB
 
 _libc = ctypes.CDLL(None, use_errno=True)  # foreign calls release the GIL
@@ -88,8 +89,8 @@ def clone_file(source: Path, copy: Path) -> None:
 def copy_range(source: int, target: int, offset: int, length: int) -> None:
     """Copy a range to the same place of another file inside the kernel.
 
-    On XFS and btrfs whole blocks are shared, not copied: it needs no space, and durable it is 2-4 times as fast as
-    writing (measured: 64 MiB in pieces of 64 KiB 0.05 against 0.13 s, of 1 MiB 0.017 against 0.06 s).
+    On XFS and btrfs whole blocks are shared, not copied: it needs no space, and including the sync it is 2-4 times as
+    fast as writing (measured: 64 MiB in pieces of 64 KiB 0.05 s instead of 0.13 s, of 1 MiB 0.017 s instead of 0.06 s).
     """
     end = offset + length
     while offset < end:
@@ -100,7 +101,7 @@ def copy_range(source: int, target: int, offset: int, length: int) -> None:
 
 
 def count_extents(path: Path) -> int:
-    """In how many pieces a file lies on its disk; 0 where the file system does not tell. Raises OSError."""
+    """In how many pieces a file lies on its disk; 0 where the file system does not report it. Raises OSError."""
     request = bytearray(_FIEMAP_HEADER.pack(0, 2**64 - 1, 0, 0, 0, 0))
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -181,7 +182,7 @@ class SparseFile:
             os.posix_fadvise(self.fd, start, count, os.POSIX_FADV_DONTNEED)
 
     def _note_failure(self, number: int) -> None:
-        # Waiting for a write takes its error away: fdatasync on this descriptor would not tell it again.
+        # Waiting for a write consumes its error: fdatasync on this descriptor would not report it again.
         if number not in (errno.EINVAL, errno.ESPIPE, errno.ENOSYS):
             self._failed = OSError(number, os.strerror(number), str(self.path))
             raise self._failed
@@ -197,13 +198,13 @@ class SparseFile:
         _read(self.fd, offset, buffer)
 
     def sync(self) -> None:
-        """Make all that was written durable. After a failure it never succeeds again: the file is to be reopened."""
+        """Make all that was written durable. After a failure it never succeeds again: the file must be reopened."""
         if self._failed is not None:
             raise self._failed
         os.fdatasync(self.fd)
 
     def close(self) -> None:
-        """Twice is fine."""
+        """May be called twice."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -212,9 +213,9 @@ class SparseFile:
 class DirectFile:
     """A file that is read from end to end: into a `page_buffer` past the page cache, where its file system can do that.
 
-    So a check reads what the disk holds, not what memory still has of it; pages of others stay in memory; and the
-    processor copies less (measured, medians of 9 and 14 resyncs of 2 GiB: 0.85 and 0.90 s of processor, by way of the
-    page cache 1.41 and 1.47).
+    So a check reads what the disk holds, not what memory still has of it; other pages stay in the cache; and the
+    processor copies less (measured, medians of 9 and 14 resyncs of 2 GiB: 0.85 and 0.90 s of processor time, through
+    the page cache 1.41 and 1.47 s).
     """
 
     def __init__(self, path: Path) -> None:
@@ -222,7 +223,7 @@ class DirectFile:
         self._cached = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError:  # EINVAL from a file system that has no such way (tmpfs before Linux 6.6); there is another
+        except OSError:  # EINVAL: the file system has no direct reads (tmpfs before Linux 6.6); read through the cache
             self._direct = -1
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -231,11 +232,11 @@ class DirectFile:
         left = len(buffer) - done
         if left:
             _read(self._cached, offset + done, buffer[done:])
-            # What is read once must not push others' pages out of memory.
+            # What is read once must not push other pages out of memory.
             os.posix_fadvise(self._cached, offset + done, left, os.POSIX_FADV_DONTNEED)
 
     def _past_cache(self, offset: int, buffer: memoryview) -> int:
-        """Bytes that were read so: up to the end of the file or its last whole block, or none."""
+        """Bytes that were read directly: up to the end of the file or its last whole block, or none."""
         if self._direct < 0 or not isinstance(buffer.obj, mmap.mmap):  # see `page_buffer`: not into private memory
             return 0
         done, end = 0, len(buffer)
@@ -255,7 +256,7 @@ class DirectFile:
         return done
 
     def close(self) -> None:
-        """Twice is fine."""
+        """May be called twice."""
         for fd in (self._cached, self._direct):
             if fd >= 0:
                 os.close(fd)

@@ -75,12 +75,12 @@ class Libnbd:
     """The loaded library: `ffi` (cffi) and `lib` (the functions). `any_chunk`: for a read's parts."""
 
     def __init__(self) -> None:
-        # cffi ships no types; importing it by name keeps mypy's verdict the same with and without third-party stubs
+        # cffi ships no types; importing it by name keeps mypy's result the same with and without third-party stubs
         ffi: Any = importlib.import_module("cffi").FFI()
         ffi.cdef(_CDEF)
         self.ffi: Any = ffi
         self.lib: Any = ffi.dlopen(LIBRARY)
-        self.no_completion: Any = ffi.new("nbd_completion_callback *")[0]  # all NULL: completion is asked for, not told
+        self.no_completion: Any = ffi.new("nbd_completion_callback *")[0]  # all NULL: completion is polled for
         self._on_chunk = ffi.callback("int(void *, const void *, size_t, uint64_t, unsigned, int *)", lambda *_: 0)
         self.any_chunk: Any = ffi.new("nbd_chunk_callback *", {"callback": self._on_chunk})[0]
 

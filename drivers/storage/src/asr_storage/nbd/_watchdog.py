@@ -1,7 +1,7 @@
-"""A time limit for calls into libnbd that know none: a connection on which nothing comes for too long is cut.
+"""A time limit for calls into libnbd that have none: a connection on which nothing comes for too long is cut.
 
-One thread of the process looks at the calls that wait. It begins with the first of them and ends when there was none
-for a while, so calls that follow each other cost two entries in a dictionary and no switch of threads.
+One thread of the process watches the calls that wait. It starts with the first of them and ends after a while without
+any, so calls that follow each other cost two entries in a dictionary and no switch of threads.
 """
 
 import socket
@@ -19,7 +19,7 @@ __all__ = ["Waiting", "limit"]
 # 32-bit numbers, tcpi_last_data_recv).
 _LAST_DATA = struct.Struct("=I")
 _LAST_DATA_AT = 52
-# How often is looked, as a part of the shortest limit, and within which bounds (seconds).
+# The interval between checks, as a part of the shortest limit, and its bounds (seconds).
 _PART, _SHORTEST, _LONGEST = 8, 0.05, 0.5
 _LEISURE = 3.0
 
@@ -43,7 +43,7 @@ class Waiting:
                 self.silent = min(self.silent, self._since_data())
         if self.silent >= self.seconds:
             self.cut = True
-            with suppress(OSError):  # gone already
+            with suppress(OSError):  # closed already
                 self.link.shutdown(socket.SHUT_RDWR)
 
     def _since_data(self) -> float:
@@ -88,7 +88,8 @@ class _Watcher:
                     return
             nap = min(_LONGEST, max(_SHORTEST, min(waiting, default=0.0) / _PART))
             time.sleep(nap)
-            # Who slept much longer was stopped (SIGSTOP, a paused virtual machine): not the other side was silent.
+            # A much longer sleep means that this process was stopped (SIGSTOP, a paused virtual machine), not that the
+            # server was silent.
             passed = min(time.monotonic() - now, 2 * nap)
 
 
@@ -97,9 +98,9 @@ _watcher = _Watcher()
 
 @contextmanager
 def limit(link: socket.socket, seconds: float, *, tcp: bool) -> Iterator[Waiting]:
-    """Within it the connection is cut (`cut` then tells) when nothing came over it for `seconds`.
+    """Within it the connection is cut (`cut` is then set) when nothing came over it for `seconds`.
 
-    Where LINK is no TCP connection it cannot be told whether something came: the limit is for all of the time within.
+    Where LINK is not a TCP connection it is unknown whether something came: the limit covers all of the time within.
     """
     with _watcher.watch(Waiting(link, seconds, tcp)) as waiting:
         yield waiting

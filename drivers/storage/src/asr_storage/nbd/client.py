@@ -2,8 +2,8 @@
 
 Requests go through libnbd's asynchronous calls and `nbd_poll` with a time limit. Each return from `nbd_poll` costs the
 interpreter that all threads share, eight times for a MiB that comes over TCP; so a thread that reads much does it in
-synchronous calls, which know no limit: `_nbd_silence` cuts them short (measured, a copy of 2 GiB with requests of
-1 MiB: 1.9 instead of 2.4 s of processor in our process, 1.9 instead of 2.7 s in QEMU).
+synchronous calls, which have no time limit: `_nbd_silence` cuts them short (measured, a copy of 2 GiB with requests of
+1 MiB: 1.9 instead of 2.4 s of processor time in this process, 1.9 instead of 2.7 s in QEMU).
 """
 
 import errno
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NbdClient", "NbdContextMissing", "NbdError", "NbdExportMissing", "NbdTimeout", "TlsFiles"]
 
-# Reads and writes are cut into requests of this size: each wakes the server, and us.
+# Reads and writes are cut into requests of this size: each wakes the server and this process.
 REQUEST_SIZE = 1 * MiB
 LARGE_IN_FLIGHT = 2
 # Requests kept in flight of what is smaller: as many as small extents are read at a time.
@@ -41,7 +41,7 @@ IN_FLIGHT = 16
 ZERO_SIZE = 64 * MiB
 # Slices of waiting, seconds: Python runs signal handlers (Ctrl-C) only between calls of nbd_poll.
 _SLICE = 0.5
-# Saying goodbye is a courtesy: flush() is what makes writes durable.
+# Disconnecting cleanly is optional: flush() is what makes writes durable.
 _GOODBYE = 1.0
 
 _TLS_REQUIRE = 2
@@ -67,8 +67,8 @@ class NbdClient:
     """One connection to one export. A thread at a time; others wait. `abort` is for any thread.
 
     `timeout` (seconds) is how long the server may be silent while an answer is due, so a slow link is no error and
-    a dead one is. After a time limit or a lost connection each call raises; close it and connect anew.
-    An error the server answers (EIO of one read) leaves the connection usable.
+    a dead one is. After a time limit or a lost connection each call raises; close it and reconnect.
+    An error that the server returns (EIO of one read) leaves the connection usable.
     """
 
     def __init__(
@@ -318,7 +318,7 @@ class NbdClient:
             )
 
     def trim(self, offset: int, length: int) -> None:
-        """Tell the server that LENGTH bytes from OFFSET on are not needed. What they then read as is its choice."""
+        """Discard LENGTH bytes from OFFSET on. What they read as afterwards is the server's choice."""
         lib, nothing = self._lib, self._libnbd.no_completion
         with self._operation():
             self._check_inside("trim", offset, length)
@@ -354,7 +354,7 @@ class NbdClient:
             except ValueError as error:
                 raise NbdError(what, f"bad answer: {error}", export=self._export, errno=errno.EPROTO) from error
             if coverage.next_request() == request:
-                raise NbdError(what, "the answer does not get further", export=self._export, errno=errno.EPROTO)
+                raise NbdError(what, "the answer makes no progress", export=self._export, errno=errno.EPROTO)
 
     def _status_replies(self, offset: int, length: int, what: str) -> list[_Reply]:
         with self._operation():
@@ -380,7 +380,7 @@ class NbdClient:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection; twice is fine. Cuts short what another thread has in progress. Raises nothing."""
+        """Close the connection; may be called twice. Cuts short what another thread has in progress. Raises nothing."""
         if not self._lock.acquire(blocking=False):
             self.abort()
             self._lock.acquire()
@@ -479,9 +479,9 @@ class NbdClient:
                 self._run(what, starts, LARGE_IN_FLIGHT if large else IN_FLIGHT)
 
     def _waits_in_one_call(self) -> bool:
-        """Not in the main thread: it alone hears Ctrl-C, and only between calls. Not where the server may answer a hole
-        for itself: small answers wait there for acknowledgements, which `_nbd_tcp` sends between calls (measured, data
-        and holes in turn: 44 ms for a MiB, and 1 ms in one piece)."""
+        """Not in the main thread: it alone receives Ctrl-C, and only between calls. Not where the server may answer a
+        hole for itself: small answers wait there for acknowledgements, which `_nbd_tcp` sends between calls (measured,
+        data and holes in turn: 44 ms for a MiB, and 1 ms in one piece)."""
         return self._whole and threading.current_thread() is not threading.main_thread()
 
     def _check_inside(self, verb: str, offset: int, length: int) -> None:
@@ -577,7 +577,7 @@ class NbdClient:
     def _break(self, reason: BaseException) -> None:
         if self._broken is None:
             self._broken = str(reason) or type(reason).__name__
-            self.abort()  # the server, too, learns that nobody waits
+            self.abort()  # the server, too, sees that the wait has ended
 
     def _check(self, result: int, what: str) -> int:
         if result < 0:

@@ -55,7 +55,7 @@ class Coverage:
     """Asks for block status until every context covers a range.
 
     A server may answer any prefix of a request, of another length for each context, or run past its end.
-    Each context's part is given out once, in order, without gap or overlap.
+    Each context's part is returned once, in order, without gap or overlap.
     """
 
     def __init__(self, contexts: Sequence[str], offset: int, length: int) -> None:

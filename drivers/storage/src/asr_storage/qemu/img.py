@@ -1,4 +1,4 @@
-"""qemu-img: what images are and how they are made, merged and checked.
+"""qemu-img: what images are and how they are created, merged and checked.
 
 Formats are always stated and paths made absolute (so no name is taken for a protocol). Every call has a time limit
 in seconds and raises QemuError with qemu-img's words, QemuTimeout, or HostIncomplete if it is not installed.
@@ -141,7 +141,7 @@ def convert(
 
 def commit(overlay: Path, fmt: str, *, timeout: float) -> None:
     """Write what OVERLAY holds into its backing file. OVERLAY is left as it is, so this can be repeated after a
-    crash; the caller removes it."""
+    crash; the caller deletes it."""
     run(
         ["qemu-img", "commit", "-q", "-f", fmt, "-d", _name(overlay)],
         what=f"merge {overlay} into its backing file",
@@ -179,7 +179,7 @@ def check(path: Path, fmt: str, *, in_use: bool = False, timeout: float) -> Chec
 
 
 def resize(path: Path, fmt: str, size: int, *, shrink: bool = False, timeout: float = QUICK) -> None:
-    """Make the image SIZE bytes, new ones reading as zeroes. Smaller only with SHRINK: what is behind is lost."""
+    """Make the image SIZE bytes, new ones reading as zeroes. Smaller only with SHRINK: content beyond it is lost."""
     run(
         ["qemu-img", "resize", "-q", "-f", fmt, *(["--shrink"] if shrink else []), _name(path), str(size)],
         what=f"resize {path} to {size} bytes",

@@ -104,9 +104,9 @@ class QemuNbd:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the server and return when it answers. Raises QemuError with what it printed, QemuTimeout."""
+        """Start the server and return when it answers. Raises QemuError with its output, QemuTimeout."""
         if self._process is not None:
-            raise ValueError(f"{self!r} is started already")
+            raise ValueError(f"{self!r} is already started")
         try:
             self._start()
         except BaseException:
@@ -150,7 +150,7 @@ class QemuNbd:
         return NbdClient.connect_unix(self.socket, self._export, contexts=contexts, timeout=timeout)
 
     def close(self) -> None:
-        """Stop the server and wait until it has written all and let go of the image; twice is fine.
+        """Stop the server and wait until it has written everything and closed the image; may be called twice.
 
         Raises QemuError if it failed (also if it had died before), QemuTimeout if it had to be killed.
         """

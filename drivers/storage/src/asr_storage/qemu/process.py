@@ -16,7 +16,7 @@ from asrcore.errors import HostIncomplete
 
 __all__ = ["QemuError", "QemuTimeout", "read_back", "run", "spawn"]
 
-_TOLD = 2000  # characters of a tool's own words that an error repeats, the last ones
+_TOLD = 2000  # characters of a tool's output that an error repeats, the last ones
 
 
 class QemuError(Exception):
@@ -33,7 +33,7 @@ class QemuError(Exception):
 
 
 class QemuTimeout(QemuError):
-    """A QEMU tool did not do its work in the time limit and was killed."""
+    """A QEMU tool did not finish within the time limit and was killed."""
 
 
 @attrs.frozen(eq=False)
@@ -80,7 +80,7 @@ def _serve(orders: queue.SimpleQueue[_Order]) -> None:
                 stdout=order.output,
                 stderr=order.errors,
                 env=environment,
-                process_group=0,  # Ctrl-C at the terminal is for us, who then end the child in order
+                process_group=0,  # Ctrl-C at the terminal is for this process, which then ends the child cleanly
             )
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             order.child.set_exception(error)

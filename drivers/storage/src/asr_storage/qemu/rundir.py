@@ -1,4 +1,4 @@
-"""Private directories for sockets, which go with their process: what a killed one left is removed by the next."""
+"""Private directories for sockets, deleted with their process: what a killed one left is deleted by the next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def private_directory(parent: Path | None = None) -> Iterator[Path]:
     """
     base = parent or Path(tempfile.gettempdir())
     _sweep_once(base)
-    # Locked before it has its name: nobody sweeps it in between.
+    # Locked before it has its name: no other process deletes it in between.
     hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=base))
     directory = hidden
     handle = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -41,13 +41,13 @@ def private_directory(parent: Path | None = None) -> Iterator[Path]:
 
 
 def _sweep_once(base: Path) -> None:
-    """Remove what processes that are no more have left there; the kernel gave their locks back."""
+    """Delete what ended processes have left there; the kernel released their locks."""
     with _sweeping:
         if base in _swept:
             return
         _swept.add(base)
     for left in base.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # not ours, or gone meanwhile
+        with contextlib.suppress(OSError):  # another user's, or deleted meanwhile
             handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 if os.fstat(handle).st_uid == os.geteuid():

@@ -1,13 +1,13 @@
 """Replicas of kind `chain`: a raw base and qcow2 overlays, for file systems that do not clone files.
 
 A kept point freezes the top layer; the next cycle that is applied puts an empty overlay on it. Dropping a point leaves
-a layer that nobody needs: its child is merged down into it, which may be repeated at any time, because the child goes
-on covering everything that it writes. A layer that a test or a promoted machine stands on, and all below it, is
-never written.
+a layer that is no longer needed: its child is merged down into it, which may be repeated at any time, because the child
+still covers everything that it writes. A layer that a test or a promoted machine uses, and all below it, is never
+written.
 
 So that a thousand points do not make a chain of a thousand layers, a run of `SPAN` layers is gathered into one of the
-next level, which takes the place of the run's last layer: later layers stand on it, the points in the run on their own
-as before. A point then stands on at most `SPAN` layers of each level. `layers.py` says what a record tells of this.
+next level, which takes the place of the run's last layer: later layers use it as their backing file, the points in the
+run keep their own layers. A point then uses at most `SPAN` layers of each level. `layers.py` derives this from a record.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from asrcore.units import KiB, MiB
 __all__ = ["ChainImages", "qemu_errors"]
 
 SPAN = 10
-"""Layers of a level before they are gathered: 1000 points stand on at most 30. Boots want few layers (with three disks
-71 each cost 2.2 s, 141 cost 13.6 s), space wants few levels (what a level gathers is stored once more)."""
+"""Layers of a level before they are gathered: 1000 points stand on at most 30. Few layers make booting fast (with three
+disks 71 layers each took 2.2 s, 141 took 13.6 s), few levels save space (what a level gathers is stored once more)."""
 _CLUSTER = 64 * KiB
 _COPY = 4 * MiB
 _REQUESTS = 64
 _READS_AS_ZERO = 2  # base:allocation
 _NBD_SECONDS = 60.0
-# qemu-img has to write what the child holds; 5 MiB/s is a disk that is nearly dead.
+# qemu-img has to write what the child holds; 5 MiB/s is a disk close to failure.
 _SLOWEST = 5 * MiB
 _LEAST_SECONDS = 120.0
 _MOST_HEADROOM = 8  # as a fraction of the file system: one huge overlay must not stop replication
@@ -71,7 +71,7 @@ _WORDS = {
 
 @contextlib.contextmanager
 def qemu_errors(path: Path) -> Iterator[None]:
-    """Errors of QEMU's tools and NBD as OSError, with the number that they were caused by where it is known."""
+    """Errors of QEMU's tools and NBD as OSError, with the causing error number where it is known."""
     try:
         yield
     except NbdError as problem:
@@ -146,7 +146,7 @@ class ChainImages(Images):
         wanted = [change for change in changes if change.kind in (Kind.DATA, Kind.ZERO)]
         if not wanted:
             return
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))  # the system's own word where it may not be written
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))  # the system's own error where it may not be written
         with (
             qemu_errors(path),
             QemuNbd(path, "qcow2", writable=True) as server,
@@ -157,7 +157,7 @@ class ChainImages(Images):
         fsync_file(path)
 
     def cost(self, record: Record, changes: Sequence[Change]) -> int:
-        # Whole clusters, and what stands in for the tables (8 bytes per cluster) with room to spare.
+        # Whole clusters, and a generous estimate for the tables (8 bytes per cluster).
         data = (change for change in changes if change.kind is Kind.DATA)
         clusters = sum(-(-change.end // _CLUSTER) - change.offset // _CLUSTER for change in data)
         return clusters * (_CLUSTER + 64) + 4 * _CLUSTER * len(record.heads)
@@ -182,7 +182,7 @@ class ChainImages(Images):
         return record
 
     def _has_space_for(self, due: layers.Run) -> bool:
-        """Without it the chain only grows longer, so half of what is free stays free for cycles."""
+        """Without gathering the chain only grows longer, so half of the free space is left free for cycles."""
         wanted = sum((self.home.path / name).stat().st_blocks * 512 for name in due.layers)
         status = os.statvfs(self.home.path)
         return 2 * wanted < status.f_bavail * status.f_frsize
@@ -285,7 +285,7 @@ def _send(client: NbdClient, changes: Sequence[Change], data: Path) -> None:
     try:
         if os.fstat(source.fd).st_size < extents[-1].end:
             raise OSError(errno.EIO, f"the journal ends before {extents[-1].end}", str(data))
-        # Many in flight: QEMU took 3,277 new clusters in 1.4 s one after the other, so in 0.7-1.0 s (measured).
+        # Many in flight: QEMU took 1.4 s for 3,277 new clusters one after the other, 0.7-1.0 s this way (measured).
         for batch in batches(extents, _COPY, _REQUESTS):
             parts, at = [], 0
             for extent in batch:
@@ -299,7 +299,7 @@ def _send(client: NbdClient, changes: Sequence[Change], data: Path) -> None:
 
 
 def _copy_above(reader: NbdClient, writer: NbdClient, depth: int, watch: Watch | None) -> None:
-    """Write what the topmost so many layers hold, zeroes too."""
+    """Write what the given number of topmost layers hold, including zeroes."""
     above = dirty_bitmap_context("above")
     status = (
         BlockStatus(above, item.offset, item.length, int(0 < item.flags <= depth))
@@ -334,8 +334,8 @@ def _with_head(record: Record, disk_id: str, name: str, layer: Layer) -> Record:
 
 
 class _Servers(Closing):
-    """Read-only servers of a replica's images: started at need, ended before anything is written, and when nobody
-    works on the replica any more."""
+    """Read-only servers of a replica's images: started when needed, ended before anything is written, and when the last
+    user of the replica is done."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -368,7 +368,7 @@ def _servers(shared: Shared) -> _Servers:
 
 
 class _ChainReader(DiskReader):
-    """Reads an image of a chain; connects anew when the replica's images changed."""
+    """Reads an image of a chain; reconnects when the replica's images changed."""
 
     def __init__(self, home: Path, find: Callable[[], str], shared: Shared, replica_id: str) -> None:
         self._home, self._find, self._shared, self._replica_id = home, find, shared, replica_id
@@ -410,7 +410,7 @@ class _ChainReader(DiskReader):
             self._client = _servers(self._shared).get(path).connect(timeout=_NBD_SECONDS)
 
     def close(self) -> None:
-        """Twice is fine."""
+        """May be called twice."""
         client, self._client = self._client, None
         reader, self._raw = self._raw, None
         self._generation = -1

@@ -3,7 +3,7 @@
 Per disk a sparse file holds data at the disk's own offsets. The index is a file of fixed-size records, appended and
 fsynced only after the data it speaks of is durable; a torn tail is cut off by its checksum. Later records win.
 A cycle before the first point has nothing to protect: its data goes straight into the images (`direct`), and the
-index says how far it got.
+index records how far it got.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Change:
 class Cycle:
     """An open cycle. `numbers`: disk ids in the order of their numbers in the index; it only grows.
 
-    `direct`: data goes into the images themselves, `files` tells where (paths relative to the replica).
+    `direct`: data goes into the images themselves, `files` names them (paths relative to the replica).
     """
 
     id: str
@@ -94,7 +94,7 @@ def resolve(changes: Iterable[Change]) -> list[Change]:
     items = [change for change in changes if change.length > 0]
     ordered = sorted(items, key=attrgetter("offset"))
     if all(former.offset + former.length <= later.offset for former, later in itertools.pairwise(ordered)):
-        return _joined(ordered)  # as nearly always: a cycle says of each range once what it is
+        return _joined(ordered)  # the usual case: a cycle notes each range once
     edges = sorted({edge for change in items for edge in (change.offset, change.end)})
     starting = sorted(range(len(items)), key=lambda number: items[number].offset)
     result: list[Change] = []
@@ -197,7 +197,7 @@ class Journal:
         return zlib.crc32(self.cycle.id.encode())
 
     def resize(self, disks: Mapping[str, int], epoch: int, files: Mapping[str, str]) -> None:
-        """The cycle goes on with other disks or sizes, or under a newer epoch."""
+        """The cycle continues with other disks or sizes, or under a newer epoch."""
         numbers = self.cycle.numbers + tuple(disk for disk in disks if disk not in self.cycle.numbers)
         cycle = attrs.evolve(self.cycle, disks=dict(disks), epoch=epoch, numbers=numbers, files=dict(files))
         if cycle != self.cycle:
@@ -272,7 +272,7 @@ class Journal:
             text += body + zlib.crc32(body, salt).to_bytes(4, "little")
         if self._index is None:
             self._index = os.open(self.directory / _INDEX, os.O_WRONLY | os.O_CLOEXEC)
-        # At its known end, not appended: a tail that was torn, or that a full disk cut short, is written over.
+        # At its known end, not appended: a tail that was torn, or that a full disk cut short, is overwritten.
         view = memoryview(text)
         at = self._index_bytes
         while view:
@@ -311,12 +311,12 @@ class Journal:
         return codec.load(Commit, text)
 
     def remove(self) -> None:
-        """Remove it, after its changes were applied."""
+        """Delete it, after its changes were applied."""
         self.close()
         remove_tree(self.directory)
 
     def close(self) -> None:
-        """Give back file descriptors; what was not flushed is lost. Twice is fine."""
+        """Close file descriptors; what was not flushed is lost. May be called twice."""
         with self._lock:
             files, self._files = list(self._files.values()), {}
             index, self._index = self._index, None

@@ -1,4 +1,4 @@
-"""What a record tells of the layers of a chain: who stands on whom, what nobody needs, what is to be gathered. Pure."""
+"""The layers of a chain as a record has them: which backs which, what is not needed, what is to be gathered. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 @attrs.frozen
 class Run:
-    """Layers to be gathered into one of `level` that stands on `below`; the topmost first."""
+    """Layers to be gathered into one of `level` on top of `below`; the topmost first."""
 
     layers: Sequence[str]
     below: str
@@ -42,7 +42,7 @@ def path(record: Record, image: str) -> list[str]:
 
 
 def children(record: Record) -> dict[str, list[str]]:
-    """The layers that stand on each."""
+    """The children of each layer."""
     result: dict[str, list[str]] = {}
     for name, layer in record.layers.items():
         if layer.parent is not None:
@@ -51,15 +51,15 @@ def children(record: Record) -> dict[str, list[str]]:
 
 
 def frozen(record: Record) -> frozenset[str]:
-    """Images that are not written by a cycle: kept points are made of them, or somebody stands on them."""
+    """Images that are not written by a cycle: kept points consist of them, or a holder uses them."""
     return record.held.union(*(point.images.values() for point in record.points if point.stored.kept))
 
 
 def to_gather(record: Record, head: str, span: int) -> Run | None:
-    """The run that ends in a head, if it is `span` layers long; with the runs below it that become as long by it.
+    """The run that ends in a head, if it is `span` layers long; with the runs below it that thereby reach that length.
 
-    From the head down levels never fall. A gathered layer would be one more of its own level: if that level is full
-    by it, all is gathered into the level above at once.
+    From the head down levels never decrease. A gathered layer would be one more of its level: if that fills the level,
+    all is gathered into the level above at once.
     """
     below = path(record, head)
     at = level = 0
@@ -75,7 +75,7 @@ def to_gather(record: Record, head: str, span: int) -> Run | None:
 
 
 def next_merge(record: Record) -> str | None:
-    """A layer that nobody needs and nobody stands on, with one child, to be merged into it: the lowest of its run.
+    """A layer that is neither needed nor held, with one child, to be merged into it: the lowest of its run.
 
     With several children it stays: each takes from it what it does not hold itself.
     """
@@ -104,7 +104,7 @@ def in_place_of(record: Record, child: str, below: str) -> Record:
 
 
 def renamed(record: Record, old: str, new: str) -> Record:
-    """The record with points and heads made of `new` that were made of `old`; who stands on `old` still does."""
+    """The record with `new` in place of `old` in points and heads; what uses `old` as its backing file still does."""
 
     def changed(images: Mapping[str, str]) -> dict[str, str]:
         return {disk_id: new if image == old else image for disk_id, image in images.items()}
@@ -117,7 +117,7 @@ def renamed(record: Record, old: str, new: str) -> Record:
 
 
 def without_leaves(record: Record) -> Record:
-    """The record without layers that neither anybody needs nor anything stands on."""
+    """The record without layers that are neither needed nor used by another."""
     alive = _with_ancestors(record, _needed(record))
     return attrs.evolve(record, layers={name: layer for name, layer in record.layers.items() if name in alive})
 
@@ -131,7 +131,7 @@ def _needed(record: Record) -> set[str]:
 
 
 def _with_ancestors(record: Record, images: frozenset[str] | set[str]) -> set[str]:
-    """The images and all that they stand on."""
+    """The images and all their backing files."""
     result: set[str] = set()
     for image in images:
         at: str | None = image

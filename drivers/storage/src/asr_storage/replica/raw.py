@@ -18,7 +18,7 @@ __all__ = ["RawReader", "allocated", "apply", "create", "grow"]
 
 
 def create(path: Path, size: int) -> None:
-    """A new image of zeroes, durable; one of that name (left by a crash) is emptied."""
+    """A new image of zeroes, durable; an existing one of that name (left by a crash) is emptied."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, rounded(size))
@@ -71,7 +71,7 @@ def allocated(path: Path, extent: Extent) -> list[Extent]:
 
 
 class RawReader(DiskReader):
-    """Reads a raw image; opens it anew when the replica's images changed."""
+    """Reads a raw image; reopens it when the replica's images changed."""
 
     def __init__(self, home: Path, find: Callable[[], str], shared: Shared, replica_id: str) -> None:
         self._home, self._find, self._shared, self._replica_id = home, find, shared, replica_id
@@ -95,7 +95,7 @@ class RawReader(DiskReader):
             raise ReplicaDamaged(replica=self._replica_id, detail=str(problem)) from problem
 
     def close(self) -> None:
-        """Twice is fine."""
+        """May be called twice."""
         file, self._file = self._file, None
         if file is not None:
             file.close()

@@ -1,11 +1,11 @@
 """Replicas of kind `reflink`: a raw sparse head per disk, kept points are clones that share its blocks.
 
-The newest point is made of the heads themselves, kept or not. A kept one gets its clones before anything writes the
+The newest point consists of the heads themselves, kept or not. A kept one gets its clones before anything writes the
 heads again, at the latest when the next cycle is applied: not while the source waits for its own cycle to be sealed.
 
-To clone a file and to remove the clone costs time for each of the file's extents, and every small write to a head that
-is shared makes more of them. So a replica with a head of very many becomes one of kind `chain` with the heads as its
-bases: its points so far stay clones, later ones are layers, which cost what they hold.
+Cloning a file and deleting the clone takes time for each of the file's extents, and every small write to a shared head
+adds extents. So a replica with a head of very many extents becomes one of kind `chain` with the heads as its bases: its
+existing points stay clones, later ones are layers, whose cost depends only on what they hold.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ __all__ = ["MOST_EXTENTS", "ReflinkImages"]
 _log = logging.getLogger(__name__)
 
 MOST_EXTENTS = 10_000
-"""Of a head. XFS took 30-90 us for each: a kept point of 20,000 cost 1.8 s with the source frozen, a layer 0.1 s."""
+"""Extents of a head. XFS took 30-90 us for each: a kept point of 20,000 took 1.8 s with the source frozen, a layer 0.1
+s."""
 _BLOCK = 4096  # blocks are shared whole: what is not aligned to them is copied
 
 
 class ReflinkImages(Images):
-    """See `Images`. Nothing but the journal ever writes a head, and nothing at all a clone."""
+    """See `Images`. Only the journal writes a head, and nothing writes a clone."""
 
     def create(self, record: Record, disk_id: str, size: int) -> Record:
         name = f"images/{file_stem(disk_id)}.{record.next:06d}.raw"
@@ -76,7 +77,7 @@ class ReflinkImages(Images):
         with self.shared.cloning:
             for disk_id, image in point.images.items():
                 clone = self._clone(point, disk_id)
-                # It has its name only when all of it is there, and nobody writes the head meanwhile.
+                # It gets its name only when it is complete, and the head is not written meanwhile.
                 if _is_head(image) and not clone.exists():
                     building = clone.with_name(clone.name + ".new")
                     clone_file(self.home.path / image, building)

@@ -1,8 +1,8 @@
 """A replica and the writer of its cycles: the order of durable steps, the same for both kinds of images.
 
-A cycle's content goes to the journal. The commit record is the durable instant of the point: the engine is told then.
-After it come, each repeatable, until the journal is gone: open_heads, apply, the record, free. `_replay` does these
-when the writer is closed, or for whoever looks at the replica first, and is also what a crash is followed by.
+A cycle's content goes to the journal. The commit record is the durable instant of the point: `seal` returns then. These
+steps follow, each repeatable, until the journal is deleted: open_heads, apply, the record, free. `_replay` does them
+when the writer is closed, or in the next operation on the replica, also after a crash.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = ["FileReplica", "checked_disks"]
 
 _log = logging.getLogger(__name__)
 
-# Left free at a seal for metadata: what is committed must not fail for want of space while it is applied.
+# Left free at a seal for metadata: applying what is committed must not fail for lack of space.
 _RESERVE = 8 * MiB
 _MAX_DISK_ID = 64
 
@@ -76,7 +76,7 @@ class FileReplica(Replica):
     """A replica in a directory of this host. Safe to use from several threads; nothing is cached."""
 
     def __init__(self, site: str, home: Home, clock: Callable[[], float] = time.time) -> None:
-        """`clock` tells `sealed_at`, in seconds since the epoch."""
+        """`clock` gives `sealed_at`, in seconds since the epoch."""
         self.site = site
         self.home = home
         self.replica_id = home.replica_id
@@ -102,7 +102,7 @@ class FileReplica(Replica):
 
     @contextlib.contextmanager
     def working(self, operation: str) -> Iterator[Record]:
-        """Exclusive work on a replica that has no half-applied cycle; gives its record."""
+        """Exclusive work on a replica without a half-applied cycle; yields its record."""
         with self.errors(operation), self.shared.working():
             yield self._replay()
 
@@ -202,7 +202,7 @@ class FileReplica(Replica):
     def _preserve_ahead(self, record: Record) -> None:
         try:
             self.images(record).preserve_ahead(record)
-        except OSError as problem:  # done again, and told, when the cycle is applied
+        except OSError as problem:  # repeated, and reported, when the cycle is applied
             _log.info("%s: %s", record.name, problem)
 
     def _replay(self) -> Record:
@@ -212,7 +212,7 @@ class FileReplica(Replica):
             return record
         journal = Journal.load(self.home.path)
         commit = journal.committed if journal else None
-        if journal is None or commit is None:  # a commit record alone: what it speaks of is missing
+        if journal is None or commit is None:  # a commit record alone: what it refers to is missing
             raise ReplicaDamaged(replica=self.replica_id, detail="the journal of a sealed cycle is incomplete")
         head = record.head
         if head is None or head.stored.id != commit.point.id:
@@ -246,7 +246,7 @@ class FileReplica(Replica):
     # -- points
 
     def drop_points(self, point_ids: Iterable[str], epoch: int, watch: Watch | None = None) -> None:
-        """See Replica. Also merges what earlier calls had to leave because a test stood on it, and tidies up."""
+        """See Replica. Also merges what earlier calls had to leave because a test used it, and deletes left-overs."""
         wanted = set(point_ids)
         with self.working("dropping recovery points") as found:
             record = found
@@ -345,7 +345,7 @@ class FileReplica(Replica):
 
 
 class _ReplicaReader(DiskReader):
-    """Reads within a disk's size; keeps other processes out as long as it is open."""
+    """Reads within a disk's size; keeps other processes out while it is open."""
 
     def __init__(self, replica: FileReplica, inner: DiskReader, size: int) -> None:
         self._open = False
@@ -379,8 +379,8 @@ class FileCycleWriter(CycleWriter):
     def __init__(
         self, replica: FileReplica, journal: Journal, headroom: int, beside: Callable[[], None] | None
     ) -> None:
-        """Takes over one `hold` of the replica. `headroom`: bytes to be left free. `beside` is called on a thread of
-        its own while data comes."""
+        """Takes over one `hold` of the replica. `headroom`: bytes to be left free. `beside` is called on a separate
+        thread while data arrives."""
         self._headroom = headroom
         self._replica = replica
         self._journal = journal
@@ -439,8 +439,8 @@ class FileCycleWriter(CycleWriter):
     def seal(self, spec: SealSpec) -> StoredPoint:
         """See CycleWriter. When space is missing nothing is committed and the cycle stays open.
 
-        What is committed is applied when the writer is closed, or by whoever looks at the replica before.
-        The point is not kept, and says so, where the chain is as long as it may be (`MAX_LAYERS`).
+        What is committed is applied when the writer is closed, or by an earlier operation on the replica.
+        The point is not kept, and is recorded as such, where the chain has its maximum length (`MAX_LAYERS`).
         """
         if self._sealed is not None and self._sealed.id == spec.point_id:
             return self._sealed
@@ -515,8 +515,8 @@ class FileCycleWriter(CycleWriter):
         try:
             with self._replica.working("applying a sealed cycle"):
                 pass
-        except AsrError as problem:  # the point is there all the same; who works on the replica next is told
-            _log.warning("%s: applying a sealed cycle is left to the next one: %s", self._replica.replica_id, problem)
+        except AsrError as problem:  # the point exists; the next operation reports the problem
+            _log.warning("%s: the next operation applies the sealed cycle: %s", self._replica.replica_id, problem)
 
     def __del__(self) -> None:
         self._let_go()

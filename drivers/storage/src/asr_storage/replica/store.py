@@ -1,6 +1,6 @@
-"""Where replicas live and what is recorded of each: layout, `replica.json`, the lock, and what both kinds of images do.
+"""Where replicas are and what is recorded of each: layout, `replica.json`, the lock, and what both kinds of images do.
 
-replica_dir/.asr-replicas                  marks the directory as ours
+replica_dir/.asr-replicas                  marks a replica directory
 replica_dir/replicas/ID/replica.json       the record: epoch, kind, points, images
 replica_dir/replicas/ID/images/            heads, and with `chain` all layers
 replica_dir/replicas/ID/points/POINT/      description.json, and with `reflink` the clones of a kept point
@@ -54,12 +54,12 @@ __all__ = [
 ]
 
 FORMAT = 3
-"""Format 2 has layers on which several stand, and tests that hold a clone; format 3 kept points that are made of the
+"""Format 2 has layers with several children, and tests that hold a clone; format 3 kept points that consist of the
 heads. Records of older formats are read as they are."""
 MAX_LAYERS = 150
-"""A chain is not made longer: libvirt refuses 200 layers, and what stands on the chain adds some."""
+"""The maximum length of a chain: libvirt refuses 200 layers, and overlays on the chain add some."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-# How long a second process waits for the first to end its piece of work before it says so.
+# How long a second process waits for the first to finish before it reports that it is busy.
 _BUSY_SECONDS = 3.0
 _BUSY_STEP = 0.05
 _RESERVE = 512 * KiB  # at least; a record of 1000 points of two disks has 430 KiB
@@ -75,7 +75,7 @@ class ReplicaKind(Enum):
 
 
 def probe_kind(replica_dir: Path) -> ReplicaKind:
-    """The kind that a new replica in this directory gets, found by trying. Raises OSError."""
+    """The kind that a new replica in this directory gets, determined by a test. Raises OSError."""
     return ReplicaKind.REFLINK if clones_files(replica_dir) else ReplicaKind.CHAIN
 
 
@@ -99,7 +99,7 @@ class Point:
 
 @attrs.frozen
 class Layer:
-    """An image file of a chain: whose, on which other it stands (None: a raw base), and its size in bytes.
+    """An image file of a chain: its disk, its backing file (None: a raw base), and its size in bytes.
 
     `level`: 0 for what one cycle or some wrote; a layer of level n+1 holds all that a run of level n does.
     """
@@ -115,7 +115,7 @@ class Record:
     """All that is durably known of a replica. Paths are relative to its directory.
 
     `disks`: sizes at the newest point (before the first: as created). `heads`: the image of each disk's newest
-    content. `holds`: images that a test or a promoted machine stands on, by holder. `next`: number of the next
+    content. `holds`: images that a test or a promoted machine uses, by holder. `next`: number of the next
     image file, so that no name is used twice. `seed`, `seeded`: the machine to seed from, and disks done.
     """
 
@@ -144,7 +144,7 @@ class Record:
 
     @property
     def held(self) -> frozenset[str]:
-        """All images that somebody stands on."""
+        """All images that a holder uses."""
         return frozenset(image for images in self.holds.values() for image in images.values())
 
 
@@ -176,12 +176,12 @@ class Home:
         except ValueError as problem:
             raise ReplicaDamaged(replica=self.replica_id, detail=f"replica.json: {problem}") from problem
         if record.format > FORMAT:
-            detail = f"replica.json has format {record.format}; this driver knows {FORMAT}: install the newer one"
+            detail = f"replica.json has format {record.format}; this driver supports up to {FORMAT}: upgrade it"
             raise ReplicaDamaged(replica=self.replica_id, detail=detail)
         return record
 
     def save(self, record: Record) -> None:
-        """Replace the record, durably. A full file system spends its reserve: dropping points must stay possible."""
+        """Replace the record, durably. A full file system uses its reserve: dropping points must stay possible."""
         path, text = self.path / "replica.json", codec.dump(record)
         try:
             write_durably(path, text)
@@ -192,7 +192,7 @@ class Home:
             write_durably(path, text)
 
     def fill_reserve(self) -> None:
-        """Set a little space aside, if there is any: twice what the record takes, as it grows with the points."""
+        """Reserve a little space, if there is any: twice what the record takes, as it grows with the points."""
         fd = -1
         try:
             wanted = max(_RESERVE, 2 * (self.path / "replica.json").stat().st_size)
@@ -200,7 +200,7 @@ class Home:
                 return
             fd = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.posix_fallocate(fd, 0, wanted + _RESERVE // 2)
-        except OSError:  # full, or read-only: what is written next says so
+        except OSError:  # full, or read-only: the next write reports it
             with contextlib.suppress(OSError):
                 self._reserve.unlink()
         finally:
@@ -229,12 +229,12 @@ class Home:
             raise ReplicaDamaged(replica=self.replica_id, detail=detail) from problem
 
     def sweep(self, record: Record) -> None:
-        """Remove images and points' directories that the record does not know: left by a crash, or dropped."""
+        """Delete images and points' directories that the record does not name: left by a crash, or dropped."""
         needed = {*record.heads.values(), *record.layers, *record.held}
         for point in record.points:
             needed.update(point.images.values())
         ids = {point.stored.id for point in record.points}
-        ids |= {Path(image).parent.name for image in record.held}  # a clone that a test stands on outlives its point
+        ids |= {Path(image).parent.name for image in record.held}  # a clone that a test uses outlives its point
         for directory in list((self.path / "points").iterdir()):
             if directory.name not in ids:
                 remove_tree(directory)
@@ -266,7 +266,8 @@ class Layout:
         return self.machines / f"{plain}-{checked_id('replica id', replica_id)}"
 
     def check(self) -> None:
-        """Raises InvalidSetting when the directory does not exist: it is mounted, never made, by us."""
+        """Raises InvalidSetting when the directory does not exist: the operator mounts it, the driver never creates
+        it."""
         if not self.path.is_dir():
             problem = f"there is no directory {str(self.path)!r} (is its file system mounted?)"
             raise InvalidSetting(driver=self._driver, setting="replica_dir", problem=problem)
@@ -300,9 +301,9 @@ class Layout:
 
 
 class Shared:
-    """What all objects of this process that work on one replica share: its lock and its readers.
+    """What all objects of this process share that work on one replica: its lock and its readers.
 
-    `lock` orders the threads; a lock on the file `replica.json.lock` keeps other processes out while work goes on.
+    `lock` orders the threads; a lock on the file `replica.json.lock` keeps other processes out during the work.
     """
 
     _all: ClassVar[weakref.WeakValueDictionary[str, Shared]] = weakref.WeakValueDictionary()
@@ -316,7 +317,7 @@ class Shared:
         self.writer: Callable[[], object | None] = lambda: None
         """A weak reference to the cycle writer that is open."""
         self.servers: Closing | None = None
-        """What readers keep running; closed before images are written, and when nobody works here any more."""
+        """What readers keep running; closed before images are written, and after the last user."""
         self.cloning = threading.Lock()
         """Of who clones the heads."""
         self._holding = threading.Lock()
@@ -390,8 +391,8 @@ class Shared:
 
 
 class Gate:
-    """Readers pass together, a writer alone. `generation` counts the writers: a reader that finds another one
-    than at its last read opens its image anew."""
+    """Readers share, a writer is alone. `generation` counts the writers: a reader that finds another one than at its
+    last read reopens its image."""
 
     def __init__(self) -> None:
         self.changing = threading.Condition()
@@ -401,7 +402,7 @@ class Gate:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[int]:
-        """Gives the generation."""
+        """Returns the generation."""
         with self.changing:
             while self._writing:
                 self.changing.wait()
@@ -445,7 +446,7 @@ class Images(ABC):
 
     @abstractmethod
     def create(self, record: Record, disk_id: str, size: int) -> Record:
-        """Make an empty head for a disk that has none."""
+        """Create an empty head for a disk that has none."""
 
     @abstractmethod
     def open_heads(self, record: Record, disks: Mapping[str, int]) -> Record:
@@ -460,7 +461,7 @@ class Images(ABC):
         """Bytes of space that `apply` takes."""
 
     def headroom(self, record: Record) -> int:
-        """Bytes that cycles leave free, so that dropping points is possible and frees the rest."""
+        """Bytes that cycles leave free, so that points can still be dropped to free space."""
         return 0
 
     def to_preserve(self, record: Record) -> bool:
@@ -468,11 +469,11 @@ class Images(ABC):
         return False
 
     def preserve(self, record: Record) -> Record:
-        """Give such a point images of its own."""
+        """Give such a point separate images."""
         return record
 
     def preserve_ahead(self, record: Record) -> None:  # noqa: B027 - most have nothing to preserve
-        """Do of `preserve` what takes time: on any thread, beside anything that writes no heads."""
+        """The slow part of `preserve`: on any thread, beside anything that writes no heads."""
 
     @abstractmethod
     def tidy(self, record: Record, watch: Watch | None = None) -> Record:
@@ -481,7 +482,7 @@ class Images(ABC):
 
     @abstractmethod
     def free(self, record: Record, save: Callable[[Record], None], watch: Watch | None = None) -> Record:
-        """Remove what neither a point nor a head nor a holder needs, as far as it can be now."""
+        """Delete what neither a point nor a head nor a holder needs, as far as that is possible now."""
 
     @abstractmethod
     def allocated(self, image: str, extent: Extent) -> list[Extent]:
@@ -493,4 +494,4 @@ class Images(ABC):
 
     @abstractmethod
     def layer_count(self, record: Record) -> int:
-        """Files that the longest chain has."""
+        """Number of files in the longest chain."""
