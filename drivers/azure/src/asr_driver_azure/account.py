@@ -52,13 +52,13 @@ class AzureAccount(Closing):
     def arm(self) -> Arm:
         """Where machines are run."""
         settings = self.settings
-        # Management takes far fewer requests than storage; waiting for it must hold up no data. It counts by kind of
-        # request and by resource: who is told to wait for one disk's snapshots waits alone.
+        # Management allows far fewer requests than storage; waiting for it must not delay data. It counts by kind of
+        # request and by resource: a wait for one disk's snapshots delays nothing else.
         calls = Calls(self.name, pacer=Pacer(requests=20, parallel=16), together=False)
         return Arm(self.clients, settings.subscription, settings.resource_group, calls)
 
     def sizes(self) -> list[Size]:
-        """Machine sizes that the region offers, asked for once a connection."""
+        """Machine sizes that the region offers, requested once per connection."""
         return self._sizes
 
     @cached_property
@@ -66,7 +66,7 @@ class AzureAccount(Closing):
         return sizes_of(self.arm.skus(self.settings.location))
 
     def make_container(self) -> None:
-        """Make the container, if it is not there."""
+        """Create the container, if it does not exist."""
 
         def make() -> None:
             try:
@@ -75,13 +75,13 @@ class AzureAccount(Closing):
                 return
 
         if not self.reach():
-            self.container.run("making the container", make, write=True)
+            self.container.run("creating the container", make, write=True)
 
     def reach(self) -> bool:
-        """Whether the container is there. Raises SiteUnreachable, AccessDenied."""
+        """Whether the container exists. Raises SiteUnreachable, AccessDenied."""
         if self._closed:
             raise SiteUnreachable(site=self.name, detail="the connection was closed")
-        return self.container.run("looking at the container", self.container.client.exists, patience=_LOOK_SECONDS)
+        return self.container.run("reading the container", self.container.client.exists, patience=_LOOK_SECONDS)
 
     def close(self) -> None:
         """Close the connections; calls after it raise SiteUnreachable."""

@@ -1,4 +1,4 @@
-"""The driver itself: who it is, and how it connects."""
+"""The driver itself: its name and settings, and how it connects."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class AzureDriver(Driver):
             Finding(
                 "azure-no-repair",
                 Severity.WARNING,
-                f"this host has no {', '.join(missing)}",
-                "With them a Linux system is made ready for Azure on the disk of the machine that is made.",
+                f"{', '.join(missing)} not installed on this host",
+                "These programs prepare a Linux system for Azure on the disk of the new machine.",
                 f"apt-get install {' '.join(sorted(set(missing.values())))}; or set `repair=off` at the site.",
             )
         ]

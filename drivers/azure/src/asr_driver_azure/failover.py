@@ -1,4 +1,4 @@
-"""The failover role: machines of recovery points, as managed disks and what Azure puts around them."""
+"""The failover role: machines created from recovery points, as managed disks with the Azure resources around them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class AzureFailover(Failover):
         return Instance(machine.id, machine.name, self._builder.repairs(known.name))
 
     def _make_room(self, record: Record, spec: PromoteSpec, point: Point, machine_id: str, name: str) -> Promotion:
-        """Record the promotion; whatever has the machine's identity and may go, goes aside or away."""
+        """Record the promotion; a replaceable machine with the same identity is put aside or deleted."""
         owner = owner_of(name, f"failover/{spec.replica_id}/{spec.point_id}/{spec.epoch}")
         former = record.promotion
         if former is not None and former.point_id == spec.point_id and self._machines.whole(former.machine):
@@ -129,7 +129,7 @@ class AzureFailover(Failover):
                 machine=machine.name,
                 event="be replaced by another point",
                 state=machine.power.value,
-                reason="What it wrote since the failover would be lost unnoticed.",
+                reason="What it has written since the failover would be lost.",
                 possible="stop it first",
             )
 
@@ -157,7 +157,7 @@ class AzureFailover(Failover):
                     machine=record.name,
                     event="be committed",
                     state="not failed over",
-                    reason="No machine was made of a point of this replica.",
+                    reason="No machine was created from this replica.",
                     possible="fail over first",
                 )
             return attrs.evolve(record, promotion=attrs.evolve(record.promotion, committing=True))
@@ -167,7 +167,7 @@ class AzureFailover(Failover):
         except ReplicaNotFound:
             loaded = self._container.load(replica_id)
             if loaded is None:
-                return  # it went with an earlier commit that was killed before it could say so
+                return  # an earlier commit, which was killed before it returned, deleted it
             record = loaded.record
             record.own(epoch)
         reach("azure.commit.begun")

@@ -38,7 +38,7 @@ class AzureInventory(Inventory):
                 machine=machine_id,
                 event="be started",
                 state="quarantined",
-                reason=f"Epoch {fence.epoch} took it over: {fence.reason}.",
+                reason=f"It was quarantined at epoch {fence.epoch}: {fence.reason}.",
                 possible="re-protect it, or undo the failover",
             )
         if self._machines.power(name) is PowerState.RUNNING:
@@ -60,7 +60,7 @@ class AzureInventory(Inventory):
         self._stop(name)
 
     def _stop(self, name: str) -> None:
-        # A machine that was only stopped is paid for as if it ran.
+        # A machine that is only stopped is billed as if it were running.
         if self._arm.power(name) not in ("", "deallocated"):
             self._arm.deallocate(name)
         reach("azure.machine.stopped")

@@ -16,37 +16,37 @@ __all__ = ["DRIVER", "PROBES", "SETTINGS", "Network", "SiteSettings", "SizeRule"
 
 DRIVER = "azure"
 PROBES = "asr-check-"
-"""What the names of probes' containers begin with: they are deleted when they are old."""
+"""Prefix of the names of probes' containers: they are deleted when they are old."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9]|-(?=[a-z0-9])){1,61}[a-z0-9]")
 _MANAGEMENT = "https://management.azure.com"
 
 SETTINGS = (
     Setting("account_url", "blob endpoint of the storage account: https://NAME.blob.core.windows.net", required=True),
-    Setting("container", "container for replicas; made if it is not there", default="asr-replicas"),
+    Setting("container", "container for replicas; created if it does not exist", default="asr-replicas"),
     Setting("account_key", "key of the storage account; by default the identity below is used", secret=True),
     Setting("subscription", "subscription for machines; without it the site keeps replicas but runs none"),
     Setting("resource_group", "resource group for disks, machines and network cards; it must exist"),
     Setting("location", "region of the machines, such as westeurope"),
     Setting("tenant", "tenant of the application below; without it the environment's identity is used"),
-    Setting("client_id", "application that the engine signs in as"),
-    Setting("client_secret", "its secret", secret=True),
+    Setting("client_id", "client ID of the application that the engine signs in as"),
+    Setting("client_secret", "client secret of the application", secret=True),
     Setting(
         "networks",
-        "what a network's name means: NAME=VNET/SUBNET or NAME=GROUP/VNET/SUBNET, `+public` behind it for a public "
-        "address, `+nsg:NAME` for a security group of yours; several by `;`",
+        "subnet for each network name: NAME=VNET/SUBNET or NAME=GROUP/VNET/SUBNET; append `+public` for a public "
+        "address, `+nsg:NAME` for your own security group; separate several by `;`",
     ),
-    Setting("sizes", "machine sizes to choose from, by `,`; by default general ones of the region (D and B series)"),
-    Setting("size_rules", "MACHINE=SIZE by `;`: the size of a machine by its name, instead of a choice"),
+    Setting("sizes", "machine sizes to choose from, separated by `,`; default: general-purpose sizes (D and B series)"),
+    Setting("size_rules", "fixed sizes by machine name: MACHINE=SIZE, separated by `;`"),
     Setting("disk_sku", "kind of managed disk: Standard_LRS, StandardSSD_LRS, Premium_LRS", default="StandardSSD_LRS"),
     Setting(
         "repair",
-        "`on`: what a Linux system needs to come up in Azure is set on the disk of the machine that is made, never in "
-        "a point; `off`: its disks are the point's byte for byte",
+        "`on`: prepare Linux systems to boot in Azure, on the disk of the new machine, never in "
+        "a recovery point; `off`: the new disks are byte-for-byte copies of the recovery point",
         default="on",
     ),
-    Setting("management_url", "management endpoint, for other clouds than the public one", default=_MANAGEMENT),
-    Setting("authority", "sign-in endpoint, for other clouds than the public one"),
-    Setting("ca_file", "certificates to trust for the endpoints above, where they are not public ones"),
+    Setting("management_url", "management endpoint, for clouds other than the public one", default=_MANAGEMENT),
+    Setting("authority", "sign-in endpoint, for clouds other than the public one"),
+    Setting("ca_file", "CA certificates for the endpoints above, where they are not publicly trusted"),
 )
 
 
@@ -107,7 +107,7 @@ class SiteSettings:
         known = {setting.name: setting for setting in SETTINGS}
         for name in settings:
             if name not in known:
-                raise _invalid(name, f"is not known; there are: {', '.join(sorted(known))}")
+                raise _invalid(name, f"is not known; known settings: {', '.join(sorted(known))}")
         given = {name: setting.default for name, setting in known.items()}
         given |= {name: value.strip() for name, value in settings.items() if value.strip()}
         _endpoint("account_url", given["account_url"])
@@ -162,14 +162,14 @@ def _endpoint(setting: str, text: str) -> None:
     url = urlsplit(text)
     local = url.hostname in ("127.0.0.1", "::1", "localhost")
     if not url.hostname or url.query or url.fragment or not (url.scheme == "https" or (url.scheme == "http" and local)):
-        raise _invalid(setting, f"{text!r} is not an https URL (http is taken of this host only)")
+        raise _invalid(setting, f"{text!r} is not an https URL (http is accepted for this host only)")
 
 
 def _container(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise _invalid("container", f"{name!r} is not 3 to 63 lower-case letters, digits and `-`")
     if name.startswith(PROBES):
-        raise _invalid("container", f"names that begin with {PROBES!r} are those of probes")
+        raise _invalid("container", f"names that begin with {PROBES!r} are reserved for probes")
 
 
 def _network(text: str) -> Network:

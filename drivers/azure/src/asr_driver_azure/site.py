@@ -44,7 +44,7 @@ class AzureSite(Site):
         self._target = AzureTarget(self.account, self._failover)
 
     def status(self) -> SiteStatus:
-        """See `Site.status`. Tells what is stored, for it is what costs. Raises AccessDenied, too."""
+        """See `Site.status`. Includes what is stored, since that is billed. Raises AccessDenied, too."""
         account = self.account
         there = account.reach()
         details = {

@@ -1,7 +1,7 @@
-"""The source role, for the way home: incremental snapshots of the machine's disks, and what differs between two.
+"""The source role, for failback: incremental snapshots of the machine's disks, and what differs between two.
 
-A mark names a snapshot of each disk; it is good as long as these are there. A view is the snapshots of one instant;
-they stay when it is closed, for its mark.
+A mark names a snapshot of each disk; it is valid as long as these exist. A view is the snapshots of one instant;
+they are kept when it is closed, for its mark.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["LEAST_INTERVAL", "AzureSource"]
 
 _REMEMBERED = 256  # blocks of 64 KiB
 LEAST_INTERVAL = 45.0
-"""Seconds: Azure takes seven snapshots of a disk in five minutes."""
+"""Seconds: Azure allows seven snapshots of a disk in five minutes."""
 
 
 class AzureSource(Source):
@@ -65,9 +65,9 @@ class AzureSource(Source):
                 Finding(
                     "azure-interval-short",
                     Severity.WARNING,
-                    f"the policy wants a cycle every {format_duration(policy.interval)}",
-                    "Azure takes seven snapshots of a disk in five minutes: cycles will be no closer than that.",
-                    "Take a policy of a minute or more for the way home.",
+                    f"the policy asks for a cycle every {format_duration(policy.interval)}",
+                    "Azure allows seven snapshots of a disk in five minutes: cycles cannot run more often.",
+                    "Use a policy with an interval of a minute or more for failback.",
                 )
             )
         if len(machine.disks) > 1:
@@ -76,8 +76,8 @@ class AzureSource(Source):
                     "azure-several-disks",
                     Severity.WARNING,
                     f"it has {len(machine.disks)} disks",
-                    "Snapshots of several disks are not of one instant while the machine runs.",
-                    "It is replicated while it is stopped only: stop it before it is brought home.",
+                    "Snapshots of several disks are not taken at one instant while the machine runs.",
+                    "It is replicated only while it is stopped: stop it before failback.",
                 )
             )
         return found
@@ -125,7 +125,7 @@ class AzureSource(Source):
         self, name: str, request: ViewRequest, disks: Mapping[str, tuple[str, int]], half: Mapping[str, Resource]
     ) -> dict[str, Resource]:
         for item in half.values():
-            self._builder.remove_resource("snapshots", str(item["name"]))  # not of the instant that is to come
+            self._builder.remove_resource("snapshots", str(item["name"]))  # not of the coming instant
         runs = self._machines.runs(name)
         if runs and len(disks) > 1:
             raise UnsupportedOperation(
@@ -164,7 +164,7 @@ def _mark(snapshots: Mapping[str, Resource]) -> Mark:
 
 
 def _parse(mark: Mark) -> dict[str, tuple[str, str]] | None:
-    """Snapshot and Azure's id of its disk, by disk; None for what is no mark of ours."""
+    """Snapshot and Azure's id of its disk, by disk; None for what is not a mark of this driver."""
     try:
         return {str(disk_id): (str(pair[0]), str(pair[1])) for disk_id, pair in json.loads(mark.token).items()}
     except (ValueError, AttributeError, IndexError, TypeError):
@@ -206,7 +206,7 @@ class _View(FrozenView):
         self.machines = {request.machine_id: _Machine(description, obtained, _mark(snapshots), views)}
 
     def access(self, snapshot: str) -> Access:
-        """To a snapshot's content, opened when it is first read."""
+        """Access to a snapshot's content, opened when it is first read."""
         with self._opening:
             found = self._access.get(snapshot)
             if found is None:
@@ -214,7 +214,7 @@ class _View(FrozenView):
             return found
 
     def remember(self, snapshot: str, offset: int, block: bytes) -> None:
-        """Keep a block that was read, for who reads it again soon."""
+        """Keep a block that was read, in case it is read again soon."""
         with self._lock:
             self._blocks[snapshot, offset] = block
             while len(self._blocks) > _REMEMBERED:
@@ -232,11 +232,11 @@ class _View(FrozenView):
         return True
 
     def there(self, snapshot: str) -> Resource | None:
-        """The snapshot, if it still is there."""
+        """The snapshot, if it still exists."""
         return self._account.arm.get("snapshots", snapshot)
 
     def lost(self, problem: AsrError) -> AsrError:
-        """What a failed read means: the snapshot is gone, or the link."""
+        """What a failed read means: the snapshot was deleted, or the site cannot be reached."""
         if any(self.there(str(item["name"])) is None for item in self._snapshots.values()):
             return ViewLost(machine=self._machine_id, detail="its snapshot was deleted")
         return problem
@@ -251,7 +251,7 @@ class _View(FrozenView):
             try:
                 access.close()
             except AsrError:
-                continue  # it is gone, or is closed when it is deleted
+                continue  # it was deleted, or is closed when it is deleted
         self._access.clear()
 
 
@@ -288,7 +288,7 @@ class _Disk(DiskView):
         if base[1] != snapshot["properties"]["creationData"]["sourceUniqueId"]:
             return Tracking.NEW, ""
         if self._view.there(base[0]) is None:
-            return Tracking.LOST, f"snapshot {base[0]}, which the changes are told against, was deleted"
+            return Tracking.LOST, f"snapshot {base[0]}, the base of the changes, was deleted"
         self._base = base[0]
         return Tracking.CHANGED, ""
 

@@ -24,7 +24,7 @@ from asrcore.driver import Check
 from asrcore.errors import DriverFailed, InvalidSetting
 from drivers.azure.tests.failover.rig import FailoverRig
 
-MACHINE = "make a disk by upload, and start a machine in an isolated network"
+MACHINE = "create a disk by upload, and start a machine in an isolated network"
 ROOT = Path(__file__).parents[4]
 # Of a shell without job control, as a CI's may be, what runs in the background ignores Ctrl-C: so would its children.
 ASR = """
@@ -143,7 +143,7 @@ def test_what_cannot_be_removed_keeps_nothing_else(rig: FailoverRig, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Arm, "delete", broken)
         checks = list(rig._driver.check(rig.settings))
-    assert failed(checks) == ["remove all that was made"]
+    assert failed(checks) == ["delete everything created"]
     assert "not today" in checks[-1].told
     assert set(rig.cloud.names()) == {f"snapshots/{name}" for name in refused}
     (left,) = containers(rig)
@@ -164,7 +164,7 @@ def test_a_container_of_somebody_else_stays_whatever_its_name(
     assert rig.target_site.sweep() == []
     assert theirs.exists()
     theirs.delete_container()
-    with pytest.raises(InvalidSetting, match="of probes"):
+    with pytest.raises(InvalidSetting, match="reserved for probes"):
         rig._driver.connect("azure", rig.settings | {"container": f"{PROBES}of-ours"})
 
 

@@ -55,9 +55,9 @@ def test_no_put_carries_a_checksum_beside(settings: dict[str, str], monkeypatch:
 
 
 def test_a_server_that_nobody_vouches_for_is_not_spoken_to(settings: dict[str, str]) -> None:
-    """And not asked again: that does not mend by waiting."""
+    """And not retried: waiting does not help."""
     given = {name: value for name, value in settings.items() if name != "ca_file"}
     begun = time.monotonic()
-    with pytest.raises(AccessDenied, match="certificate of who answers is not trusted"):
+    with pytest.raises(AccessDenied, match="the server's certificate is not trusted"):
         AzureDriver().connect("tls", given).close()
     assert time.monotonic() - begun < Calls("tls").patience / 2

@@ -69,7 +69,7 @@ class LibvirtSite(Site):
 
     @property
     def failover(self) -> Failover:
-        """Machines of recovery points. Raises UnsupportedOperation where `replica_dir` is not set."""
+        """Machines created from recovery points. Raises UnsupportedOperation where `replica_dir` is not set."""
         if self._failover is None:
             raise self._unsupported("run replicas: its setting replica_dir is not set")
         return self._failover

@@ -36,7 +36,7 @@ class Listed:
 
 
 class Known(NamedTuple):
-    """A record, and the ETag that it has as long as nobody changes it."""
+    """A record, and the ETag that it has until it is changed."""
 
     record: Record
     etag: str
@@ -51,7 +51,7 @@ class Container:
         self.where = f"{service.url.rstrip('/')}/{name}"
 
     def run(self, operation: str, call: Callable[[], T], *, write: bool = False, patience: float | None = None) -> T:
-        """See `Calls.run`; `write`: permission problems are told as those of a target."""
+        """See `Calls.run`; `write`: permission problems are reported as those of a target."""
         return self.calls.run(operation, call, where=self.where if write else "", patience=patience)
 
     def page_blob(self, name: str, snapshot: str = "") -> PageBlob:
@@ -60,13 +60,13 @@ class Container:
 
     @cached_property
     def identity(self) -> str:
-        """What tells this container from all others, whatever they are called: of whoever asked for it first."""
+        """The identity of this container, independent of its name: the first caller creates it."""
         found = self.read(_IDENTITY)
         if found is None:
             self.write(_IDENTITY, str(uuid.uuid4()).encode(), new=True)
             found = self.read(_IDENTITY)
         if found is None:
-            raise DriverFailed(operation="naming the container", site=self.calls.site, detail=f"{_IDENTITY} went away")
+            raise DriverFailed(operation="naming the container", site=self.calls.site, detail=f"{_IDENTITY} is missing")
         return found[0].decode()
 
     # -- small blobs
@@ -84,8 +84,8 @@ class Container:
         return self.run(f"reading {name}", get)
 
     def write(self, name: str, data: bytes, *, etag: str | None = None, new: bool = False) -> str | None:
-        """Write all of a blob, and tell its new ETag; None if it is no longer as `etag` says, or if a `new` one is
-        there already."""
+        """Write all of a blob, and return its new ETag; None if it is no longer as `etag` says, or if a `new` one
+        exists already."""
         conditions: dict[str, Any] = {}
         if etag is not None:
             conditions = {"etag": etag, "match_condition": MatchConditions.IfNotModified}
@@ -106,7 +106,7 @@ class Container:
         return self.run(f"writing {name}", put, write=True)
 
     def delete(self, name: str, snapshot: str = "") -> None:
-        """Delete a blob with its snapshots, or one snapshot; what is not there is gone already."""
+        """Delete a blob with its snapshots, or one snapshot; a missing one is no error."""
 
         def delete() -> None:
             blob = self.client.get_blob_client(name, snapshot=snapshot or None)
@@ -116,7 +116,7 @@ class Container:
         self.run(f"deleting {name}", delete, write=True)
 
     def append(self, name: str, data: bytes) -> None:
-        """Add to an append blob, which is made if need be. Repeating may add twice."""
+        """Add to an append blob, which is created if missing. Repeating may add twice."""
 
         def append() -> None:
             blob = self.client.get_blob_client(name)
@@ -130,7 +130,7 @@ class Container:
         self.run(f"writing {name}", append, write=True)
 
     def begin(self, name: str) -> None:
-        """An empty append blob; what was in one of that name is gone."""
+        """An empty append blob; the content of an existing one is deleted."""
         self.run(f"writing {name}", lambda: self.client.get_blob_client(name).create_append_blob(), write=True)
 
     def listed(self, prefix: str, *, snapshots: bool = False) -> list[Listed]:
@@ -156,7 +156,7 @@ class Container:
     # -- records
 
     def load(self, replica_id: str) -> Known | None:
-        """The record and its ETag, of a replica that is going away, too. Raises ReplicaDamaged."""
+        """The record and its ETag, also of a replica that is being deleted. Raises ReplicaDamaged."""
         found = self.read(record_blob(replica_id))
         if found is None:
             return None
@@ -165,7 +165,7 @@ class Container:
         except ValueError as problem:
             raise ReplicaDamaged(replica=replica_id, detail=f"replica.json: {problem}") from problem
         if record.format > FORMAT:
-            detail = f"replica.json has format {record.format}; this driver knows {FORMAT}: install the newer one"
+            detail = f"replica.json has format {record.format}; this driver supports up to {FORMAT}: upgrade it"
             raise ReplicaDamaged(replica=replica_id, detail=detail)
         return Known(record, found[1])
 
@@ -181,7 +181,7 @@ class Container:
         return self.write(record_blob(record.replica_id), codec.dump(record), new=True) is not None
 
     def change(self, replica_id: str, site: str, edit: Callable[[Record], Record], known: Known | None = None) -> Known:
-        """Read, edit and write the record; whoever else wrote meanwhile makes it start again from what is there.
+        """Read, edit and write the record; a concurrent write makes it start again from the new content.
         `known`: what `load` or `change` gave earlier, which is tried first.
 
         `edit` may be called several times and may raise. Raises ReplicaNotFound, MachineBusy.
@@ -200,7 +200,7 @@ class Container:
         raise MachineBusy(machine=replica_id, work="changes of its record by another engine")
 
     def erase(self, record: Record, leases: list[str]) -> None:
-        """Everything of a replica that is marked as going away, the record last."""
+        """Delete everything of a replica that is marked as being deleted, the record last."""
         own = record_blob(record.replica_id)
         for item in self.listed(prefix_of(record.replica_id)):
             if item.name == own:

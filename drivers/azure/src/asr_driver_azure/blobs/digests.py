@@ -1,7 +1,7 @@
-"""Digests of a machine's disks as they were promoted, so that a comparison for the way home need not download them.
+"""Digests of a machine's disks as they were promoted, so that a comparison for failback need not download them.
 
-They are taken from what is sent to the disk, of whole blocks, before the machine ever ran; so they are those of the
-snapshot that is taken then, and of every block that has not changed since.
+They are computed from what is sent to the disk, in whole blocks, before the machine first runs; so they are those of
+the snapshot that is taken then, and of every block that has not changed since.
 """
 
 from __future__ import annotations

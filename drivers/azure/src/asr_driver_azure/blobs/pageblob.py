@@ -41,7 +41,7 @@ _LEASE_ERRORS = {
 }
 
 
-class Fenced(Exception):  # never seen by people: whoever catches it knows the epoch to tell
+class Fenced(Exception):  # never shown: its handlers know the epoch to report
     """The lease or the sequence number says that another has taken over."""
 
 
@@ -79,7 +79,7 @@ class PageBlob:
     # -- life
 
     def create(self, size: int) -> None:
-        """Make it for a disk of `size` bytes, empty but for the footer; one that is there stays."""
+        """Create it for a disk of `size` bytes, empty except for the footer; an existing one is kept."""
 
         def create() -> None:
             with contextlib.suppress(ResourceExistsError, ResourceModifiedError):
@@ -98,7 +98,7 @@ class PageBlob:
             sequence = int(found.page_blob_sequence_number or 0)
             return Properties(int(found.size), sequence, int((found.metadata or {}).get(_SIZE, 0)))
 
-        return self._run("looking at", get)
+        return self._run("reading", get)
 
     def fit(self, size: int, lease: str, known: Properties) -> None:
         """Make it fit a disk of `size` bytes: length, and the footer at its end. May be repeated after a crash."""
@@ -117,9 +117,9 @@ class PageBlob:
     # -- ownership
 
     def take(self, lease: str, former: Sequence[str]) -> bool:
-        """Lease it for ever. One of `former` is changed to the new lease; any other holder keeps it: False.
+        """Lease it without an end. One of `former` is changed to the new lease; any other holder keeps it: False.
 
-        It is never broken: a broken lease could be that of an owner whom we do not know yet.
+        It is never broken: a broken lease could be that of an owner not known yet.
         """
 
         def acquire(holder: str) -> bool:
@@ -133,7 +133,7 @@ class PageBlob:
                 if errors.status_of(error) in (409, 412):
                     return False
                 if errors.status_of(error) == 404:
-                    return True  # it is made, with its lease, by the cycle that writes to it
+                    return True  # the cycle that writes to it creates it, with its lease
                 raise
             return True
 
@@ -156,9 +156,9 @@ class PageBlob:
                 return
 
     def number(self, lease: str) -> tuple[int, int]:
-        """Give it the next sequence number, and tell it: puts that were sent under another one no longer arrive, and
-        no two callers are told the same. Also how often that was asked: where an answer was lost it may have counted
-        more than once. Raises Fenced."""
+        """Give it the next sequence number, and return it: puts sent under another one are refused, and no two callers
+        get the same number. Also returns how often that was asked: after a lost answer it may have counted more than
+        once. Raises Fenced."""
         asked = 0
 
         def increment() -> int:
@@ -175,7 +175,7 @@ class PageBlob:
         """Write at most MOST bytes. Raises Fenced."""
         body: Any = data  # the SDK says bytes; what has a length and bytes is sent without a copy
         condition = self._conditions(lease, sequence)
-        if self._in_clear and lease:  # TLS proves more, for less; a managed disk, which has no leases, refuses it
+        if self._in_clear and lease:  # TLS proves more at less cost; a managed disk, which has no leases, refuses it
             condition["transactional_content_md5"] = hashlib.md5(data, usedforsecurity=False).digest()
         self._run("writing to", lambda: self._client.upload_page(body, offset, len(body), **condition), write=True)
 
@@ -231,7 +231,7 @@ class PageBlob:
             stream: Any = self._client.download_blob(offset=offset, length=len(buffer))
             data = stream.readall()
             if len(data) != len(buffer):
-                raise HttpResponseError(f"{len(data)} bytes came, {len(buffer)} were asked for")
+                raise HttpResponseError(f"{len(data)} bytes received, {len(buffer)} requested")
             buffer[:] = data
 
         self._run("reading", read)

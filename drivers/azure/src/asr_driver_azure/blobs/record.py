@@ -93,7 +93,7 @@ class Promotion:
 @attrs.frozen
 class Record:
     """`disks`: those of the head. `leases`: epochs that a disk's lease may stand at; more than one only while a change
-    of ownership is under way. `tests`: point by test id. `deleting`: it is going away and counts for nothing."""
+    of ownership is under way. `tests`: point by test id. `deleting`: it is being deleted and is ignored."""
 
     format: int
     replica_id: str
@@ -174,7 +174,6 @@ def description_of(replica_id: str, point_id: str) -> str:
 
 
 def lease_of(replica_id: str, epoch: int) -> str:
-    """The lease that the owner at this epoch holds on every disk. It can be told by whoever knows the epoch, so a
-    restarted engine has it; what keeps an older owner out is that a lease is only ever changed from an epoch that the
-    record names as its holder."""
+    """The lease that the owner at this epoch holds on every disk. It follows from the epoch, so a restarted engine has
+    it; an older owner is kept out because a lease is only changed from an epoch that the record names as its holder."""
     return str(uuid.uuid5(_LEASES, f"{replica_id}/{epoch}"))

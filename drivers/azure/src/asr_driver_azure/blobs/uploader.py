@@ -19,7 +19,7 @@ from asr_driver_azure.blobs.ranges import RangeSet
 __all__ = ["Uploader"]
 
 _OPEN = 4
-"""Windows that gather at once: the engine's threads send neighbouring pieces."""
+"""Windows filled at the same time: the engine's threads send neighbouring pieces."""
 
 _Key = tuple[str, int]
 
@@ -60,7 +60,7 @@ class Uploader:
             at += length
 
     def forget(self, disk: str, start: int, end: int) -> None:
-        """What was gathered of this range is not sent; what is on its way has arrived when this returns."""
+        """Gathered data of this range is not sent; puts in flight have arrived when this returns."""
         with self._changed:
             for key in [key for key in self._open if _meets(key, disk, start, end)]:
                 base = key[1] * MOST
@@ -72,8 +72,7 @@ class Uploader:
             self._check()
 
     def drain(self) -> None:
-        """Send all; return when it has arrived. What others write meanwhile is not waited for. Raises what a put
-        raised."""
+        """Send all; return when it has arrived. Does not wait for concurrent writes. Raises what a put raised."""
         with self._changed:
             for key in list(self._open):
                 self._send(key)
@@ -83,7 +82,7 @@ class Uploader:
             self._check()
 
     def close(self) -> None:
-        """Send nothing more. What is on its way arrives."""
+        """Send nothing more. Puts in flight arrive."""
         with self._changed:
             self._open.clear()
         self._pool.shutdown(wait=True)

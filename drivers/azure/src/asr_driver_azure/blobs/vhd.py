@@ -1,4 +1,4 @@
-"""The footer of a fixed VHD: 512 bytes behind the disk that make a page blob a disk Azure takes.
+"""The footer of a fixed VHD: 512 bytes after the disk that make a page blob acceptable to Azure as a disk.
 
 The layout is the published VHD specification 1.0. The geometry is FFFF/10/FF for every size: QEMU then takes the size
 from the footer's size field; with a computed geometry it reads a disk of another size.
@@ -16,7 +16,7 @@ __all__ = ["FOOTER", "LEAST_DISK", "blob_size", "footer", "managed_size", "parse
 FOOTER = 512
 """Bytes."""
 LEAST_DISK = 20 * MiB
-"""Bytes of the smallest disk that Azure takes by upload."""
+"""Bytes of the smallest disk that Azure accepts by upload."""
 _LAYOUT = struct.Struct(">8sIIQI4sI4sQQHBBII16s")
 _FIXED = 2
 _NO_NEXT = 0xFFFFFFFFFFFFFFFF
@@ -25,7 +25,7 @@ _HOST = b"Wi2k"
 
 
 def rounded(size: int) -> int:
-    """The size that Azure wants of a disk of `size` bytes: the next mebibyte."""
+    """The size that Azure requires for a disk of `size` bytes: the next mebibyte."""
     return -(-size // MiB) * MiB
 
 
@@ -49,7 +49,7 @@ def footer(size: int, identity: uuid.UUID) -> bytes:
 
 
 def parse(data: bytes) -> int:
-    """The size in bytes that a fixed disk's footer tells. Raises ValueError for anything else."""
+    """The size in bytes in a fixed disk's footer. Raises ValueError for anything else."""
     if len(data) != FOOTER or data[:8] != b"conectix":
         raise ValueError("no VHD footer")
     fields = list(_LAYOUT.unpack_from(data))

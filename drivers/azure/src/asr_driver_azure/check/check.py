@@ -1,7 +1,7 @@
-"""What a user with a subscription runs once: the driver's own work, on a few mebibytes, and all of it taken away again.
+"""A self-test for users with a subscription: the driver's own work on a few mebibytes, all of it deleted afterwards.
 
-Costs: a container with 20 MiB for some minutes; where machines are run, a 20 MiB disk, two snapshots and the smallest
-machine for about as long as it takes to start and stop it.
+Costs: a container with 20 MiB for some minutes; where machines are run, also a 20 MiB disk, two snapshots and the
+smallest machine for about as long as it takes to start and stop it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BLOCK = 64 * 1024
 
 
 def run(settings: SiteSettings, record: Path | None = None) -> Generator[Check]:
-    """One finding after the other; what was made is removed whatever happens. `record`: see `Driver.check`."""
+    """One finding after the other; everything created is deleted whatever happens. `record`: see `Driver.check`."""
     identity = uuid.uuid4().hex[:8]
     recorder = Recorder(record) if record is not None else None
     site = AzureSite("check", attrs.evolve(settings, container=f"{PROBES}{identity}"), heard=recorder)
@@ -56,31 +56,31 @@ class _Probe:
         self._description = Description(machine, "check")
 
     def run(self) -> Generator[Check]:
-        """Steps that need the ones before end with the first that fails; the removal is always tried."""
-        yield self._timed("remove what probes that were killed have left", self._others)
+        """The steps stop at the first that fails; deletion is always tried."""
+        yield self._timed("delete what interrupted probes have left", self._others)
         removed = False
         try:
             yield from self._steps()
             removed = True
-            yield self._timed("remove all that was made", self._remove)
+            yield self._timed("delete everything created", self._remove)
         finally:
-            if not removed:  # interrupted: nobody listens any more, but machines cost money
+            if not removed:  # interrupted: the caller is gone, but machines cost money
                 self._remove()
 
     def _steps(self) -> Iterator[Check]:
         steps: list[tuple[str, Callable[[], str]]] = [
             ("sign in and see the storage account", self._sign_in),
-            ("make page blobs and lease them", self._create),
+            ("create page blobs and lease them", self._create),
             ("write, clear and seal a point", lambda: self._cycle("p1")),
             ("read the point back", self._read),
             ("seal a second point by a delta", lambda: self._cycle("p2")),
-            ("tell changes since a snapshot, cleared ones too", self._diff),
+            ("list changes since a snapshot, cleared ranges included", self._diff),
             ("refuse an older owner", self._fence),
         ]
         if self._site.account.settings.runs_machines:
             steps += [
                 ("list machine sizes", self._sizes),
-                ("make a disk by upload, and start a machine in an isolated network", self._machine),
+                ("create a disk by upload, and start a machine in an isolated network", self._machine),
                 ("read the disk by two snapshots and their diff", self._home),
             ]
         for name, step in steps:
@@ -97,12 +97,12 @@ class _Probe:
             told, passed = f"[{problem.code}] {problem}", False
         except AssertionError as problem:
             told, passed = str(problem), False
-        except Exception as problem:  # noqa: BLE001 - an answer that nobody thought of is told as one, too
+        except Exception as problem:  # noqa: BLE001 - an unexpected failure is reported as a failed step, too
             told, passed = f"{type(problem).__name__}: {problem}", False
         return Check(name, passed, time.monotonic() - started, told)
 
     def _others(self) -> str:
-        return ", ".join(sweep_probes(self._site.account)) or "there are none"
+        return ", ".join(sweep_probes(self._site.account)) or "none found"
 
     def _sign_in(self) -> str:
         status = self._site.status()
@@ -136,7 +136,7 @@ class _Probe:
         first, second = (point.disks["vda"] for point in record.points)
         found = self._site.account.container.page_blob(second.blob, second.snapshot).changed(first.snapshot, _SIZE)
         written = sum(item.length for item in found if not item.zero)
-        assert 0 < written <= MiB, f"{written} bytes are told to have changed, at most {MiB} have"
+        assert 0 < written <= MiB, f"{written} bytes are reported as changed, at most {MiB} were"
         cleared = sum(item.length for item in found if item.zero)
         return f"{written} bytes written, {cleared} cleared"
 
@@ -158,7 +158,7 @@ class _Probe:
         instance = self._site.failover.start_test(spec, Watch())
         machine = self._site.inventory.machine(instance.machine_id)
         assert machine.power is PowerState.RUNNING, f"the machine is {machine.power.value}"
-        return f"{instance.name} runs"
+        return f"{instance.name} is running"
 
     def _home(self) -> str:
         data = bytearray(_SIZE)
@@ -172,20 +172,20 @@ class _Probe:
             with found.disks["vda"].reader() as reader:
                 reader.read_into(0, memoryview(data))
             mark = found.mark
-        assert data == self._content, "the machine's disk is not the point"
+        assert data == self._content, "the machine's disk differs from the recovery point"
         with source.open_view(
             [ViewRequest(machine_id, "second", mark)], consistency=Consistency.CRASH, freeze_limit=10.0
         ) as view:
             changed = view.machines[machine_id].disks["vda"].changed()
-        assert not changed, f"{len(changed)} ranges are told to have changed of a machine that stands still"
-        return "equal; no changes while it stands still"
+        assert not changed, f"{len(changed)} ranges are reported as changed of a stopped machine"
+        return "equal; no changes while it is stopped"
 
     def _remove(self) -> str:
-        """As the engine removes it; then whatever is still there. What cannot be removed keeps no other from it."""
+        """Delete it as the engine does; then whatever still exists. What cannot be deleted does not stop the rest."""
         problems = []
         if self._site.account.settings.runs_machines:
             problems += tried(lambda: self._site.failover.stop_test(self._id, "probe"))
         problems += tried(lambda: self._site.target.delete_replica(self._id, 2))
         problems += clear(self._site.account)
         assert not problems, "; ".join(problems)
-        return "nothing is left"
+        return "nothing left"

@@ -1,4 +1,4 @@
-"""What Azure answered, kept in a file for those who want to see it: no secret is in it.
+"""Azure's answers, recorded in a file on request; it holds no secrets.
 
 One line of JSON for each answer: when, what was asked, status, the headers that matter, and the body where it is JSON
 or XML. Sign-in is not recorded.
@@ -42,7 +42,7 @@ class Recorder:
         kind = given.headers.get("Content-Type", "")
         text = "json" in kind or "xml" in kind
         if text and hasattr(given, "read"):
-            given.read()  # begun operations are answered by a stream, whoever reads it first
+            given.read()  # long operations return a stream; it may be read first here
         told = {
             "at": round(time.time(), 3),
             "method": asked.method,
@@ -59,13 +59,13 @@ class Recorder:
                 self._file.flush()
 
     def close(self) -> None:
-        """What is answered from now on is not kept."""
+        """Later answers are not recorded."""
         with self._lock:
             self._file.close()
 
 
 def without_secrets(text: str) -> str:
-    """Values of queries go but for those that say what is asked; and so do keys to content."""
+    """Removes the values of queries except those that name the operation, and keys to content."""
     return _URL.sub(lambda found: _bare(found[0]), _SECRET.sub(r'\1"..."', text))
 
 

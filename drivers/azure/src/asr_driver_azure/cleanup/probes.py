@@ -1,7 +1,7 @@
-"""What a probe (`asr driver check azure`) makes is removed by itself; what a killed one leaves, by whoever comes later.
+"""A probe (`asr driver check azure`) deletes what it creates; a later probe or sweep deletes what a killed one leaves.
 
-A probe has a container of its own, whose name says what it is and whose identity is in the tags of its resources. The
-container goes last.
+Each probe has a separate container, whose name marks it as a probe's and whose identity is in the tags of its
+resources. The container is deleted last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from asrcore.errors import AccessDenied, AsrError
 __all__ = ["clear", "replica_of", "sweep_probes", "tried"]
 
 ABANDONED = 3 * 3600.0
-"""Seconds. A probe takes minutes; an older one does not run any more."""
+"""Seconds. A probe takes minutes; an older one is no longer running."""
 
 
 def tried(call: Callable[[], object]) -> list[str]:
@@ -39,7 +39,8 @@ def tried(call: Callable[[], object]) -> list[str]:
 
 
 def clear(account: AzureAccount) -> list[str]:
-    """Remove all that was made from a probe's container, and the container; what could not be removed, and why."""
+    """Delete all that was created from a probe's container, and the container; returns what could not be deleted, and
+    why."""
     if not account.reach():
         return []
     problems = []
@@ -50,7 +51,7 @@ def clear(account: AzureAccount) -> list[str]:
                 if tags_of(item).get(TAG_CONTAINER) == account.container.identity:
                     name = str(item["name"])
                     problems += tried(partial(builder.remove_resource, kind, name))
-    if not problems:  # else it is what the rest is found by
+    if not problems:  # else the rest is still found by it
         problems += tried(lambda: _drop(account))
     return problems
 
@@ -66,7 +67,7 @@ def _drop(account: AzureAccount) -> None:
 
 
 def sweep_probes(account: AzureAccount) -> list[str]:
-    """Remove what probes that were killed have left; names of their containers. Nothing, where none may be listed."""
+    """Delete what killed probes have left; names of their containers. Empty where containers may not be listed."""
 
     def walk() -> list[str]:
         found = account.clients.blobs.list_containers(name_starts_with=PROBES)
@@ -75,7 +76,7 @@ def sweep_probes(account: AzureAccount) -> list[str]:
     try:
         names = account.calls.run("listing containers", walk)
     except AccessDenied:
-        return []  # the identity may be good for one container only: then there are no others
+        return []  # the identity may be limited to one container: then there are no others
     removed = []
     for name in names:
         if name == account.settings.container:
@@ -87,7 +88,7 @@ def sweep_probes(account: AzureAccount) -> list[str]:
 
 
 def _is_one(account: AzureAccount) -> bool:
-    """Whether nothing but a probe's is in the container; whoever else calls one like that shall keep it."""
+    """Whether nothing but a probe's is in the container; another container with such a name is kept."""
     own = f"{REPLICAS}{replica_of(account.settings.container)}/"
     return all(
         item.name == "identity" or item.name.startswith((own, MACHINES)) for item in account.container.listed("")
@@ -95,5 +96,5 @@ def _is_one(account: AzureAccount) -> bool:
 
 
 def replica_of(container: str) -> str:
-    """Id of the one replica that a probe makes in its container."""
+    """Id of the one replica that a probe creates in its container."""
     return container.removeprefix("asr-")

@@ -1,4 +1,4 @@
-"""What runs that never came back have left in the cloud."""
+"""Deletes resources that interrupted runs have left in the cloud."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["sweep"]
 
 
 def sweep(account: AzureAccount, machines: Machines) -> list[str]:
-    """Remove what belongs to no machine, no test and no failover that is recorded; names of what was removed.
+    """Delete what belongs to no recorded machine, test or failover; names of what was deleted.
 
-    Whoever makes something records first what it is for. So it is enough to look at the resources before the records.
+    The record comes before the resources are created. So it is enough to list the resources before reading the records.
     """
     removed = []
     owners, known = _made(account, machines) if account.settings.runs_machines else ({}, set())
@@ -46,7 +46,7 @@ def _made(account: AzureAccount, machines: Machines) -> tuple[dict[str, list[str
         for item in account.arm.listed(kind):
             tags = tags_of(item)
             if kind == "virtualMachines" and TAG_OWNER not in tags:
-                known.add(str(item["name"]))  # simply there: what carries its name are its marks
+                known.add(str(item["name"]))  # not created by the driver: what carries its name are its marks
             if tags.get(TAG_CONTAINER) != account.container.identity or TAG_OWNER not in tags:
                 continue
             owners.setdefault(tags[TAG_OWNER], []).append(f"{kind}/{item['name']}")

@@ -26,7 +26,7 @@ KINDS = {
     "virtualNetworks": ("network", "virtual_networks"),
     "networkSecurityGroups": ("network", "network_security_groups"),
 }
-"""In the order in which what stands on the others is deleted."""
+"""In order of deletion: what depends on others comes first."""
 
 _MOST_SECONDS = 1800.0
 
@@ -51,13 +51,13 @@ class Arm:
         return f"{where}/providers/{provider}/{kind}/{name}"
 
     def _wait(self, operation: str, begin: Callable[[], Any], seconds: float = _MOST_SECONDS) -> Any:
-        """Begin and wait for the end. A killed engine begins again: Azure takes up what is under way."""
+        """Begin and wait for the end. A killed engine begins again: Azure continues the operation in progress."""
 
         def run() -> Any:
             poller = begin()
             poller.wait(seconds)
             if not poller.done():
-                raise TimedOut(operation=operation, seconds=seconds, detail="Azure is still at it.")
+                raise TimedOut(operation=operation, seconds=seconds, detail="Azure has not finished yet.")
             return poller.result()
 
         return self.calls.run(operation, run)
@@ -72,7 +72,7 @@ class Arm:
                 return None
             return found
 
-        return self.calls.run(f"looking at {kind}/{name}", get)
+        return self.calls.run(f"reading {kind}/{name}", get)
 
     def listed(self, kind: str) -> list[Resource]:
         """All of the group."""
@@ -81,17 +81,17 @@ class Arm:
         return self.calls.run(f"listing {kind}", lambda: [item.as_dict() for item in walk(self.group)])
 
     def put(self, kind: str, name: str, body: Mapping[str, Any]) -> Resource:
-        """Create it, or make it so."""
+        """Create or update it."""
         begin = self._kind(kind).begin_create_or_update
-        made: Resource = self._wait(f"making {kind}/{name}", lambda: begin(self.group, name, body)).as_dict()
+        made: Resource = self._wait(f"creating {kind}/{name}", lambda: begin(self.group, name, body)).as_dict()
         return made
 
     def delete(self, kind: str, name: str) -> None:
-        """What is not there is gone already."""
+        """A missing one is no error."""
         self._wait(f"deleting {kind}/{name}", lambda: self._kind(kind).begin_delete(self.group, name))
 
     def tag(self, kind: str, name: str, tags: Mapping[str, str | None]) -> None:
-        """Set tags, or remove those that are None; the others stay."""
+        """Set tags, or remove those that are None; the others are kept."""
         found = self.get(kind, name)
         if found is None:
             return
@@ -117,7 +117,7 @@ class Arm:
     # -- machines
 
     def power(self, name: str) -> str:
-        """Azure's word: running, stopped, deallocated, starting, ...; empty if there is no such machine."""
+        """Azure's power state: running, stopped, deallocated, starting, ...; empty if there is no such machine."""
 
         def look() -> str:
             try:
@@ -127,10 +127,10 @@ class Arm:
             codes = [str(item.get("code", "")) for item in view.get("statuses", [])]
             return next((code.partition("/")[2] for code in codes if code.startswith("PowerState/")), "unknown")
 
-        return self.calls.run(f"looking at machine {name}", look)
+        return self.calls.run(f"reading machine {name}", look)
 
     def start(self, name: str) -> None:
-        """Start a machine that is there."""
+        """Start an existing machine."""
         self._wait(f"starting {name}", lambda: self._kind("virtualMachines").begin_start(self.group, name))
 
     def shut_down(self, name: str, seconds: float) -> None:
@@ -139,11 +139,11 @@ class Arm:
         self._wait(f"shutting {name} down", lambda: begin(self.group, name, skip_shutdown=False), seconds)
 
     def deallocate(self, name: str) -> None:
-        """Stop it at once, and stop paying for it."""
+        """Stop it at once; a deallocated machine is not billed."""
         self._wait(f"deallocating {name}", lambda: self._kind("virtualMachines").begin_deallocate(self.group, name))
 
     def skus(self, location: str) -> list[Resource]:
-        """Machine sizes of a region, with what they can."""
+        """Machine sizes of a region, with their capabilities."""
         walk = self._clients.compute.resource_skus.list
         found = self.calls.run(
             "listing machine sizes", lambda: [item.as_dict() for item in walk(filter=f"location eq '{location}'")]

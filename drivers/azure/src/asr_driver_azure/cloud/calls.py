@@ -22,8 +22,8 @@ _LONGEST_PAUSE = 15.0
 
 @attrs.define
 class Calls:
-    """`patience`: seconds for which a request is repeated while the service is busy or does not answer, without those
-    that it asks to wait: `most_asked` of them, together. `together`: whether all wait when one is told to."""
+    """`patience`: seconds for which a request is repeated while the service is busy or does not answer, not counting
+    waits that it asks for: `most_asked` seconds in all. `together`: whether all requests wait when one is asked to."""
 
     site: str
     patience: float = 60.0
@@ -34,12 +34,12 @@ class Calls:
     sleep: Callable[[float], None] = time.sleep
 
     def run(self, operation: str, call: Callable[[], T], *, where: str = "", patience: float | None = None) -> T:
-        """The answer of `call`, which must bear being repeated. Raises AsrError for what Azure refuses.
+        """The answer of `call`, which must be repeatable. Raises AsrError for what Azure refuses.
 
-        Errors that a caller wants to tell apart (a condition that failed) it catches within `call`.
+        Errors that a caller handles itself (a condition that failed) it catches within `call`.
         """
         end = self.clock() + (self.patience if patience is None else patience)
-        left = self.most_asked if patience is None else 0.0  # who has little patience has none for that
+        left = self.most_asked if patience is None else 0.0  # a caller with little patience does not wait for that
         pause = _FIRST_PAUSE
         while True:
             try:

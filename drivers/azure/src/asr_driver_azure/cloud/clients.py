@@ -1,4 +1,5 @@
-"""Clients of Azure's SDK for one site: signed in, with time limits, and with our repetition instead of theirs."""
+"""Clients of Azure's SDK for one site: signed in, with time limits, and with the driver's retries instead of the
+SDK's."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from asr_driver_azure.settings import SiteSettings
 
 __all__ = ["BLOB_API", "Clients"]
 
-# The SDK's own default is newer than what the storage emulator of the tests knows; all that is used here is older.
+# The SDK's default is newer than the storage emulator of the tests supports; everything used here is older.
 BLOB_API = "2026-06-06"
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
@@ -37,13 +38,13 @@ class Clients:
             "connection_timeout": _CONNECT_SECONDS,
             "read_timeout": _READ_SECONDS,
             "connection_verify": verify,
-            "retry_total": 0,  # `Calls` repeats: it paces all threads, and tells what it waits for
+            "retry_total": 0,  # `Calls` retries: it paces all threads, and reports what it waits for
             "raw_response_hook": self._heard,
         }
 
     @cached_property
     def credential(self) -> TokenCredential:
-        """Who the engine is to Azure."""
+        """The engine's identity in Azure."""
         settings = self._settings
         options: dict[str, Any] = {"authority": settings.authority} if settings.authority else {}
         if settings.ca_file:
@@ -54,7 +55,7 @@ class Clients:
             settings.tenant,
             settings.client_id,
             settings.client_secret,
-            # Asking the public cloud about another cloud's sign-in endpoint would tell nothing.
+            # Asking the public cloud about another cloud's sign-in endpoint is useless.
             disable_instance_discovery=bool(settings.authority),
             **options,
         )

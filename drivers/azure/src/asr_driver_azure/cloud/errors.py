@@ -1,4 +1,4 @@
-"""Azure's errors told in the catalogue's words, and the driver's own."""
+"""Azure's errors translated into the catalogue's, and the driver's own errors."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class SizeNotFound(AsrError):
     code = "azure-size-not-found"
     category = Category.REFUSED
     happened = "no machine size of {region} fits {machine!r}: {needs}"
-    cause = "What the settings `sizes` and `size_rules` allow does not fit it, or the region or subscription lacks it."
-    action = "Widen `sizes` of the site, or name one for this machine with `size_rules`, then repeat."
+    cause = "No size that the settings `sizes` and `size_rules` allow fits it, or the region or subscription has none."
+    action = "Add sizes to the site's `sizes`, or set one for this machine with `size_rules`, then retry."
 
 
 class QuotaExceeded(AsrError):
@@ -42,7 +42,7 @@ class QuotaExceeded(AsrError):
     category = Category.CAPACITY
     happened = "the subscription of site {site!r} has no room for {operation}: {detail}"
     cause = "A quota of the subscription or the capacity of the region is used up."
-    action = "Raise the quota in Azure, or delete what uses it; then repeat. Recovery points are whole."
+    action = "Raise the quota in Azure, or delete what uses it; then retry. Recovery points are intact."
     retry = True
 
 
@@ -50,33 +50,33 @@ class StateRefused(AsrError):
     code = "azure-state-refused"
     category = Category.CONFLICT
     happened = "{operation} was refused at site {site!r}: {detail}"
-    cause = "What it is about is in a state that does not allow it: in use, being read, or being changed."
-    action = "The detail is Azure's own message. Wait for what uses it, or end that in Azure; then repeat."
+    cause = "The resource is in a state that does not allow it: in use, being read, or being changed."
+    action = "The detail is Azure's own message. Wait for what uses the resource, or end that in Azure; then retry."
     retry = True
 
 
 class LeaseHeld(AsrError):
     code = "azure-lease-held"
     category = Category.CONFLICT
-    happened = "blob {blob} of replica {replica!r} is leased by somebody unknown"
-    cause = "Another program, or a person, took a lease on the blob or broke ours. Nothing was written."
-    action = "Find out who holds it. If nobody should: break the lease in Azure, then repeat."
+    happened = "blob {blob} of replica {replica!r} has a lease of unknown origin"
+    cause = "Another program or a person leased the blob, or broke the engine's lease. Nothing was written."
+    action = "Find out who holds the lease. If it is not needed, break it in Azure, then retry."
 
 
 class NetworkUnknown(AsrError):
     code = "azure-network-unknown"
     category = Category.REFUSED
-    happened = "site {site!r} knows no network {network!r}"
-    cause = "The setting `networks` of the site says which subnet a network's name means; it does not name this one."
-    action = "Add it to `networks`, or map the machine's network to one that is there, then repeat."
+    happened = "site {site!r} has no network {network!r}"
+    cause = "The site's setting `networks` assigns a subnet to each network name; this name is not in it."
+    action = "Add it to `networks`, or map the machine's network to one that is in it, then retry."
 
 
 class UploadFailed(AsrError):
     code = "azure-upload-failed"
     category = Category.DRIVER
-    happened = "disk {disk!r} was not taken by Azure: it is in state {state}"
-    cause = "Something else than asrcore changed the disk while it was uploaded, or its end was not accepted."
-    action = "Look at the disk in Azure; delete it if it is not in use, then repeat. The recovery point is whole."
+    happened = "Azure did not accept disk {disk!r}: it is in state {state}"
+    cause = "Something other than asrcore changed the disk during the upload, or Azure refused to finish the upload."
+    action = "Check the disk in Azure; delete it if it is not in use, then retry. The recovery point is intact."
 
 
 _BUSY = {"ServerBusy", "OperationTimedOut", "InternalError", "TooManyRequests", "Md5Mismatch"}
@@ -92,7 +92,7 @@ def status_of(error: BaseException) -> int:
 
 
 def code_of(error: BaseException) -> str:
-    """Azure's own word for what went wrong; empty if it gave none."""
+    """Azure's own error code; empty if it gave none."""
     code = getattr(error, "error_code", None)
     if code is None and isinstance(error, HttpResponseError) and error.error is not None:
         code = error.error.code
@@ -125,7 +125,7 @@ def waits(error: BaseException) -> bool:
 
 
 def _mistrusted(error: BaseException) -> bool:
-    """Whether nobody vouches for the server's certificate. The SDK hands on as text what its HTTP library said."""
+    """Whether the server's certificate is not trusted. The SDK passes on its HTTP library's message as text."""
     return isinstance(error, ServiceRequestError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
@@ -133,7 +133,7 @@ def translated(error: AzureError, *, site: str, operation: str, where: str = "")
     """The catalogue's error for Azure's. `where`: what was to be written, if anything was."""
     code, detail = code_of(error), " ".join(str(error.message or error).split())[:400]
     if _mistrusted(error):
-        return AccessDenied(site=site, detail=f"{operation}: the certificate of who answers is not trusted: {detail}")
+        return AccessDenied(site=site, detail=f"{operation}: the server's certificate is not trusted: {detail}")
     if isinstance(error, ServiceRequestError | ServiceResponseError) or waits(error):
         return SiteUnreachable(site=site, detail=f"{operation}: {detail}")
     if where and code in _READ_ONLY:
@@ -142,7 +142,7 @@ def translated(error: AzureError, *, site: str, operation: str, where: str = "")
         return TargetFull(where=where, detail=detail)
     if isinstance(error, ClientAuthenticationError) or status_of(error) in _DENIED:
         return AccessDenied(site=site, detail=f"{operation}: {detail}")
-    # One word for both: Azure tells them apart in the text only.
+    # One code for both: Azure distinguishes them in the text only.
     if code == "OperationNotAllowed" and "quota" not in detail.lower():
         return StateRefused(site=site, operation=operation, detail=detail)
     if code in _QUOTA or code == "OperationNotAllowed":

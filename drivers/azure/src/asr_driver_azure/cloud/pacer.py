@@ -1,4 +1,4 @@
-"""How fast a storage account is asked: under its published limits, and slower when it says that it is busy."""
+"""The rate of requests to a storage account: under its published limits, and slower when it reports that it is busy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["PARALLEL", "REQUESTS", "Pacer"]
 PARALLEL = 8
 """Requests in flight. 128 at once made Azure answer 503 to an uploader (azure-vhd-utils#52); 8 do not."""
 REQUESTS = 450.0
-"""Requests a second. One page blob takes 500; the rest is for what others ask of it."""
+"""Requests a second. One page blob takes 500; the rest is left to other clients."""
 _STEADY = 50
 
 
@@ -37,7 +37,7 @@ class Pacer:
         self._calm = 0
         self._next = 0.0
         self.delays = 0
-        """How often the service said that it was busy."""
+        """How often the service reported that it was busy."""
 
     @property
     def parallel(self) -> int:
@@ -64,7 +64,7 @@ class Pacer:
                 self._condition.notify()
 
     def busy(self, seconds: float) -> None:
-        """The service asks for patience: nobody sends for `seconds`, and half as many at once from then on."""
+        """The service is throttling: no request is sent for `seconds`, and half as many at once from then on."""
         with self._condition:
             self.delays += 1
             self._calm = 0

@@ -14,7 +14,7 @@ from asrcore.units import GiB, format_size
 
 __all__ = ["Size", "choose", "generation_of", "misfit", "os_of", "sizes_of", "why_none"]
 
-# Where nobody says which: general-purpose sizes. Others cost more, or are made for one thing (GPUs, storage, HPC).
+# Without a setting: general-purpose sizes. Others cost more, or are made for one thing (GPUs, storage, HPC).
 _GENERAL = re.compile(r"Standard_(B\d+\w*|D\d+\w*s)(_v\d+)?")
 
 
@@ -34,7 +34,7 @@ class Size:
 
 
 def generation_of(machine: Machine) -> str:
-    """Azure's word for the firmware."""
+    """Azure's name for the firmware."""
     return "V2" if machine.firmware is Firmware.UEFI else "V1"
 
 
@@ -65,7 +65,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def misfit(machine: Machine, size: Size) -> str:
-    """Why the machine cannot run as that, however little CPU and memory would do; empty if it can."""
+    """Why the machine cannot run on that size, whatever its CPU and memory; empty if it can."""
     if size.architecture != "x64":
         return f"its processors are {size.architecture}"
     if generation_of(machine) not in size.generations:
@@ -86,8 +86,8 @@ def rule_for(machine: Machine, settings: SiteSettings) -> str:
 
 
 def choose(machine: Machine, sizes: Iterable[Size], settings: SiteSettings) -> Size | None:
-    """The size for the machine; None if none fits. A rule may give it less than it has, but nothing that it cannot boot
-    on."""
+    """The size for the machine; None if none fits. A rule may give it less than it has, but no size on which it cannot
+    boot."""
     offered = {size.name: size for size in sizes if not misfit(machine, size)}
     rule = rule_for(machine, settings)
     if rule:
@@ -103,7 +103,7 @@ def choose(machine: Machine, sizes: Iterable[Size], settings: SiteSettings) -> S
 
 
 def why_none(machine: Machine, sizes: Iterable[Size], settings: SiteSettings) -> str:
-    """For people, where `choose` found none."""
+    """The reason, where `choose` found none."""
     rule = rule_for(machine, settings)
     if not rule:
         return (
@@ -115,5 +115,5 @@ def why_none(machine: Machine, sizes: Iterable[Size], settings: SiteSettings) ->
 
 
 def os_of(machine: Machine) -> str:
-    """Azure's word for the operating system."""
+    """Azure's name for the operating system."""
     return "Windows" if "windows" in machine.os.lower() else "Linux"

@@ -1,7 +1,7 @@
-"""A machine of a recovery point: disks by direct upload, cards in their networks; and all of it taken away again.
+"""A machine of a recovery point: disks by direct upload, cards in their networks; and the deletion of all of it.
 
-Every resource has a name that follows from what it is for, so each step may be repeated; and a tag that names its
-machine, so what a killed engine leaves is found.
+Every resource has a name that follows from its purpose, so each step may be repeated; and a tag that names its machine,
+so that what a killed engine leaves is found.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ANYWHERE = {"sourceAddressPrefix": "*", "destinationAddressPrefix": "*"}
 
 
 class Builder:
-    """Makes and removes the resources of machines at one site."""
+    """Creates and deletes the resources of machines at one site."""
 
     def __init__(self, account: AzureAccount) -> None:
         self._account = account
@@ -96,7 +96,7 @@ class Builder:
         networks: Sequence[Network] | None,
         watch: Watch,
     ) -> Defined:
-        """Disks and cards; `networks` None: cards in a network that leads nowhere. The machine is not started."""
+        """Disks and cards; `networks` None: cards in an isolated network. The machine is not started."""
         machine = description.machine
         size = self.size_for(machine)
         disks = {}
@@ -120,7 +120,7 @@ class Builder:
         return Defined(owner, machine_id, description, size, disks, tuple(cards), tuple(names))
 
     def repairs(self, owner: str) -> tuple[str, ...]:
-        """What was changed on a machine's system disk so that it comes up, and what was left."""
+        """What was changed on a machine's system disk so that it boots, and what was not."""
         return self._recorded(owner)[0]
 
     def _recorded(self, owner: str) -> tuple[tuple[str, ...], list[Extent]]:
@@ -134,12 +134,12 @@ class Builder:
         self._account.container.write(repairs_blob(owner), json.dumps(told).encode())
 
     def _repairs(self, description: Description) -> bool:
-        """Whether the system is to be made ready: it comes from elsewhere, and is none that brings all along."""
+        """Whether to repair the system disk: only a Linux system from another platform needs it."""
         away = description.platform != self._account.driver
         return self._settings.repair and away and sizes.os_of(description.machine) == "Linux"
 
     def publish(self, defined: Defined) -> None:
-        """From now on the machine is there."""
+        """From now on the machine is defined."""
         self._account.container.write(machine_blob(defined.name), codec.dump(defined))
         reach("azure.machine.defined")
 
@@ -172,8 +172,8 @@ class Builder:
         *,
         repair: bool,
     ) -> None:
-        """Bring the system disk's content; repaired, if so wished."""
-        # Where an attempt that was cut off had put its repairs is sent again as it is in the point.
+        """Upload the system disk's content; repaired, if asked for."""
+        # Where an interrupted attempt had put its repairs, the recovery point's content is sent again.
         _, touched = self._recorded(owner)
         extents = union(extents, touched)
         repair = repair and self._state(name) in _UPLOADED_TO
@@ -206,8 +206,8 @@ class Builder:
         keep: Callable[[Extent, bytearray], None] | None = None,
         finish: Callable[[Access, list[Extent], dict[int, bytes]], DigestTable] | None = None,
     ) -> None:
-        """Bring the disk's content to a disk that is new; nothing, if that is done. `keep` is given what was sent;
-        `finish` may send more before the upload ends, and tells the digests of it all."""
+        """Upload the content to a new disk; does nothing if that is done. `keep` is given what was sent; `finish` may
+        send more before the upload ends, and returns the digests of it all."""
         state = self._state(name)
         if state in _UPLOADED_TO:
             access = Access(self._account, "disks", name, write=True)
@@ -284,7 +284,7 @@ class Builder:
         return self._arm.id("publicIPAddresses", name)
 
     def _nowhere(self, owner: str) -> str:
-        """A subnet of a network of its own: no peer, no public address, and nothing let in or out."""
+        """A subnet of a separate network: no peer, no public address, and no traffic in or out."""
         group, network = f"{owner}-nsg", f"{owner}-net"
         rules = [
             {"name": f"none-{way.lower()}", "properties": _CLOSED | _ANYWHERE | {"direction": way}}
@@ -309,7 +309,7 @@ class Builder:
     # -- the machine itself
 
     def start(self, defined: Defined) -> None:
-        """Start it; Azure's machine is made by the first start."""
+        """Start it; the first start creates Azure's machine."""
         if self._arm.get("virtualMachines", defined.name) is not None:
             self._arm.start(defined.name)
         else:
@@ -333,13 +333,13 @@ class Builder:
                 "dataDisks": [attached(name) | {"lun": number} for number, name in enumerate(data)],
             },
             "networkProfile": {"networkInterfaces": cards},
-            # The console is what tells why a machine does not come up.
+            # The console shows why a machine does not boot.
             "diagnosticsProfile": {"bootDiagnostics": {"enabled": True}},
         }
         return self._body(defined.name, properties)
 
     def base(self, defined: Defined) -> None:
-        """Snapshots of the disks before the machine ever runs: what it changes is told against them."""
+        """Snapshots of the disks before the machine first runs: its changes are determined against them."""
         for disk_id, disk in defined.disks.items():
             name = f"{disk}-base"
             if self._arm.get("snapshots", name) is None:
@@ -360,7 +360,7 @@ class Builder:
         self._arm.put("snapshots", name, body)
 
     def settle(self, owner: str) -> None:
-        """From now on the machine is the user's: nothing of it is ever left over."""
+        """From now on the machine belongs to the user: nothing of it counts as left over."""
         for item in self._arm.listed("disks"):
             if belongs(tags_of(item), self._account.container.identity, owner):
                 self._arm.tag("disks", str(item["name"]), {TAG_COMMITTED: "yes"})
@@ -368,7 +368,7 @@ class Builder:
     # -- removing
 
     def remove(self, owner: str) -> None:
-        """Everything of a machine, what is half made as well."""
+        """Delete everything of a machine, also what is incomplete."""
         for kind, name in self.resources(owner):
             self.remove_resource(kind, name)
             reach("azure.resource.removed")
@@ -387,7 +387,7 @@ class Builder:
         ]
 
     def remove_resource(self, kind: str, name: str) -> None:
-        """One of them; what somebody has access to is closed first."""
+        """Delete one of them; open access to it is ended first."""
         if kind in ("disks", "snapshots"):
             self._unlock(kind, name)
         self._arm.delete(kind, name)

@@ -16,7 +16,7 @@ __all__ = ["SAS_SECONDS", "Access"]
 
 T = TypeVar("T")
 SAS_SECONDS = 6 * 3600
-"""A SAS that leaks is good for this long; a copy that takes longer has it renewed."""
+"""A leaked SAS is valid for this long; a copy that takes longer has it renewed."""
 
 
 class Access:
@@ -29,7 +29,7 @@ class Access:
         self._renew(0)
 
     def _renew(self, seen: int) -> None:
-        """A new SAS, unless another thread was faster: `seen` is the number of the one that no longer does."""
+        """A new SAS, unless another thread was faster: `seen` is the number of the one that no longer works."""
         with self._lock:
             if seen != getattr(self, "_number", 0):
                 return
@@ -39,7 +39,7 @@ class Access:
             self._number = seen + 1
 
     def _run(self, call: Callable[[PageBlob], T], *others: Access) -> T:
-        """`others`: whose SAS the call names besides."""
+        """`others`: further snapshots whose SAS the call names."""
         used = (self, *others)
         for access in used:
             if time.monotonic() > access._until:
@@ -48,7 +48,7 @@ class Access:
         try:
             return call(self._page)
         except (AccessDenied, DriverFailed) as problem:
-            # It was revoked, or the clocks differ. Of another's SAS it is not known how Azure tells that.
+            # It was revoked, or the clocks differ. How Azure reports that for another's SAS is not known.
             if not isinstance(problem, AccessDenied) and not others:
                 raise
             for access, number in zip(used, numbers, strict=True):
@@ -72,5 +72,5 @@ class Access:
         return self._run(lambda page: page.changed_since(base.sas, size), base)
 
     def close(self) -> None:
-        """Give the access up."""
+        """End the access."""
         self._account.arm.revoke(self._kind, self._name)

@@ -1,4 +1,4 @@
-"""The machines of a site: those that the driver made, and those that are simply there."""
+"""The machines of a site: those that the driver created, and all others."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ _POWER = {
 
 
 class Machines:
-    """Looks machines up; knows them by our id, or by Azure's name where it is not one of ours."""
+    """Looks machines up; their id is the driver's for machines that it created, else Azure's name."""
 
     def __init__(self, account: AzureAccount) -> None:
         self._account = account
         self._container = account.container
         self._arm = account.arm
 
-    # -- ours
+    # -- machines that the driver created
 
     def defined(self, name: str) -> Defined | None:
-        """What is kept of a machine of ours, by Azure's name."""
+        """The record of a machine that the driver created, by Azure's name."""
         found = self._container.read(machine_blob(name))
         if found is None:
             return None
@@ -61,17 +61,17 @@ class Machines:
             ) from problem
 
     def all_defined(self) -> list[Defined]:
-        """All of ours, those put aside included."""
+        """All that the driver created, including those put aside."""
         listed = [item.name[len(MACHINES) :] for item in self._container.listed(MACHINES)]
         names = [name.removesuffix(".json") for name in listed if "/" not in name]
         return [item for item in (self.defined(name) for name in names) if item is not None]
 
     def whole(self, name: str) -> bool:
-        """Whether it was made to the end."""
+        """Whether it was created completely."""
         return self.defined(name) is not None
 
     def put_aside(self, name: str, aside: bool) -> None:
-        """Hide a machine of ours from the inventory, or show it again."""
+        """Hide a machine that the driver created from the inventory, or show it again."""
         known = self.defined(name)
         if known is not None and known.aside is not aside:
             self._container.write(machine_blob(name), codec.dump(attrs.evolve(known, aside=aside)))
@@ -107,14 +107,14 @@ class Machines:
         return codec.load(FenceAt, found[0]).fence if found else None
 
     def fence(self, machine_id: str, fence: Fence) -> None:
-        """Record it, and put a sign on the machine for people."""
+        """Record it, and tag the machine for people."""
         self._account.make_container()
         self._container.write(fence_blob(machine_id), codec.dump(FenceAt(machine_id, fence)))
         sign = json.dumps({"epoch": fence.epoch, "reason": fence.reason})[:256]
         self._arm.tag("virtualMachines", self.name(machine_id), {TAG_FENCE: sign})
 
     def unfence(self, machine_id: str, epoch: int) -> None:
-        """Take a fence of at most `epoch` away."""
+        """Remove a fence of at most `epoch`."""
         found = self.fenced(machine_id)
         if found is None or found.epoch > epoch:
             return
@@ -144,7 +144,7 @@ class Machines:
         return self._foreign(found)
 
     def disks(self, machine_id: str) -> dict[str, tuple[str, int]]:
-        """Azure's name and the size in bytes of each disk, by our id."""
+        """Azure's name and the size in bytes of each disk, by the disk's id."""
         name = self.name(machine_id)
         known, vm = self.defined(name), self._arm.get("virtualMachines", name)
         names = known.in_order if known is not None and vm is None else _disks_of(vm or {})
@@ -156,13 +156,13 @@ class Machines:
             resource = self._arm.get("disks", name) or {}
             size = int(resource.get("properties", {}).get("diskSizeBytes", 0))
             told = int(tags_of(resource).get(TAG_SIZE, 0))
-            # What we rounded up is the machine's own size; what somebody enlarged since is not.
+            # A size that the driver rounded up is reported as protected; one that was enlarged since is not.
             size = told if 0 < told <= size < told + _PADDING else size
             found.append((tags_of(resource).get(TAG_DISK) or (f"lun{number - 1}" if number else "os"), name, size))
         return found
 
     def _describe(self, item: Defined) -> Description:
-        """As it was protected, so that it can go home as what it was; its disks and networks as they are now."""
+        """As it was protected, so that it can fail back unchanged; its disks and networks as they are now."""
         vm = self._arm.get("virtualMachines", item.name)
         names = item.in_order if vm is None else _disks_of(vm)
         before = {disk.id: disk for disk in item.description.machine.disks}

@@ -1,7 +1,7 @@
-"""What the driver keeps of a machine that it made, and the names and tags of that machine's resources.
+"""What the driver records of a machine that it created, and the names and tags of that machine's resources.
 
-A machine is *defined* by a small blob: its disks and cards are there, and what it was protected as. Azure's own machine
-comes with the first start, for Azure makes none without starting it.
+A machine is *defined* by a small blob: its disks and cards exist, and its description as protected. Azure's own machine
+is created by the first start, since Azure creates none without starting it.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ FENCES = "fences/"
 TAG_OWNER = "asr-owner"
 """Name of the machine that a resource belongs to; what has no such machine is left over."""
 TAG_CONTAINER = "asr-container"
-"""Identity of the container whose records tell what the owner is for; to all others it is none of theirs."""
+"""Identity of the container whose records name the owner; records in other containers do not apply."""
 TAG_COMMITTED = "asr-committed"
-"""Of the disks of a machine whose failover was committed: never left over, whatever has become of the records."""
+"""Of the disks of a machine whose failover was committed: never left over, whatever happened to the records."""
 TAG_DISK = "asr-disk"
 """Id of the disk within the machine."""
 TAG_SIZE = "asr-size"
@@ -59,9 +59,9 @@ TAG_TAKEN = "asr-taken"
 TAG_POWER = "asr-power"
 """Of a snapshot: whether the machine was running."""
 TAG_FENCE = "asr-fence"
-"""Of a machine: a sign for people that it is quarantined; the record is a blob."""
+"""Of a machine: shows people that it is quarantined; the record is a blob."""
 BASE_VIEW = "promoted"
-"""View of the snapshots that show a machine as it was promoted, before it ever ran."""
+"""View of the snapshots that show a machine as it was promoted, before it first ran."""
 
 
 @attrs.frozen
@@ -75,7 +75,8 @@ class FenceAt:
 @attrs.frozen
 class Defined:
     """`name`: of Azure's machine and of the blob. `disks`, `cards`: Azure's names by disk id, and in the cards' order.
-    `networks`: what each card is plugged into, in our words. `aside`: put aside by a failover, for undo."""
+    `networks`: what each card is plugged into, by the site's network names. `aside`: put aside by a failover, for
+    undo."""
 
     name: str
     machine_id: str
@@ -114,7 +115,7 @@ def machine_blob(owner: str) -> str:
 
 
 def repairs_blob(owner: str) -> str:
-    """Of what was changed on its system disk so that it comes up, and what was left, for people."""
+    """Of what was changed on its system disk so that it boots, and what was not, for people."""
     return f"{MACHINES}{owner}/repairs.json"
 
 

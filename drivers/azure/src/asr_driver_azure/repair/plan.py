@@ -1,8 +1,7 @@
-"""What a Linux system needs to come up in Azure, as changes of its files: read in, planned, nothing written here.
+"""What a Linux system needs to boot in Azure, as changes of its files: read and planned, nothing is written here.
 
-Each change leaves the system as good at home as it was, for its disk goes back there: file systems are named by UUID,
-consoles are added, and what is said of a card holds for cards of Azure's hypervisor only. A plan for a system that is
-repaired already is empty.
+Each change also works on the source's platform, since the disk may fail back: file systems are named by UUID, consoles
+are added, and network settings apply to cards of Azure's hypervisor only. The plan for a repaired system is empty.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ GRUB_DEFAULTS = "/etc/default/grub"
 INTERFACES = "/etc/network/interfaces"
 NETWORKD, NETPLAN = "/etc/systemd/network", "/etc/netplan"
 FILES = (FSTAB, *MENUS, GRUB_DEFAULTS, INTERFACES)
-"""Files that are looked at."""
+"""Files that are read."""
 DIRECTORIES = (NETWORKD, NETPLAN)
-"""Directories whose files are looked at."""
+"""Directories whose files are read."""
 
 _NETWORKD_FILE = f"{NETWORKD}/00-asrcore-azure.network"  # the first file that matches a card counts
 _NETWORKD_TEXT = (
@@ -33,7 +32,7 @@ _IFUPDOWN_TEXT = (
 )
 _CONSOLE = "console=ttyS0,115200n8"
 _NAMED = re.compile(r"(/dev/(?:[shv]d[a-z]+|xvd[a-z]+|nvme\d+n\d+p|mmcblk\d+p))(\d+)")
-"""Partitions by names that another hypervisor gives otherwise."""
+"""Partitions by names that differ under another hypervisor."""
 _ENTRY = re.compile(r"^[ \t]*linux(?:16|efi)?[ \t].*$", re.MULTILINE)
 _ROOT = re.compile(r"(?<=\sroot=)\S+")
 _DEFAULT = re.compile(r'^(GRUB_CMDLINE_LINUX=)(["\']?)(.*?)\2[ \t]*$', re.MULTILINE)
@@ -52,7 +51,7 @@ class Guest:
 
 @attrs.frozen
 class Change:
-    """A file's new text, and what is done to it, for people."""
+    """A file's new text, and what changed in it, for people."""
 
     path: str
     text: str
@@ -61,7 +60,7 @@ class Change:
 
 @attrs.frozen
 class Plan:
-    """`left`: what was not understood and is left as it is."""
+    """`left`: what was not understood and is not changed."""
 
     changes: tuple[Change, ...]
     left: tuple[str, ...]
@@ -77,7 +76,7 @@ def plan(guest: Guest) -> Plan:
 
 
 def _prefix(guest: Guest) -> str:
-    """The first disk's name at the source, as far as the root's own entry tells; else empty."""
+    """The first disk's name at the source, if the root's own entry says it; else empty."""
     fields = [line.split() for line in guest.files[FSTAB].splitlines()]
     names = [line[0] for line in fields if len(line) > 1 and line[1] == "/" and not line[0].startswith("#")]
     names += [found[0] for path in MENUS for entry in _ENTRY.findall(guest.files.get(path, ""))
@@ -132,7 +131,7 @@ def _menu(guest: Guest, changes: list[Change], left: list[str]) -> None:
         if done:
             changes.append(Change(path, changed, ", ".join(sorted(done, reverse=True))))
     if not entries:
-        left.append("no GRUB menu with kernels on the root file system: root= and console= are as they were")
+        left.append("no GRUB menu with kernels on the root file system: root= and console= were not changed")
 
 
 def _with_console(words: str) -> str:
@@ -144,7 +143,7 @@ def _with_console(words: str) -> str:
 
 
 def _defaults(guest: Guest, changes: list[Change], left: list[str]) -> None:
-    """So that the next menu that the guest makes itself is as good."""
+    """Keeps the changes in the menus that the guest generates later."""
     before = guest.files.get(GRUB_DEFAULTS)
     if before is None:
         return
@@ -157,7 +156,7 @@ def _defaults(guest: Guest, changes: list[Change], left: list[str]) -> None:
         text = text[: found.start()] + line + text[found.end() :] if found else f"{text.rstrip()}\n{line}\n"
     text = _BY_NAME.sub(lambda match: f"# by UUID, for Azure: {match[0]}", text)
     if text != before:
-        changes.append(Change(GRUB_DEFAULTS, text, "the same for menus to come"))
+        changes.append(Change(GRUB_DEFAULTS, text, "the same for future menus"))
 
 
 def _network(guest: Guest, changes: list[Change], left: list[str]) -> None:
@@ -174,4 +173,4 @@ def _network(guest: Guest, changes: list[Change], left: list[str]) -> None:
     if stanza is None:
         changes.append(Change(INTERFACES, interfaces.rstrip() + "\n" + _IFUPDOWN_TEXT, "DHCP on eth0"))
     elif stanza[1] != "dhcp":
-        left.append(f"{INTERFACES} gives eth0 an address of its own ({stanza[1]})")
+        left.append(f"{INTERFACES} gives eth0 a fixed address ({stanza[1]})")

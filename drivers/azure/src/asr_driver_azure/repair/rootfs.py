@@ -1,6 +1,6 @@
-"""The root file system in an image of a machine's first disk, looked at and changed through e2fsprogs.
+"""The root file system in an image of a machine's first disk, read and changed through e2fsprogs.
 
-Nothing is mounted and nothing of the guest is run: its file system is data for programs that run as this process does.
+Nothing is mounted and no program of the guest is run: its file system is data for programs with this process's rights.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from asrcore.units import MiB
 __all__ = ["Image", "NotUnderstood", "Partition", "RootFs", "missing", "partitions"]
 
 _TOOLS = {"blkid": "util-linux", "debugfs": "e2fsprogs", "e2fsck": "e2fsprogs", "sfdisk": "fdisk"}
-"""What is run, and Debian's package of it."""
-_TABLE = MiB  # holds a table of partitions, and what tells a file system
+"""Programs that are run, and their Debian packages."""
+_TABLE = MiB  # holds a partition table, and what identifies a file system
 _SECONDS, _CHECK_SECONDS = 60.0, 1800.0
-_MOST_TEXT, _MOST_FILES = MiB, 200  # bytes, and files that are looked at: the guest says how many there are
+_MOST_TEXT, _MOST_FILES = MiB, 200  # limits in bytes and files: the guest's disk decides how many exist
 _SECTOR = 512
 _PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _FOUND = re.compile(r"^Inode: (\d+)\s+Type: (\w+(?: \w+)*)\s+Mode:\s+0*(\d+)", re.MULTILINE)
@@ -37,16 +37,16 @@ _ATTRIBUTE = re.compile(r"^\s+([\w.-]+) \(\d+\)", re.MULTILINE)
 
 
 def missing() -> dict[str, str]:
-    """Of the programs that are run those that this host has not."""
+    """The required programs that this host lacks."""
     return {tool: package for tool, package in _TOOLS.items() if shutil.which(tool, path=_PATH["PATH"]) is None}
 
 
 class NotUnderstood(Exception):
-    """The disk holds no root file system that can be changed here; why, for people."""
+    """The disk holds no root file system that can be changed here; the message says why."""
 
 
 class Image:
-    """A sparse file of `size` bytes that has no name: it goes with the process, however that ends."""
+    """A sparse file of `size` bytes that has no name: it is deleted with the process, however that ends."""
 
     def __init__(self, size: int) -> None:
         self.file = tempfile.TemporaryFile(prefix="asr-repair-", buffering=0)  # noqa: SIM115
@@ -82,7 +82,7 @@ class Image:
             found.append(Extent(start, end - start))
 
     def run(self, *words: str, good: Sequence[int] = (0,), seconds: float = _SECONDS) -> str:
-        """What a program says that is given the image. Raises NotUnderstood."""
+        """The output of a program run on the image. Raises NotUnderstood."""
         try:
             done = subprocess.run(
                 words,
@@ -99,7 +99,7 @@ class Image:
             raise NotUnderstood(f"{words[0]} took longer than {seconds:g} s") from problem
         if done.returncode not in good:
             said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-            raise NotUnderstood(f"{words[0]} ended with {done.returncode}: {said[-1] if said else 'nothing said'}")
+            raise NotUnderstood(f"{words[0]} ended with {done.returncode}: {said[-1] if said else 'no output'}")
         return done.stdout.decode(errors="surrogateescape")
 
     def close(self) -> None:
@@ -164,12 +164,12 @@ class RootFs:
         return self._stat(FSTAB) is not None
 
     def settle(self) -> None:
-        """What the guest itself does before it mounts: replay the journal, mend what is certain. Raises NotUnderstood
-        where that is not enough."""
+        """What the guest itself does before it mounts: replay the journal, and safe repairs. Raises NotUnderstood where
+        that is not enough."""
         self._image.run("e2fsck", "-f", "-p", self._image.path, good=(0, 1), seconds=_CHECK_SECONDS)
 
     def _debugfs(self, *requests: str, write: bool = False) -> str:
-        """Raises NotUnderstood. debugfs ends with 0 whatever befalls, so what it did has to be looked at."""
+        """Raises NotUnderstood. debugfs always exits with status 0, so its result has to be checked."""
         with tempfile.NamedTemporaryFile("w", prefix="asr-repair-") as file:
             file.write("".join(f"{request}\n" for request in requests))
             file.flush()
@@ -184,7 +184,7 @@ class RootFs:
         return found[3], owner[1], owner[2]
 
     def _attributes(self, path: str) -> list[str]:
-        """Its extended attributes, as debugfs tells them."""
+        """Its extended attributes, as debugfs prints them."""
         return sorted(line for line in self._debugfs(f"ea_list {path}").splitlines() if line.startswith(" "))
 
     def _read(self, path: str) -> str | None:
@@ -211,12 +211,12 @@ class RootFs:
         texts = {path: self._read(path) for path in paths}
         files = {path: text for path, text in texts.items() if text is not None}
         if FSTAB not in files:
-            raise NotUnderstood(f"its {FSTAB} is no text")
+            raise NotUnderstood(f"its {FSTAB} is not a text file")
         return Guest(files, number, uuids)
 
     def write(self, changes: Sequence[Change]) -> None:
         """Write files, with mode, owner and attributes as they were. Raises NotUnderstood, and then the image is
-        spoilt."""
+        damaged."""
         for change in changes:
             self._write(change)
         self._image.run("e2fsck", "-f", "-n", self._image.path, seconds=_CHECK_SECONDS)

@@ -1,5 +1,5 @@
-"""The system disk of a machine that is being made: its root is copied as it is uploaded, repaired, and what differs is
-uploaded again."""
+"""The system disk of a machine that is being created: its root is copied as it is uploaded, repaired, and what differs
+is uploaded again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Mending", "Repaired"]
 
 _EXT = ("ext2", "ext3", "ext4")
 _ODD = (NotUnderstood, OSError, ValueError, KeyError)
-"""What a disk that somebody else has written may lead to; none of it keeps a machine from being made."""
-_SPARE = 256 * MiB  # of the file system that the copies are in; repairs need a little
+"""Errors that a guest's disk may cause; none of them prevents creating the machine."""
+_SPARE = 256 * MiB  # left free in the file system of the copies; repairs need a little
 
 
 @attrs.frozen
 class Repaired:
-    """`told`: what was done and what was left, for people. `differs`: where the copy is no longer what was uploaded, in
-    pieces of at most one put. `digests`: of the disk with that."""
+    """`told`: what was changed and what was not, for people. `differs`: where the copy is no longer what was uploaded,
+    in pieces of at most one put. `digests`: of the disk with that."""
 
     told: tuple[str, ...]
     differs: tuple[Extent, ...]
@@ -37,7 +37,7 @@ class Repaired:
 
 
 class Mending:
-    """Of one disk. The copies are files without a name in the directory for temporary files, of what is stored.
+    """The repair of one disk. The copies are unnamed files in the directory for temporary files, only of stored data.
 
     Whatever goes wrong leaves the disk as it was uploaded.
     """
@@ -58,14 +58,14 @@ class Mending:
 
     def _open(self, partition: Partition, stored: Sequence[Extent]) -> None:
         if partition.start % DIGEST_BLOCK:
-            raise NotUnderstood(f"partition {partition.number} does not begin at a multiple of 64 KiB")
+            raise NotUnderstood(f"partition {partition.number} does not start at a multiple of 64 KiB")
         (place,) = align([Extent(partition.start, partition.size)], DIGEST_BLOCK, self._size)
         image = self._opened.enter_context(Image(place.length))
         self._copies.append((partition, place, image))
         wanted = sum(total(intersect(stored, [item])) for _, item, _ in self._copies)
         room = os.fstatvfs(image.file.fileno())
         if room.f_bavail * room.f_frsize < wanted + _SPARE:
-            raise NotUnderstood(f"a copy of {format_size(wanted)} has no room where temporary files are kept")
+            raise NotUnderstood(f"no room for a copy of {format_size(wanted)} in the directory for temporary files")
 
     def keep(self, piece: Extent, data: bytearray) -> None:
         """This is what was uploaded there. Thread-safe."""
@@ -91,8 +91,8 @@ class Mending:
             )
             system.write(made.changes)
         except _ODD as problem:
-            return Repaired((f"the system was left as it is: {problem}",), (), before)
-        told = (*(f"{item.path}: {item.what}" for item in made.changes), *(f"left: {item}" for item in made.left))
+            return Repaired((f"the system was not changed: {problem}",), (), before)
+        told = (*(f"{item.path}: {item.what}" for item in made.changes), *(f"unchanged: {item}" for item in made.left))
         return self._differing(told, place, image, sent, before) if made.changes else Repaired(told, (), before)
 
     def read(self, extent: Extent) -> bytes:
@@ -105,9 +105,9 @@ class Mending:
             raise NotUnderstood(self._problem)
         roots = [copy for copy in self._copies if RootFs(copy[2]).is_root()]
         if len(roots) != 1:
-            found = ", ".join(sorted({item.kind for item in self._partitions if item.kind})) or "nothing that is known"
+            found = ", ".join(sorted({item.kind for item in self._partitions if item.kind})) or "no known file system"
             raise NotUnderstood(
-                f"of its first disk {len(roots)} partitions are an ext root file system (the disk holds {found})"
+                f"{len(roots)} partitions of its first disk are an ext root file system (the disk holds {found})"
             )
         return roots[0]
 

@@ -1,4 +1,4 @@
-"""Readiness of Azure for a machine: what prevents it, what its guest needs to come up there, and what it will cost."""
+"""Readiness of Azure for a machine: what prevents it, what its guest needs to boot there, and what it will cost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def findings(account: AzureAccount, description: Description, policy: Policy) ->
             Finding(
                 "azure-no-machines",
                 Severity.WARNING,
-                "the site keeps the replica and cannot run it",
+                "the site stores the replica but cannot run it",
                 "Its setting `subscription` is not set.",
                 "Set `subscription`, `resource_group` and `location` before a failover is needed, and test one.",
             )
@@ -52,7 +52,7 @@ def _disk(disk: Disk) -> list[Finding]:
                 Severity.ERROR,
                 f"disk {disk.id} has {format_size(disk.size)}",
                 "A page blob holds 8 TiB at most.",
-                "Split the disk in the guest, or leave the machine where it is.",
+                "Split the disk in the guest, or do not protect this machine to Azure.",
             )
         ]
     if vhd.managed_size(disk.size) != disk.size:
@@ -61,8 +61,8 @@ def _disk(disk: Disk) -> list[Finding]:
                 "azure-disk-rounded",
                 Severity.INFO,
                 f"disk {disk.id} of {disk.size} bytes becomes one of {format_size(vhd.managed_size(disk.size))}",
-                "Azure's disks are whole mebibytes, 20 at least; what is added is zero and lies at the end.",
-                "Nothing. It goes home with its own size.",
+                "Azure's disks are whole mebibytes, at least 20; zeroes are added at the end.",
+                "No action needed. Failback restores its own size.",
             )
         ]
     return []
@@ -79,7 +79,7 @@ def _system(machine: Machine) -> list[Finding]:
                 f"the first disk, {machine.disks[0].id}, has {format_size(machine.disks[0].size)}",
                 f"Azure boots machines of generation {generation[1:]} from disks of "
                 f"{format_size(MOST_SYSTEM[generation])} at most.",
-                "Move data from it to another disk, and make it smaller.",
+                "Move data to another disk, then shrink it.",
             )
         )
     if machine.secure_boot or machine.tpm:
@@ -88,8 +88,8 @@ def _system(machine: Machine) -> list[Finding]:
                 "azure-no-secure-boot",
                 Severity.WARNING,
                 "the machine has secure boot or a TPM",
-                "It runs in Azure without either. What is sealed to the TPM (disk encryption) does not open there.",
-                "Have the recovery key at hand; try a test failover.",
+                "It runs in Azure without either. Disk encryption keys sealed to the TPM are not available there.",
+                "Keep the recovery key at hand; run a test failover.",
             )
         )
     return found
@@ -100,9 +100,9 @@ def _place(account: AzureAccount, machine: Machine) -> list[Finding]:
         Finding(
             "azure-network-missing",
             Severity.ERROR,
-            f"the site knows no network {network!r}",
+            f"the site has no network {network!r}",
             "The machine is plugged into it at the source, and no mapping names another.",
-            "Name it in the site's setting `networks`, or map it: `--network SOURCE=NAME`.",
+            "Add it to the site's setting `networks`, or map it: `--network SOURCE=NAME`.",
         )
         for network in sorted({nic.network for nic in machine.nics})
         if account.settings.network(network) is None
@@ -116,7 +116,7 @@ def _place(account: AzureAccount, machine: Machine) -> list[Finding]:
                 Severity.ERROR,
                 f"no machine size of {settings.location} fits: {why_none(machine, account.sizes(), settings)}",
                 "The settings `sizes` and `size_rules` allow none, or the region or subscription has none.",
-                "Widen `sizes`, or name one in `size_rules`.",
+                "Add sizes to `sizes`, or set one in `size_rules`.",
             )
         )
     else:
@@ -126,8 +126,8 @@ def _place(account: AzureAccount, machine: Machine) -> list[Finding]:
                 Severity.INFO,
                 f"it will run as {size.name}, generation {generation_of(machine)[1:]} "
                 f"({'UEFI' if machine.firmware is Firmware.UEFI else 'BIOS'})",
-                f"Chosen: {size.cpus} CPUs, {format_size(size.memory)} of memory.",
-                "Nothing; `sizes` and `size_rules` of the site choose another.",
+                f"The chosen size has {size.cpus} CPUs, {format_size(size.memory)} of memory.",
+                "No action needed. The site's `sizes` and `size_rules` select another size.",
             )
         )
     return found
@@ -138,7 +138,7 @@ def _guest(machine: Machine, repair: bool) -> Finding:
     if os_of(machine) == "Windows":
         needs = "the Hyper-V drivers of Windows 8 / Server 2012 or newer are built in"
         why += "nothing is changed in the guest."
-        action = "Set all cards to DHCP, enable the serial console (`bcdedit /ems on`), and try a test failover."
+        action = "Set all cards to DHCP, enable the serial console (`bcdedit /ems on`), and run a test failover."
     else:
         needs = "hv_vmbus, hv_storvsc and hv_netvsc in the initramfs, root by UUID, DHCP, and console=ttyS0"
         why += (
@@ -148,12 +148,12 @@ def _guest(machine: Machine, repair: bool) -> Finding:
         )
         action = (
             "In the guest: `lsinitramfs /boot/initrd.img-$(uname -r) | grep hv_` (or `lsinitrd`); add what is missing "
-            "to the initramfs, then try a test failover: it tells what it repaired and what it left. Read its console."
+            "to the initramfs, then run a test failover: it lists what it changed and what not. Read its console."
         )
     return Finding(
         "azure-guest",
         Severity.WARNING,
-        f"whether the guest comes up under Hyper-V was not looked into ({needs})",
+        f"whether the guest boots under Hyper-V was not checked ({needs})",
         why,
         action,
     )
@@ -169,8 +169,8 @@ def _cost(machine: Machine, policy: Policy) -> Finding:
         Severity.INFO,
         f"up to {format_size(size)} of page blobs and {first} writes at first; about {requests} requests a day at a "
         f"cycle every {format_duration(policy.interval)}, and one write for each 4 MiB or scattered change",
-        "Paid for are the pages that hold data, what each kept point differs in, and requests; and at a failover, "
+        "Azure bills pages that hold data, the differences of each kept point, and requests; during a failover also "
         "disks and machines.",
-        "A longer interval costs fewer requests; a shorter retention keeps fewer pages. `asr site show` tells what is "
+        "A longer interval costs fewer requests; a shorter retention keeps fewer pages. `asr site show` shows what is "
         "stored.",
     )

@@ -1,4 +1,4 @@
-"""A replica: page blobs, their snapshots as points, and a record that says which count."""
+"""A replica: page blobs, their snapshots as points, and a record that says which are valid."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def checked_size(disk_id: str, size: int) -> int:
 
 
 class BlobReader(DiskReader):
-    """Reads a snapshot (or a blob without one): what is not stored is not asked for."""
+    """Reads a snapshot (or a blob without one): what is not stored is not requested."""
 
     def __init__(self, blob: PageBlob, size: int) -> None:
         self._blob = blob
@@ -60,7 +60,7 @@ class BlobReader(DiskReader):
         if not held:
             buffer[:] = bytes(len(buffer))
             return
-        # One request for all of it: a request costs more than some zeroes between.
+        # One request for all of it: a request costs more than a few zeroes in between.
         start, stop = held[0].offset, held[-1].end
         buffer[: start - offset] = bytes(start - offset)
         self._blob.read_into(start, buffer[start - offset : stop - offset])
@@ -121,7 +121,7 @@ class AzureReplica(Replica):
     # -- cycles
 
     def create_blobs(self, record: Record) -> None:
-        """The blobs of a new replica; those that are there stay."""
+        """Create the blobs of a new replica; existing ones are kept."""
         for disk in record.disks.values():
             self._opened_blob(record, disk, record.epoch, None)
             reach("azure.blob.created")
@@ -133,15 +133,15 @@ class AzureReplica(Replica):
         known = looked or page.properties()
         if known is None:
             if any(disk.blob == blob for blob, _ in record.snapshots):
-                raise ReplicaDamaged(replica=self._id, detail=f"blob {disk.blob} is not there")
+                raise ReplicaDamaged(replica=self._id, detail=f"blob {disk.blob} does not exist")
             page.create(disk.size)
             known = page.properties()
         if known is None:
-            raise ReplicaDamaged(replica=self._id, detail=f"blob {disk.blob} went as soon as it was made")
+            raise ReplicaDamaged(replica=self._id, detail=f"blob {disk.blob} was deleted right after it was created")
         lease = lease_of(self._id, epoch)
         try:
             sequence = self._numbered(record, page, epoch)
-            if sequence != known.sequence + 1:  # another writer came between, who may have changed its length
+            if sequence != known.sequence + 1:  # another writer came between and may have changed its length
                 known = page.properties() or known
             page.fit(disk.size, lease, known)
         except Fenced as problem:
@@ -217,7 +217,7 @@ class AzureReplica(Replica):
             head = None
         else:
             head = self._container.page_blob(at.blob, at.snapshot)
-            if sequence - 1 != disk.sequence:  # somebody opened it since it was equal to the head
+            if sequence - 1 != disk.sequence:  # it was opened since it was equal to the head
                 dirty = page.changed(at.snapshot, disk.size)
         return OpenDisk(
             blob=page,
@@ -246,7 +246,8 @@ class AzureReplica(Replica):
 
         record = self._container.change(self._id, self._account.name, drop).record
         reach("azure.points.unrecorded")
-        # What a cycle has made and not yet recorded would look left over: only without one are left-overs removed.
+        # What a cycle has created and not yet recorded would look left over: left-overs are deleted only without a
+        # cycle.
         if record.pending is not None:
             return
         described = {description_of(self._id, point.stored.id) for point in record.points}
@@ -277,7 +278,7 @@ class AzureReplica(Replica):
         self.record().point(point_id)
         found = self._container.read(description_of(self._id, point_id))
         if found is None:
-            raise ReplicaDamaged(replica=self._id, detail=f"the description of point {point_id} is not there")
+            raise ReplicaDamaged(replica=self._id, detail=f"the description of point {point_id} does not exist")
         try:
             return codec.load(Description, found[0])
         except ValueError as problem:

@@ -36,7 +36,7 @@ class AzureTarget(Target):
         return Capacity(None, None)
 
     def stored(self) -> str:
-        """What is kept, for people: it is what is paid for."""
+        """What is stored, for people: that is what is billed."""
         replicas, points, held = 0, 0, 0
         for replica_id in self._container.folders(REPLICAS):
             loaded = self._container.load(replica_id)
@@ -47,7 +47,7 @@ class AzureTarget(Target):
             points += len(record.points)
             for disk in record.head.disks.values() if record.head else ():
                 held += total(self._container.page_blob(disk.blob, disk.snapshot).stored(disk.size))
-        return f"{replicas} replicas, {points} points; {format_size(held)} in the newest, and what older ones differ in"
+        return f"{replicas} replicas, {points} points; {format_size(held)} in the newest, and changes in older ones"
 
     def create_replica(self, spec: ReplicaSpec, watch: Watch) -> Replica:
         if spec.seed_machine is not None:
@@ -96,7 +96,7 @@ class AzureTarget(Target):
                     machine=record.name,
                     event="have its replica deleted",
                     state="failed over, not committed",
-                    reason="The machine at the target could no longer be taken back.",
+                    reason="The failover could no longer be undone.",
                     possible="commit or undo the failover first",
                 )
             return attrs.evolve(record, deleting=True)

@@ -1,8 +1,8 @@
 """A cycle, written straight into the page blobs.
 
-The blobs are the journal; the head is their newest snapshot, which nobody can write. What a blob differs in from the
-head is known at any time: asked of Azure when a cycle opens, and kept up to date by each call. So an interrupted cycle
-goes on without sending again what was acknowledged, and what it does not cover in the end is put back from the head.
+The blobs are the journal; the head is their newest snapshot, which is immutable. The differences of a blob from the
+head are known at any time: requested from Azure when a cycle opens, and updated by each call. So an interrupted cycle
+resumes without sending again what was acknowledged, and what it does not cover in the end is restored from the head.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OpenDisk:
     """A disk of the cycle. `sequence`: what this writer's puts name. `head`: the disk in the head, if it is there.
 
     `dirty`: where the blob differs from the head. `torn`: the part of it that this cycle has not acknowledged.
-    `closed`: its puts no longer arrive.
+    `closed`: its puts are refused.
     """
 
     blob: PageBlob
@@ -55,7 +55,7 @@ class OpenDisk:
 
 
 def read_index(container: Container, replica_id: str, cycle_id: str) -> dict[str, list[Extent]]:
-    """What of a cycle has been acknowledged, by disk."""
+    """What a cycle has acknowledged, by disk."""
     found = container.read(cycle_index(replica_id, cycle_id))
     done: dict[str, list[Extent]] = {}
     for line in (found[0] if found else b"").splitlines():
@@ -123,7 +123,7 @@ class AzureWriter(CycleWriter):
         end = offset + length
         self._uploader.forget(disk_id, offset, end)
         with disk.lock:
-            # Only what holds data is cleared: a fresh blob costs no request, one that was written is never believed.
+            # Only what holds data is cleared: a fresh blob needs no request, of a written one nothing is assumed.
             holds = self._stored(disk).within(offset, end)
             if disk.head is None or holds:
                 disk.dirty.add(offset, end)
@@ -187,7 +187,7 @@ class AzureWriter(CycleWriter):
         reach("azure.cleared")
 
     def _put_back(self, disk: OpenDisk, extents: list[Extent]) -> None:
-        """Make ranges of the blob what they are in the head."""
+        """Restore ranges of the blob from the head."""
         if extents and disk.head_stored is None:
             disk.head_stored = RangeSet(disk.head.stored(disk.head_size) if disk.head is not None else [])
         for extent in extents:
@@ -208,7 +208,7 @@ class AzureWriter(CycleWriter):
             reach("azure.put-back")
 
     def _fenced(self, call: Callable[[], object]) -> None:
-        """Raises StaleEpoch where somebody else has taken over, WrongState where it was this epoch itself."""
+        """Raises StaleEpoch where another owner has taken over, WrongState where it was this epoch itself."""
         try:
             call()
         except Fenced as problem:
@@ -249,11 +249,11 @@ class AzureWriter(CycleWriter):
             text = codec.dump(spec.description)
             described = pool.submit(self._container.write, description_of(self._id, spec.point_id), text)
             arrived = self._drained()
-            # Beside the rest: who is killed meanwhile finds the same in the blobs, and sends at most some of it again.
+            # In parallel: after a kill the blobs show the same, and at most some of it is sent again.
             acknowledged = pool.submit(self._acknowledge, arrived)
             for disk in self._disks.values():
                 self._fenced(partial(self._put_back, disk, disk.torn.extents()))
-            # From here on no put of this or an earlier writer arrives: a late one would be in the next point's blob.
+            # From here on puts of this or an earlier writer are refused: a late one would be in the next point's blob.
             at = dict(zip(self._disks, pool.map(self._close_blob, self._disks.values()), strict=True))
             reach("azure.closed")
             held = pool.submit(self._held, spec)
@@ -293,8 +293,8 @@ class AzureWriter(CycleWriter):
         return self._sealed
 
     def _held(self, spec: SealSpec) -> int | None:
-        """What the blobs hold. It is what is paid for, and no reason for a point to fail; of a point that is not kept,
-        which comes often, what was known before will do."""
+        """What the blobs hold. That is what is billed, and no reason for a point to fail; for a point that is not kept,
+        which is frequent, the last known value is enough."""
         head = self._known.record.head
         known = head.stored.held if head is not None else None
         if known is not None and not spec.keep:
@@ -309,9 +309,9 @@ class AzureWriter(CycleWriter):
             number, asked = disk.blob.number(self._lease)
             if number == disk.sequence + 1:
                 return
-            if asked > 1:  # perhaps only us, twice: opened again, the cycle finds all in place
-                raise SiteUnreachable(site=self._site, detail=f"an answer was lost when {disk.blob.name} was closed")
-            raise Fenced("another writer has numbered it")  # and may have written since
+            if asked > 1:  # perhaps only this writer, twice: the reopened cycle finds everything in place
+                raise SiteUnreachable(site=self._site, detail=f"an answer was lost on closing {disk.blob.name}")
+            raise Fenced("another writer has taken its number")  # and may have written since
 
         if not disk.closed:  # else by a seal that failed later
             self._fenced(close)
@@ -325,7 +325,7 @@ class AzureWriter(CycleWriter):
         return taken[0]
 
     def _tidy(self) -> None:
-        """What a failure leaves here is found by the next `drop_points`."""
+        """The next `drop_points` deletes what a failure leaves here."""
         try:
             self._container.delete(cycle_index(self._id, self._spec.cycle_id))
             for point in self._gone:

@@ -21,7 +21,7 @@ _POWER = {
 
 
 def power_of(domain: libvirt.virDomain) -> PowerState:
-    """A machine that is only held to be read counts as off. Raises libvirtError."""
+    """A machine that is held only for reading counts as off. Raises libvirtError."""
     if domain.isActive() and paused.is_held(domain):
         return PowerState.OFF
     return _POWER.get(domain.state()[0], PowerState.UNKNOWN)

@@ -39,9 +39,9 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory, durably, and never half under its own name: it is renamed first.
+    """Delete a directory, durably, and never half of it under its own name: it is renamed first.
 
-    What a crash leaves of it is removed by `remove_left_over`.
+    `remove_left_over` deletes what a crash leaves of it.
     """
     if not path.exists():
         return
@@ -54,6 +54,6 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_left_over(directory: Path) -> None:
-    """Remove what an interrupted `remove_tree` left in a directory."""
+    """Delete what an interrupted `remove_tree` left in a directory."""
     for path in directory.glob(".gone-*"):
         shutil.rmtree(path, ignore_errors=True)

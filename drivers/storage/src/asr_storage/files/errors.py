@@ -36,7 +36,7 @@ def storage_error(problem: OSError, site: str, where: Path, operation: str, want
     if problem.errno in _FULL:
         return TargetFull(where=str(where), detail=missing_space(where, wanted))
     if problem.errno in _FORBIDDEN:
-        return TargetReadOnly(where=str(problem.filename or where), detail=f"The system says: {problem.strerror}.")
+        return TargetReadOnly(where=str(problem.filename or where), detail=f"The system reports: {problem.strerror}.")
     return DriverFailed(operation=operation, site=site, detail=str(problem))
 
 
@@ -45,9 +45,9 @@ def missing_space(where: Path, wanted: int) -> str:
     try:
         status = os.statvfs(where)
     except OSError:
-        return "Its free space cannot be asked for."
+        return "Its free space cannot be determined."
     free = status.f_bavail * status.f_frsize
     text = f"{free} bytes ({format_size(free)}) are free"
     if wanted > free:
-        text += f", {wanted} are wanted: {wanted - free} bytes ({format_size(wanted - free)}) are missing"
+        text += f", {wanted} are needed: {wanted - free} bytes ({format_size(wanted - free)}) are missing"
     return text + "."
