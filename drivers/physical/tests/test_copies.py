@@ -219,7 +219,7 @@ def _settle_in_background(server: LoopServer, limit: float) -> tuple[threading.T
 def test_freeze_ends_at_its_limit(server: LoopServer) -> None:
     (server.home / "hang").write_text("30")
     thread, problems = _settle_in_background(server, limit=1.0)
-    wait_until(lambda: _writes(server), "thawed by the dead man", 10)
+    wait_until(lambda: _writes(server), "thawed by the watchdog", 10)
     server.kill()
     thread.join(60)
     assert problems, "no point comes of a freeze that was cut short"
@@ -240,7 +240,7 @@ def test_agent_killed_in_the_freeze_thaws_at_once(server: LoopServer) -> None:
     thread, problems = _settle_in_background(server, limit=40.0)
     begun = time.monotonic()
     server.kill(signal.SIGKILL)
-    wait_until(lambda: _writes(server), "thawed by the dead man", 20)
+    wait_until(lambda: _writes(server), "thawed by the watchdog", 20)
     assert time.monotonic() - begun < 30, "long before the limit"
     thread.join(60)
     assert problems

@@ -130,7 +130,7 @@ class Freezes(unittest.TestCase):
 
     def test_a_mark_that_cannot_be_made(self) -> None:
         self.change("_MARK", self.place.name + "/none/mark")
-        with self.assertRaisesRegex(freeze.FreezeError, "could not be begun"), freeze.Freeze(self.mounts, 10):
+        with self.assertRaisesRegex(freeze.FreezeError, "could not start"), freeze.Freeze(self.mounts, 10):
             pass
         self.nothing_stays()
 

@@ -308,7 +308,7 @@ def test_the_agent_refuses_what_is_no_process_server(shown: str, identity: Ident
         with expected as told:
             agent._dial(f"127.0.0.1:{listener.getsockname()[1]}", agent._context(tmp_path)).close()
         thread.join(20)
-    why = {"other-authority": "signature failure|self-signed", "expired": "expired", "agent": "purpose|not that of"}
+    why = {"other-authority": "signature failure|self-signed", "expired": "expired", "agent": "purpose|not a process"}
     if told is not None:
         assert re.search(why.get(shown, ""), str(told.value)), told.value
 
@@ -358,7 +358,7 @@ def test_a_certificate_that_ends_soon_is_told() -> None:
     assert "in 10 days" in found.what
     past = certificate_finding(100 * day, now=101 * day)
     assert past is not None
-    assert "run out" in past.what
+    assert "expired" in past.what
 
 
 def test_a_site_tells_of_certificates_that_end(place: SiteSettings, identity: Identity) -> None:
@@ -441,7 +441,7 @@ def test_the_limit_of_the_spool_holds_for_all_servers_together(tmp_path: Path) -
 
 
 def test_a_server_that_is_away_is_told(gateway: Gateway) -> None:
-    with pytest.raises(SiteUnreachable, match="box has not dialled in"):
+    with pytest.raises(SiteUnreachable, match="box is not connected"):
         gateway.call("box", "anything", {}, timeout=0.2)
 
 

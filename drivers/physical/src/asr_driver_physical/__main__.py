@@ -20,9 +20,9 @@ from asrcore.units import parse_rate, parse_size
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Host = Annotated[str, typer.Argument(help="Host name or address of the server, reached by SSH.")]
-User = Annotated[str, typer.Option(help="root, or one that may use sudo without a password.")]
+User = Annotated[str, typer.Option(help="root, or a user with passwordless sudo.")]
 Port = Annotated[int, typer.Option(help="SSH port.")]
-Key = Annotated[Path | None, typer.Option(help="Private SSH key; by default what your agent and ~/.ssh offer.")]
+Key = Annotated[Path | None, typer.Option(help="Private SSH key; default: the keys of ssh-agent and ~/.ssh.")]
 Hosts = Annotated[Path | None, typer.Option(help="File with the server's host key; by default ~/.ssh/known_hosts.")]
 Python = Annotated[str, typer.Option(help="Python on the server, 3.9 or newer.")]
 Directory = Annotated[Path, typer.Option("--identity", help="The site's setting `identity`.")]
@@ -31,12 +31,12 @@ Servers = Annotated[
     list[str],
     typer.Option(
         "--server",
-        help="Where the server reaches the process server: ADDRESS[:PORT]. Of several it tries each in turn.",
+        help="Address of the process server as the server reaches it: ADDRESS[:PORT]. Several are tried in turn.",
     ),
 ]
-Cpu = Annotated[int, typer.Option(help="Most that the agent uses, in per cent of one processor.")]
-Memory = Annotated[str, typer.Option(help="Most memory that the agent uses; by default what its disks need.")]
-Bandwidth = Annotated[str, typer.Option(help="Most that the agent reads and sends, such as 200Mbit; 0: all.")]
+Cpu = Annotated[int, typer.Option(help="CPU limit of the agent, in per cent of one processor.")]
+Memory = Annotated[str, typer.Option(help="Memory limit of the agent; default: what its disks need.")]
+Bandwidth = Annotated[str, typer.Option(help="Bandwidth limit of the agent, such as 200Mbit; 0: no limit.")]
 NicNames = Annotated[bool, typer.Option(help="Keep the names of network cards in a replica.")]
 
 
@@ -66,7 +66,7 @@ def probe(
     known_hosts: Hosts = None,
     python: Python = "python3",
 ) -> None:
-    """Look whether a server can be protected; nothing stays on it."""
+    """Check whether a server can be protected. Leaves nothing on the server."""
     facts, findings = pushing.probe(pushing.Access(host, port, user, key, known_hosts, python))
     typer.echo(f"{facts['machine']['hostname']}: {facts['machine']['os']}, {len(facts['machine']['disks'])} disks")
     _tell(findings)
@@ -88,7 +88,7 @@ def push(
     bandwidth: Bandwidth = "0",
     keep_nic_names: NicNames = True,
     replace_identity: Annotated[
-        bool, typer.Option("--replace-identity", help="Also take a server that is enrolled with another identity.")
+        bool, typer.Option("--replace-identity", help="Replace the identity of a server enrolled with another one.")
     ] = False,
 ) -> None:
     """Install or upgrade the mobility service on a server, enrol it, and renew its certificate."""
@@ -108,8 +108,8 @@ def push(
 @app.command()
 def enrol(
     name: Annotated[str, typer.Argument(help="Name of the server.")],
-    facts: Annotated[Path, typer.Option(help="What `asr-mobility.pyz probe` printed on the server.")],
-    out: Annotated[Path, typer.Option(help="An empty directory for what is carried to the server.")],
+    facts: Annotated[Path, typer.Option(help="Output of `asr-mobility.pyz probe` on the server.")],
+    out: Annotated[Path, typer.Option(help="Empty directory for the files to copy to the server.")],
     identity: Directory,
     server: Servers,
     python: Annotated[str, typer.Option(help="Python on the server, by its full path.")] = "/usr/bin/python3",
@@ -118,11 +118,11 @@ def enrol(
     bandwidth: Bandwidth = "0",
     keep_nic_names: NicNames = True,
 ) -> None:
-    """Enrol a server that cannot be reached by SSH: write all that it needs, to be installed there by hand."""
+    """Enrol a server without SSH: write all files that it needs, for manual installation."""
     try:
         told = json.loads(facts.read_text())
     except (OSError, ValueError) as problem:
-        raise InvalidValue(what="facts", value=str(facts), wanted=f"a file that `probe` has made ({problem})") from None
+        raise InvalidValue(what="facts", value=str(facts), wanted=f"output of `probe` ({problem})") from None
     known = Identity(identity)
     limits = _limits(cpu, memory, bandwidth)
     made = pushing.enrolment(
@@ -134,7 +134,7 @@ def enrol(
         raise InvalidValue(what="out", value=str(out), wanted=f"an empty directory ({problem})") from None
     known.save(made.record)
     _tell(made.findings)
-    typer.echo(f"server {name} is enrolled; carry {out}, which holds its key, and install it there")
+    typer.echo(f"server {name} is enrolled; copy {out}, which holds its private key, to it and install it")
 
 
 @app.command()
@@ -148,16 +148,16 @@ def remove(
     known_hosts: Hosts = None,
     python: Python = "python3",
 ) -> None:
-    """Take the mobility service off a server, leaving nothing, and forget the server."""
+    """Delete the mobility service and all its files from a server, and revoke its enrolment."""
     pushing.remove(pushing.Access(host, port, user, key, known_hosts, python), Identity(identity), name or host)
-    typer.echo(f"server {name or host} is enrolled no longer; nothing of ours is on it")
+    typer.echo(f"server {name or host} is no longer enrolled; the mobility service was deleted from it")
 
 
 @app.command()
 def forget(name: Annotated[str, typer.Argument(help="Name of the server.")], identity: Directory) -> None:
-    """Forget a server that cannot be reached: its certificate is worth nothing from now on."""
+    """Revoke the enrolment of an unreachable server: its certificate is refused from now on."""
     Identity(identity).forget(checked_name(name))
-    typer.echo(f"server {name} is enrolled no longer; `asr-mobility.pyz remove` there takes the service off it")
+    typer.echo(f"server {name} is no longer enrolled; `asr-mobility.pyz remove` on it deletes the service")
 
 
 @app.command()
@@ -168,13 +168,13 @@ def servers(identity: Directory) -> None:
 
 
 @app.command()
-def package(path: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
-    """Write the mobility service's one file, to be installed by hand."""
+def package(path: Annotated[Path, typer.Argument(help="File to write.")]) -> None:
+    """Write the mobility service as a single file, for manual installation."""
     path.write_bytes(mobility_service())
 
 
 def main() -> int:
-    """Exit status by the class of the error, as `asr` has it."""
+    """Exit status by the class of the error, as for `asr`."""
     try:
         app(standalone_mode=False)
     except AsrError as problem:

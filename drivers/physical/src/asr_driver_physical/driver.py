@@ -1,4 +1,4 @@
-"""The driver itself: who it is, and how it connects."""
+"""The driver itself: its name and settings, and how it connects."""
 
 from __future__ import annotations
 

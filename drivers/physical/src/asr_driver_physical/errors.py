@@ -10,18 +10,18 @@ __all__ = ["NotReadyToEnrol", "OtherIdentity", "PushFailed", "ServerTooBusy", "S
 class SpoolFull(AsrError):
     code = "physical-spool-full"
     category = Category.CAPACITY
-    happened = "the spool at {where} has no room for what {server!r} has changed: {detail}"
-    cause = "What a server holds still at a freeze waits there until it has been sent on."
-    action = "Free space there, or raise the site's setting spool_limit; replication goes on by itself."
+    happened = "the spool at {where} has no space for the changes of {server!r}: {detail}"
+    cause = "What a server captures at a freeze is kept there until it was sent to the target."
+    action = "Free space there, or raise the site's setting spool_limit. Replication continues automatically."
     retry = True
 
 
 class ServerTooBusy(AsrError):
     code = "physical-server-too-busy"
     category = Category.CAPACITY
-    happened = "{server!r} writes faster than it can be read: {pending} bytes are left after {rounds} rounds"
-    cause = "A recovery point needs a moment at which little is left to be read. Link, limits and workload decide."
-    action = "Raise the agent's bandwidth, or replicate at quieter hours; what was copied is kept."
+    happened = "{server!r} writes faster than it can be read: {pending} bytes remain after {rounds} rounds"
+    cause = "A recovery point needs a moment with few unread changes. Link speed, limits and workload decide."
+    action = "Raise the agent's bandwidth, or replicate at times of less load. Copied data is kept."
     retry = True
 
 
@@ -29,21 +29,21 @@ class NotReadyToEnrol(AsrError):
     code = "physical-not-ready"
     category = Category.REFUSED
     happened = "{server!r} cannot be protected: {findings}"
-    cause = "The probe found what would keep the mobility service from running, or the replica from booting."
-    action = "Mend each finding as it says, then push again. Nothing was installed."
+    cause = "The probe found problems that prevent the mobility service from running, or the replica from booting."
+    action = "Resolve each finding, then push again. Nothing was installed."
 
 
 class PushFailed(AsrError):
     code = "physical-push-failed"
     category = Category.DRIVER
     happened = "{operation} on {server!r} failed: {detail}"
-    cause = "The server refused or broke a step over SSH."
-    action = "Mend it there and repeat: every step may be repeated."
+    cause = "A step over SSH was refused or failed on the server."
+    action = "Fix it there, then retry. Every step may be repeated."
 
 
 class OtherIdentity(AsrError):
     code = "physical-other-identity"
     category = Category.REFUSED
     happened = "{server!r} is enrolled with another identity than that in {identity}"
-    cause = "Process servers of a site share one identity; with a second one the server would be lost to the others."
+    cause = "Process servers of a site share one identity; with a second one the other process servers lose the server."
     action = "Copy the identity's directory from the site's other process server, or push with --replace-identity."

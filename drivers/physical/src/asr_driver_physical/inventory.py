@@ -1,4 +1,4 @@
-"""The inventory role: enrolled servers, their power as far as an agent can tell, and quarantine."""
+"""The inventory role: enrolled servers, their power as far as an agent shows it, and quarantine."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["PhysicalInventory"]
 
 
 class PhysicalInventory(Inventory):
-    """Of one site. A server whose agent is connected runs; of another it cannot be said."""
+    """Of one site. A server whose agent is connected is running; the state of any other is unknown."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
 
     def machines(self) -> list[Machine]:
-        """All enrolled servers, as they were when they last told."""
+        """All enrolled servers, as they last reported."""
         connected = self._servers.gateway.connected()
         return [self._machine(record, record.name in connected) for record in self._servers.identity.servers()]
 
@@ -44,16 +44,16 @@ class PhysicalInventory(Inventory):
         return machine_of(record, record.facts["machine"], PowerState.RUNNING if connected else PowerState.UNKNOWN)
 
     def description(self, machine_id: str) -> Description:
-        """Neutral values: a replica is a machine of the target's own kind."""
+        """Neutral values: a replica becomes a machine of the target's platform."""
         return Description(self.machine(machine_id), DRIVER)
 
     def power_on(self, machine_id: str) -> None:
-        """Not offered: nothing of ours runs on a server that is off."""
+        """Not offered: no agent runs on a server that is off."""
         self._servers.server(machine_id)
-        raise UnsupportedOperation(driver=DRIVER, operation="switch a physical server on: do it by hand")
+        raise UnsupportedOperation(driver=DRIVER, operation="switch on a physical server: do it manually")
 
     def power_off(self, machine_id: str, *, graceful: bool, timeout: float) -> None:
-        """Through the agent. A server whose agent is not connected cannot be told from one that is off."""
+        """Through the agent. A server whose agent is not connected looks the same as one that is off."""
         record = self._servers.server(machine_id)
         gateway = self._servers.gateway
         gateway.call(record.name, "power-off", {"graceful": graceful}, timeout=timeout)
@@ -64,7 +64,7 @@ class PhysicalInventory(Inventory):
             time.sleep(0.2)
 
     def fence(self, machine_id: str, fence: Fence) -> None:
-        """Recorded first: a server that dials in later is switched off then. Raises SiteUnreachable while it is not
+        """Recorded first: a server that connects later is shut down then. Raises SiteUnreachable while it is not
         connected, since it may still run."""
         record = self._servers.server(machine_id)
 
@@ -77,7 +77,7 @@ class PhysicalInventory(Inventory):
         if record.name in self._servers.gateway.connected():
             self.power_off(machine_id, graceful=True, timeout=120.0)
             return
-        detail = f"server {record.name} is not connected; it is switched off as soon as it dials in"
+        detail = f"server {record.name} is not connected; it is shut down as soon as it connects"
         raise SiteUnreachable(site=self._servers.name, detail=detail)
 
     def unfence(self, machine_id: str, epoch: int) -> None:

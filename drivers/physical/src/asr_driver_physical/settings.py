@@ -18,18 +18,18 @@ PORT = 9443
 CAPABILITIES = frozenset({Capability.FENCE, Capability.SOURCE, Capability.TRACKING})
 
 SETTINGS = (
-    Setting("listen", f"address that servers dial, as `ADDRESS[:PORT]`; port {PORT} by default", required=True),
+    Setting("listen", f"address to accept servers' connections: `ADDRESS[:PORT]`, default port {PORT}", required=True),
     Setting(
-        "identity", "directory of the process server's certificate and of the servers that were enrolled", required=True
+        "identity", "directory of the process server's certificate and the records of enrolled servers", required=True
     ),
-    Setting("spool", "directory for what was changed at a freeze, until it is sent on", required=True),
-    Setting("spool_limit", "the most that the spool may hold, such as 4GiB", default="4GiB"),
+    Setting("spool", "directory for changes captured at a freeze, until they are sent", required=True),
+    Setting("spool_limit", "maximum size of the spool, such as 4GiB", default="4GiB"),
 )
 
 
 @attrs.frozen
 class SiteSettings:
-    """`host` and `port` are listened on; `spool_limit` is bytes."""
+    """`host` and `port`: the listener's address; `spool_limit` in bytes."""
 
     host: str
     port: int
@@ -43,11 +43,11 @@ class SiteSettings:
         known = {setting.name for setting in SETTINGS}
         for name in settings:
             if name not in known:
-                raise _invalid(name, f"is not known; there are: {', '.join(sorted(known))}")
+                raise _invalid(name, f"is not known; known settings: {', '.join(sorted(known))}")
         given = {name: value.strip() for name, value in settings.items() if value.strip()}
         for setting in SETTINGS:
             if setting.required and setting.name not in given:
-                raise _invalid(setting.name, "is needed")
+                raise _invalid(setting.name, "is required")
         host, port = parse_address("listen", given["listen"])
         return cls(
             host=host,

@@ -16,7 +16,7 @@ __all__ = ["PhysicalSite"]
 
 
 class PhysicalSite(Site):
-    """Listens for the servers, or asks the process of this host that does."""
+    """Listens for the servers, or uses the process of this host that does."""
 
     driver = DRIVER
 
@@ -33,7 +33,7 @@ class PhysicalSite(Site):
         self.servers.close()
 
     def status(self) -> SiteStatus:
-        """Which servers there are."""
+        """The enrolled servers."""
         connected = self.servers.gateway.connected()
         servers = self.servers.identity.servers()
         details = {

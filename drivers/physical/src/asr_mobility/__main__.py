@@ -1,4 +1,4 @@
-"""The mobility service as a program: `run` by systemd; `probe`, `remove` and `thaw` when it is pushed, or by hand."""
+"""The mobility service as a program: `run` by systemd; `probe`, `remove` and `thaw` when it is pushed, or manually."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def _settings(home: Path) -> dict[str, Any]:
 def _context(home: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False  # the certificate names a role, and is of our own authority
+    context.check_hostname = False  # the certificate names a role, and is signed by the site's authority
     context.load_verify_locations(str(home / "ca.pem"))
-    context.load_cert_chain(str(home / "agent.pem"))  # key and certificate in one, so that both are renewed at once
+    context.load_cert_chain(str(home / "agent.pem"))  # one file for both, so that they are renewed at once
     return context
 
 
@@ -64,7 +64,7 @@ def _dial(server: str, context: ssl.SSLContext) -> ssl.SSLSocket:
     names = [str(value) for kind, value in shown.get("subjectAltName", ()) if kind == "URI"]
     if not any(name.startswith("asr://process-server/") for name in names):
         carrier.close()
-        raise ssl.SSLError("the peer's certificate is not that of a process server: {}".format(", ".join(names)))
+        raise ssl.SSLError("the peer's certificate is not a process server's: {}".format(", ".join(names)))
     return carrier
 
 
@@ -72,7 +72,7 @@ def _run(home: Path) -> int:
     settings = _settings(home)
     if settings["identity"] != facts.identity():
         say(
-            "this machine is not the one that was enrolled as {}: a copy of its disks. Nothing is done.".format(
+            "this machine is not the one enrolled as {}, but a copy of its disks. The service stops.".format(
                 settings["name"]
             )
         )
@@ -93,7 +93,7 @@ def _run(home: Path) -> int:
             if attempt < len(RETRY_SECONDS):
                 say(f"{server}: {problem}")
             turn += 1
-            if turn % len(servers) == 0:  # none of them has answered
+            if turn % len(servers) == 0:  # none has answered
                 stop.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                 attempt += 1
             continue
@@ -107,7 +107,7 @@ def _run(home: Path) -> int:
             say(f"disconnected: {channel.reason}")
         if time.monotonic() - since > 10:
             attempt = 0
-        else:  # it may refuse this server, where another would not
+        else:  # it may refuse this server; another may accept it
             attempt += 1
             turn += 1
         stop.wait(RETRY_SECONDS[0])
@@ -115,7 +115,7 @@ def _run(home: Path) -> int:
 
 
 def _remove(home: Path) -> int:
-    """Leave nothing: service, files, names in bpffs. The kernel forgets the program with its last name."""
+    """Delete everything: service, files, names in bpffs. The kernel drops the program with its last name."""
     if UNIT.exists():
         subprocess.run(["systemctl", "disable", "--quiet", "--now", UNIT.name], check=False, timeout=60)
         UNIT.unlink()

@@ -22,7 +22,7 @@ _IOC_SET_BPF, _IOC_ENABLE = 0x40042408, 0x2400
 _PERF_TRACEPOINT = 2
 _CLOEXEC = 8
 PAGE = 4096
-"""Bytes of an element of the array: one page, so that the whole of it can be mapped."""
+"""Bytes of an element of the array: one page, so that all of it can be mapped."""
 TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,7 +59,7 @@ def create_array(elements: int) -> int:
 
 
 def pin(descriptor: int, path: str) -> None:
-    """Give an object a name in bpffs: it lives on when this process has ended."""
+    """Give an object a name in bpffs: it outlives this process."""
     name = ctypes.create_string_buffer(path.encode())
     _bpf(_OBJ_PIN, struct.pack("<QI", ctypes.addressof(name), descriptor))
 
@@ -86,7 +86,7 @@ class TracePoint:
 
 
 def trace_point(event: str) -> TracePoint:
-    """Read a block event's format, mounting tracefs if nobody has. Raises OSError, ValueError."""
+    """Read a block event's format, mounting tracefs if it is not mounted. Raises OSError, ValueError."""
     if not any(Path(root, "events/block").is_dir() for root in TRACEFS):
         mount("tracefs", TRACEFS[0])
     for root in TRACEFS:
@@ -111,7 +111,7 @@ def attach(program: bytes, event_id: int) -> tuple[int, bool]:
         loaded = load(0)
     except OSError as problem:
         try:
-            loaded = load(1)  # again, for the verifier's reason
+            loaded = load(1)  # again, to get the verifier's message
         except OSError:
             raise OSError(problem.errno, f"{problem.strerror} {log.value.decode()[-500:]}") from problem
     try:
@@ -154,7 +154,7 @@ FINE_MOST = 512
 COARSE = 9
 """A coarse granule is 2 ** COARSE granules."""
 EVENTS, SECTORS, ELSEWHERE, OVERFLOW = range(4)
-"""Counters: requests, their sectors, commands whose place is not known, requests too large to be noted."""
+"""Counters: requests, their sectors, commands with unknown location, requests too large to be noted."""
 
 
 class _Assembler:
@@ -219,7 +219,7 @@ def tracking_program(  # noqa: PLR0915 - one program, line by line
     count(SECTORS, _R8)
     jump(_JNE, "placed", _R6, value=-1)
     op(_MOVI, _R4, value=1)
-    count(ELSEWHERE, _R4)  # SG_IO, such as smartd's: commands that write no data, or whose place nobody tells
+    count(ELSEWHERE, _R4)  # SG_IO, such as smartd's: commands that write no data, or whose location is unknown
     jump(_JA, "exit")
     label("placed")
     op(_MOV, _R7, _R6)

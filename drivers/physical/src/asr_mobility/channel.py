@@ -1,6 +1,6 @@
 """A connection of the wire protocol over TLS: requests and replies, both ways, with time limits everywhere.
 
-Who dialled does not matter. One thread receives; requests of the peer are served by a few others; any thread may ask.
+Either side may have connected. One thread receives; a few others serve the peer's requests; any thread may call.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Serve = Callable[[str, Mapping[str, Any]], Answer]
 
 KEEPALIVE_SECONDS = 10.0
 SILENCE_SECONDS = 35.0
-"""A peer that says nothing for so long is gone, even if nobody told us."""
+"""A peer that sends nothing for this long counts as lost."""
 SEND_SECONDS = 30.0
 HELLO_SECONDS = 20.0
 _CHUNK = 256 << 10
@@ -64,8 +64,8 @@ class _Waiting:
 
 
 class Channel:
-    """Takes a connected socket, TLS already agreed. `serve(call, arguments)` answers the peer's requests: a reply, or
-    an exception, of which only CallFailed tells its own words; None serves nothing."""
+    """Takes a connected socket after the TLS handshake. `serve(call, arguments)` answers the peer's requests: a reply,
+    or an exception, of which only CallFailed is sent as it is; None serves nothing."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Channel:
         try:
             self._send([self._link.hello()])
         except BaseException:
-            carrier.close()  # nobody else will: there is no thread yet
+            carrier.close()  # no other place closes it: there is no thread yet
             raise
         self._threads: list[threading.Thread] = [threading.Thread(target=self._receive, daemon=True)]
         self._threads += [threading.Thread(target=self._work, daemon=True) for _ in range(workers if serve else 0)]
@@ -104,21 +104,21 @@ class Channel:
 
     @property
     def peer(self) -> Mapping[str, Any]:
-        """What the other side says of itself."""
+        """What the other side reports about itself."""
         assert self._link.peer is not None
         return self._link.peer.about
 
     @property
     def ended(self) -> bool:
-        """Whether nothing can be asked any more."""
+        """Whether no more calls are possible."""
         return self._ended.is_set()
 
     def wait_ended(self, seconds: float | None = None) -> bool:
-        """Wait for the end; tells whether it has come."""
+        """Wait for the end; returns whether it has come."""
         return self._ended.wait(seconds)
 
     def call(self, name: str, arguments: Mapping[str, Any], *, timeout: float) -> tuple[Mapping[str, Any], Bytes]:
-        """Ask and wait. Raises CallFailed, ChannelClosed, and TimeoutError after so many seconds."""
+        """Call and wait. Raises CallFailed, ChannelClosed, and TimeoutError after the given seconds."""
         waiting = _Waiting()
         with self._order:
             if self._ended.is_set():
@@ -147,7 +147,7 @@ class Channel:
         self.end("closed")
 
     def end(self, reason: str) -> None:
-        """End at once; who waits for an answer learns why."""
+        """End at once; waiting calls get the reason."""
         if self._ended.is_set():
             return
         self.reason = reason
@@ -167,7 +167,7 @@ class Channel:
         """With the lock of the order held."""
         try:
             first, body = self._link.pack(frame)
-        except ValueError as problem:  # the peer has said goodbye, or waits for this answer no longer
+        except ValueError as problem:  # the peer has said goodbye, or no longer waits for this answer
             raise ChannelClosed(str(problem)) from problem
         try:
             self._send([first, body] if len(body) else [first])
@@ -185,7 +185,7 @@ class Channel:
                     view = view[sent:]
                     end = time.monotonic() + SEND_SECONDS
                 elif time.monotonic() > end:
-                    raise OSError(110, f"the peer takes nothing for {SEND_SECONDS:g} s")
+                    raise OSError(110, f"the peer accepted no data for {SEND_SECONDS:g} s")
                 else:
                     self._poll(read=False, seconds=1.0)
 
@@ -232,7 +232,7 @@ class Channel:
             now = time.monotonic()
             if got is None:
                 if now - heard > SILENCE_SECONDS:
-                    raise OSError(110, f"nothing was heard from the peer for {SILENCE_SECONDS:g} s")
+                    raise OSError(110, f"nothing was received from the peer for {SILENCE_SECONDS:g} s")
                 if now - told > KEEPALIVE_SECONDS and self._link.peer is not None:
                     told = now
                     self._keep_alive()
@@ -257,7 +257,7 @@ class Channel:
                     self._take(frame)
 
     def _keep_alive(self) -> None:
-        if self._order.acquire(blocking=False):  # somebody is sending: that is as good
+        if self._order.acquire(blocking=False):  # another thread is sending: that serves the same purpose
             try:
                 self._write(Frame(KEEPALIVE))
             finally:

@@ -1,4 +1,4 @@
-"""The server's disks: which there are, what tells them apart, and reading them past the page cache."""
+"""The server's disks: listing them, identifying them, and reading them past the page cache."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ class Disk:
 
     @property
     def identity(self) -> bytes:
-        """16 bytes that tell this disk from another one in its place."""
+        """16 bytes that distinguish this disk from another one in its place."""
         return hashlib.blake2b(self.id.encode(), digest_size=16).digest()
 
     def is_same(self, other: Disk) -> bool:
-        """Whether tracking of the one goes on for the other."""
+        """Whether tracking of the one continues for the other."""
         return (self.name, self.size, self.identity) == (other.name, other.size, other.identity)
 
     @property
     def stable(self) -> bool:
-        """Whether the id is of the disk itself, not only of its place."""
+        """Whether the id belongs to the disk itself, not only to its place."""
         return bool(self.serial)
 
 
 def find_disks() -> list[Disk]:
-    """All disks of the server, by name; those of the same serial number are told apart by their names."""
+    """All disks of the server, by name; those with the same serial number are distinguished by their names."""
     found = []
     for path in sorted(SYS_BLOCK.iterdir()):
         if (path / "partition").exists() or _NOT_DISKS.match(path.name) or _text(path / "removable") == "1":
             continue
         if re.search(r"c\d+n\d+$", path.name) and path.name.startswith("nvme"):
-            continue  # a path of a multipath NVMe disk, which has a name of its own
+            continue  # a path of a multipath NVMe disk, which has a separate name
         disk = Disk(path.name)
         if disk.size:
             found.append(disk)
@@ -89,7 +89,7 @@ def _text(path: Path) -> str:
 
 
 def _serial(path: Path) -> str:
-    """The serial number: virtio and NVMe say it in a file, SCSI and ATA in page 0x80 of their vital product data."""
+    """The serial number: virtio and NVMe have it in a file, SCSI and ATA in page 0x80 of their vital product data."""
     for place in ("serial", "device/serial"):
         text = _text(path / place)
         if text.lower() not in _NO_SERIAL:
@@ -101,7 +101,7 @@ def _serial(path: Path) -> str:
         if text.lower() not in _NO_SERIAL:
             return text
     with suppress(OSError, ValueError):
-        # IDE and ATA disks whose drivers offer no such page: what udev has asked them.
+        # IDE and ATA disks whose drivers offer no such page: what udev has read.
         number = _text(path / "dev")
         for line in Path("/run/udev/data/b" + number).read_text().splitlines():
             if line.startswith("E:ID_SERIAL_SHORT="):
@@ -114,7 +114,7 @@ def _clean(serial: str) -> str:
 
 
 class Reader:
-    """Reads a disk with O_DIRECT: a buffered read beside a mounted file system shows what was there before (seen).
+    """Reads a disk with O_DIRECT: a buffered read beside a mounted file system returns outdated data (seen).
 
     Not shared between threads.
     """
@@ -156,7 +156,7 @@ def digests(reader: Reader, offset: int, length: int) -> bytes:
         view = reader.read(start, min(_PIECE, offset + length - start))
         for at in range(0, len(view), DIGEST_BLOCK):
             block = bytes(view[at : at + DIGEST_BLOCK])
-            # Comparing with zeroes is 60 times as fast as hashing, and much of a disk is zeroes.
+            # Comparing with zeroes is 60 times as fast as hashing, and disks hold many zeroes.
             zero = block == _ZEROES
             result += _ZERO_DIGEST if zero else hashlib.blake2b(block, digest_size=_DIGEST_SIZE).digest()
     return bytes(result)

@@ -1,4 +1,4 @@
-"""What there is to know of the server: which machine it is, and what readiness is judged by. Changes nothing."""
+"""Facts about the server: its identity, and what readiness is derived from. Changes nothing."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def boot_id() -> str:
 
 
 def identity() -> str:
-    """Tells this machine from a copy of its disks that runs elsewhere: what the firmware says of the hardware."""
+    """Distinguishes this machine from a copy of its disks that runs elsewhere: the firmware's description of the
+    hardware."""
     names = ("sys_vendor", "product_name", "product_serial", "product_uuid", "board_serial", "chassis_serial")
     words = [_text(_DMI / name) for name in names]
-    if not any(words):  # no DMI (ARM boards): the device tree's words
+    if not any(words):  # no DMI (ARM boards): the device tree
         words = [_text(Path("/proc/device-tree") / name).strip("\0") for name in ("model", "serial-number")]
     return hashlib.blake2b("\0".join(words).encode(), digest_size=16).hexdigest()
 
@@ -63,7 +64,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_id() -> str:
-    """The UUID that the firmware gives the machine; where it gives none, one made of the system's own id."""
+    """The UUID that the firmware gives the machine; where it gives none, one derived from the system's id."""
     given = _text(_DMI / "product_uuid").lower()
     if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", given) and len(set(given.replace("-", ""))) > 2:
         return given
@@ -97,7 +98,7 @@ def _disk(disk: Any) -> dict[str, Any]:
 
 
 def _nics() -> list[dict[str, str]]:
-    """Network cards, without what is made of others."""
+    """Physical network cards."""
     found = []
     for path in sorted(Path("/sys/class/net").iterdir()):
         if (path / "device").exists():
@@ -140,7 +141,7 @@ def readiness() -> dict[str, Any]:
 
 
 def _tracking() -> str:
-    """Empty if this kernel can track; else why not."""
+    """Empty if this kernel can track; else the reason why not."""
     try:
         os.close(bpf.create_array(1))
         bpf.trace_point("block_rq_complete")
@@ -150,7 +151,7 @@ def _tracking() -> str:
 
 
 def _memory_limit() -> int:
-    """Bytes that this process and what it tracks with may take; 0 if there is no limit."""
+    """Memory limit of this process with its tracking maps, in bytes; 0 if there is none."""
     for line in _text(Path("/proc/self/cgroup")).splitlines():
         _, kinds, path = line.split(":", 2)
         for place in ("/sys/fs/cgroup" + path + "/memory.max", f"/sys/fs/cgroup/memory{path}/memory.limit_in_bytes"):
@@ -223,7 +224,7 @@ def _initramfs() -> dict[str, Any]:
 
 
 def _network() -> list[dict[str, Any]]:
-    """For each card, whether the network's configuration names it by a name that is of its place in the machine."""
+    """For each card, whether the network's configuration uses a name that depends on its slot in the machine."""
     places = [Path("/etc/network/interfaces"), *Path("/etc/network/interfaces.d").glob("*")]
     places += [*Path("/etc/systemd/network").glob("*.network"), *Path("/etc/netplan").glob("*.yaml")]
     places += [

@@ -1,4 +1,4 @@
-"""Freezing the server's file systems for a moment, with a limit that holds whatever becomes of this process."""
+"""Freezing the server's file systems for a moment, with a limit that holds even if this process is killed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _READY, _DONE = b"r", b"d"
 _START_SECONDS = 10.0
 _MARK = "/run/asr-mobility.freezing"
-"""There while something may be frozen; in memory, so that it can be removed then."""
+"""Exists while something may be frozen; on a memory file system, so that it can be deleted during a freeze."""
 
 
 class FreezeError(Exception):
-    """The freeze could not be begun, or did not hold; nothing is frozen any more."""
+    """The freeze could not start, or did not hold; nothing is frozen any more."""
 
 
 class Mount:
@@ -56,7 +56,7 @@ def _mount(line: str) -> Mount | None:
     fields, (kind, source, super_options) = left.split(), [*right.split(), "", "", ""][:3]
     if not source.startswith("/dev/"):
         return None
-    # btrfs and others give a mount a number of no device, so the source is asked.
+    # btrfs and others give a mount a number that is no device's, so its source is used.
     name = os.path.basename(os.path.realpath(source))
     if source == "/dev/root":
         with suppress(OSError):
@@ -72,7 +72,7 @@ def _mount(line: str) -> Mount | None:
 
 
 def thaw_all(disks: Iterable[str]) -> None:
-    """Thaw what a service that was killed together with its dead man has left frozen; else do nothing."""
+    """Thaw what a service that was killed together with its watchdog has left frozen; else do nothing."""
     if not os.path.exists(_MARK):
         return
     for mount in reversed(mounts_on(disks)):
@@ -108,7 +108,7 @@ class Freeze:
         self._told = -1
 
     def __enter__(self) -> Freeze:
-        os.sync()  # else the freeze would wait for all this, with writers waiting
+        os.sync()  # else the freeze itself would have to write all this while writers wait
         _lock_memory()
         try:
             for mount in self._mounts:
@@ -122,7 +122,7 @@ class Freeze:
         except BaseException as problem:
             self._end()
             if isinstance(problem, OSError):  # a file system that was unmounted meanwhile, no memory, no processes
-                raise FreezeError(f"it could not be begun: {problem}") from problem
+                raise FreezeError(f"it could not start: {problem}") from problem
             raise
         return self
 
@@ -131,7 +131,7 @@ class Freeze:
             return
         try:
             fcntl.ioctl(fd, _FIFREEZE, 0)
-        except OSError as problem:  # vfat cannot; EBUSY: somebody else has frozen it
+        except OSError as problem:  # vfat cannot; EBUSY: another program has frozen it
             self.not_frozen.append((mount, problem.strerror or str(problem)))
         else:
             self.frozen.append(mount)
@@ -143,10 +143,10 @@ class Freeze:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         late = self._end()
         if late and error is None:
-            raise FreezeError(f"the limit of {self._limit:g} s was passed with file systems frozen: thawed, no point")
+            raise FreezeError(f"the freeze exceeded the limit of {self._limit:g} s: thawed without a recovery point")
 
     def _end(self) -> bool:
-        """Thaw, in the reverse order. Tells whether something was thawed before."""
+        """Thaw, in the reverse order. Returns whether something was thawed before."""
         late = False
         for mount, fd in reversed(list(zip(self._mounts, self._fds))):
             if mount in self.frozen:
@@ -166,7 +166,7 @@ class Freeze:
         _libc.munlockall()
         return late
 
-    # -- the dead man
+    # -- the watchdog
 
     def _start_dead_man(self) -> None:
         ours, self._told = os.pipe()
@@ -190,8 +190,8 @@ class Freeze:
             os.close(tell)
         try:
             if not select.select([ready], [], [], _START_SECONDS)[0] or os.read(ready, 1) != _READY:
-                os.kill(self._pid, signal.SIGKILL)  # nothing is frozen yet, and it may never look whether it is needed
-                raise FreezeError("the process that would thaw in time did not start")
+                os.kill(self._pid, signal.SIGKILL)  # nothing is frozen yet, and it may never check whether it is needed
+                raise FreezeError("the watchdog process that thaws after the limit did not start")
         finally:
             os.close(ready)
 

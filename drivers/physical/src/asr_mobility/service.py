@@ -1,6 +1,6 @@
-"""What the process server may ask: the source part of the driver contract, by name, in plain values.
+"""The calls of the process server: the source part of the driver contract, by name, in plain values.
 
-Times travel as ages (seconds before the answer), since the two clocks need not agree; ranges as [offset, length].
+Times are sent as ages (seconds before the answer), since the two clocks may differ; ranges as [offset, length].
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Budget:
         self._free_at = 0.0
 
     def take(self, count: int) -> None:
-        """Wait until they may be read; without a rate, never."""
+        """Wait until they may be read; does not wait without a rate."""
         if self._rate <= 0:
             return
         with self._lock:
@@ -67,14 +67,14 @@ class _Held:
     def __init__(self) -> None:
         self.pieces: dict[str, list[tuple[int, bytes]]] = {}
         self.size = 0
-        """Of all disks: the memory that may be taken is the server's, however many disks it has."""
+        """Of all disks: the memory limit is the server's, whatever the number of disks."""
 
 
 class Service:
     """Serves one process server at a time; a call that changes something waits for the one before it."""
 
     def __init__(self, home: Path, *, capture_memory: int = 64 * MIB, bandwidth: float = 0) -> None:
-        """`home`: where scripts of the administrator lie. `capture_memory`: bytes that may be held at a freeze.
+        """`home`: directory of the administrator's scripts. `capture_memory`: bytes that may be held at a freeze.
         `bandwidth`: bytes per second, 0 for no limit."""
         self._home = home
         self._memory = capture_memory
@@ -110,7 +110,7 @@ class Service:
     # -- disks and their tracking
 
     def _refresh(self) -> dict[str, _Watched]:
-        """Look at the disks that there are now; those that are new or have another size are tracked from now on."""
+        """Read the current list of disks; those that are new or have another size are tracked from now on."""
         now: dict[str, _Watched] = {}
         for disk in find_disks():
             known = self._watched.get(disk.id)
@@ -141,12 +141,12 @@ class Service:
             return "changed", ""
         if mark[2] != facts.boot_id():
             return "lost", "the server was restarted"
-        return "lost", "its tracking began anew (it was grown, replaced or removed from tracking)"
+        return "lost", "its tracking was restarted (it was grown, replaced or removed from tracking)"
 
     # -- views
 
     def _open(self, since: Mapping[str, Sequence[Any]] | None) -> Answer:
-        """Begin a view: its disks are read as they are, and what is written from now on is told by `settle`."""
+        """Begin a view: its disks are read as they are, and `settle` reports what is written from now on."""
         with self._lock:
             self._held.clear()
             watched = self._refresh()
@@ -185,8 +185,8 @@ class Service:
         }
 
     def _settle(self, view: str, marks: Mapping[str, Sequence[Any]], freeze_limit: float) -> Answer:
-        """What was written since these marks. If it is little, held still at this instant and `live` is false; else
-        it is to be read now, and this asked again with the new marks."""
+        """What was written since these marks. If it is little, it is captured at this instant and `live` is false; else
+        the caller reads it now, and calls this again with the new marks."""
         with self._lock:
             watched = {key: item for key, item in self._refresh().items() if key in marks}
             for key, mark in marks.items():
@@ -194,7 +194,7 @@ class Service:
                 if item is None or item.tracker is None or not item.tracker.knows(mark[0], int(mark[1])):
                     raise _view_lost(f"tracking of disk {key} was interrupted")
             if not watched:
-                raise _view_lost("no disk of the server can be tracked, so it cannot be held still")
+                raise _view_lost("no disk of the server can be tracked, so its state cannot be captured")
             numbers = {key: int(mark[1]) for key, mark in marks.items()}
             due = sum(item.tracker.pending() << item.tracker.shift for item in watched.values() if item.tracker)
             if due <= self._memory // 2:
@@ -212,7 +212,7 @@ class Service:
     def _capture(
         self, view: str, watched: Mapping[str, _Watched], since: Mapping[str, int], freeze_limit: float
     ) -> dict[str, Any]:
-        """Freeze, take what has changed since these marks into memory, thaw."""
+        """Freeze, copy what has changed since these marks into memory, thaw."""
         scripts = self._script("pre-freeze")
         held = _Held()
         readers: dict[str, Reader] = {}
@@ -250,8 +250,8 @@ class Service:
         readers: Mapping[str, Reader],
         freeze: Freeze,
     ) -> bool:
-        """Read all that has changed. Tells whether nothing was written meanwhile: swap, vfat and programs that write to
-        a disk without a file system are not stopped by a freeze."""
+        """Read all that has changed. Returns whether nothing was written meanwhile: swap, vfat and programs that write
+        to a disk without a file system are not stopped by a freeze."""
         for item in watched.values():
             if item.tracker:
                 item.tracker.begin_turn()
@@ -274,15 +274,15 @@ class Service:
         for offset, length in _ranges(runs, item):
             for at in range(offset, offset + length, MIB):
                 if freeze.left() <= 0:
-                    raise FreezeError("reading what had changed took longer than the freeze may last")
+                    raise FreezeError("reading the changes took longer than the freeze limit")
                 count = min(MIB, offset + length - at)
                 held.size += count
                 if held.size > self._memory:
-                    raise FreezeError(f"more has changed than may be held in memory ({self._memory / MIB:g} MiB)")
+                    raise FreezeError(f"the changes exceed the memory for a freeze ({self._memory / MIB:g} MiB)")
                 pieces.append((at, bytes(reader.read(at, count))))
 
     def _script(self, name: str) -> bool:
-        """Run the administrator's script of that name; tells whether there was one, and it succeeded."""
+        """Run the administrator's script of that name; returns whether it exists and succeeded."""
         path = self._home / name
         if not os.access(path, os.X_OK):
             return False
@@ -303,7 +303,7 @@ class Service:
         """Pieces of a captured view from the one with this number on: their places, and their content as one body."""
         held = self._held.get(view)
         if held is None:
-            raise _view_lost("what was held for it is gone")
+            raise _view_lost("its captured content is gone")
         pieces = held.pieces.get(disk, [])
         places, body = [], bytearray()
         for offset, data in pieces[start:]:
@@ -315,17 +315,17 @@ class Service:
         return {"places": places, "more": start + len(places) < len(pieces)}, body
 
     def _release(self, view: str) -> Answer:
-        """The process server has what was held, or gives it up."""
+        """The process server has the captured content, or does not need it."""
         self._held.pop(view, None)
         return {}, b""
 
     def _reader(self, disk: str) -> Reader:
         item = self._watched.get(disk)
-        if item is None:  # this service was started again since
+        if item is None:  # this service was restarted since
             with self._lock:
                 item = self._refresh().get(disk)
         if item is None:
-            raise _view_lost(f"disk {disk} is not there any more")
+            raise _view_lost(f"disk {disk} no longer exists")
         mine: dict[str, tuple[_Watched, Reader]] = self._readers.__dict__
         known = mine.get(disk)
         if known is None or known[0] is not item:
@@ -340,7 +340,7 @@ class Service:
             raise CallFailed("driver-failed", {"operation": "read", "site": "", "detail": f"length {length}"})
         self._budget.take(length)
         content = bytes(self._reader(disk).read(offset, length))
-        # Much of a disk is zeroes; finding that out costs less than encrypting them.
+        # Much of a disk is zeroes; detecting them costs less than encrypting them.
         return ({"zero": True}, b"") if content == _ZEROES[:length] else ({}, content)
 
     def _digests(self, disk: str, offset: int, length: int) -> Answer:
@@ -353,7 +353,7 @@ class Service:
     # -- the rest
 
     def _keep(self, marks: Sequence[Mapping[str, Sequence[Any]]]) -> Answer:
-        """Forget what is only needed for other marks; with none, tracking ends."""
+        """Drop what is only needed for other marks; with none, tracking ends."""
         with self._lock:
             if not marks:
                 for item in self._watched.values():
@@ -372,7 +372,7 @@ class Service:
             return {}, b""
 
     def _renew(self, pem: str) -> Answer:
-        """Take a new key and certificate; they are shown from the next connection on."""
+        """Store a new key and certificate; they are used from the next connection on."""
         path = self._home / "agent.pem"
         fresh = path.with_name("agent.pem.new")
         with suppress(FileNotFoundError):
@@ -381,7 +381,7 @@ class Service:
             file.write(pem)
             file.flush()
             os.fsync(file.fileno())
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(str(fresh))  # else it could never dial again
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(str(fresh))  # else it could never connect again
         fresh.replace(path)
         directory = os.open(self._home, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -391,7 +391,7 @@ class Service:
         return {}, b""
 
     def _power_off(self, graceful: bool) -> Answer:
-        """Shut the server down; without grace at once, as at a power cut, with what was written on its disks."""
+        """Shut the server down; without grace at once, as at a power cut, with the data already on its disks."""
         if graceful:
             subprocess.run(["systemctl", "--no-block", "poweroff"], check=True, timeout=30, stdin=subprocess.DEVNULL)
         else:
@@ -400,7 +400,7 @@ class Service:
         return {}, b""
 
     def _status(self) -> Answer:
-        """What the service costs, and what it tracks."""
+        """Resource use of the service, and what it tracks."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return {

@@ -3,11 +3,11 @@
 The array, in pages: one byte for each granule, set by the tracking program; one for each coarse granule; the program's
 counters; then what only this service writes: one byte of *age* for each granule, and a control page.
 
-Changes are taken in turns, numbered 1, 2, 3, ... A turn's number is a mark: what was noted is taken off, and the
-granule's age becomes that of the turn. So what changed since mark m is what is noted now, and what was taken in a turn
-after m. It is told again as often as it is asked, until `keep` says that a mark and all before it are no longer needed.
-The array belongs to the kernel: it outlives this process, not the kernel. A new array has another generation, and marks
-of a former one are not known.
+Changes are taken in turns, numbered 1, 2, 3, ... A turn's number is a mark: notes are cleared, and the granule's age
+becomes that of the turn. So what changed since mark m is what is noted now, and what was taken in a turn after m. It is
+reported on each request, until `keep` says that a mark and all before it are no longer needed. The array belongs to the
+kernel: it outlives this process, not the kernel. A new array has another generation, and marks of an earlier one are
+not known.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PIN_ROOT = BPFFS + "/asr"
 _MAGIC = b"asrtrk01"
 _CONTROL = struct.Struct("<8sIIQ16s16sQQ")  # magic, shift, -, size, identity, generation, base, last
 _AGES = 254
-"""Ages that a byte can tell apart; older turns are counted as younger ones than they are, which sends too much."""
+"""Ages that a byte can represent; older turns are counted as younger than they are, which sends more than needed."""
 _WINDOW = 16 * PAGE
-"""The array is looked through in pieces: a copy of all of it would take as much memory again."""
+"""The array is read in pieces: a copy of all of it would double the memory."""
 _NOTHING = bytes(_WINDOW)
 _MOST_GRANULES = 64 << 20
 MOST_RUNS = 50_000
@@ -49,8 +49,8 @@ def tag(turn: int) -> int:
 
 def granule_shift(size: int) -> int:
     """Granules of 4 KiB to 64 GiB, of 16 KiB to 1 TiB, of 64 KiB to 4 TiB and so on. Memory is two bytes for each, 128
-    MiB at most; with random writes of 4 KiB what is sent is x1, x4 and x16 of what changed, with usual ones x1, x1.3
-    and x1.8."""
+    MiB at most; with random writes of 4 KiB 1, 4 and 16 times the changed data is sent, with usual ones 1, 1.3 and 1.8
+    times."""
     shift = 12 if size <= 64 << 30 else 14
     while size > _MOST_GRANULES << shift:
         shift += 2
@@ -58,7 +58,7 @@ def granule_shift(size: int) -> int:
 
 
 def map_bytes(size: int) -> int:
-    """Memory that tracking a disk of that size takes."""
+    """Memory for tracking a disk of that size."""
     return Layout(size, granule_shift(size)).pages * PAGE
 
 
@@ -81,8 +81,8 @@ _NOTED = re.compile(rb"[^\0]+")
 
 
 def joined(runs: Iterable[Run], most: int = MOST_RUNS) -> list[Run]:
-    """What touches is made one. So many that they would be too much for memory or an answer are joined with what lies
-    between them."""
+    """Joins adjacent runs. Where there are too many for memory or an answer, runs are joined across the gaps between
+    them."""
     made: list[Run] = []
     shift = 0
 
@@ -102,13 +102,13 @@ def joined(runs: Iterable[Run], most: int = MOST_RUNS) -> list[Run]:
 
 
 class Tracker:
-    """Tracking of one disk; it goes on when this process ends. `fresh`: it began just now, nothing before is known.
+    """Tracking of one disk; it continues when this process ends. `fresh`: it began just now, nothing before is known.
 
-    `identity` is 16 bytes that tell this disk from another in its place.
+    `identity` is 16 bytes that distinguish this disk from another in its place.
     """
 
     def __init__(self, path: str, size: int, identity: bytes, shift: int = 0) -> None:
-        """Take up the tracking of this disk, or begin it. Raises OSError where the kernel cannot."""
+        """Resume the tracking of this disk, or begin it. Raises OSError where the kernel cannot."""
         self.path, self.size = path, size
         self.shift = shift or granule_shift(size)
         number = os.stat(path).st_rdev
@@ -153,7 +153,7 @@ class Tracker:
             self._map = mmap.mmap(array, layout.pages * PAGE)
             control = (_MAGIC, self.shift, 0, self.size, identity, os.urandom(16), 0, 0)
             _CONTROL.pack_into(self._map, layout.control, *control)
-            # Devices without request queues (device mapper, brd) tell the completion of bios only.
+            # Devices without request queues (device mapper, brd) report the completion of bios only.
             has_queue = Path("/sys/dev/block/{}:{}/mq".format(*self._device)).is_dir()
             point = bpf.trace_point("block_rq_complete" if has_queue else "block_bio_complete")
             places = (0, layout.coarse_page, layout.counters_page)
@@ -207,7 +207,7 @@ class Tracker:
 
     def _check_overflow(self) -> None:
         if self.counters[OVERFLOW]:
-            # The new generation first: killed in between, nothing is taken for known.
+            # The new generation first: after a kill in between, nothing counts as known.
             self._set(generation=os.urandom(16), base=self.last)
             struct.pack_into("<Q", self._map, self._layout.counters + 8 * OVERFLOW, 0)
 
@@ -218,14 +218,14 @@ class Tracker:
         turn = self.last + 1
         old, next_one = bytes([tag(turn)]), bytes([tag(turn + 1)])
         for at, ages in self._ages():
-            if old in ages:  # of the turn that is 254 older: counted with the next one
+            if old in ages:  # of the turn that is 254 turns older: counted with the next one
                 self._map[at : at + len(ages)] = ages.replace(old, next_one)
         self._set(last=turn)
         return turn
 
     def take(self) -> list[Run]:
-        """Take off what is noted and give it the age of the newest turn. Read the granules only after this: what is
-        written from now on is noted again."""
+        """Clear the notes and give their granules the age of the newest turn. Read the granules only after this: what
+        is written from now on is noted again."""
         return joined(self._take())
 
     def _take(self) -> Iterator[Run]:
@@ -266,9 +266,9 @@ class Tracker:
         return fine + (coarse << COARSE)
 
     def keep(self, mark: int) -> None:
-        """What was taken in turns up to this mark need not be told again."""
+        """What was taken in turns up to this mark need not be reported again."""
         if mark > self.base:
-            self._set(base=min(mark, self.last))  # first: killed in between, an older mark is not half known
+            self._set(base=min(mark, self.last))  # first: after a kill in between, an older mark is not half known
         self._forget(self.base)
 
     def _forget(self, mark: int) -> None:
@@ -294,7 +294,7 @@ class Tracker:
     # -- end
 
     def close(self) -> None:
-        """Let go; tracking goes on where it is pinned."""
+        """Release it; tracking continues where it is pinned."""
         with suppress(BufferError):
             self._map.close()
         if self._held >= 0:
@@ -308,12 +308,12 @@ class Tracker:
 
     @property
     def elsewhere(self) -> int:
-        """Commands whose place nobody told; see `bpf.ELSEWHERE`."""
+        """Commands with unknown location; see `bpf.ELSEWHERE`."""
         return self.counters[ELSEWHERE]
 
 
 def remove_pins(*paths: str) -> None:
-    """End tracking: of these pins, or of all that there are."""
+    """End tracking: of these pins, or of all pins."""
     names = paths or tuple(str(path) for path in Path(PIN_ROOT).glob("*"))
     for path in sorted(names):
         with suppress(FileNotFoundError):

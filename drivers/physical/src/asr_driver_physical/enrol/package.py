@@ -1,4 +1,4 @@
-"""The mobility service as one file: a zip archive that any Python from 3.9 on runs."""
+"""The mobility service as one file: a zip archive that runs on Python 3.9 and newer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _THEN = (1980, 1, 1, 0, 0, 0)  # the same content makes the same file
 
 
 def mobility_service() -> bytes:
-    """The program, with the wire protocol's codec as it is here."""
+    """The program, with this version of the wire protocol's codec."""
     files = {"__main__.py": _START, "asrcore/__init__.py": "", "asrcore/wire/__init__.py": ""}
     wire_file = resources.files("asrcore.wire").joinpath(frames.__file__.rpartition("/")[2])
     files["asrcore/wire/frames.py"] = wire_file.read_text()

@@ -48,7 +48,7 @@ _LEAST_MEMORY = 256 * MIB
 
 @attrs.frozen
 class Access:
-    """How to reach a server. `known_hosts`: its key must be in there; nothing is trusted at first sight."""
+    """How to reach a server. `known_hosts`: its key must be in there; unknown keys are never accepted."""
 
     host: str
     port: int = 22
@@ -60,8 +60,8 @@ class Access:
 
 @attrs.frozen
 class Limits:
-    """What the agent may cost: CPU in per cent of one processor, memory (0: as its disks need, 256 MiB at least) and
-    what is held at a freeze in bytes, bytes per second that it reads for us (0: no limit)."""
+    """Limits of the agent: CPU in per cent of one processor, memory (0: as its disks need, 256 MiB at least) and what
+    is captured at a freeze in bytes, bytes per second that it reads for replication (0: no limit)."""
 
     cpu: int = 50
     memory: int = 0
@@ -71,7 +71,7 @@ class Limits:
 
 @attrs.frozen
 class Enrolment:
-    """What makes a server one of ours: `files` with their modes, by path, and the record, not saved yet."""
+    """What enrols a server: `files` with their modes, by path, and the record, not saved yet."""
 
     files: Mapping[str, tuple[bytes, int]]
     record: ServerRecord
@@ -139,7 +139,7 @@ class _Shell:
         self._sudo = "" if access.user == "root" else "sudo -n "
 
     def run(self, command: str, what: str) -> str:
-        """Raises PushFailed with what it printed."""
+        """Raises PushFailed with its output."""
         try:
             _, out, err = self._client.exec_command(self._sudo + command, timeout=COMMAND_SECONDS)
             said, wrong = out.read().decode(errors="replace"), err.read().decode(errors="replace")
@@ -151,7 +151,7 @@ class _Shell:
         return str(said)
 
     def put(self, path: str, content: bytes, mode: int, what: str) -> None:
-        """Write a file in one step: the former one stays until the new one is whole."""
+        """Write a file in one step: the former one is kept until the new one is complete."""
         fresh = shlex.quote(path + ".new")
         try:
             command = f"sh -c {shlex.quote(f'umask 077; cat > {fresh}')}"
@@ -199,7 +199,7 @@ def _shell(access: Access) -> Iterator[_Shell]:
     except (paramiko.AuthenticationException, paramiko.BadHostKeyException) as problem:
         raise AccessDenied(site=access.host, detail=str(problem)) from problem
     except paramiko.SSHException as problem:
-        # An unknown host key has no class of its own.
+        # An unknown host key has no separate exception.
         kind = AccessDenied if "not found in known_hosts" in str(problem) else SiteUnreachable
         raise kind(site=access.host, detail=str(problem)) from problem
     except (OSError, paramiko.ssh_exception.NoValidConnectionsError) as problem:
@@ -218,7 +218,7 @@ def _facts(shell: _Shell, python: str, program: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _brought(shell: _Shell) -> Iterator[str]:
-    """The program in a directory of its own, for a probe before anything is installed."""
+    """The program in a temporary directory, for a probe before anything is installed."""
     directory = shell.run("mktemp -d /tmp/asr-probe.XXXXXX", "making a directory").strip()
     try:
         shell.put(f"{directory}/asr-mobility.pyz", mobility_service(), 0o600, "sending the program")
@@ -229,7 +229,7 @@ def _brought(shell: _Shell) -> Iterator[str]:
 
 
 def probe(access: Access) -> tuple[dict[str, Any], list[Finding]]:
-    """Facts and findings; nothing stays on the server. Raises SiteUnreachable, AccessDenied, PushFailed."""
+    """Facts and findings; leaves nothing on the server. Raises SiteUnreachable, AccessDenied, PushFailed."""
     with _shell(access) as shell, _brought(shell) as program:
         facts = _facts(shell, access.python, program)
     return facts, readiness.findings(facts)
@@ -245,7 +245,7 @@ def enrolment(
     python: str,
     keep_nic_names: bool = True,
 ) -> Enrolment:
-    """Of a server of which the probe found this. Raises NotReadyToEnrol."""
+    """The enrolment of a server with these facts from its probe. Raises NotReadyToEnrol."""
     checked_name(name)
     found = readiness.findings(facts)
     errors = [item for item in found if item.severity is Severity.ERROR]
@@ -269,7 +269,7 @@ def enrolment(
 
 
 def write_out(made: Enrolment, directory: Path) -> None:
-    """As a tree to be carried to the server by hand. Raises OSError, also if there is something in the directory."""
+    """Write the files as a tree to copy to the server. Raises OSError, also if the directory is not empty."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise FileExistsError(17, "it is not empty", str(directory))
@@ -296,7 +296,7 @@ def install(
     """
     checked_name(name)
     with _shell(access) as shell:
-        known = shell.run(f"sh -c 'cat {AUTHORITY} 2>/dev/null || true'", "looking for a former installation")
+        known = shell.run(f"sh -c 'cat {AUTHORITY} 2>/dev/null || true'", "looking for an earlier installation")
         if known.strip() not in ("", identity.authority.decode().strip()) and not replace_identity:
             raise OtherIdentity(server=access.host, identity=str(identity.path))
         with _brought(shell) as program:
@@ -306,7 +306,7 @@ def install(
         shell.run(f"sh -c 'mkdir -p /etc/systemd/network && mkdir -p -m 700 {HOME}'", "making directories")
         for path, (content, mode) in made.files.items():
             shell.put(path, content, mode, f"writing {path}")
-        # Enrolled before it is started: what dials in is known.
+        # Enrolled before it is started, so its connection is accepted.
         identity.save(made.record)
         shell.run(
             "sh -c 'systemctl daemon-reload && systemctl enable -q asr-mobility && systemctl restart asr-mobility'",
@@ -318,7 +318,7 @@ def install(
 
 
 def remove(access: Access, identity: Identity, name: str) -> None:
-    """Take everything off the server, and forget it. Raises SiteUnreachable, AccessDenied, PushFailed."""
+    """Delete everything from the server, and its record. Raises SiteUnreachable, AccessDenied, PushFailed."""
     identity.forget(checked_name(name))
     with _shell(access) as shell, _brought(shell) as program:
         shell.run(f"{shlex.quote(access.python)} {program} remove", "removing the service")

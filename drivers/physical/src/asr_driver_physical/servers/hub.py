@@ -1,7 +1,7 @@
-"""Where servers dial in: a listener, and one session for each enrolled server. And how other processes share it.
+"""The endpoint of servers' connections: a listener, one session per enrolled server, and sharing with other processes.
 
-One process at a time listens; it holds a lock in the spool. Other processes of this host (a verb of `asr` beside the
-replication service) ask it through a unix socket in the spool.
+One process at a time listens; it holds a lock in the spool. Other processes of this host (an `asr` command beside the
+replication service) use it through a unix socket in the spool.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 CALL_SECONDS = 60.0
 HANDSHAKE_SECONDS = 15.0
 DIAL_IN_SECONDS = 20.0
-"""How long a call waits for a server that is not connected: longer than a server waits before it dials again."""
+"""How long a call waits for a server that is not connected: longer than a server's wait between attempts to connect."""
 _TAKE_OVER_SECONDS = 10.0
 WATCH_SECONDS = 2.0
 _RENEW_AGAIN_SECONDS = 24 * 3600.0
@@ -85,7 +85,7 @@ class _Hub:
             except OSError:
                 return
             if not self._handshakes.acquire(blocking=False):
-                plain.close()  # more than ever dial at once; they dial again
+                plain.close()  # over the limit of connections; the server retries
                 continue
             threading.Thread(target=self._greet, args=(plain, address), daemon=True).start()
 
@@ -104,7 +104,7 @@ class _Hub:
             record = self._admitted(carrier)
             session = Channel(carrier, dialled=False, me={"name": "process-server"})
             if session.peer.get("identity") != record.identity:
-                session.end("it runs on other hardware than was enrolled")
+                session.end("its hardware differs from the enrolled hardware")
                 raise PermissionError(session.reason)
         except (OSError, ChannelClosed, PermissionError) as problem:
             _log.warning("%s: refused: %s", address[0], problem)
@@ -115,10 +115,10 @@ class _Hub:
             self._sessions[record.name] = session
             self._changed.notify_all()
         if former is not None:
-            former.end("the server has dialled in again")
-        _log.info("server %s has dialled in from %s", record.name, address[0])
+            former.end("the server has connected again")
+        _log.info("server %s connected from %s", record.name, address[0])
         if record.fence is not None:
-            _log.warning("server %s is quarantined (%s): it is switched off", record.name, record.fence.get("reason"))
+            _log.warning("server %s is quarantined (%s): shutting it down", record.name, record.fence.get("reason"))
             with contextlib.suppress(CallFailed, ChannelClosed, TimeoutError):
                 session.call("power-off", {"graceful": True}, timeout=CALL_SECONDS)
 
@@ -128,22 +128,22 @@ class _Hub:
         name = next((item.removeprefix("asr://agent/") for item in names if item.startswith("asr://agent/")), "")
         record = self._identity.server(name) if name else None
         if record is None:
-            raise PermissionError(f"no enrolled server, but {', '.join(names) or 'a certificate without a name'}")
+            raise PermissionError(f"not an enrolled server: {', '.join(names) or 'a certificate without a name'}")
         shown = hashlib.sha256(carrier.getpeercert(binary_form=True) or b"").hexdigest()
-        if shown in record.renewals:  # it has it: the one before is worth nothing from now on
+        if shown in record.renewals:  # received: the former one is refused from now on
             ends = record.renewals[shown]
             taken = self._identity.change(
                 name, lambda record: attrs.evolve(record, fingerprint=shown, ends=ends, renewals={})
             )
             record = taken or record
         if shown != record.fingerprint:
-            raise PermissionError(f"the certificate of {name} is not the one that it was enrolled with")
+            raise PermissionError(f"the certificate of {name} is not the enrolled one")
         return record
 
     # -- servers that are connected
 
     def _watch(self) -> None:
-        """Those that are removed are let go, those whose certificate ends soon get another one."""
+        """Disconnect removed servers, renew certificates that end soon."""
         while not self._closed.wait(WATCH_SECONDS):
             with self._changed:
                 sessions = [(name, session) for name, session in self._sessions.items() if not session.ended]
@@ -168,13 +168,13 @@ class _Hub:
         def given(record: ServerRecord) -> ServerRecord:
             return attrs.evolve(record, renewals={**record.renewals, issued.fingerprint: issued.ends})
 
-        self._identity.change(record.name, given)  # first: it may have it, whether or not it can say so
+        self._identity.change(record.name, given)  # first: it may have the new one even if its answer is lost
         try:
             session.call("renew", {"pem": issued.pem.decode()}, timeout=CALL_SECONDS)
         except (CallFailed, ChannelClosed, TimeoutError) as problem:
             _log.warning("server %s: its certificate could not be renewed: %s", record.name, problem)
         else:
-            _log.info("server %s has a new certificate", record.name)
+            _log.info("server %s received a new certificate", record.name)
 
     def connected(self) -> dict[str, dict[str, Any]]:
         with self._changed:
@@ -188,7 +188,7 @@ class _Hub:
             while (session := self._sessions.get(server)) is None or session.ended:
                 left = end - time.monotonic()
                 if left <= 0 or self._closed.is_set():
-                    raise CallFailed("site-unreachable", {"site": "", "detail": f"server {server} has not dialled in"})
+                    raise CallFailed("site-unreachable", {"site": "", "detail": f"server {server} is not connected"})
                 self._changed.wait(min(left, 0.5))
         try:
             return session.call(call, arguments, timeout=timeout)
@@ -203,7 +203,7 @@ class _Hub:
         with self._changed:
             session = self._sessions.pop(server, None)
         if session is not None:
-            session.end("it is enrolled no longer")
+            session.end("it is no longer enrolled")
 
     # -- other processes of this host
 
@@ -234,7 +234,7 @@ class Gateway:
         self._ensure()
 
     def close(self) -> None:
-        """Stop listening, if it is this process that does; may be called twice."""
+        """Stop listening, if this process does; may be called twice."""
         with self._lock:
             if self._hub is not None:
                 self._hub.close()
@@ -248,7 +248,7 @@ class Gateway:
 
     @property
     def listens(self) -> bool:
-        """Whether it is this process that the servers dial."""
+        """Whether this process listens for the servers."""
         return self._hub is not None
 
     def _ensure(self) -> _Hub | Channel:
@@ -266,7 +266,7 @@ class Gateway:
                     self._relay = self._join()
                 except (OSError, ChannelClosed) as problem:
                     if time.monotonic() > end:
-                        detail = f"another process listens for the servers, and does not answer: {problem}"
+                        detail = f"another process listens for the servers but does not answer: {problem}"
                         raise SiteUnreachable(site=self._name, detail=detail) from problem
                     time.sleep(0.1)
                 else:
@@ -306,7 +306,7 @@ class Gateway:
     def call(
         self, server: str, call: str, arguments: Mapping[str, Any], *, timeout: float = CALL_SECONDS
     ) -> tuple[Mapping[str, Any], Bytes]:
-        """Ask a server's agent. Raises what it answers with, SiteUnreachable, TimedOut."""
+        """Call a server's agent. Raises the error that it returns, SiteUnreachable, TimedOut."""
         try:
             way = self._ensure()
             if isinstance(way, _Hub):
@@ -321,7 +321,7 @@ class Gateway:
             raise TimedOut(operation=f"{call} on server {server}", seconds=timeout, detail=str(problem)) from problem
 
     def connected(self) -> dict[str, dict[str, Any]]:
-        """The servers that are connected, by name, with what each says of itself. Raises SiteUnreachable."""
+        """The connected servers, by name, with what each reported about itself. Raises SiteUnreachable."""
         try:
             way = self._ensure()
             if isinstance(way, _Hub):
@@ -342,9 +342,7 @@ class Gateway:
                 return kind(**attributes)
         except TypeError:
             pass
-        return AccessDenied(
-            site=self._name, detail=f"server {server} answers {refused.code!r}, which is not known here"
-        )
+        return AccessDenied(site=self._name, detail=f"server {server} returned the unknown error {refused.code!r}")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Who the process server is, and which servers were enrolled: a directory with certificates and one record a server.
+"""The process server's identity and the enrolled servers: a directory with certificates and a record per server.
 
-The authority is this directory's own: it signs the process server and its servers, and nobody else trusts it.
+The authority exists only in this directory: it signs the process server and its servers; no other component trusts it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Issued:
 
     @property
     def ends(self) -> float:
-        """When it runs out, in seconds of the epoch."""
+        """When it expires, in seconds of the epoch."""
         return x509.load_pem_x509_certificate(self.certificate).not_valid_after_utc.timestamp()
 
     @property
@@ -58,7 +58,8 @@ class Issued:
 @attrs.frozen
 class ServerRecord:
     """An enrolled server. `identity`: of its hardware; `facts`: what readiness found when it was enrolled; `ends`: of
-    its certificate; `renewals`: fingerprints, with their ends, of certificates that it was given and has not shown."""
+    its certificate; `renewals`: fingerprints, with their ends, of certificates that were sent to it and not used
+    yet."""
 
     name: str
     fingerprint: str
@@ -70,14 +71,14 @@ class ServerRecord:
 
 
 def checked_name(name: str) -> str:
-    """A server's name, good as a file's. Raises InvalidValue."""
+    """A server's name, valid as a file name. Raises InvalidValue."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
         raise InvalidValue(what="server name", value=name, wanted="up to 63 letters, digits, '.', '_' and '-'")
     return name
 
 
 class Identity:
-    """The directory, made complete at first use."""
+    """The directory, created at first use."""
 
     def __init__(self, directory: Path) -> None:
         """Raises InvalidSetting where it cannot be written, SecretKeyUnusable, HostIncomplete."""
@@ -112,7 +113,7 @@ class Identity:
         self._write("ca.pem", authority.public_bytes(serialization.Encoding.PEM))
         mine = self._sign("process-server", os.uname().nodename, _YEARS)
         self._write("key.pem", mine.key)
-        self._write("certificate.pem", mine.certificate)  # last: it says that all is there
+        self._write("certificate.pem", mine.certificate)  # last: it marks the directory as complete
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.path / name
@@ -137,7 +138,7 @@ class Identity:
             .issuer_name(authority.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=24))  # a server's clock may be behind
+            .not_valid_before(now - datetime.timedelta(hours=24))  # a server's clock may be slow
             .not_valid_after(min(now + life, authority.not_valid_after_utc))
             .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"asr://{role}/{name}")]), False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -159,12 +160,12 @@ class Identity:
         return x509.load_pem_x509_certificate(self.authority).fingerprint(hashes.SHA256()).hex()
 
     def issue(self, name: str) -> Issued:
-        """A certificate for a server's agent; it is good once the server is enrolled with it. Raises SecretKeyUnusable,
-        HostIncomplete."""
+        """A certificate for a server's agent; it is accepted once the server is enrolled with it. Raises
+        SecretKeyUnusable, HostIncomplete."""
         return self._sign("agent", checked_name(name), _AGENT_LIFE)
 
     def context(self) -> ssl.SSLContext:
-        """For the listener: TLS 1.3, and only who shows a certificate of this authority."""
+        """For the listener: TLS 1.3, and only clients with a certificate of this authority."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
@@ -175,7 +176,7 @@ class Identity:
     # -- servers
 
     def servers(self) -> list[ServerRecord]:
-        """All that were enrolled, by name."""
+        """All enrolled servers, by name."""
         names = (path.stem for path in sorted((self.path / "servers").glob("*.json")))
         return [record for record in map(self.server, names) if record is not None]
 
@@ -202,7 +203,7 @@ class Identity:
         self._write(f"servers/{checked_name(record.name)}.json", json.dumps(attrs.asdict(record), indent=1).encode())
 
     def forget(self, name: str) -> None:
-        """From now on its certificate is worth nothing."""
+        """Delete its record: its certificate is refused from now on."""
         with self._lock():
             (self.path / "servers" / f"{name}.json").unlink(missing_ok=True)
 

@@ -14,8 +14,8 @@ __all__ = ["description_of", "machine_of"]
 
 
 def machine_of(server: ServerRecord, told: Mapping[str, Any], power: PowerState) -> Machine:
-    """`told`: what the agent says of the machine. A disk's bus is one that its system can boot from anywhere; a card's
-    network is the card's name, since the server does not know what it is plugged into."""
+    """`told`: what the agent reports of the machine. A disk's bus is one from which its system can boot on any
+    platform; a card's network is the card's name, since the server does not know what it is plugged into."""
     bus = boot_bus(server.facts)
     return Machine(
         id=told["id"],
@@ -35,11 +35,11 @@ def machine_of(server: ServerRecord, told: Mapping[str, Any], power: PowerState)
 
 
 def description_of(server: ServerRecord, told: Mapping[str, Any]) -> Description:
-    """Neutral values only: any target builds a machine of its own kind from them."""
+    """Neutral values only: any target creates a machine of its platform from them."""
     return Description(machine_of(server, told, PowerState.RUNNING), DRIVER)
 
 
 def _rounded(memory: int) -> int:
-    """What the kernel counts lacks what the firmware keeps: up to the next 128 MiB."""
+    """The kernel's count lacks what the firmware reserves: rounded up to the next 128 MiB."""
     step = 128 << 20
     return -(-memory // step) * step

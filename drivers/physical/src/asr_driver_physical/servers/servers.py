@@ -37,7 +37,7 @@ class Servers:
         self.gateway.close()
 
     def _identity(self) -> Identity:
-        """The site's; never another one in the place of that which its servers know. Raises InvalidSetting."""
+        """The site's identity; never a different one from the one that its servers know. Raises InvalidSetting."""
         noted = self.settings.spool / "authority"
         known = noted.read_text() if noted.exists() else ""
         path = self.settings.identity
@@ -48,8 +48,8 @@ class Servers:
                     noted.write_text(identity.fingerprint)
                 return identity
         problem = (
-            f"{path} does not hold the identity that the site's servers were enrolled with: copy that here. To begin "
-            f"anew, remove {noted} and push each server again"
+            f"{path} does not hold the identity that the site's servers were enrolled with: copy that here. To start "
+            f"again, delete {noted} and push each server again"
         )
         raise InvalidSetting(setting="identity", driver=DRIVER, problem=problem)
 
@@ -65,5 +65,5 @@ class Servers:
         return Spool(self.settings.spool, server, self.settings.spool_limit)
 
     def note_facts(self, server: str, facts: Mapping[str, Any]) -> None:
-        """Keep what readiness found, for a server that is not connected one day."""
+        """Keep the facts from readiness, for when the server is not connected."""
         self.identity.change(server, lambda record: attrs.evolve(record, facts=dict(facts)))

@@ -23,8 +23,8 @@ __all__ = ["Spool", "ViewRecord"]
 
 @attrs.define
 class ViewRecord:
-    """A view as the spool keeps it. `disks`: as the agent told them; `held`: ranges whose content is in the spool,
-    nothing as long as it is `live`."""
+    """A view as the spool keeps it. `disks`: as the agent reported them; `held`: ranges whose content is in the spool,
+    none as long as it is `live`."""
 
     view_id: str
     live: bool
@@ -37,7 +37,7 @@ class ViewRecord:
 
 
 class Spool:
-    """What is kept of one server's view; at most one at a time."""
+    """The stored view of one server; at most one at a time."""
 
     def __init__(self, root: Path, server: str, limit: int) -> None:
         self._root, self._server, self._limit = root, server, limit
@@ -67,10 +67,10 @@ class Spool:
             os.close(directory)
 
     def clear(self) -> None:
-        """Forget the view."""
+        """Delete the view."""
         if self.path.exists():
             with contextlib.suppress(FileNotFoundError):
-                (self.path / "view.json").unlink()  # first: half a view is none
+                (self.path / "view.json").unlink()  # first: an incomplete view is invalid
             shutil.rmtree(self.path, ignore_errors=True)
 
     def used(self) -> int:
@@ -97,7 +97,7 @@ class Spool:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other view, of this process or another, takes room meanwhile: each would find enough for itself."""
+        """No other view, of this process or another, takes space meanwhile: each would see the same free space."""
         with (self._root / "room.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -23,7 +23,7 @@ class PhysicalSource(Source):
         self._servers = servers
 
     def findings(self, machine_id: str, policy: Policy) -> list[Finding]:
-        """What the agent finds now. Raises MachineNotFound, SiteUnreachable."""
+        """Findings from the agent's current facts. Raises MachineNotFound, SiteUnreachable."""
         server = self._servers.server(machine_id)
         facts, _ = self._servers.gateway.call(server.name, "readiness", {})
         self._servers.note_facts(server.name, facts)
@@ -33,7 +33,7 @@ class PhysicalSource(Source):
     def open_view(
         self, requests: Sequence[ViewRequest], *, consistency: Consistency, freeze_limit: float
     ) -> FrozenView:
-        """See Source. A freeze is what makes an instant here, so each consistency is asked for in the same way."""
+        """See Source. An instant is always taken with a freeze, so each consistency is requested in the same way."""
         if len(requests) != 1:
             raise UnsupportedOperation(driver=self._servers.driver, operation="freeze several machines at one instant")
         (request,) = requests
@@ -46,7 +46,7 @@ class PhysicalSource(Source):
         server = self._servers.server(machine_id)
         marks = [known for known in map(view.marks_in, keep) if known is not None]
         if keep and not marks:
-            return  # none of them is ours: without any, tracking would end
+            return  # none is this driver's: without any mark, tracking would end
         if not keep:
             self._servers.spool(server.name).clear()
         self._servers.gateway.call(server.name, "keep", {"marks": marks})

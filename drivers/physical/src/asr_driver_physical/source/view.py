@@ -1,7 +1,7 @@
-"""Views of a server, and the spool where they outlive the engine.
+"""Views of a server, and the spool that keeps them across restarts of the engine.
 
 A view is *live* at first: its disks are read as they are, and `settle` names what was written meanwhile, until it is so
-little that the agent takes all of it at a freeze. That lies in the spool from then on: one sparse file for each disk,
+little that the agent captures all of it at a freeze. The spool keeps that from then on: one sparse file for each disk,
 and `view.json`, written last.
 """
 
@@ -44,7 +44,7 @@ def open_view(
     """Open a view, or the one of that id that is kept. Raises SiteUnreachable, ViewLost, SpoolFull."""
     view = _View(gateway, spool, server, view_id, since, freeze_limit)
     record = spool.load(view_id)
-    # One that has settled shows another instant than what was copied before, but for who knows its new mark.
+    # A settled one shows a later instant than what was copied before, except for a caller that knows its new mark.
     if record is None or (not record.live and since != _mark(record)):
         spool.clear()
         record = view.begin()
@@ -69,14 +69,14 @@ class _View(FrozenView):
         self._closed = False
 
     def call(self, call: str, timeout: float = 60.0, **arguments: Any) -> tuple[Mapping[str, Any], memoryview]:
-        """Ask the agent."""
+        """Call the agent."""
         if self._closed:
             raise ViewLost(machine=self._server.name, detail="it was closed")
         head, body = self._gateway.call(self._server.name, call, arguments, timeout=timeout)
         return head, memoryview(body)
 
     def begin(self) -> ViewRecord:
-        """Have the agent open it."""
+        """Let the agent open it."""
         since = None if self._since is None else marks_in(self._since)
         answer, _ = self.call("open", timeout=_OPEN_SECONDS, since=since)
         disks = answer["disks"]
@@ -100,7 +100,7 @@ class _View(FrozenView):
     def _fetch(
         self, changed: Mapping[str, Sequence[Sequence[int]]], disks: Sequence[Mapping[str, Any]]
     ) -> dict[str, list[list[int]]]:
-        """Take what the agent holds into the spool."""
+        """Copy what the agent has captured into the spool."""
         for number, disk in enumerate(disks):
             start, more = 0, bool(changed.get(disk["id"]))
             while more:
@@ -115,7 +115,7 @@ class _View(FrozenView):
         return {key: [list(extent) for extent in extents] for key, extents in changed.items()}
 
     def show(self, record: ViewRecord) -> None:
-        """Be of that record from now on."""
+        """Use that record from now on."""
         self.record = record
         self.taken_at = record.taken_at
         self.machine = _Machine(self, record, self._server, self._since)
@@ -134,7 +134,7 @@ class _View(FrozenView):
                 freeze_limit=self._freeze_limit,
             )
         except ViewLost:
-            self.spool.clear()  # the agent cannot tell any more what was written while it was read
+            self.spool.clear()  # the agent no longer knows what was written while it was read
             raise
         changed = {key: [list(item) for item in extents] for key, extents in answer["changed"].items()}
         pending = sum(length for extents in changed.values() for _, length in extents)
@@ -179,7 +179,7 @@ class _Machine(MachineView):
         self.settled(record)
 
     def settled(self, record: ViewRecord) -> None:
-        """Be of the instant that the record tells."""
+        """Use the instant of the record."""
         self.description: Description = description_of(self._server, record.machine)
         self.consistency = Consistency(record.consistency)
         self.mark = _mark(record)
@@ -222,7 +222,7 @@ class _DiskView(DiskView):
 
 
 class _Reader(DiskReader):
-    """What is held comes from the spool, the rest from the disk as it is now."""
+    """Captured ranges come from the spool, the rest from the disk as it is now."""
 
     def __init__(self, disk: _DiskView) -> None:
         self._disk = disk
@@ -268,7 +268,7 @@ def _extents(ranges: Sequence[Sequence[int]]) -> list[Extent]:
 
 
 def marks_in(mark: Mark) -> dict[str, list[Any]] | None:
-    """What a mark says of each disk; None if it is not one of ours."""
+    """The content of a mark for each disk; None if the mark is not this driver's."""
     try:
         marks = json.loads(mark.token)
         return {str(key): [str(generation), int(turn), str(boot)] for key, (generation, turn, boot) in marks.items()}
