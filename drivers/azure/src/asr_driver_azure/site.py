@@ -49,7 +49,7 @@ class AzureSite(Site):
         there = account.reach()
         details = {
             "replica kind": "page-blob: a snapshot per point",
-            "container": account.container.where + ("" if there else " (made with the first replica)"),
+            "container": account.container.where + ("" if there else " (created with the first replica)"),
         }
         if there:
             details["stored"] = self._target.stored()

@@ -29,7 +29,7 @@ class PhysicalSite(Site):
         self._source = PhysicalSource(self.servers)
 
     def close(self) -> None:
-        """Views stay in the spool, servers dial in again."""
+        """Views are kept in the spool, servers reconnect."""
         self.servers.close()
 
     def status(self) -> SiteStatus:

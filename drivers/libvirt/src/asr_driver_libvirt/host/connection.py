@@ -1,4 +1,4 @@
-"""The connection to one libvirt host: kept alive, made again when it broke, its errors translated."""
+"""The connection to one libvirt host: kept alive, reopened when it broke, its errors translated."""
 
 from __future__ import annotations
 

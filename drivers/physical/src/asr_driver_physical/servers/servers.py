@@ -33,7 +33,7 @@ class Servers:
             raise InvalidSetting(setting="spool", driver=DRIVER, problem=str(problem)) from problem
 
     def close(self) -> None:
-        """Views stay in the spool, servers dial in again."""
+        """Views are kept in the spool, servers reconnect."""
         self.gateway.close()
 
     def _identity(self) -> Identity:
