@@ -128,7 +128,7 @@ class Field:
             connection.close()
         return total(changes)
 
-    def _write_guest(self, domain: Any, changes: Sequence[Change]) -> None:
+    def _write_guest(self, domain: libvirt.virDomain, changes: Sequence[Change]) -> None:
         device = "/machine/peripheral/virtio-disk0/virtio-backend"
         inside = f"/srv/images/{domain.name()}-change.bin"
         block = self.lab.host_path(SOURCE, inside)

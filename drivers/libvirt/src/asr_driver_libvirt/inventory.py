@@ -131,7 +131,7 @@ def _machine(domain: libvirt.virDomain) -> Machine:
     for disk in model.hard_disks:
         # A missing image, or storage that is not mounted: the machine is listed nevertheless.
         with contextlib.suppress(libvirt.libvirtError):
-            sizes[disk.id] = int(domain.blockInfo(disk.id)[0])
+            sizes[disk.id] = domain.blockInfo(disk.id)[0]
     return machine_of(model, sizes, power_of(domain))
 
 

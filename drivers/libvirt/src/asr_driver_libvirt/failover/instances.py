@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import attrs
@@ -181,15 +181,13 @@ class Platform:
         with self._host.guard("looking up a machine", name):
             return self._find(lambda conn: conn.lookupByName(name))
 
-    def _find(self, look: object) -> libvirt.virDomain | None:
-        assert callable(look)
+    def _find(self, look: Callable[[libvirt.virConnect], libvirt.virDomain]) -> libvirt.virDomain | None:
         try:
-            found: libvirt.virDomain = look(self._host.conn())
+            return look(self._host.conn())
         except libvirt.libvirtError as problem:
             if problem.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise
-        return found
 
     def running(self, domain: libvirt.virDomain) -> bool:
         """Whether it has a QEMU process."""
@@ -200,7 +198,7 @@ class Platform:
         """Its persistent definition, with secrets: to be put back as it was."""
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         with self._host.guard("reading a machine's definition"):
-            return str(domain.XMLDesc(flags))
+            return domain.XMLDesc(flags)
 
     def made(self, domain: libvirt.virDomain) -> Made | None:
         """Of which replica it was made, or None."""
@@ -300,8 +298,7 @@ class Platform:
             _ignoring(lambda: domain.setMetadata(kind, None, None, uri, flags), libvirt.VIR_ERR_NO_DOMAIN_METADATA)
 
 
-def _ignoring(call: object, code: int) -> None:
-    assert callable(call)
+def _ignoring(call: Callable[[], object], code: int) -> None:
     try:
         call()
     except libvirt.libvirtError as problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import libvirt
@@ -23,6 +23,9 @@ KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 # connect(2) to an unreachable host blocks for more than two minutes, and libvirt has no limit for it.
 OPEN_SECONDS = 15.0
+
+# libvirt's: type, prompt, challenge, default, and the place for the answer.
+_Credential = list[int | str | None]
 
 
 class LibvirtHost:
@@ -83,7 +86,7 @@ class LibvirtHost:
         events.start()
         lifecycle = Lifecycle()
         opened: list[libvirt.virConnect] = []
-        failed: list[BaseException] = []
+        failed: list[libvirt.libvirtError] = []
         given_up = threading.Event()
         done = threading.Event()
 
@@ -104,16 +107,16 @@ class LibvirtHost:
         if not done.wait(OPEN_SECONDS):
             given_up.set()
             raise SiteUnreachable(site=self.name, detail=f"{self.settings.uri}: no answer within {OPEN_SECONDS:g} s")
-        if failed and isinstance(failed[0], libvirt.libvirtError):
+        if failed:
             raise translated(failed[0], site=self.name, operation="connecting", dead=True) from failed[0]
         return opened[0], lifecycle
 
-    def _auth(self) -> list[Any]:
+    def _auth(self) -> list[list[int] | Callable[[tuple[_Credential, ...], None], int] | None]:
         wanted = [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_USERNAME, libvirt.VIR_CRED_PASSPHRASE]
         wanted += [libvirt.VIR_CRED_ECHOPROMPT, libvirt.VIR_CRED_NOECHOPROMPT]
         names = {libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_USERNAME, libvirt.VIR_CRED_ECHOPROMPT}
 
-        def answer(credentials: list[list[Any]], _: object) -> int:
+        def answer(credentials: tuple[_Credential, ...], _: None) -> int:
             for credential in credentials:
                 value = self.settings.user if credential[0] in names else self.settings.password
                 if not value:

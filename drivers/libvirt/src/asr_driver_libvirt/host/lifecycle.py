@@ -29,12 +29,10 @@ class Lifecycle:
 
     def register(self, conn: libvirt.virConnect) -> None:
         """Listen to a connection."""
-        for event, told in (
-            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._event),
-            # Reports the end of a backup at once; abortJob returns before that.
-            (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, self._job_ended),
-        ):
-            self._registered.append(conn.domainEventRegisterAny(None, event, told, None))
+        listen = conn.domainEventRegisterAny
+        self._registered.append(listen(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._event, None))
+        # Reports the end of a backup at once; abortJob returns before that.
+        self._registered.append(listen(None, libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, self._job_ended, None))
 
     def unregister(self, conn: libvirt.virConnect) -> None:
         """Stop listening: while a listener is registered, closing a connection does not close it."""

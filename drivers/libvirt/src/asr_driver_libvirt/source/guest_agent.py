@@ -74,7 +74,7 @@ class GuestFreeze:
     def _has_vss(self) -> bool:
         with contextlib.suppress(libvirt.libvirtError):
             told = self._domain.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_OS, 0)
-            return bool(told.get("os.id") == "mswindows")
+            return told.get("os.id") == "mswindows"
         return False
 
     def expected(self) -> Consistency:

@@ -312,7 +312,7 @@ class LibvirtSource(Source):
     # parts
 
     def _sizes(self, domain: libvirt.virDomain, disks: Sequence[DomainDisk]) -> dict[str, int]:
-        return {disk.id: int(domain.blockInfo(disk.id)[0]) for disk in disks}
+        return {disk.id: domain.blockInfo(disk.id)[0] for disk in disks}
 
     def _read_nvram(self, model: DomainModel) -> bytes | None:
         return self._nvram.read(model.nvram) if model.nvram else None

@@ -106,7 +106,7 @@ def _capabilities(conn: libvirt.virConnect, xml: bytes) -> tuple[str, str]:
     kind = root.find("os/type")
     arch, machine = ("", "") if kind is None else (kind.get("arch", ""), kind.get("machine", ""))
     try:
-        return str(conn.getDomainCapabilities(None, arch or None, machine or None, root.get("type"), 0)), ""
+        return conn.getDomainCapabilities(None, arch or None, machine or None, root.get("type"), 0), ""
     except libvirt.libvirtError as problem:
         wrong = (libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT)
         if problem.get_error_code() not in wrong:
