@@ -1,0 +1,155 @@
+"""The binding is what the driver takes it to be, seen on the test driver in libvirt's own client library.
+
+The test driver has no backups, block jobs, guest agent or streams: those calls are left to the tests on real hosts.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+import libvirt
+import pytest
+
+STUB = Path(__file__).parent.parent / "stubs/libvirt.pyi"
+NVRAM = "/images/web.fd"
+HOST = f"""<node>
+<domain type='test'>
+  <name>web</name><memory>1024</memory><os><type>hvm</type></os>
+  <devices><disk type='file'><source file='/images/web'/><target dev='vda'/></disk></devices>
+</domain>
+<network><name>lan</name></network>
+<pool type='dir'>
+  <name>images</name><target><path>/images</path></target>
+  <volume><name>web.fd</name><capacity>1000</capacity><target><path>{NVRAM}</path></target></volume>
+</pool>
+</node>"""
+CHECKPOINT = "<domaincheckpoint><name>first</name></domaincheckpoint>"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    """Of a new host with one domain, one network and one pool."""
+    file = tmp_path / "host.xml"
+    file.write_text(HOST)
+    return f"test://{file}"
+
+
+@pytest.fixture
+def conn(uri: str) -> Iterator[libvirt.virConnect]:
+    connection = libvirt.open(uri)
+    yield connection
+    connection.close()
+
+
+@functools.cache
+def stub() -> dict[str, object]:
+    """The names in the stub."""
+    names: dict[str, object] = {}
+    # An annotation may name a class that comes later.
+    exec("from __future__ import annotations\n" + STUB.read_text(), names)
+    return names
+
+
+def called(call: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    """Call it, and compare what it returns with what the stub says."""
+    owner, _, method = call.__qualname__.rpartition(".")
+    declared = getattr(stub()[owner], method) if owner else stub()[method]
+    assert isinstance(declared, types.FunctionType)
+    hint = get_type_hints(declared, stub())["return"]
+    value = call(*arguments, **options)
+    assert fits(value, hint), f"{call.__qualname__} is declared as {hint} and returned {value!r}"
+    return value
+
+
+def fits(value: object, hint: object) -> bool:
+    kinds = get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(fits(value, kind) for kind in kinds)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(fits(item, kinds[0]) for item in value)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(fits, value, kinds))
+    assert isinstance(hint, type)
+    return type(value).__name__ == hint.__name__  # the stub's classes are not the binding's
+
+
+def test_hosts_and_networks(conn: libvirt.virConnect) -> None:
+    assert called(conn.isAlive) == 1
+    assert called(conn.getLibVersion) >= 9_000_000
+    called(conn.getVersion)
+    called(conn.getHostname)
+    assert [network.name() for network in called(conn.listAllNetworks)] == ["lan"]
+    network = called(conn.networkCreateXML, "<network><name>dmz</name></network>")
+    assert called(called(conn.networkLookupByName, "dmz").name) == "dmz"
+    called(network.destroy)
+
+
+def test_domains(conn: libvirt.virConnect) -> None:
+    (domain,) = called(conn.listAllDomains)
+    called(domain.shutdown)
+    assert called(domain.state) == [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN]
+    called(domain.create)
+    assert (called(domain.isActive), called(domain.isPersistent)) == (1, 1)
+    assert called(called(conn.lookupByName, "web").name) == "web"
+    assert called(domain.UUID).hex() == called(domain.UUIDString).replace("-", "")
+    assert called(called(conn.lookupByUUIDString, domain.UUIDString()).ID) == domain.ID()
+    assert "<source file='/images/web'/>" in called(domain.XMLDesc, libvirt.VIR_DOMAIN_XML_INACTIVE)
+    assert len(called(domain.blockInfo, "vda")) == 3
+    called(domain.setAutostart, 1)
+    assert called(domain.autostart) == 1
+    assert (called(domain.snapshotNum), called(domain.hasManagedSaveImage)) == (0, 0)
+    called(domain.fsFreeze)
+    called(domain.fsThaw)
+    called(domain.destroy)
+    called(domain.createWithFlags)
+    domain.destroy()
+    xml = domain.XMLDesc()
+    called(domain.undefineFlags, libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+    assert called(conn.defineXML, xml).name() == "web"
+
+
+def test_metadata_is_removed_by_none(conn: libvirt.virConnect) -> None:
+    (domain,) = conn.listAllDomains()
+    kind, uri, flags = libvirt.VIR_DOMAIN_METADATA_ELEMENT, "urn:asr", libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    called(domain.setMetadata, kind, "<mark/>", "asr", uri, flags)
+    assert called(domain.metadata, kind, uri, flags) == "<mark/>"
+    called(domain.setMetadata, kind, None, None, uri, flags)
+    with pytest.raises(libvirt.libvirtError) as caught:
+        domain.metadata(kind, uri, flags)
+    assert called(caught.value.get_error_code) == libvirt.VIR_ERR_NO_DOMAIN_METADATA
+    assert "metadata" in (called(caught.value.get_error_message) or "")
+    assert fits(caught.value.err, get_type_hints(stub()["libvirtError"], stub())["err"])
+
+
+def test_an_error_of_the_binding_itself_has_neither_code_nor_text() -> None:
+    error = libvirt.libvirtError("no connection")
+    error.err = None
+    assert (called(error.get_error_code), called(error.get_error_message)) == (None, None)
+
+
+def test_checkpoints(conn: libvirt.virConnect) -> None:
+    (domain,) = conn.listAllDomains()
+    checkpoint = called(domain.checkpointCreateXML, CHECKPOINT)
+    assert called(called(domain.checkpointLookupByName, "first").getName) == "first"
+    assert len(called(domain.listAllCheckpoints)) == 1
+    assert "bitmap='first'" in called(checkpoint.getXMLDesc, libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN)
+    called(checkpoint.delete)
+
+
+def test_storage(conn: libvirt.virConnect) -> None:
+    volume = called(conn.storageVolLookupByPath, NVRAM)
+    assert (called(volume.name), called(volume.path)) == ("web.fd", NVRAM)
+    assert "<capacity unit='bytes'>1000</capacity>" in called(volume.XMLDesc)
+    called(volume.delete)
+    xml = "<pool type='dir'><name>scratch</name><target><path>/scratch</path></target></pool>"
+    pool = called(conn.storagePoolCreateXML, xml)
+    called(pool.refresh)
+    assert called(pool.listAllVolumes) == []
+    called(pool.destroy)
