@@ -14,6 +14,10 @@ from typing import ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 import libvirt
 import pytest
 
+from asr_driver_libvirt._nvram import NvramReader
+from asr_driver_libvirt._settings import SiteSettings
+from asr_driver_libvirt._site import LibvirtSite
+
 STUB = Path(__file__).parent.parent / "stubs/libvirt.pyi"
 NVRAM = "/images/web.fd"
 HOST = f"""<node>
@@ -153,3 +157,21 @@ def test_storage(conn: libvirt.virConnect) -> None:
     called(pool.refresh)
     assert called(pool.listAllVolumes) == []
     called(pool.destroy)
+
+
+def test_uefi_variables_that_are_too_large_are_not_read(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    aborted = []
+
+    def abort(stream: libvirt.virStream) -> None:
+        aborted.append(stream)
+
+    monkeypatch.setattr(libvirt.virConnect, "setKeepAlive", lambda *_: 0)
+    monkeypatch.setattr(libvirt.virStorageVol, "download", lambda *_: 0)
+    monkeypatch.setattr(libvirt.virStream, "recv", lambda _, size: bytes(size))  # for ever
+    monkeypatch.setattr(libvirt.virStream, "abort", abort)
+    with LibvirtSite("a", SiteSettings(uri)) as site:
+        assert NvramReader(site).read(NVRAM) is None
+    assert "more than 67108864 bytes" in caplog.text
+    assert len(aborted) == 1

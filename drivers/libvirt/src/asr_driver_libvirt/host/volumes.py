@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import posixpath
 import uuid
 
@@ -44,12 +45,14 @@ def stamp(file: libvirt.virStorageVol) -> str:
 
 
 def download(conn: libvirt.virConnect, file: libvirt.virStorageVol, most: int) -> bytes:
-    """All of a file, refusing more than `most` bytes. Raises libvirtError."""
+    """All of a file. Raises OSError (EFBIG) when it has more than `most` bytes, libvirtError."""
     data = bytearray()
 
     def take(_stream: libvirt.virStream, piece: bytes, _: object) -> int:
         data.extend(piece)
-        return len(piece) if len(data) <= most else -1
+        if len(data) > most:  # of a negative number recvAll would make a RuntimeError
+            raise OSError(errno.EFBIG, f"more than {most} bytes")
+        return len(piece)
 
     stream = conn.newStream(0)
     file.download(stream, 0, 0, 0)
