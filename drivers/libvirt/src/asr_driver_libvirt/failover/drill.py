@@ -55,9 +55,6 @@ def test_ids(home: Home) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
 
 
-test_ids.__test__ = False  # type: ignore[attr-defined]
-
-
 def start(platform: Platform, replica: FileReplica, spec: TestSpec, watch: Watch) -> Instance:
     """See Failover.start_test."""
     directory = replica.home.test(spec.test_id)
