@@ -5,12 +5,11 @@ in seconds and raises QemuError with qemu-img's words, QemuTimeout, or HostIncom
 """
 
 import errno
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import attrs
+import msgspec
 
 from asr_storage.qemu.process import run
 
@@ -71,29 +70,71 @@ class CheckResult:
         return not self.corruptions
 
 
+# What qemu-img prints as JSON; fields that are not named here are skipped.
+
+
+class _Snapshot(msgspec.Struct):
+    name: str
+
+
+class _Bitmap(msgspec.Struct):
+    name: str
+    granularity: int
+    flags: tuple[str, ...]
+
+
+class _Special(msgspec.Struct, rename="kebab"):
+    data_file: str | None = None
+    corrupt: bool = False
+    bitmaps: tuple[_Bitmap, ...] = ()
+
+
+class _FormatSpecific(msgspec.Struct):
+    data: _Special = msgspec.field(default_factory=_Special)
+
+
+class _Info(msgspec.Struct, rename="kebab"):
+    format: str
+    virtual_size: int
+    actual_size: int = 0
+    cluster_size: int | None = None
+    backing_filename: str | None = None
+    full_backing_filename: str | None = None
+    backing_filename_format: str | None = None
+    encrypted: bool = False
+    dirty_flag: bool = False
+    snapshots: tuple[_Snapshot, ...] = ()
+    format_specific: _FormatSpecific = msgspec.field(default_factory=_FormatSpecific)
+
+
+class _Check(msgspec.Struct):
+    corruptions: int = 0
+    leaks: int = 0
+
+
 def info(path: Path, fmt: str, *, in_use: bool = False, timeout: float = QUICK) -> ImageInfo:
     """What the header of one image says (its backing files are not opened). IN_USE: a running guest may write it."""
     share = ["-U"] if in_use else []
     command = ["qemu-img", "info", "--output=json", "-f", fmt, *share, _name(path)]
     _, text = run(command, what=f"read the header of {path}", timeout=timeout)
-    told: dict[str, Any] = json.loads(text)
-    special: dict[str, Any] = told.get("format-specific", {}).get("data", {})
+    said = msgspec.json.decode(text, type=_Info)
+    special = said.format_specific.data
     return ImageInfo(
-        format=told["format"],
-        virtual_size=told["virtual-size"],
-        actual_size=told.get("actual-size", 0),
-        cluster_size=told.get("cluster-size"),
-        backing_file=told.get("backing-filename"),
-        full_backing_file=told.get("full-backing-filename", told.get("backing-filename")),
-        backing_format=told.get("backing-filename-format"),
-        data_file=special.get("data-file"),
-        encrypted=bool(told.get("encrypted", False)),
-        corrupt=bool(special.get("corrupt", False)),
-        dirty=bool(told.get("dirty-flag", False)),
-        snapshots=tuple(item["name"] for item in told.get("snapshots", ())),
+        format=said.format,
+        virtual_size=said.virtual_size,
+        actual_size=said.actual_size,
+        cluster_size=said.cluster_size,
+        backing_file=said.backing_filename,
+        full_backing_file=said.full_backing_filename or said.backing_filename,
+        backing_format=said.backing_filename_format,
+        data_file=special.data_file,
+        encrypted=said.encrypted,
+        corrupt=special.corrupt,
+        dirty=said.dirty_flag,
+        snapshots=tuple(item.name for item in said.snapshots),
         bitmaps=tuple(
-            Bitmap(item["name"], item["granularity"], "in-use" in item["flags"], "auto" in item["flags"])
-            for item in special.get("bitmaps", ())
+            Bitmap(item.name, item.granularity, "in-use" in item.flags, "auto" in item.flags)
+            for item in special.bitmaps
         ),
     )
 
@@ -174,8 +215,8 @@ def check(path: Path, fmt: str, *, in_use: bool = False, timeout: float) -> Chec
         timeout=timeout,
         accept=(0, 2, 3),
     )
-    told: dict[str, Any] = json.loads(text)
-    return CheckResult(corruptions=told.get("corruptions", 0), leaks=told.get("leaks", 0))
+    said = msgspec.json.decode(text, type=_Check)
+    return CheckResult(corruptions=said.corruptions, leaks=said.leaks)
 
 
 def resize(path: Path, fmt: str, size: int, *, shrink: bool = False, timeout: float = QUICK) -> None:
