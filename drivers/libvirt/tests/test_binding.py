@@ -17,6 +17,7 @@ import pytest
 from asr_driver_libvirt._nvram import NvramReader
 from asr_driver_libvirt._settings import SiteSettings
 from asr_driver_libvirt._site import LibvirtSite
+from asrcore.errors import AccessDenied
 
 STUB = Path(__file__).parent.parent / "stubs/libvirt.pyi"
 NVRAM = "/images/web.fd"
@@ -50,6 +51,12 @@ def conn(uri: str) -> Iterator[libvirt.virConnect]:
     connection = libvirt.open(uri)
     yield connection
     connection.close()
+
+
+@pytest.fixture
+def no_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets LibvirtSite connect: the test driver has no link to keep alive."""
+    monkeypatch.setattr(libvirt.virConnect, "setKeepAlive", lambda *_: 0)
 
 
 @functools.cache
@@ -159,15 +166,55 @@ def test_storage(conn: libvirt.virConnect) -> None:
     called(pool.destroy)
 
 
+def ask_for_password(uri: str) -> None:
+    """Let the host ask for it from now on."""
+    file = Path(uri.removeprefix("test://"))
+    file.write_text(HOST.replace("<node>", "<node><auth><user password='secret'>admin</user></auth>"))
+
+
+def test_a_start_is_heard(uri: str, no_keepalive: None) -> None:
+    with LibvirtSite("a", SiteSettings(uri)) as site:
+        (domain,) = site.conn().listAllDomains()
+        machine_id, lifecycle = domain.UUIDString(), site.lifecycle
+        before = lifecycle.stamp(machine_id)
+        domain.destroy()
+        domain.create()
+        assert lifecycle.wait(lambda: lifecycle.stamp(machine_id) != before, 20)
+
+
+def test_a_host_gets_the_credentials_it_asks_for(uri: str, no_keepalive: None) -> None:
+    ask_for_password(uri)
+    with LibvirtSite("a", SiteSettings(uri, user="admin", password="secret")) as site:
+        assert site.conn().isAlive()
+    for user, password in (("admin", "guess"), ("admin", ""), ("", "")):
+        with LibvirtSite("a", SiteSettings(uri, user=user, password=password)) as site, pytest.raises(AccessDenied):
+            site.conn()
+
+
+def test_credentials_are_what_the_stub_says(uri: str) -> None:
+    asked: list[object] = []
+
+    def answer(credentials: tuple[list[int | str | None], ...], _: None) -> int:
+        asked.append(credentials)
+        return -1
+
+    ask_for_password(uri)
+    with pytest.raises(libvirt.libvirtError):
+        libvirt.openAuth(uri, [[libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_PASSPHRASE], answer, None])
+    (credentials,) = asked
+    assert isinstance(credentials, tuple)
+    assert all(fits(credential, stub()["_Credential"]) for credential in credentials)
+    assert len(credentials) > 0
+
+
 def test_uefi_variables_that_are_too_large_are_not_read(
-    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    uri: str, no_keepalive: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     aborted = []
 
     def abort(stream: libvirt.virStream) -> None:
         aborted.append(stream)
 
-    monkeypatch.setattr(libvirt.virConnect, "setKeepAlive", lambda *_: 0)
     monkeypatch.setattr(libvirt.virStorageVol, "download", lambda *_: 0)
     monkeypatch.setattr(libvirt.virStream, "recv", lambda _, size: bytes(size))  # for ever
     monkeypatch.setattr(libvirt.virStream, "abort", abort)
