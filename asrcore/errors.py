@@ -1,7 +1,7 @@
 """The error catalogue: every expected failure, with a stable code, a cause and a next action.
 
 An error is a class: its template says what happened, its attributes fill the template, its code never changes.
-Anything that is not an `AsrError` and reaches a person is a bug and shows a traceback.
+Anything that is not an `AsrError` and reaches a person is a defect and shows a traceback.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ _catalogue: dict[str, type[AsrError]] = {}
 
 
 class AsrError(Exception):
-    """Base of the tree. Subclasses set the class attributes; instances carry the attributes of the template.
+    """Base of the tree. Subclasses set the class attributes; instances carry the values that fill the templates.
 
-    `retry` says whether waiting may help: a full disk or a cut link may mend, a wrong password does not (W6).
+    `retry` says whether waiting may help: a full disk or a cut link may recover, a wrong password does not. It decides
+    whether a cycle is retried (W6 in docs/reference/site-recovery-map.md).
     """
 
     code: ClassVar[str]
@@ -96,7 +97,7 @@ def _rebuild(kind: type[AsrError], attributes: dict[str, object]) -> AsrError:
 
 
 def catalogue() -> dict[str, type[AsrError]]:
-    """Every known error class by its code, drivers' own included once they are imported."""
+    """Every known error class by its code, including those of the drivers that are imported."""
     return dict(sorted(_catalogue.items()))
 
 
@@ -108,7 +109,7 @@ class InvalidValue(AsrError):
     category = Category.USAGE
     happened = "{what}: {value!r} is not accepted"
     cause = "{what} must be {wanted}."
-    action = "Call again with a value of that form."
+    action = "Use a value of that form."
 
 
 class InvalidSetting(AsrError):
@@ -116,13 +117,13 @@ class InvalidSetting(AsrError):
     category = Category.USAGE
     happened = "setting {setting!r} of driver {driver}: {problem}"
     cause = "The driver does not accept the site's settings as given."
-    action = "`asr drivers` lists the settings of each driver; correct them with `asr site add`."
+    action = "`asr drivers` lists the settings of each driver; correct them with `asr site add` or `asr site update`."
 
 
 class AlreadyExists(AsrError):
     code = "already-exists"
     category = Category.CONFLICT
-    happened = "{kind} {name!r} exists already"
+    happened = "{kind} {name!r} already exists"
     cause = "Names are unique in a vault."
     action = "Choose another name, or use the existing one."
 
@@ -130,9 +131,9 @@ class AlreadyExists(AsrError):
 class AlreadyProtected(AsrError):
     code = "already-protected"
     category = Category.CONFLICT
-    happened = "{what} is protected already, as {name!r}"
-    cause = "A machine is protected once, under a name of its own in the vault."
-    action = "Look at it with `asr status`. To protect another machine, give it a name that is free."
+    happened = "{what} is already protected, as {name!r}"
+    cause = "A machine is protected once, under a name that is unique in the vault."
+    action = "See it with `asr status`. To protect another machine, choose a name that is not in use."
 
 
 class StillInUse(AsrError):
@@ -140,14 +141,14 @@ class StillInUse(AsrError):
     category = Category.CONFLICT
     happened = "{kind} {name!r} is in use by {users}"
     cause = "Protected machines depend on it."
-    action = "Nothing was removed. `asr unprotect` these machines first."
+    action = "Nothing was removed. End their protection with `asr unprotect` first; that deletes their replicas."
 
 
 class NotFound(AsrError):
     code = "not-found"
     category = Category.NOT_FOUND
     happened = "{kind} {name!r} is not in the vault"
-    cause = "It was never added, or was removed."
+    cause = "It was never added, or it was removed."
     action = "See what is there with `{listing}`."
 
 
@@ -171,7 +172,7 @@ class PointNotFound(AsrError):
     code = "point-not-found"
     category = Category.NOT_FOUND
     happened = "machine {machine!r} has no recovery point {point!r}"
-    cause = "It never existed, was thinned by retention, or lies before the oldest kept point."
+    cause = "It never existed, was deleted by retention, or is older than the oldest kept point."
     action = "See the points with `asr points {machine}`."
 
 
@@ -179,8 +180,8 @@ class ReplicaNotFound(AsrError):
     code = "replica-not-found"
     category = Category.NOT_FOUND
     happened = "site {site!r} has no replica {replica!r}"
-    cause = "It was deleted, or the replica directory is not the one it was written to."
-    action = "Check the target site with `asr site show {site}`; mount the right directory, then repeat."
+    cause = "It was deleted, or the replica directory is not the one that it was written to."
+    action = "Check the target site with `asr site show {site}`; mount the right directory, then retry."
 
 
 # -- states ------------------------------------------------------------------------------------------------------
@@ -198,8 +199,8 @@ class MachineBusy(AsrError):
     code = "machine-busy"
     category = Category.CONFLICT
     happened = "{machine!r} is busy with {work}"
-    cause = "One job at a time may work on a machine."
-    action = "Wait for it (`asr jobs`), then repeat."
+    cause = "Only one job at a time may work on a machine."
+    action = "Wait for it to end (`asr jobs`), then retry."
     retry = True
 
 
@@ -207,16 +208,16 @@ class StaleEpoch(AsrError):
     code = "stale-epoch"
     category = Category.CONFLICT
     happened = "replica {replica!r} refuses epoch {epoch}: it is owned at epoch {owner}"
-    cause = "A failover or a reversal happened since; the writer belongs to the time before it."
+    cause = "A failover or a re-protect has happened since; this writer is from before it."
     action = "Nothing was written. Check with `asr status` which site owns the machine; do not force it."
 
 
 class StaleBase(AsrError):
     code = "stale-base"
     category = Category.INTEGRITY
-    happened = "replica {replica!r} stands at point {head}, the cycle is based on {base}"
-    cause = "The vault and the replica differ about the last sealed point."
-    action = "Nothing was written. `asr resync {replica} --now` compares and makes them equal."
+    happened = "replica {replica!r} is at point {head}, but the cycle is based on {base}"
+    cause = "The vault and the replica disagree about the last sealed point."
+    action = "Nothing was written. `asr resync {replica} --now` compares source and replica and makes them equal."
     retry = True
 
 
@@ -224,18 +225,18 @@ class NotReady(AsrError):
     code = "not-ready"
     category = Category.REFUSED
     happened = "{machine!r} cannot be protected: {findings}"
-    cause = "Readiness checks found what would make the replica incomplete or unbootable."
-    action = "Mend each finding as it says, then protect again."
+    cause = "Readiness checks found problems that would make the replica incomplete or unbootable."
+    action = "Resolve each finding as described, then protect again."
 
 
 class NoPlannedFailover(AsrError):
     code = "no-planned-failover"
     category = Category.REFUSED
-    happened = "{machine!r} cannot be failed over as planned from a site of driver {driver}"
-    cause = "Its site cannot read a machine that is shut down, so what it wrote last would be lost."
+    happened = "{machine!r} has no planned failover from a site of driver {driver}"
+    cause = "That site cannot read a machine that is shut down, so the machine's last writes would be lost."
     action = (
-        "Stop its workload, take a point with `asr replicate {machine}`, shut it down by hand, "
-        "then `asr failover unplanned {machine}`."
+        "Stop its workload, take a recovery point with `asr replicate {machine}`, shut the machine down by hand, then "
+        "run `asr failover unplanned {machine}`."
     )
 
 
@@ -243,8 +244,8 @@ class NoFailback(AsrError):
     code = "no-failback"
     category = Category.REFUSED
     happened = "{machine!r} cannot be replicated back to site {site!r}: driver {driver} is a source only"
-    cause = "Nothing there can receive a running machine's disks; a physical server cannot be written while it is off."
-    action = "Replicate it to another site, as a virtual machine: `asr unprotect {machine}`, then `asr protect`."
+    cause = "Nothing there can receive the disks; a physical server cannot be written while it is off."
+    action = "Protect it to another site, as a virtual machine: `asr unprotect {machine}`, then `asr protect`."
 
 
 class UnsupportedOperation(AsrError):
@@ -262,24 +263,24 @@ class DriverNotFound(AsrError):
     code = "driver-not-found"
     category = Category.NOT_FOUND
     happened = "there is no driver {driver!r}"
-    cause = "Its package is not installed beside asrcore, or failed to load."
-    action = "`asr drivers` lists the drivers and why one failed to load."
+    cause = "Its package is not installed with asrcore, or it failed to load."
+    action = "`asr drivers` lists the drivers, and the reason if one failed to load."
 
 
 class DriverIncompatible(AsrError):
     code = "driver-incompatible"
     category = Category.DRIVER
-    happened = "driver {driver!r} speaks contract {theirs}, this engine {ours}"
-    cause = "The driver's package and asrcore are of different major versions of the contract."
-    action = "Install versions of both that belong together."
+    happened = "driver {driver!r} has contract version {theirs}, this engine has {ours}"
+    cause = "The driver and asrcore implement different major versions of the driver contract."
+    action = "Install a driver and an asrcore whose versions match."
 
 
 class DriverFailed(AsrError):
     code = "driver-failed"
     category = Category.DRIVER
     happened = "{operation} failed at site {site!r}: {detail}"
-    cause = "The platform refused or broke the operation."
-    action = "The detail is the platform's own message; mend it there and repeat. Nothing was lost."
+    cause = "The platform refused the operation or failed during it."
+    action = "The detail is the platform's own message: fix it there, then retry. Existing recovery points are intact."
     retry = True
 
 
@@ -287,8 +288,8 @@ class SiteUnreachable(AsrError):
     code = "site-unreachable"
     category = Category.UNREACHABLE
     happened = "site {site!r} cannot be reached: {detail}"
-    cause = "The host is down, the link is cut, or its service does not run."
-    action = "Check host and link, then repeat. If the site is lost: `asr failover unplanned MACHINE`."
+    cause = "The host is down, the network link is cut, or its service is not running."
+    action = "Check the host and the link, then retry. If the site is lost: `asr failover unplanned MACHINE`."
     retry = True
 
 
@@ -296,16 +297,16 @@ class AccessDenied(AsrError):
     code = "access-denied"
     category = Category.ACCESS
     happened = "site {site!r} refused access: {detail}"
-    cause = "User, key, certificate or permission is wrong; a retry cannot help."
-    action = "Correct the credentials in the site's settings, then repeat."
+    cause = "The user, key, certificate or permission is wrong. A retry alone does not help."
+    action = "Correct the credentials in the site's settings, then run the command again."
 
 
 class TimedOut(AsrError):
     code = "timed-out"
     category = Category.UNREACHABLE
-    happened = "{operation} did not end within {seconds:g} seconds"
+    happened = "{operation} did not finish within {seconds:g} seconds"
     cause = "The other side hangs or is overloaded. {detail}"
-    action = "Check the other side, then repeat."
+    action = "Check the other side, then retry."
     retry = True
 
 
@@ -324,23 +325,26 @@ class IdentityUnusable(AsrError):
     code = "identity-unusable"
     category = Category.ACCESS
     happened = "the identity in {directory} cannot be used: {problem}"
-    cause = "It needs certificate.pem, key.pem (readable by its owner only) and ca.pem, which belong together."
+    cause = "It needs certificate.pem, key.pem (readable only by its owner) and ca.pem, and they must belong together."
     action = "Enrol this component again, or name the right directory."
 
 
 class CertificateMissing(AsrError):
     code = "certificate-missing"
     category = Category.ACCESS
-    happened = "connection with {peer} refused: {whose} certificate was not shown"
-    cause = "Both sides of a connection must show a certificate of the same authority."
-    action = "Give the component an identity (certificate.pem, key.pem, ca.pem), then repeat."
+    happened = "connection with {peer} refused: {whose} certificate was not presented"
+    cause = "Both sides of a connection must present a certificate of the same authority."
+    action = "Give the component an identity (certificate.pem, key.pem, ca.pem), then retry."
 
 
 class CertificateUnknown(AsrError):
     code = "certificate-unknown"
     category = Category.ACCESS
-    happened = "connection with {peer} refused: {whose} certificate is not of a known authority"
-    cause = "The two components were enrolled with different authorities, or something else answers there. {detail}"
+    happened = "connection with {peer} refused: {whose} certificate is not from a known authority"
+    cause = (
+        "The two components were enrolled with different authorities, or something else answers at that address. "
+        "{detail}"
+    )
     action = "Check the address; enrol both components with the same authority."
 
 
@@ -356,14 +360,14 @@ class CertificateRevoked(AsrError):
     code = "certificate-revoked"
     category = Category.ACCESS
     happened = "connection with {peer} refused: {whose} certificate was revoked"
-    cause = "Somebody took this component's rights away."
-    action = "If the component is to be trusted again, enrol it anew."
+    cause = "The authority's revocation list names it."
+    action = "If the component is to be trusted again, enrol it again."
 
 
 class CertificateRole(AsrError):
     code = "certificate-role"
     category = Category.ACCESS
-    happened = "connection with {peer} refused: {whose} certificate is of {found}, not of {wanted}"
+    happened = "connection with {peer} refused: {whose} certificate is for {found}, not for {wanted}"
     cause = "A component may only do what the role in its certificate allows."
     action = "Use the identity directory of the right component, or connect to the right address."
 
@@ -374,17 +378,17 @@ class CertificateRole(AsrError):
 class PeerVersion(AsrError):
     code = "peer-version"
     category = Category.DRIVER
-    happened = "{peer} speaks version {theirs} of the wire protocol, this side {ours}"
-    cause = "The two sides are of different major versions of asrcore."
-    action = "Nothing was changed. Install versions that belong together."
+    happened = "{peer} uses version {theirs} of the wire protocol, this side uses {ours}"
+    cause = "The two sides run different major versions of asrcore."
+    action = "Nothing was changed. Install matching versions on both sides."
 
 
 class FrameRefused(AsrError):
     code = "frame-refused"
     category = Category.INTEGRITY
     happened = "the connection with {peer} was closed: {detail}"
-    cause = "A frame was damaged, repeated, out of order or forged on its way, or one side has a defect."
-    action = "What it carried was not used; the work goes on where it was. If it happens again, check the link."
+    cause = "A frame was damaged, repeated, reordered or forged in transit, or one side has a defect."
+    action = "The frame was not used; the work resumes where it was. If it happens again, check the network link."
     retry = True
 
 
@@ -392,7 +396,7 @@ class PeerError(AsrError):
     code = "peer-error"
     category = Category.DRIVER
     happened = "{peer}: {happened}"
-    cause = "Error {code} of the other side, which this version does not know: {cause}"
+    cause = "The other side reported error {code}, which this version does not know: {cause}"
     action = "{action}"
     retry = True
 
@@ -401,8 +405,8 @@ class PeerFailed(AsrError):
     code = "peer-failed"
     category = Category.DRIVER
     happened = "{operation} failed at {peer}: {detail}"
-    cause = "An error that is not in the catalogue: a defect at the other side."
-    action = "Its log has the traceback: report it. Nothing was lost."
+    cause = "The other side raised an error that is not in the catalogue: a defect."
+    action = "Its log has the traceback: report it. Existing recovery points are intact."
     retry = True
 
 
@@ -410,8 +414,8 @@ class CannotListen(AsrError):
     code = "cannot-listen"
     category = Category.USAGE
     happened = "cannot listen at {address}: {detail}"
-    cause = "The address is not of this host, its port is in use, or it needs more rights."
-    action = "Name another address, or end what uses it."
+    cause = "The address does not belong to this host, its port is in use, or more rights are needed."
+    action = "Choose another address, or stop the program that uses it."
 
 
 # -- source --------------------------------------------------------------------------------------------------------
@@ -421,17 +425,20 @@ class ViewLost(AsrError):
     code = "view-lost"
     category = Category.UNREACHABLE
     happened = "the frozen view of {machine!r} ended early: {detail}"
-    cause = "The machine was stopped, started or killed, or its host failed, while it was read."
-    action = "The cycle is repeated by itself; what was copied is kept."
+    cause = "The machine was stopped, started or killed, or its host failed, while its disks were read."
+    action = "The cycle is retried automatically; what was copied is kept."
     retry = True
 
 
 class TrackingLost(AsrError):
     code = "tracking-lost"
     category = Category.INTEGRITY
-    happened = "changes of {machine!r} since the last point are not known: {detail}"
+    happened = "the changes of {machine!r} since the last point are not known: {detail}"
     cause = "The change log was lost or damaged (a crash of the machine or its host, or a replaced disk)."
-    action = "Source and replica are compared in the policy's window; now: `asr resync {machine} --now`."
+    action = (
+        "Source and replica are compared automatically in the policy's resync window. To start now: `asr resync "
+        "{machine} --now`."
+    )
     retry = True
 
 
@@ -439,8 +446,8 @@ class ShutdownFailed(AsrError):
     code = "shutdown-failed"
     category = Category.CONFLICT
     happened = "{machine!r} did not shut down within {seconds:g} seconds"
-    cause = "The guest ignores or delays the request of the host."
-    action = "Shut it down from inside and repeat; or repeat with `--force-off`, as if the power were cut."
+    cause = "The guest ignored or delayed the shutdown request."
+    action = "Shut it down from inside the guest and retry; or retry with `--force-off`, which acts like a power cut."
 
 
 # -- target --------------------------------------------------------------------------------------------------------
@@ -450,8 +457,8 @@ class TargetFull(AsrError):
     code = "target-full"
     category = Category.CAPACITY
     happened = "the target has no space left at {where}"
-    cause = "Replica, points and journal fill the file system. {detail}"
-    action = "Free or add space there; replication goes on by itself. Sealed points are whole."
+    cause = "Replica, recovery points and journal fill the file system. {detail}"
+    action = "Free or add space there; replication then resumes automatically. Existing recovery points are intact."
     retry = True
 
 
@@ -460,23 +467,26 @@ class TargetReadOnly(AsrError):
     category = Category.ACCESS
     happened = "the target cannot be written at {where}"
     cause = "The directory is read-only or belongs to another user. {detail}"
-    action = "Remount it writable or correct its owner, then repeat. Sealed points are whole."
+    action = "Remount it writable or correct its owner, then retry. Existing recovery points are intact."
 
 
 class ReplicaDamaged(AsrError):
     code = "replica-damaged"
     category = Category.INTEGRITY
     happened = "replica {replica!r} is damaged: {detail}"
-    cause = "A file of the replica was changed, lost or truncated by something else than asrcore."
-    action = "`asr verify {replica} --repair` mends content; missing files need unprotect and protect again."
+    cause = "A file of the replica was changed, lost or truncated by something other than asrcore."
+    action = (
+        "`asr verify {replica} --repair` repairs content. If files are missing: `asr unprotect`, which deletes the "
+        "replica, then `asr protect`."
+    )
 
 
 class VerifyFailed(AsrError):
     code = "verify-failed"
     category = Category.INTEGRITY
     happened = "{different} bytes of {machine!r} differ between source and replica"
-    cause = "Content of the replica is not what was sent: a fault of storage, memory or software."
-    action = "`asr verify {machine} --repair` sends just these blocks again; then check the target's storage."
+    cause = "The replica's content is not what was sent: a fault of storage, memory or software."
+    action = "`asr verify {machine} --repair` sends these blocks again; then check the target's storage."
 
 
 # -- vault and jobs --------------------------------------------------------------------------------------------------
@@ -486,7 +496,7 @@ class VaultNotFound(AsrError):
     code = "vault-not-found"
     category = Category.VAULT
     happened = "there is no vault at {url}"
-    cause = "`asr init` was not run, or --vault and ASR_VAULT name another place."
+    cause = "`asr init` was not run, or --vault or ASR_VAULT names another place."
     action = "Create one with `asr --vault {url} init`, or name the right one."
 
 
@@ -494,16 +504,16 @@ class VaultMoved(AsrError):
     code = "vault-moved"
     category = Category.VAULT
     happened = "the vault at {url} was moved away"
-    cause = "`asr vault move` carried it to the other recovery site; its last content here is {left}."
-    action = "Use the one that was carried away. Were it lost, give {left} its old name again."
+    cause = "`asr vault move` moved it to the other recovery site; its last content here is in {left}."
+    action = "Use the vault at its new place. If that one is lost, rename {left} back to its old name."
 
 
 class VaultExists(AsrError):
     code = "vault-exists"
     category = Category.CONFLICT
-    happened = "there is a vault at {url} already"
-    cause = "`asr init` was run before, by you or by somebody else."
-    action = "It was left as it is: use it, or name another place with --vault."
+    happened = "a vault already exists at {url}"
+    cause = "`asr init` was run for it before."
+    action = "It was not changed. Use it, or name another place with --vault."
 
 
 class NotAVault(AsrError):
@@ -511,31 +521,31 @@ class NotAVault(AsrError):
     category = Category.VAULT
     happened = "{url} is not a vault"
     cause = "The file or database holds something else. {detail}"
-    action = "It was left as it is. Name the vault with --vault or ASR_VAULT."
+    action = "It was not changed. Name the vault with --vault or ASR_VAULT."
 
 
 class VaultTooNew(AsrError):
     code = "vault-too-new"
     category = Category.VAULT
-    happened = "the vault at {url} is of a newer version ({found}) than this asrcore knows ({known})"
-    cause = "A newer asrcore has upgraded it."
-    action = "It was left as it is. Install that newer asrcore here too."
+    happened = "the vault at {url} has version {found}, newer than this asrcore knows ({known})"
+    cause = "A newer asrcore upgraded it."
+    action = "It was not changed. Install that newer asrcore here too."
 
 
 class VaultDamaged(AsrError):
     code = "vault-damaged"
     category = Category.VAULT
     happened = "the vault at {url} is damaged: {detail}"
-    cause = "Something else than asrcore wrote to it, or its storage lost or changed bytes."
-    action = "Nothing was changed. Stop the engine and put a backup of the vault in its place."
+    cause = "Something other than asrcore wrote to it, or its storage lost or changed bytes."
+    action = "Nothing was changed. Stop the engine and restore the vault from a backup."
 
 
 class VaultInUse(AsrError):
     code = "vault-in-use"
     category = Category.CONFLICT
-    happened = "another engine works on this vault: {holder}"
-    cause = "One engine at a time runs jobs and cycles of a vault."
-    action = "Use that one (verbs of `asr` hand their job to it), or stop it first."
+    happened = "another engine is working on this vault: {holder}"
+    cause = "Only one engine at a time runs the jobs and cycles of a vault."
+    action = "Use that engine (`asr` commands hand their jobs to it), or stop it first."
     retry = True
 
 
@@ -543,17 +553,17 @@ class VaultUnavailable(AsrError):
     code = "vault-unavailable"
     category = Category.VAULT
     happened = "the vault at {url} cannot be used: {detail}"
-    cause = "Its file system is full, read-only or gone, or the database does not answer."
-    action = "Mend that, then repeat. Nothing was recorded."
+    cause = "Its file system is full, read-only or missing, or the database does not answer."
+    action = "Fix that, then retry. Nothing was recorded."
     retry = True
 
 
 class WrongCycle(AsrError):
     code = "wrong-cycle"
     category = Category.INTEGRITY
-    happened = "cycle {cycle} of {machine!r} is not the one under way: {detail}"
+    happened = "cycle {cycle} of {machine!r} is not the current one: {detail}"
     cause = "A second engine worked on the machine, or asrcore has a defect."
-    action = "Nothing was recorded; the next cycle starts from what is. If it happens again, report it."
+    action = "Nothing was recorded; the next cycle starts from the recorded state. If it happens again, report it."
     retry = True
 
 
@@ -568,9 +578,9 @@ class JobFailed(AsrError):
 class EngineStopped(AsrError):
     code = "engine-stopped"
     category = Category.UNREACHABLE
-    happened = "job {job} has not ended, and no engine works on the vault any more"
+    happened = "job {job} has not ended, and no engine is working on the vault"
     cause = "The process that ran it was stopped or died."
-    action = "Nothing is lost: the job goes on at its step as soon as `asr run` or any job starts an engine."
+    action = "The job resumes at its current step as soon as `asr run` or another job starts an engine."
     retry = True
 
 
@@ -578,10 +588,10 @@ class SecretKeyUnusable(AsrError):
     code = "secret-key-unusable"
     category = Category.ACCESS
     happened = "the key of {what} at {where} cannot be used: {problem}"
-    cause = "Secret settings of sites and private keys of authorities are encrypted; the key is kept apart from them."
+    cause = "Secret settings of sites and private keys of authorities are encrypted; their key is stored separately."
     action = (
-        "Put the key back from its backup, or name its place with {variable}. If it is lost, give secrets anew with "
-        "`asr site update SITE --set NAME=@FILE`, and make a new authority in an empty directory."
+        "Restore the key from its backup, or name its place with {variable}. If it is lost, enter the secrets again "
+        "with `asr site update SITE --set NAME=@FILE`, and make a new authority in an empty directory."
     )
 
 
@@ -590,54 +600,54 @@ class CertificateNotFound(AsrError):
     category = Category.NOT_FOUND
     happened = "there is no valid certificate of {what}"
     cause = "It was never issued, has expired, or was revoked."
-    action = "`asr ca list` shows what was issued."
+    action = "`asr ca list` shows the certificates that were issued."
 
 
 class TokenRefused(AsrError):
     code = "token-refused"
     category = Category.ACCESS
     happened = "the join token was refused: {reason}"
-    cause = "A token is good for one component, once, and for a short time."
-    action = "Make another one with `asr ca token` on the configuration server, and join with that."
+    cause = "A token is valid for one component, once, and for a short time."
+    action = "Create another one with `asr ca token` on the configuration server, and join with that."
 
 
 class AuthorityUnusable(AsrError):
     code = "authority-unusable"
     category = Category.ACCESS
     happened = "the certificate authority in {directory} cannot be used: {problem}"
-    cause = "It needs ca.pem and ca-key.pem (readable by its owner only), which belong together."
-    action = "Name the right directory with `--ca`. `asr ca init` makes an authority where there is none."
+    cause = "It needs ca.pem and ca-key.pem (readable only by its owner), and they must belong together."
+    action = "Name the right directory with `--ca`. `asr ca init` creates an authority where there is none."
 
 
 class RequestRefused(AsrError):
     code = "request-refused"
     category = Category.ACCESS
     happened = "the certificate request was refused: {reason}"
-    cause = "A component makes its key itself and signs its request with it."
+    cause = "A component makes its own key and signs its request with it; this request does not fit that."
     action = "Join or renew again with this version of `asr`."
 
 
 class NotAssigned(AsrError):
     code = "not-assigned"
     category = Category.CONFLICT
-    happened = "{machine!r} is not assigned to process server {server!r} any more"
-    cause = "Its machines went to another server: it was silent for longer than its lease, or servers were evened out."
-    action = "Nothing was recorded. The other server goes on with the machine; nothing has to be done."
+    happened = "{machine!r} is no longer assigned to process server {server!r}"
+    cause = "It was moved to another server: this one was silent for longer than its lease, or the load was balanced."
+    action = "Nothing was recorded. The other server continues with the machine. No action needed."
 
 
 class ServerReplaced(AsrError):
     code = "server-replaced"
     category = Category.CONFLICT
-    happened = "process server {server!r} was given up: others have taken over its machines"
+    happened = "process server {server!r} was replaced: other servers have taken over its machines"
     cause = "It was silent for longer than its lease: it was paused, overloaded, or cut off from the vault."
-    action = "It records nothing any more. Start it again; its service unit does so by itself."
+    action = "It no longer records anything. Start it again; its service unit does so automatically."
 
 
 class ServerNameTaken(AsrError):
     code = "server-name-taken"
     category = Category.CONFLICT
-    happened = "a process server named {server!r} works on this vault already, on host {host!r}"
-    cause = "Each server has a name of its own. One that died keeps its name for its lease of {seconds:g} seconds."
+    happened = "a process server named {server!r} already works on this vault, on host {host!r}"
+    cause = "Each server needs a unique name. A server that died keeps its name for its lease of {seconds:g} seconds."
     action = "Choose another name with `--name`, or wait that long if the other one has died."
     retry = True
 
@@ -646,8 +656,8 @@ class Cancelled(AsrError):
     code = "cancelled"
     category = Category.CANCELLED
     happened = "{work} was cancelled"
-    cause = "Somebody asked for it."
-    action = "Repeat the command: it goes on where it was."
+    cause = "Cancellation was requested."
+    action = "Run the command again; it resumes where it stopped."
 
 
 __all__ += sorted(kind.__name__ for kind in _catalogue.values())  # noqa: PLE0605 - the classes above, by construction

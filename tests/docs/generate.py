@@ -16,16 +16,16 @@ NOTE = "<!-- Written by `python -m tests.docs.generate`; change the code, not th
 
 CATEGORIES = {
     Category.USAGE: "The command or a value in it is not acceptable",
-    Category.NOT_FOUND: "Something named is not there",
-    Category.CONFLICT: "Not possible in the present state",
-    Category.REFUSED: "Refused: it would not end well, or is not offered",
+    Category.NOT_FOUND: "Something that was named does not exist",
+    Category.CONFLICT: "Not possible in the current state",
+    Category.REFUSED: "Refused: it would fail or do damage, or is not offered",
     Category.UNREACHABLE: "A site or machine does not answer",
     Category.ACCESS: "Permission or credentials",
     Category.CAPACITY: "No space",
-    Category.INTEGRITY: "Content or bookkeeping is not what it should be",
+    Category.INTEGRITY: "Content or records are not what they should be",
     Category.VAULT: "The vault cannot be used",
     Category.DRIVER: "A driver or its platform failed",
-    Category.CANCELLED: "Stopped by somebody",
+    Category.CANCELLED: "Cancelled on request",
 }
 
 
@@ -54,7 +54,7 @@ def _errors() -> str:
         "Anything else is a defect: it ends with exit code 1 and a traceback.",
         "",
         "*Retried* errors are tried again by the replication service after 1, 2, 4, 8 and 10 minutes, then every 30; "
-        "the others wait for somebody.",
+        "the others are not retried automatically.",
         "",
         "| exit code | category | meaning |",
         "|---|---|---|",

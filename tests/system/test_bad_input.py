@@ -212,7 +212,7 @@ def test_second_engine_on_a_vault(asr: Cockpit) -> None:
     done = asr.run("run", timeout=30)
     assert done.returncode == CONFLICT
     assert "error [vault-in-use]" in done.stderr
-    assert "asr" in done.stderr.split("another engine works on this vault")[1]
+    assert "asr" in done.stderr.split("another engine is working on this vault")[1]
     assert asr("status") == []  # looking is possible beside it
     asr.stop_service()
     assert asr.run("policy", "show", "gold").returncode == 0

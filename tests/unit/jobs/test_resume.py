@@ -275,7 +275,7 @@ def test_steps_changed_by_an_upgrade_fail_the_job(path: Path, trace: kit.Trace, 
 
 def test_following_ends_after_its_time(path: Path) -> None:
     job = kit.submit(path, "count")
-    with Vault.open(path) as vault, pytest.raises(TimedOut, match="did not end within"):
+    with Vault.open(path) as vault, pytest.raises(TimedOut, match="did not finish within"):
         follow(vault, job.id, timeout=0.2)
 
 
