@@ -1,1 +1,1 @@
-"""Values the engine thinks in: machine, extent, policy, recovery point, protection. No I/O, no clock."""
+"""The engine's values: machine, extent, policy, recovery point, protection. No I/O, no clock."""

@@ -1,4 +1,4 @@
-"""What plug-ins are told of: kinds of failover, and jobs that ended."""
+"""Values of the events that plug-ins receive: kinds of failover, and jobs that ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class FailoverKind(Enum):
     """Why a recovery point is turned into a machine."""
 
     TEST = "test"
-    """Isolated and disposable; replication goes on."""
+    """Isolated and disposable; replication continues."""
     PLANNED = "planned"
     """The source is shut down first: nothing is lost."""
     UNPLANNED = "unplanned"

@@ -1,4 +1,4 @@
-"""Findings: what a readiness check, `asr doctor` or a health check has to say."""
+"""Findings: results of a readiness check, `asr doctor` or a health check."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Health: how well the protection of a machine goes, with a reason for each doubt. Pure: time is an argument.
+"""Health: how well a machine is protected, with a reason for every deviation. Pure: time is an argument.
 
-State says where a machine stands; health says whether somebody should look. Nothing here is stored.
+State says where a machine stands; health says whether an operator should act. Nothing here is stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RPO_CRITICAL = 3.0
 """Times the policy's interval: one interval is normal, the rest is what a slow or repeated cycle may take."""
 
 TEST_DUE = 90 * DAY
-"""A failover that nobody tried for a quarter of a year is a hope."""
+"""Seconds after which a test failover is due again: a quarter of a year."""
 
 
 class Level(Enum):
@@ -37,7 +37,7 @@ class Level(Enum):
 
 @attrs.frozen
 class Health:
-    """Reasons with the worst first; a machine that is well may have INFO ones."""
+    """Reasons with the worst first; a healthy machine may have INFO ones."""
 
     reasons: tuple[Finding, ...] = ()
 
@@ -109,8 +109,8 @@ def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
                     "initial-copy",
                     Severity.INFO,
                     f"{name!r} is not protected yet",
-                    "The initial copy and its settings are not complete.",
-                    "None: it goes on by itself.",
+                    "The initial copy or the settings for failover are not complete.",
+                    "No action needed; it continues automatically.",
                 )
             ]
         case State.RESYNC_PENDING:
@@ -118,9 +118,10 @@ def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
                 Finding(
                     "resync-pending",
                     Severity.WARNING,
-                    f"deltas of {name!r} wait for a resynchronisation",
+                    f"replication of {name!r} waits for a resynchronisation",
                     protection.resync_reason or "Changes since the last point are not known.",
-                    f"None: it starts in the policy's window ({policy.resync_window}); now: `asr resync {name} --now`.",
+                    f"No action needed; it starts in the policy's window ({policy.resync_window}). "
+                    f"To start now: `asr resync {name} --now`.",
                 )
             ]
         case State.RESYNCING:
@@ -129,8 +130,8 @@ def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
                     "resyncing",
                     Severity.INFO,
                     f"source and replica of {name!r} are being compared",
-                    protection.resync_reason or "A comparison was asked for.",
-                    "None: deltas resume when it is done.",
+                    protection.resync_reason or "A comparison was requested.",
+                    "No action needed; replication resumes when it is done.",
                 )
             ]
         case State.FAILED_OVER:
@@ -139,8 +140,8 @@ def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
                     "commit-pending",
                     Severity.WARNING,
                     f"{name!r} runs at {protection.target_site!r}, not committed and not protected",
-                    "A failover waits for somebody to accept it.",
-                    f"`asr failover commit {name}`, or `asr failover undo {name}`.",
+                    "The failover waits to be committed or undone.",
+                    f"Run `asr failover commit {name}` or `asr failover undo {name}`.",
                 )
             ]
         case State.COMMITTED:
@@ -149,8 +150,8 @@ def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
                     "not-protected",
                     Severity.WARNING,
                     f"{name!r} runs at {protection.target_site!r} and is not protected",
-                    "After a committed failover nothing replicates.",
-                    f"`asr reprotect {name}`.",
+                    "A machine is not replicated after a committed failover until it is re-protected.",
+                    f"Run `asr reprotect {name}`.",
                 )
             ]
         case State.REVERSING:
@@ -160,10 +161,10 @@ def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
                     Severity.WARNING,
                     f"{name!r} is not protected until its re-protect is done",
                     "The replica in the new direction has no recovery point yet.",
-                    "None: it goes on by itself.",
+                    "No action needed; it continues automatically.",
                 )
             ]
-        case _:  # a job is at work; the job tells how it goes
+        case _:  # a job is running; it shows its own progress
             return []
 
 
@@ -187,7 +188,7 @@ def _of_point(
                 f"the newest point of {protection.name!r} is {newest.consistency.value}-consistent, "
                 f"the policy asks for {policy.consistency.value}",
                 "The guest's agent does not answer, or the site cannot freeze it.",
-                "Install or start the agent in the guest; the next point tries again.",
+                "Install or start the agent in the guest; the next cycle tries again.",
             )
         )
     if power is PowerState.OFF and newest.consistency is Consistency.OFFLINE:
@@ -196,9 +197,9 @@ def _of_point(
             Finding(
                 "source-off",
                 Severity.INFO,
-                f"{protection.name!r} is shut down; its newest point holds all of it",
+                f"{protection.name!r} is shut down; its newest point holds all its data",
                 "It was stopped at the source.",
-                "None: replication goes on when it is started.",
+                "No action needed; replication resumes when it is started.",
             )
         )
     elif age > RPO_WARNING * policy.interval:
@@ -210,7 +211,8 @@ def _of_point(
                 f"the newest point of {protection.name!r} is {format_duration(age)} old, "
                 f"the interval is {format_duration(policy.interval)}",
                 "Cycles fail, wait, or take longer than the interval.",
-                f"See the other reasons; does `asr run` run? One cycle now: `asr replicate {protection.name}`.",
+                f"See the other reasons, and check that `asr run` is running. "
+                f"To run one cycle now: `asr replicate {protection.name}`.",
             )
         )
         if load is not None and load.saturated:
@@ -219,7 +221,7 @@ def _of_point(
                     "service-saturated",
                     Severity.WARNING,
                     f"the replication service cannot keep up: {load.late} of {load.machines} machines are late",
-                    f"Their cycles are due faster than they are done; at most {load.at_a_time} run at a time.",
+                    f"Cycles become due faster than they finish; at most {load.at_a_time} run at a time.",
                     "Lengthen the interval of policies, or move machines to a vault and service on another host.",
                 )
             )
@@ -231,10 +233,10 @@ def _of_error(protection: Protection, now: float) -> list[Finding]:
     if error is None:
         return []
     if protection.retry_at is None:
-        severity, again = Severity.ERROR, "no retry: it cannot mend by itself"
+        severity, again = Severity.ERROR, "not retried automatically"
     else:
         severity = Severity.WARNING
-        again = f"try {protection.attempt + 1} in {format_duration(max(0.0, protection.retry_at - now))}"
+        again = f"attempt {protection.attempt + 1} in {format_duration(max(0.0, protection.retry_at - now))}"
     return [
         Finding(
             str(error.get("code", "unknown-error")),
@@ -255,7 +257,7 @@ def _of_fence(protection: Protection) -> list[Finding]:
             Severity.WARNING,
             f"the old {protection.name!r} at {protection.source_site!r} is not quarantined yet",
             "The site could not be reached at the failover; the old machine may still run there.",
-            "None: it is quarantined as soon as the site answers. Do not start it there.",
+            "No action needed; it is quarantined as soon as the site answers. Do not start it there.",
         )
     ]
 
@@ -273,7 +275,7 @@ def _of_tests(protection: Protection, now: float) -> list[Finding]:
             "test-due",
             Severity.INFO,
             f"the failover of {protection.name!r} was last tested: {when}",
-            "Only a test shows that the machine really boots and works at the target.",
-            f"`asr failover test {protection.name}`; it disturbs nothing.",
+            "Only a test shows that the machine boots and works at the target.",
+            f"Run `asr failover test {protection.name}`; it does not disturb the machine or its replication.",
         )
     ]

@@ -35,7 +35,7 @@ class RecoveryPoint:
 
     `taken_at` is the instant of the frozen view, `sealed_at` when all of it was durable. A point that is not
     `kept` is the latest state only: the next sealed cycle takes its place. A `pinned` one outlives retention.
-    `held`: bytes that the target kept for its disks, as last known; None where the target does not tell.
+    `held`: bytes that the target kept for its disks, as last known; None where the target does not report it.
     """
 
     id: str

@@ -26,7 +26,7 @@ class Rung:
     every: float
 
 
-# The reference's ladder: all points for 2 hours, then hourly, after a day 2-hourly, after a week 4-hourly.
+# Site Recovery's ladder: all points for 2 hours, then hourly, after a day 2-hourly, after a week 4-hourly.
 DEFAULT_LADDER = (
     Rung(2 * units.HOUR, units.HOUR),
     Rung(units.DAY, 2 * units.HOUR),
@@ -104,15 +104,15 @@ def _ladder_is_sound(ladder: tuple[Rung, ...]) -> bool:
 
 @attrs.frozen
 class Policy:
-    """Raises InvalidValue when made of values that make no sense together. Times in seconds.
+    """Raises InvalidValue for values that contradict each other. Times in seconds.
 
-    `interval`: between cycles. `point_interval`: between *kept* recovery points (between them only the latest
-    state exists). `keep`: age at which points go. `consistency`: asked for; each point records what was
-    obtained. `resync_window`: when a comparison may start by itself (W5: outside office hours by default).
-    `resync_threshold`: share of a disk whose change log makes a comparison due. `bandwidth`: what all machines of the
-    policy together may send; of the rules whose windows are open the lowest holds, and without one there is no limit.
-    `verify_every`: after so long a replica is compared with its source by itself, in the resync window, and what
-    differs is mended; 0: never.
+    `interval`: between cycles. `point_interval`: between *kept* recovery points (between them only the latest state
+    exists). `keep`: points older than this are deleted. `consistency`: requested; each point records what was
+    obtained. `resync_window`: when a comparison may start automatically (by default outside office hours, W5 in
+    docs/reference/site-recovery-map.md). `resync_threshold`: share of a disk; a change log that holds more makes a
+    comparison due. `bandwidth`: what all machines of the policy together may send; the lowest active limit applies,
+    and without one there is no limit. `verify_every`: how often a replica is compared with its source and repaired
+    automatically, in the resync window; 0: never.
     """
 
     name: str

@@ -54,7 +54,7 @@ class CycleMode(Enum):
 
 @attrs.frozen
 class PendingCycle:
-    """A cycle that has a frozen view but is not recorded as sealed: what a restart needs to go on with it.
+    """A cycle that has a frozen view but is not recorded as sealed: what a restart needs to resume it.
 
     `view_mark` is the mark of the view it copies from (None: the source does not track). `plan` is, per disk,
     what the cycle has to cover; what is already done the target knows.
@@ -84,9 +84,9 @@ class TestRun:
 class Protection:
     """One protected machine. Site fields name the sites of *now*: a reversal swaps source and target.
 
-    `epoch` counts ownership changes (invariant 4). `mark` is what the last recorded point left at the source;
-    it only changes together with `head_point` (invariant 2). `attempt` and `retry_at` belong to W6. `replica_kind`
-    is the target's word for how it keeps points.
+    `epoch` counts ownership changes, so that a former owner can be refused. `mark` is what the last recorded point left
+    at the source; it only changes together with `head_point` (invariants 4 and 2 in docs/explanation/architecture.md).
+    `attempt` and `retry_at`: retries of a failed cycle. `replica_kind` is the target's word for how it keeps points.
     """
 
     id: str

@@ -11,9 +11,9 @@ __all__ = ["Placement", "Server"]
 class Server:
     """A process server that is registered in the vault.
 
-    `session` is new each time the server starts: what an earlier process of that name held, this one does not.
+    `session` is new each time the server starts: it does not own what an earlier process of that name owned.
     `sites`: those it can reach; None: all. `alive`: it was heard of within its lease. `silent`: seconds since then, by
-    the database's clock. `version`: of its software, empty if it did not say.
+    the database's clock. `version`: of its software, empty if unknown.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """States of a protected machine and every transition between them, in one table.
 
-State says where a machine stands between steps that are durable. Progress (how far a copy is) and health (how
-well it goes) are other things, in `watch` and `health`. The docs print this table.
+State says where a machine stands between durable steps. Progress (how far a copy is) and health (how well it is
+protected) are separate, in `watch` and `health`. docs/reference/states.md is generated from this table; its notes
+W1 to W5 and F1 to F8 are items of docs/reference/site-recovery-map.md.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ class State(Enum):
     PROTECTED = "protected"
     """At least one point is sealed; deltas follow at the policy's interval."""
     RESYNC_PENDING = "resync-pending"
-    """Deltas cannot go on; points are whole; a comparison waits for its window."""
+    """Deltas are suspended; recovery points are intact; a comparison waits for its window."""
     RESYNCING = "resyncing"
-    """Source and replica are being compared and made equal; points are whole."""
+    """Source and replica are being compared and made equal; recovery points are intact."""
     FAILING_OVER = "failing-over"
     """A failover has begun; the machine may already run at the target, or not yet."""
     FAILED_OVER = "failed-over"
-    """The machine runs at the target (commit pending); the replica's points are whole; undo is possible."""
+    """The machine runs at the target (commit pending); recovery points are intact; undo is possible."""
     UNDOING = "undoing"
-    """The machine at the target is being removed again."""
+    """The failover is being undone: the machine at the target and its writes are being deleted."""
     COMMITTING = "committing"
-    """The failover is final; older points are going."""
+    """The failover is final; the replica and its recovery points are being deleted."""
     COMMITTED = "committed"
-    """The machine works at the target and is not protected."""
+    """The machine runs at the target and is not protected."""
     REVERSING = "reversing"
-    """Re-protect: the direction is turned round; the new replica is being made equal; it has no point yet."""
+    """Re-protect: the direction is reversed; the new replica is being made equal and has no recovery point yet."""
     DISABLING = "disabling"
-    """Protection is being removed."""
+    """Protection is ending; the replica and its recovery points are being deleted."""
 
 
 class Event(Enum):
@@ -89,12 +90,12 @@ def _table() -> tuple[Transition, ...]:
         Transition(s.FINALIZING, e.FINALIZED, s.PROTECTED, "W3: settings for failover are in place"),
         Transition(s.PROTECTED, e.REPLICATE, s.PROTECTED, "W4: a delta was sealed"),
         Transition(s.PROTECTED, e.LOSE_TRACKING, s.RESYNC_PENDING, "W5: tracking lost, or the change log too large"),
-        Transition(s.RESYNCING, e.LOSE_TRACKING, s.RESYNCING, "W5: lost again while comparing: compare on"),
+        Transition(s.RESYNCING, e.LOSE_TRACKING, s.RESYNCING, "W5: lost again while comparing: keep comparing"),
         Transition(s.PROTECTED, e.START_RESYNC, s.RESYNCING, "W5: started by hand"),
         Transition(s.RESYNC_PENDING, e.START_RESYNC, s.RESYNCING, "W5: the window opened, or started by hand"),
-        Transition(s.RESYNCING, e.START_RESYNC, s.RESYNCING, "W5: an interrupted comparison goes on"),
+        Transition(s.RESYNCING, e.START_RESYNC, s.RESYNCING, "W5: an interrupted comparison resumes"),
         Transition(s.RESYNCING, e.RESYNCED, s.PROTECTED, "W5: equal again; deltas resume"),
-        Transition(s.PROTECTED, e.VERIFY, s.PROTECTED, "invariant 6 may be proved at any time"),
+        Transition(s.PROTECTED, e.VERIFY, s.PROTECTED, "replica and source may be compared at any time"),
         *(Transition(state, e.TEST, state, "F1: a test disturbs nothing") for state in with_points),
         *(
             Transition(state, e.FAIL_OVER, s.FAILING_OVER, "F2, F3: a sealed point exists to fail over to")
@@ -104,14 +105,14 @@ def _table() -> tuple[Transition, ...]:
         Transition(s.FAILING_OVER, e.ABORT_FAILOVER, s.PROTECTED, "F3: the source did not stop; nothing was moved"),
         Transition(s.FAILING_OVER, e.FAILED_OVER, s.FAILED_OVER, "F5: the machine runs at the target"),
         Transition(s.FAILED_OVER, e.UNDO, s.UNDOING, "F5: another point, or back to the source, before commit"),
-        Transition(s.FAILING_OVER, e.UNDO, s.UNDOING, "a failover that got stuck is taken back"),
+        Transition(s.FAILING_OVER, e.UNDO, s.UNDOING, "a failover that got stuck is undone"),
         Transition(s.UNDOING, e.UNDO, s.UNDOING, "an interrupted undo is repeated"),
         Transition(s.UNDOING, e.UNDONE, s.PROTECTED, "the replica and its points are as before the failover"),
         Transition(s.FAILED_OVER, e.COMMIT, s.COMMITTING, "F5: the workload is accepted at the target"),
         Transition(s.COMMITTING, e.COMMIT, s.COMMITTING, "an interrupted commit is repeated"),
-        Transition(s.COMMITTING, e.COMMITTED, s.COMMITTED, "older points are gone; the disks are the machine's own"),
+        Transition(s.COMMITTING, e.COMMITTED, s.COMMITTED, "recovery points are deleted; the machine owns its disks"),
         Transition(s.COMMITTED, e.REPROTECT, s.REVERSING, "F8: reverse replication"),
-        Transition(s.REVERSING, e.REPROTECT, s.REVERSING, "an interrupted re-protect goes on"),
+        Transition(s.REVERSING, e.REPROTECT, s.REVERSING, "an interrupted re-protect resumes"),
         Transition(s.REVERSING, e.REVERSED, s.PROTECTED, "F8: a first point is sealed in the new direction"),
         *(
             Transition(state, e.DISABLE, s.DISABLING, "protection can be ended wherever no failover is under way")
@@ -149,6 +150,6 @@ def allowed(machine: str, state: State, event: Event) -> Transition:
             event=event.value,
             state=state.value,
             reason=f"That is possible only from: {sources}.",
-            possible=possible or "nothing; wait for the running job",
+            possible=possible or "no command; wait for the running job",
         )
     return row

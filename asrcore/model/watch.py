@@ -11,9 +11,9 @@ __all__ = ["Stopped", "Watch"]
 
 
 class Stopped(BaseException):
-    """The engine ends; the work goes on at its next start.
+    """The engine ends; the work resumes at its next start.
 
-    Like KeyboardInterrupt it is no Exception: code that takes work back when it fails or is cancelled must not see it.
+    Like KeyboardInterrupt it is no Exception: code that undoes failed or cancelled work must not see it.
     """
 
 
@@ -47,7 +47,7 @@ class Watch:
         self._tell()
 
     def check(self) -> None:
-        """Raise Cancelled if somebody called `cancel`, Stopped if the engine ends."""
+        """Raise Cancelled if `cancel` was called, Stopped if the engine ends."""
         if self._stopped.is_set():
             raise Stopped
         if self._cancelled.is_set():

@@ -117,7 +117,7 @@ def test_recoverable_error_warns_and_names_the_next_try() -> None:
     failed = attrs.evolve(WEB, error=error.as_dict(), attempt=2, retry_at=NOW + 240)
     (reason,) = assess(failed, POLICY, newest(10), NOW).reasons
     assert (reason.code, reason.severity) == ("site-unreachable", Severity.WARNING)
-    assert reason.what == "site 'lyon' cannot be reached: no route (try 3 in 4m 00s)"
+    assert reason.what == "site 'lyon' cannot be reached: no route (attempt 3 in 4m 00s)"
     assert (reason.cause, reason.action) == (error.cause_text, error.action_text)
 
 
@@ -125,7 +125,7 @@ def test_unrecoverable_error_is_critical() -> None:
     error = AccessDenied(site="lyon", detail="wrong key")
     health = assess(attrs.evolve(WEB, error=error.as_dict(), attempt=1), POLICY, newest(10), NOW)
     assert health.level is Level.CRITICAL
-    assert "no retry" in health.reasons[0].what
+    assert "not retried automatically" in health.reasons[0].what
 
 
 def test_fence_that_is_due_warns() -> None:
