@@ -23,5 +23,5 @@ class Closing:
         try:
             self.close()
         except Exception:
-            if error is None:  # the first error is the one that tells what went wrong
+            if error is None:  # the first error is the one that says what went wrong
                 raise

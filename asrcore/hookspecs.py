@@ -9,10 +9,10 @@
 Rules for every implementation:
 - It takes the parameters it needs, by the names given here and without defaults; a misspelt hook or parameter
   makes the plug-in refused.
-- Events are told, not asked: nothing is returned. What an implementation raises is logged, and neither the engine
-  nor another plug-in notices. It runs on the thread of the work it is told of, which waits for it: be quick, or
-  hand over to a thread of your own.
-- Events may be told twice (a job that was killed goes on at its last step) and, when a host dies, not at all.
+- Events are notifications: nothing is returned. What an implementation raises is logged and affects neither the
+  engine nor another plug-in. It runs on the thread of the work that it is notified of, which waits for it: return
+  quickly, or hand over to another thread.
+- An event may be sent twice (a job that was killed resumes at its last step) and, when a host dies, not at all.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def asr_recovery_point_created(machine: Protection, point: RecoveryPoint) -> Non
 
 @_hookspec
 def asr_health_changed(machine: Protection, old: Health, new: Health) -> None:
-    """The level or the reasons of a machine's health are others than before."""
+    """The level or the reasons of a machine's health have changed."""
 
 
 @_hookspec
 def asr_before_failover(machine: Protection, kind: FailoverKind) -> None:
-    """A failover was asked for and is possible; nothing has been done yet. It cannot be prevented here."""
+    """A failover was requested and is possible; nothing has been done yet. It cannot be prevented here."""
 
 
 @_hookspec
@@ -72,4 +72,4 @@ def asr_after_failover(machine: Protection, kind: FailoverKind) -> None:
 
 @_hookspec
 def asr_job_finished(job: FinishedJob) -> None:
-    """A job ended, well or not."""
+    """A job ended: it succeeded, failed or was cancelled."""

@@ -1,6 +1,6 @@
-"""Loads plug-ins and tells them events; the only place that touches a plug-in manager.
+"""Loads plug-ins and sends them events; the only place that uses a plug-in manager.
 
-One bad plug-in never breaks the others: whatever is wrong with it is kept as a `BrokenPlugin` for `asr drivers`.
+One bad plug-in never breaks the others: what is wrong with it is kept as a `BrokenPlugin` for `asr drivers`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Plugins:
         raise self._incompatible.get(name) or DriverNotFound(driver=name)
 
     def connect(self, driver: str, name: str, settings: Mapping[str, str]) -> contract.Site:
-        """Connect to a site with settings that somebody typed. Raises as `driver` and `Driver.connect` do."""
+        """Connect to a site with settings as they were entered. Raises as `driver` and `Driver.connect` do."""
         chosen = self.driver(driver)
         known = {setting.name: setting for setting in chosen.info.settings}
         for setting_name in settings:
@@ -87,7 +87,7 @@ class Plugins:
         """Take a plug-in (a module or any object with hooks) into use; False if it was refused (see `broken`)."""
         full_name = f"{distribution}:{name}"  # entry points of two distributions may have the same name
         if self._manager.has_plugin(full_name) or self._manager.is_registered(plugin):
-            self._refuse(name, distribution, _Refused("it is registered already"))
+            self._refuse(name, distribution, _Refused("it is already registered"))
             return False
         try:
             self._manager.register(plugin, full_name)
@@ -163,19 +163,19 @@ class Plugins:
         self._tell("asr_recovery_point_created", machine=machine, point=point)
 
     def health_changed(self, machine: Protection, old: Health, new: Health) -> None:
-        """Tell that a machine's health is another than before."""
+        """Report that a machine's health has changed."""
         self._tell("asr_health_changed", machine=machine, old=old, new=new)
 
     def before_failover(self, machine: Protection, kind: FailoverKind) -> None:
-        """Tell that a failover begins."""
+        """Report that a failover begins."""
         self._tell("asr_before_failover", machine=machine, kind=kind)
 
     def after_failover(self, machine: Protection, kind: FailoverKind) -> None:
-        """Tell that a failover has been done."""
+        """Report that a failover is done."""
         self._tell("asr_after_failover", machine=machine, kind=kind)
 
     def job_finished(self, job: FinishedJob) -> None:
-        """Tell that a job ended."""
+        """Report that a job ended."""
         self._tell("asr_job_finished", job=job)
 
     def _tell(self, event: str, **values: object) -> None:
@@ -185,7 +185,7 @@ class Plugins:
             try:
                 implementation.function(*(values[name] for name in implementation.argnames))
             except _ITS_FAULT:
-                _log.exception("plug-in %s failed at %s; the engine goes on", implementation.plugin_name, event)
+                _log.exception("plug-in %s failed at %s; the engine continues", implementation.plugin_name, event)
 
 
 def load() -> Plugins:

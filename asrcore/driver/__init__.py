@@ -1,11 +1,11 @@
 """The contract between the engine and a driver: five roles by capability, in values of `asrcore.model`.
 
-A driver connects to a *site*. The site offers the roles it can; a role or an operation that is not offered raises
-UnsupportedOperation, so the contract grows by a capability with a default, never by a new abstract method.
+A driver connects to a *site*. A site offers the roles that it can fill; a role or an operation that is not offered
+raises UnsupportedOperation, so the contract grows by a capability with a default, never by a new abstract method.
 
 Rules for every operation:
 - It may be repeated: a step that was killed is called again with the same identities and ends in the same state.
-- It raises errors of `asrcore.errors` for what can be expected and has a time limit wherever it waits.
+- It raises errors of `asrcore.errors` for every failure that can be expected, and has a time limit wherever it waits.
 - Offsets, lengths and disk sizes are bytes as the guest sees them, multiples of 512 but for the end of a disk; times
   are seconds; `taken_at` is the engine host's clock.
 """

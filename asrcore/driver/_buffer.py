@@ -11,24 +11,24 @@ from asrcore.units import MiB
 
 __all__ = ["page_buffer"]
 
-# Kept for the next reader, about so many of this size: memory that is mapped anew for each call is cleared page by page
-# (measured, resyncs between two sites: 3.4 to 3.8 s where the page cache took 3.1; with memory that is kept 2.2, by the
-# page cache 2.75).
+# About this many buffers of this size are kept for the next reader: newly mapped memory is cleared page by page on each
+# call (measured, resyncs between two sites: 3.4 to 3.8 s, against 3.1 s through the page cache; with kept memory 2.2 s,
+# against 2.75 s).
 _KEPT = 8
 _SIZE = 4 * MiB
 
 _free: list[memoryview] = []
-# A child has the same memory, not a copy; its parent goes on reading into it. (Who forks while using some must not give
-# it back in the child; nobody does.)
+# A child process shares this memory, it has no copy, and its parent continues to read into it. (A process that forks
+# while it uses a buffer must not give it back in the child; none does.)
 os.register_at_fork(after_in_child=_free.clear)
 
 
 @contextmanager
 def page_buffer(size: int) -> Iterator[memoryview]:
-    """`size` bytes of memory (at least one) that begin at a page. What is in them at first is anything.
+    """`size` bytes of memory (at least one), aligned to a page. Their initial content is undefined.
 
-    Into such memory a reader can bring a disk's content past the page cache (`O_DIRECT`). It is a shared mapping: in
-    private memory, as the heap is, such a read may be lost when the process forks meanwhile (open(2), NOTES).
+    A reader can read a disk into this memory without the page cache (`O_DIRECT`). It is a shared mapping: in private
+    memory, such as the heap, such a read may be lost when the process forks during it (open(2), NOTES).
     """
     memory = None
     if size <= _SIZE:

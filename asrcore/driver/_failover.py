@@ -14,8 +14,8 @@ __all__ = ["Failover", "Instance", "PromoteSpec", "TestSpec"]
 
 @attrs.frozen
 class TestSpec:
-    """A test failover: a disposable copy-on-write machine of a point. `network` "" means plugged into nothing
-    that leads anywhere."""
+    """A test failover: a disposable copy-on-write machine of a point. With `network` "" it is isolated: connected to
+    no network."""
 
     test_id: str
     replica_id: str
@@ -46,7 +46,7 @@ class Instance:
 
 
 class Failover(ABC):
-    """Makes machines of points. Nothing here changes a point: instances write to copies or overlays."""
+    """Makes machines from recovery points. Nothing here changes a point: instances write to copies or overlays."""
 
     @abstractmethod
     def start_test(self, spec: TestSpec, watch: Watch) -> Instance:
@@ -54,7 +54,7 @@ class Failover(ABC):
 
     @abstractmethod
     def stop_test(self, replica_id: str, test_id: str) -> None:
-        """Stop and remove everything of a test; an unknown one is gone already."""
+        """Stop a test machine and delete everything that belongs to it; an unknown test is already deleted."""
 
     @abstractmethod
     def tests(self, replica_id: str) -> list[str]:
@@ -70,9 +70,10 @@ class Failover(ABC):
 
     @abstractmethod
     def undo(self, replica_id: str, epoch: int) -> None:
-        """Stop and remove the promoted machine and its writes; bring back what `promote` put aside."""
+        """Stop the promoted machine and delete it with its writes; restore the machine that `promote` put aside."""
 
     @abstractmethod
     def commit(self, replica_id: str, epoch: int, watch: Watch) -> None:
-        """Make the promotion final: the machine's disks become its own, the replica with its points goes, as do
-        disks of *ours* that the machine put aside was using. Disks that the user made stay."""
+        """Make the promotion final: the machine's disks become independent of the replica, the replica and its points
+        are deleted, and so are disks made by asrcore that the machine put aside was using. Disks made by the user are
+        kept."""

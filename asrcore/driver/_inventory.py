@@ -53,7 +53,7 @@ class Inventory(ABC):
 
     @abstractmethod
     def unfence(self, machine_id: str, epoch: int) -> None:
-        """Take a fence of at most `epoch` away; the machine is not started."""
+        """Remove a fence of at most `epoch`; the machine is not started."""
 
     @abstractmethod
     def fenced(self, machine_id: str) -> Fence | None:

@@ -65,7 +65,7 @@ class DriverInfo:
 
 @attrs.frozen
 class SiteStatus:
-    """What a connected site says of itself; `details` are facts for people (`replica kind: reflink`)."""
+    """Status of a connected site, reported by the site; `details` are facts for people (`replica kind: reflink`)."""
 
     version: str
     capabilities: frozenset[Capability]
@@ -92,10 +92,10 @@ class Driver(ABC):
         return []
 
     def check(self, settings: Mapping[str, str], record: Path | None = None) -> Generator[Check]:
-        """Try the driver's own work at a site of these settings, on little data, and take all of it away again; one
-        check after the other, as they end, and closed early as well. For platforms that no test can have at hand.
-        `record`: a file for what the platform answers, as it answers it, without secrets."""
-        raise UnsupportedOperation(driver=self.info.name, operation="check a site by trying")
+        """Try the driver's operations at a site of these settings, on little data, and delete everything that was made
+        for it, also when the generator is closed early. Yields each check when it has ended. For platforms that no test
+        environment has. `record`: a file for the platform's answers, word for word but without secrets."""
+        raise UnsupportedOperation(driver=self.info.name, operation="check a site")
 
     @abstractmethod
     def connect(self, name: str, settings: Mapping[str, str]) -> Site:
@@ -136,8 +136,10 @@ class Site(Closing):
         raise self._unsupported("run replicas")
 
     def sweep(self) -> list[str]:
-        """Remove what runs that never came back have left at the site and nobody else would find; what it was.
-        Where what is left lies beside what it was for, and is found with it, there is nothing to do."""
+        """Delete resources orphaned at the site by interrupted runs; returns their names.
+
+        Only for what no other operation would find. A driver whose left-overs lie beside the replica or the machine
+        that they belong to finds them there, and has nothing to do here."""
         return []
 
     def _unsupported(self, operation: str) -> UnsupportedOperation:

@@ -38,7 +38,7 @@ class ViewRequest:
     """One machine of a view. `view_id` names the view: a view of that id that is still frozen at the source is
     opened again, with the same `taken_at` and mark, so that a restarted engine reads the same instant. When it is
     no longer frozen a new view is made under that id, with a new mark that differs from the former one's (which
-    may be `since`). `since`: the mark to tell changes from."""
+    may be `since`). `since`: the mark from which changes are counted."""
 
     machine_id: str
     view_id: str
@@ -84,7 +84,7 @@ class MachineView(ABC):
 
     description: Description
     consistency: Consistency
-    """As obtained (invariant 5)."""
+    """As obtained, which may be lower than asked for (invariant 5 in docs/explanation/architecture.md)."""
     mark: Mark | None
     """To be kept once the point is recorded; None when nothing is tracked."""
     disks: Mapping[str, DiskView]
@@ -97,8 +97,8 @@ class FrozenView(Closing, ABC):
     machines: Mapping[str, MachineView]
 
     def settle(self) -> Mapping[str, Mapping[str, Sequence[Extent]]]:
-        """Called when all planned extents are flushed, and again whenever what it named is: what has to be read
-        again, by machine and disk, until it names nothing.
+        """What has to be read again, by machine and disk. Called when all planned extents are flushed, and again
+        when what it returned is flushed, until it returns nothing.
 
         A source that cannot hold a whole disk still (an agent without snapshots below it) names what changed while it
         was read, in as many rounds as it needs, and freezes briefly for the last one; from then on `taken_at`,
@@ -124,14 +124,14 @@ class Source(ABC):
     ) -> FrozenView:
         """Freeze the machines at one barrier (one machine unless the site has GROUPS).
 
-        A consistency that cannot be had lowers what the view says it obtained; it is no error. From the instant
-        of the view on, changes are tracked for its new mark. A lost mark is told per disk (`Tracking.LOST`).
+        A consistency that cannot be obtained is no error: the view states what it obtained. From the instant of the
+        view on, changes are tracked for its new mark. A lost mark is reported per disk (`Tracking.LOST`).
         Raises MachineNotFound, ViewLost, SiteUnreachable, DriverFailed.
         """
 
     @abstractmethod
     def keep_marks(self, machine_id: str, keep: Sequence[Mark]) -> None:
-        """Release every mark and every left-over of a view of ours for this machine except these.
+        """Release every mark of this machine except these, and everything left over from asrcore's views of it.
 
         Called after a point is recorded, and with nothing to keep when protection ends. What cannot be released
         now (a stopped machine) is released by a later call.

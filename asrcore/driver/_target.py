@@ -56,7 +56,7 @@ class ReplicaSpec:
 @attrs.frozen
 class StoredPoint:
     """A sealed point as the target knows it. `disks`: sizes in bytes by disk id. `held`: bytes that the target keeps
-    for them, as last known, where that is what is paid for; None where it is not told."""
+    for them, as last known, where storage is paid by use; None where the target does not report it."""
 
     id: str
     taken_at: float
@@ -71,8 +71,8 @@ class StoredPoint:
 @attrs.frozen
 class ReplicaInfo:
     """State of a replica: `points` oldest first, the last one is the head. `pending` is the id of an open cycle.
-    `disks` are the disks of the head; before the first point those that were created or seeded. `kind` tells people
-    how the target keeps points (`reflink`, `chain`, `page-blob`)."""
+    `disks` are the disks of the head; before the first point those that were created or seeded. `kind` says how the
+    target keeps points (`reflink`, `chain`, `page-blob`); it is shown to people."""
 
     replica_id: str
     epoch: int
@@ -89,7 +89,7 @@ class ReplicaInfo:
 
 @attrs.frozen
 class CycleSpec:
-    """A cycle to be opened, or taken up again when `cycle_id` is the pending one.
+    """A cycle to be opened, or resumed when `cycle_id` is the pending one.
 
     `disks`: id -> size of *all* disks that the point will have; unknown ones are created empty, grown ones
     extended with zeroes, missing ones left out of the point. `base_point`: what the writer believes the head is.
@@ -103,8 +103,8 @@ class CycleSpec:
 
 @attrs.frozen
 class SealSpec:
-    """What makes a cycle a recovery point. `keep`: a point of its own, else only the latest state. A target that holds
-    as many points as it can makes it the latest state only, and says so in the stored point."""
+    """What makes a cycle a recovery point. `keep`: keep it as a separate point; otherwise it is only the latest state.
+    A target that is at its limit of points stores the latest state only, and says so in the stored point."""
 
     point_id: str
     taken_at: float
@@ -141,18 +141,19 @@ class CycleWriter(Closing, ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Make all so far durable; afterwards `done` tells it, even after a crash."""
+        """Make everything so far durable; afterwards `done` reports it, even after a crash."""
 
     @abstractmethod
     def seal(self, spec: SealSpec) -> StoredPoint:
         """Make the cycle a recovery point, atomically and durably; the same id again returns the point.
 
-        What can wait is left to `close`: the engine calls it after the point is recorded and the source let go."""
+        What can wait is left to `close`: the engine calls it after the point is recorded and the source released."""
 
     @abstractmethod
     def discard(self) -> None:
-        """Forget the cycle; only on the engine's decision, never as a clean-up of an error (invariant 3). Content
-        that went into a replica without points stays there: the next comparison finds it equal."""
+        """Delete the cycle's content; only on the engine's decision, never as a clean-up of an error (invariant 3 in
+        docs/explanation/architecture.md). Content that went into a replica without points stays there: the next
+        comparison finds it equal."""
 
 
 class Replica(ABC):
@@ -177,12 +178,12 @@ class Replica(ABC):
 
     @abstractmethod
     def drop_points(self, point_ids: Iterable[str], epoch: int, watch: Watch | None = None) -> None:
-        """Remove points; unknown ones are gone already. The head, pinned points and what a test stands on
-        stay whole; the content of all other points does not change. Freeing their space may take long where layers
-        are merged: a cancelled `watch` ends it between two, and a later call goes on.
+        """Delete points; unknown ones are already deleted. The head, pinned points and the points of running tests
+        are kept, and the content of all other points does not change. Freeing their space may take long where layers
+        are merged: a cancelled `watch` ends it between two layers, and a later call resumes.
 
-        Called after each cycle whose point the policy keeps, with the source no longer frozen, if only with none to
-        drop: the target may bring its points into better order then."""
+        Called after each cycle whose point the policy keeps, with the source no longer frozen, even if there is no
+        point to delete: the target may reorganise its points then."""
 
     @abstractmethod
     def pin(self, point_id: str, pinned: bool) -> None:
@@ -224,7 +225,7 @@ class Target(ABC):
 
     @abstractmethod
     def create_replica(self, spec: ReplicaSpec, watch: Watch) -> Replica:
-        """Make an empty (or seeded) replica; the same id again goes on or returns it as it is."""
+        """Make an empty (or seeded) replica; the same id again resumes its creation or returns it unchanged."""
 
     @abstractmethod
     def replica(self, replica_id: str) -> Replica:
@@ -236,5 +237,5 @@ class Target(ABC):
 
     @abstractmethod
     def delete_replica(self, replica_id: str, epoch: int) -> None:
-        """Remove a replica and its points; an unknown one is gone already. A machine that was made of it by a
+        """Delete a replica and all its points; an unknown one is already deleted. A machine that was made from it by a
         committed failover keeps its disks."""

@@ -1,4 +1,4 @@
-"""For driver authors: the conformance kit, the memory driver as model implementation, fault injection."""
+"""For driver authors: the conformance kit, the memory driver as reference implementation, fault injection."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ try:
 except ImportError:  # the memory driver and the faults work without it; the kit is in extra `asrcore[testing]`
     pass
 else:
-    # Before anything imports them: then a failing assert of an inherited test shows its values.
+    # Before anything imports them, so that a failing assert of an inherited test shows its values.
     pytest.register_assert_rewrite("asrcore.testing.conformance")

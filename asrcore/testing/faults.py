@@ -38,14 +38,14 @@ _ROLES: dict[type, str] = {
 
 
 class When(Enum):
-    """Where in the call the fault strikes."""
+    """When in the call the fault occurs."""
 
     BEFORE = "before"
     """Nothing is done."""
     HALF = "half"
     """The first half of the data is written or read; for `writer.write` and `reader.read_into`."""
     AFTER = "after"
-    """All is done, but the caller does not learn it: the answer was lost."""
+    """Everything is done, but the caller does not learn it: the reply was lost."""
 
 
 @attrs.frozen
@@ -76,7 +76,7 @@ class Faults:
             self._faults.append(_Fault(operation, error, first, first + times - 1, when))
 
     def clear(self) -> None:
-        """Nothing fails any more."""
+        """Remove all faults."""
         with self._lock:
             self._faults.clear()
 
@@ -107,7 +107,7 @@ _HALVES: dict[str, Callable[..., None]] = {"writer.write": _half_write, "reader.
 
 
 class _Faulty:
-    """Stands for an object of the contract, and for all that it hands out."""
+    """A proxy for an object of the contract, and for all objects that it returns."""
 
     def __init__(self, inner: Any, role: str, faults: Faults) -> None:
         self._inner = inner

@@ -186,7 +186,7 @@ def test_driver_of_another_major_is_refused_and_says_so(api: str, refused: bool,
     loaded = plugins.load()
     assert ("other" not in loaded.drivers) is refused
     if refused:
-        with pytest.raises(DriverIncompatible, match=r"speaks contract 2\.0, this engine 1\.0"):
+        with pytest.raises(DriverIncompatible, match=r"has contract version 2\.0, this engine has 1\.0"):
             loaded.driver("other")
         assert "DriverIncompatible" in broken_of(loaded, "other-api")[0].error
 
@@ -199,7 +199,7 @@ def test_registering_twice_keeps_the_first() -> None:
     assert loaded.register("mine", plugin)
     assert not loaded.register("mine", plugin)
     assert not loaded.register("again", plugin)
-    assert [item.error for item in loaded.broken] == ["it is registered already"] * 2
+    assert [item.error for item in loaded.broken] == ["it is already registered"] * 2
 
 
 class Recorder:

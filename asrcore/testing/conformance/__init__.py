@@ -1,4 +1,4 @@
-"""The conformance kit: subclass `DriverConformance`, give it a rig, and every rule of the contract is tried.
+"""The conformance kit: subclass `DriverConformance`, give it a rig, and every rule of the contract is tested.
 
     from asrcore.testing.conformance import ConformanceRig, DriverConformance
 

@@ -74,7 +74,7 @@ class SourceBench:
 
     @property
     def source(self) -> Source:
-        """Of the connection of now."""
+        """Of the current connection."""
         return source_of(self.rig).source
 
     def open(
@@ -98,12 +98,12 @@ class SourceBench:
         return view.machines[self.rig.machine_id]
 
     def is_whole(self, view: FrozenView) -> bool:
-        """Whether the view holds all disks of all its machines still."""
+        """Whether the view freezes all disks of all its machines."""
         return all(disk.whole for machine in view.machines.values() for disk in machine.disks.values())
 
     def unmoved(self, view: FrozenView) -> AbstractContextManager[None]:
-        """Within this context every range shows the instant of the view, once it has settled: where the source cannot
-        see to that, the rig holds the machine still."""
+        """Within this context every range shows the instant of the view, once it has settled. Where the source cannot
+        ensure that, the rig keeps the machine from writing."""
         return nullcontext() if self.is_whole(view) else self.rig.still(self.rig.machine_id)
 
     def settle(self, view: FrozenView, copies: Mapping[str, Scratch]) -> None:
@@ -142,7 +142,7 @@ class Base:
 
     @pytest.fixture
     def rig(self) -> ConformanceRig:
-        """Replace it in your class. A machine that boots is best shared: `scope="class"`, on a classmethod."""
+        """Override it in your class. Share a machine that boots: `scope="class"`, on a classmethod."""
         raise NotImplementedError(
             "define a fixture named `rig` in your test class that gives a ConformanceRig of your platform:\n"
             "    @pytest.fixture(scope='class')\n"

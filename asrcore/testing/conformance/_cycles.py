@@ -1,4 +1,4 @@
-"""The kit: cycles at the target (invariants 1, 3, 4, 6)."""
+"""The kit: cycles at the target (invariants 1, 3, 4 and 6 in docs/explanation/architecture.md)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TARGET = Capability.TARGET
 
 
 class TargetBase(Base):
-    """A replica of its own for each test."""
+    """A separate replica for each test."""
 
     @pytest.fixture
     def target(self, rig: ConformanceRig) -> Iterator[TargetBench]:
@@ -45,7 +45,7 @@ def _kill(target: TargetBench, writer: CycleWriter) -> None:
 
 
 class CycleConformance(TargetBase):
-    """A cycle becomes a point as a whole or not at all, and an interrupted one goes on."""
+    """A cycle becomes a point as a whole or not at all, and an interrupted one resumes."""
 
     @needs(target=[TARGET])
     def test_a_new_replica_is_empty(self, target: TargetBench) -> None:
@@ -155,7 +155,7 @@ class CycleConformance(TargetBase):
         target.check("p1")
         target.check_head()
 
-    # -- going on with an interrupted cycle
+    # -- resuming an interrupted cycle
 
     @needs(target=[TARGET])
     def test_closing_keeps_what_was_flushed(self, target: TargetBench) -> None:
@@ -199,7 +199,7 @@ class CycleConformance(TargetBase):
         _kill(target, writer)
         with target.open("c1") as writer:
             after = writer.done(target.first)
-            assert _covers(after, *told), "what was told to be durable is not there after a kill"
+            assert _covers(after, *told), "what was reported as durable is missing after a kill"
             missing = [call for call in (first, second) if not _covers(after, Extent(call.offset, len(call.data)))]
             target.send(writer, missing)
             target.seal(writer, "p1", [first, second])
@@ -325,7 +325,7 @@ class CycleConformance(TargetBase):
 
     @needs(target=[TARGET])
     def test_the_last_call_counts(self, target: TargetBench) -> None:
-        """A resumed cycle sends again what changed meanwhile, and that may be back to what it was."""
+        """A resumed cycle sends again what changed meanwhile, which may have changed back."""
         target.first_points("p1")
         first = [Data(target.first, index * 64 * KiB, noise(64 * KiB)) for index in range(3)]
         first.append(Data(target.second, 512 * KiB, noise(64 * KiB)))

@@ -1,4 +1,4 @@
-"""The kit: machines made of recovery points."""
+"""The kit: machines made from recovery points."""
 
 from __future__ import annotations
 
@@ -101,14 +101,14 @@ class _Protected:
         return epoch
 
     def start_test(self, point_id: str, *, test_id: str = "", network: str = "") -> tuple[str, Instance]:
-        """A test that is stopped at the end in any case."""
+        """Start a test, which is always stopped at the end."""
         test_id = test_id or new_id("test")
         self._tests.append(test_id)
         spec = TestSpec(test_id, self.id, point_id, f"asr-{test_id}", network)
         return test_id, self.failover.start_test(spec, Watch())
 
     def clean(self) -> None:
-        """Stop tests, take back a promotion; the replica stays."""
+        """Stop tests, undo a promotion; the replica stays."""
         if self.id in self.target.replicas():
             for test_id in self._tests:
                 self.failover.stop_test(self.id, test_id)
@@ -116,7 +116,7 @@ class _Protected:
         self._tests.clear()
 
     def delete(self) -> None:
-        """Remove the replica and a machine that was made of it for good."""
+        """Delete the replica and a machine that was made from it by a commit."""
         self.clean()
         if self.id in self.target.replicas():
             self.target.delete_replica(self.id, self.replica.info().epoch)
@@ -134,7 +134,7 @@ def _hardware(machine: Machine) -> dict[str, object]:
 
 
 def _content_at_target(rig: ConformanceRig) -> dict[str, bytes]:
-    """Digests of the machine's disks at the target, read the way that a reversal reads them."""
+    """Digests of the machine's disks at the target, read as a re-protect reads them."""
     source = target_of(rig).source
     request = ViewRequest(rig.machine_id, new_id("view"), None)
     with source.open_view([request], consistency=Consistency.CRASH, freeze_limit=FREEZE_LIMIT) as view:
@@ -150,11 +150,11 @@ def _assert_same(seen: dict[str, bytes], wanted: dict[str, bytes]) -> None:
 
 
 class FailoverConformance(Base):
-    """A test leaves no trace; a promotion can be taken back until it is committed; no point is ever written."""
+    """A test leaves nothing behind; a promotion can be undone until it is committed; no point is ever written."""
 
     @pytest.fixture
     def protected(self, rig: ConformanceRig) -> Iterator[_Protected]:
-        """A replica that all tests share; each leaves it with points as good as before."""
+        """A replica that all tests share; each leaves its points unchanged."""
         protected = rig.notes.get("protected")
         if not isinstance(protected, _Protected):
             protected = _Protected(rig)
@@ -165,7 +165,7 @@ class FailoverConformance(Base):
 
     @pytest.fixture
     def own(self, rig: ConformanceRig) -> Iterator[_Protected]:
-        """A replica of the test's own, and no machine of it afterwards."""
+        """A replica for this test only; its machine is deleted afterwards."""
         own = _Protected(rig)
         yield own
         own.delete()
@@ -362,7 +362,7 @@ class FailoverConformance(Base):
                 assert self._machines(rig) == machines
                 assert protected.replica.info().points == points
         assert protected.content() == before
-        assert protected.add_point() in protected.points, "replication goes on"
+        assert protected.add_point() in protected.points, "replication does not continue"
 
     @needs(source=[SOURCE], target=[TARGET, FAILOVER])
     def test_failover_of_a_stale_epoch_is_refused(self, rig: ConformanceRig, protected: _Protected) -> None:

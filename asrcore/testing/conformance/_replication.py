@@ -1,4 +1,7 @@
-"""The kit: source and target together; content equals the frozen source (invariant 6) on every way it may travel."""
+"""The kit: source and target together; content equals the frozen source, however it was sent.
+
+Invariant 6 in docs/explanation/architecture.md.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ class ReplicationConformance(Base):
 
     @needs(source=[SOURCE], target=[TARGET])
     def test_an_interrupted_copy_goes_on(self, rig: ConformanceRig, bench: SourceBench, replica_id: str) -> None:
-        """Both sides lose the engine half-way: what was flushed is not read again, the result is equal."""
+        """The engine is killed in the middle of a copy: what was flushed is not read again, and the result is equal."""
         view_id = new_id("view")
         view = bench.open(view_id=view_id)
         machine, taken_at = bench.of(view), view.taken_at
@@ -90,7 +93,7 @@ class ReplicationConformance(Base):
         with bench.unmoved(view), self._replica(rig, replica_id).open_cycle(spec) as writer:
             for disk_id, disk in machine.disks.items():
                 rest = subtract([Extent(0, disk.disk.size)], writer.done(disk_id))
-                assert total(rest) <= disk.disk.size // 2 + 64 * KiB, "what was flushed is not done"
+                assert total(rest) <= disk.disk.size // 2 + 64 * KiB, "flushed data is not reported as done"
                 self._send(disk, writer, rest)
             while rounds := {disk: again for disk, again in view.settle().get(rig.machine_id, {}).items() if again}:
                 for disk_id, again in rounds.items():

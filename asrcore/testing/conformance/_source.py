@@ -1,4 +1,4 @@
-"""The kit: frozen views and change tracking (invariants 2, 5, 6 at the source)."""
+"""The kit: frozen views and change tracking (invariants 2, 5 and 6 in docs/explanation/architecture.md)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def _fingerprints(machine: MachineView) -> dict[str, bytes]:
 
 
 def _tracked(machine: MachineView) -> dict[str, DiskView]:
-    """Disks whose changes are told; at least one must be."""
+    """Disks whose changes are tracked; there must be at least one."""
     disks = {disk_id: disk for disk_id, disk in machine.disks.items() if disk.tracking is not Tracking.NONE}
     assert disks, "the source claims TRACKING but tracks no disk of the machine"
     return disks
 
 
 class SourceConformance(Base):
-    """A frozen view shows one instant, all of it, and says truly how consistent it is."""
+    """A frozen view shows one instant, all of it, and reports its consistency correctly."""
 
     @needs(source=[SOURCE])
     def test_the_machine_is_fit(self, rig: ConformanceRig, bench: SourceBench) -> None:
@@ -105,7 +105,7 @@ class SourceConformance(Base):
 
     @needs(source=[SOURCE])
     def test_several_readers_at_once(self, bench: SourceBench) -> None:
-        """Each from another place: readers of one place could mix up their data and nobody would see it."""
+        """Each from another place: if readers of one place mixed up their data, the test would not see it."""
         together = threading.Barrier(READERS)
 
         def read(disk: DiskView, quarter: int) -> bytes:
@@ -208,7 +208,7 @@ class SourceConformance(Base):
 
 
 class TrackingConformance(Base):
-    """What changed since a mark: complete, not everything, and never guessed (invariant 2)."""
+    """What changed since a mark: complete, not everything, and never guessed."""
 
     def _follow(self, bench: SourceBench, disks: dict[str, Scratch], since: Mark) -> dict[str, int]:
         """Bring copies up to a view since a mark, by its changes alone; assert that they are equal then."""
@@ -225,7 +225,7 @@ class TrackingConformance(Base):
             bench.settle(view, disks)
             for disk_id, disk in tracked.items():
                 missed = differences(disks[disk_id].fingerprint(), fingerprint(disk))
-                assert missed == [], f"disk {disk_id}: changes at these offsets were not told (or a zero was no zero)"
+                assert missed == [], f"disk {disk_id}: unreported changes (or false zeroes) at these offsets"
         return sent
 
     def _start(self, bench: SourceBench) -> tuple[dict[str, Scratch], Mark]:
@@ -284,7 +284,7 @@ class TrackingConformance(Base):
 
     @needs(source=[SOURCE, TRACKING])
     def test_a_mark_outlives_a_view_that_led_to_nothing(self, rig: ConformanceRig, bench: SourceBench) -> None:
-        """A cycle that failed after its view leaves the mark of the point before: nothing may fall between."""
+        """A cycle that failed after its view leaves the mark of the point before: no change may be missed."""
         disks, mark = self._start(bench)
         rig.change(rig.machine_id)
         bench.open(mark).close()
@@ -338,7 +338,7 @@ class TrackingConformance(Base):
         with bench.open(mark) as view:
             for disk in _tracked(bench.of(view)).values():
                 assert disk.tracking is Tracking.LOST
-                assert disk.reason, "a person wants to know why"
+                assert disk.reason, "the view gives no reason"
 
     @needs(source=[SOURCE, TRACKING])
     def test_an_unknown_mark_is_lost(self, bench: SourceBench) -> None:
@@ -372,7 +372,7 @@ class TrackingConformance(Base):
         rig.change(rig.machine_id)
         with bench.open(old) as view:
             lost = {disk.tracking for disk in _tracked(bench.of(view)).values()} == {Tracking.LOST}
-        if not lost:  # a platform that numbers all changes knows them still
+        if not lost:  # a platform that numbers all changes still knows them
             self._follow(bench, disks, old)
 
     @needs(source=[SOURCE, TRACKING])

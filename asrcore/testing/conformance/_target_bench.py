@@ -1,4 +1,4 @@
-"""A replica that the kit fills by itself, with the content that every point must have."""
+"""A replica that the kit fills without a source, with the content that every point must have."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _pool = _random.randbytes(8 * MiB)
 
 
 def noise(length: int) -> bytes:
-    """Bytes that no zero detection or compression takes for something else; at most 4 MiB."""
+    """Bytes without zero blocks that do not compress; at most 4 MiB."""
     start = _random.randrange(len(_pool) - length)
     return _pool[start : start + length]
 
@@ -101,7 +101,7 @@ class TargetBench:
         return [point.id for point in self.replica.info().points]
 
     def description(self, note: str, sizes: Mapping[str, int] | None = None) -> Description:
-        """Of a machine with these disks; every note makes another one, in neutral values and artifacts."""
+        """Of a machine with these disks; each note makes a different one, in neutral values and artifacts."""
         disks = tuple(Disk(disk_id, size) for disk_id, size in (sizes or self.sizes).items())
         nics = (Nic("52:54:00:00:00:01", "lan"),)
         machine = Machine(self.id, f"conformance {note}", 1, 64 * MiB, Firmware.BIOS, disks, nics)
@@ -116,7 +116,7 @@ class TargetBench:
         return self.replica.open_cycle(self.cycle_spec(cycle_id, sizes))
 
     def seal_spec(self, point_id: str, *, keep: bool = True, sizes: Mapping[str, int] | None = None) -> SealSpec:
-        """Of a point whose values are its own."""
+        """Of a point whose values differ from those of all others."""
         number = len(self.descriptions) + 1
         description = self.description(point_id, sizes)
         return SealSpec(point_id, 1000.0 + number, Consistency.FILESYSTEM, keep, description)
@@ -217,7 +217,7 @@ class TargetBench:
         return digests_of(_Bytes(content), extent or Extent(0, len(content)))
 
     def close(self) -> None:
-        """Remove the replica."""
+        """Delete the replica."""
         if self.id in self.target.replicas():
             self.target.delete_replica(self.id, max(self.epoch, self.replica.info().epoch))
 

@@ -1,6 +1,6 @@
-"""Ways of data for tests: a frozen view into a replica, either of them into a scratch file, and comparisons.
+"""Copying for tests: a frozen view into a replica, either of them into a scratch file, and comparisons.
 
-Written for plainness, not speed; the engine's own is in `asrcore.replication`.
+Written to be simple, not fast; the engine's data path is in `asrcore.replication`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def full_copy(view: FrozenView, machine_id: str, replica: Replica, point_id: str
 
 
 def delta_copy(view: FrozenView, machine_id: str, replica: Replica, point_id: str, *, keep: bool = True) -> Sent:
-    """Send what the view knows to have changed and seal a point; compare where it does not know."""
+    """Send what the view reports as changed and seal a point; compare where it has no report."""
     at_target = replica.info().disks
     plan: dict[str, list[Extent] | None] = {}
     for disk_id, disk in view.machines[machine_id].disks.items():
@@ -133,7 +133,7 @@ def _send(disk: DiskView, writer: CycleWriter, extents: Iterable[Extent], counts
 
 
 def fingerprint(disk: DiskView, digest: Digest = Digest.BLAKE3) -> bytes:
-    """Digests of a frozen disk, every byte read (what the driver says of zeroes or digests is not believed)."""
+    """Digests of a frozen disk, every byte read (the driver's own zeroes and digests are not trusted)."""
     with disk.reader() as reader:
         return digests_of(reader, Extent(0, disk.disk.size), digest)
 
@@ -206,7 +206,7 @@ class Scratch(DiskReader):
         self._file.truncate(size)
 
     def update(self, disk: DiskView, extents: Iterable[Extent]) -> None:
-        """Take over these extents of a frozen disk; `zero` is believed, not read."""
+        """Copy these extents of a frozen disk; `zero` extents are trusted, not read."""
         buffer = bytearray(MiB)
         with disk.reader() as reader:
             for piece in split(extents, MiB):

@@ -19,9 +19,9 @@ __all__ = ["ConformanceRig"]
 class ConformanceRig(Closing):
     """A platform under test: two sites and a machine to be protected.
 
-    Subclass it, define what raises NotImplementedError, and as much of the rest as your platform can: what is left
-    undefined skips its tests with a reason. One rig serves many tests in any order; what is expensive (a machine
-    that boots, a first copy) is made once per rig. Leaving `with rig:` cleans up.
+    Subclass it, define what raises NotImplementedError, and as much of the rest as your platform supports: tests that
+    need what is not defined are skipped with a reason. One rig serves many tests in any order; what is expensive (a
+    machine that boots, a first copy) is made once per rig. Leaving `with rig:` cleans up.
     """
 
     driver: Driver
@@ -29,7 +29,7 @@ class ConformanceRig(Closing):
     machine_id: str
     """A machine at the source site, fit for protection; running where the site has POWER."""
     consistency: Consistency = Consistency.CRASH
-    """The best that the machine's guest really helps with: a view that claims more is lying."""
+    """The best consistency that the machine's guest supports: a view that claims more is wrong."""
     views_survive: bool = True
     """Whether a frozen view stays at the source when the engine is killed."""
     thin: bool = True
@@ -67,8 +67,8 @@ class ConformanceRig(Closing):
         raise NotImplementedError("ConformanceRig.target_site: return the connected target site, or None")
 
     def restart(self) -> None:
-        """The engine is killed and comes back: drop both connections as a kill would, connect anew."""
-        raise NotImplementedError("ConformanceRig.restart: drop the connections without closing them, connect anew")
+        """The engine is killed and comes back: drop both connections as a kill would, connect again."""
+        raise NotImplementedError("ConformanceRig.restart: drop the connections without closing them, connect again")
 
     def abandon(self, handle: Closing) -> None:
         """The engine is about to be killed while it holds this view, reader or writer. By default it is left as it
@@ -78,7 +78,7 @@ class ConformanceRig(Closing):
 
     def wait_for_guest(self, machine_id: str) -> None:
         """Return when the machine's guest is up, in case it is booting: the kit may just have powered it on. Needed
-        where a view does not bear a boot, or `change` does not wait for it."""
+        where a view does not survive a boot, or `change` does not wait for it."""
 
     def change(self, machine_id: str) -> None:
         """Make the machine change a little (much less than half) of one or more disks; return when it is on disk."""
@@ -89,13 +89,13 @@ class ConformanceRig(Closing):
         self._cannot("make a machine discard data")
 
     def still(self, machine_id: str) -> AbstractContextManager[None]:
-        """Nothing is written by the machine within this context (it is paused, or its workload is). Needed of a source
-        whose views do not hold whole disks still."""
-        self._cannot("hold a machine still")
+        """The machine writes nothing within this context (it is paused, or its workload is). Needed for a source whose
+        views do not freeze whole disks."""
+        self._cannot("keep a machine from writing")
 
     def sha256(self, machine_id: str, disk_id: str) -> str:
         """Hex digest of a disk's content now, by other means than the driver's; called while it is `still`."""
-        self._cannot("read a machine's disk past the driver")
+        self._cannot("read a machine's disk without the driver")
 
     def lose_tracking(self, machine_id: str) -> None:
         """Break the change tracking of all disks, as a crash of the host would. The machine runs afterwards."""
@@ -107,7 +107,7 @@ class ConformanceRig(Closing):
         self._cannot("end a view early")
 
     def leftovers(self, machine_id: str) -> list[str]:
-        """Names of marks, views and scratch files of ours that are at the source."""
+        """Names of the driver's marks, views and scratch files that are at the source."""
         self._cannot("list marks and left-overs at the source")
 
     def add_disk(self, machine_id: str) -> str:
@@ -148,7 +148,7 @@ class ConformanceRig(Closing):
 
     def start_past_driver(self, machine_id: str) -> None:
         """Start a machine of the source site by the platform's own means, even a fenced one."""
-        self._cannot("start a machine past the driver")
+        self._cannot("start a machine without the driver")
 
     # -- needed of a target --------------------------------------------------------------------------------------------
 
@@ -176,10 +176,10 @@ class ConformanceRig(Closing):
 
     def target_sha256(self, machine_id: str, disk_id: str) -> str:
         """Hex digest of a disk of a stopped machine at the target, by other means than the driver's."""
-        self._cannot("read a disk at the target past the driver")
+        self._cannot("read a disk at the target without the driver")
 
     def remove_target_machine(self, machine_id: str) -> None:
-        """Delete a machine with its disks at the target; one that is not there is gone already."""
+        """Delete a machine with its disks at the target; an unknown one is ignored."""
         raise NotImplementedError("ConformanceRig.remove_target_machine: delete a machine at the target")
 
     def make_target_machine(self, machine: Machine) -> str:

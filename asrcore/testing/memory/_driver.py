@@ -41,7 +41,7 @@ class MemoryDriver(Driver):
         settings=(
             Setting("world", "name of the MemoryWorld", required=True),
             Setting("path", "directory that keeps the world, so that several processes see it"),
-            Setting("key", "what opens the world, if it asks for a key", secret=True),
+            Setting("key", "key of the world, if it needs one", secret=True),
         ),
     )
 
@@ -70,7 +70,7 @@ class MemoryDriver(Driver):
 
 
 class MemorySite(Site):
-    """A connection to a world. The roles are classes of their own; a variant of the driver replaces some."""
+    """A connection to a world. The roles are separate classes; a variant of the driver replaces some."""
 
     inventory_type = MemoryInventory
     source_type = MemorySource

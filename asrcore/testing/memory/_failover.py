@@ -1,4 +1,4 @@
-"""Machines made of recovery points in a memory world. Their disks are snapshots: a point is never written."""
+"""Machines made from recovery points in a memory world. Their disks are snapshots: a point is never written."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class MemoryFailover(Failover):
         return instance
 
     def _make_room(self, state: WorldState, replica: ReplicaState, point: PointState) -> None:
-        """Record the promotion; whatever has the machine's identity and may go, goes aside or away."""
+        """Record the promotion; an existing machine of this identity is put aside or deleted, if it may be."""
         machine_id = point.description.machine.id
         there = state.machines.get(machine_id)
         if replica.promotion is None:
@@ -113,7 +113,7 @@ class MemoryFailover(Failover):
                     machine=there.base.name,
                     event="be replaced by another point",
                     state=there.power.value,
-                    reason="What it wrote since the failover would be lost unnoticed.",
+                    reason="What it wrote since the failover would be lost.",
                     possible="stop it first",
                 )
             state.machines.pop(machine_id, None)
@@ -140,7 +140,7 @@ class MemoryFailover(Failover):
     def commit(self, replica_id: str, epoch: int, watch: Watch) -> None:
         with self._session.change() as state:
             if replica_id not in state.replicas:
-                return  # it went with an earlier commit that was killed before it could say so
+                return  # it was deleted by an earlier commit that was killed before it could report that
             replica = state.replica(replica_id)
             replica.own(epoch)
             if replica.promotion is None:
@@ -148,7 +148,7 @@ class MemoryFailover(Failover):
                     machine=replica.name,
                     event="be committed",
                     state="not failed over",
-                    reason="No machine was made of a point of this replica.",
+                    reason="No machine was made from a point of this replica.",
                     possible="fail over first",
                 )
             replica.promotion.committing = True

@@ -39,7 +39,7 @@ class MemoryInventory(Inventory):
                     event="be started",
                     state="fenced",
                     reason=f"It was quarantined: {machine.fence.reason}.",
-                    possible="take the fence away first",
+                    possible="remove the fence first",
                 )
             machine.power = PowerState.RUNNING
         reach("inventory.powered-on")
@@ -50,7 +50,7 @@ class MemoryInventory(Inventory):
             machine = state.machine(machine_id)
             if machine.power is PowerState.OFF:
                 return
-            if graceful and machine.ignores_shutdown:  # time does not pass in here: the limit is over at once
+            if graceful and machine.ignores_shutdown:  # no time passes here: the limit is reached at once
                 raise ShutdownFailed(machine=machine.base.name, seconds=timeout)
             machine.power = PowerState.OFF
         reach("inventory.powered-off")

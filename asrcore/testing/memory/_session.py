@@ -24,7 +24,7 @@ class Session:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine that connected still lives."""
+        """Whether the engine that connected is still alive."""
         return not self.closed and self._generation == self.world.generation
 
     @contextmanager

@@ -47,9 +47,9 @@ class MemorySource(Source):
                 Finding(
                     "disk-untracked",
                     Severity.WARNING,
-                    f"changes of disk {disk.disk.id} cannot be told",
+                    f"changes of disk {disk.disk.id} are not tracked",
                     "The disk was added with tracked=False.",
-                    "Each cycle compares it whole; replace it by a tracked disk.",
+                    "Each cycle compares the whole disk; replace it by a tracked disk.",
                 )
                 for disk in machine.disks.values()
                 if not disk.tracked
@@ -61,7 +61,7 @@ class MemorySource(Source):
                         Severity.WARNING,
                         f"the guest offers {machine.consistency.value} consistency only",
                         "Nothing in the guest freezes its applications or file systems.",
-                        "Points will say what was obtained; install the guest's agent for more.",
+                        "Recovery points will record this consistency; install the guest's agent for more.",
                     )
                 )
             return found
@@ -157,7 +157,7 @@ def _can(machine: MachineState, asked: Consistency) -> bool:
 
 
 class MemoryFrozenView(FrozenView):
-    """See `FrozenView`. The state lives at the source; this handle dies with the engine."""
+    """See `FrozenView`. The state is at the source; this handle ends with the engine."""
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class _MachineView(MachineView):
 
     @property
     def settled(self) -> bool:
-        """Whether all of it is held still."""
+        """Whether all of it is frozen."""
         return all(disk.frozen.whole for disk in self._disks.values())
 
     def settle(self, frozen: ViewState) -> None:

@@ -1,4 +1,4 @@
-"""All that a memory world remembers: plain data, so that it can be kept in a file. What is not in here is volatile."""
+"""The state of a memory world: plain data, so that it can be kept in a file. Everything else is volatile."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 @attrs.define
 class DiskState:
-    """A disk. `serial` tells a replaced disk from the one before it; `ours`: made by this driver, not by the user."""
+    """A disk. `serial` distinguishes a replaced disk from the former one; `ours`: made by this driver, not a user."""
 
     disk: Disk
     serial: int
@@ -186,7 +186,7 @@ class Journal:
 
 @attrs.define
 class TestState:
-    """A test failover. It stands on the point until it is stopped."""
+    """A test failover. It uses the point until it is stopped."""
 
     point_id: str
     machine_id: str
@@ -229,13 +229,13 @@ class ReplicaState:
         raise PointNotFound(machine=self.id, point=point_id)
 
     def own(self, epoch: int) -> None:
-        """Whoever writes at a higher epoch takes over. Raises StaleEpoch for a lower one."""
+        """A writer with a higher epoch takes over. Raises StaleEpoch for a lower one."""
         if epoch < self.epoch:
             raise StaleEpoch(replica=self.id, epoch=epoch, owner=self.epoch)
         self.epoch = epoch
 
     def in_use(self, point_id: str) -> bool:
-        """Whether a test or an uncommitted failover stands on a point."""
+        """Whether a test or an uncommitted failover uses a point."""
         tested = any(test.point_id == point_id for test in self.tests.values())
         return tested or (self.promotion is not None and self.promotion.point_id == point_id)
 
@@ -304,8 +304,8 @@ class WorldState:
         return self.machines[machine_id]
 
     def replica(self, replica_id: str) -> ReplicaState:
-        """Raises ReplicaNotFound. A sealed cycle is applied first: that follows from what is durable, so whoever
-        comes next does it, and it does not matter who saves it."""
+        """Raises ReplicaNotFound. A sealed cycle is applied first: that follows from what is durable, so the next
+        caller does it, and it does not matter which process saves it."""
         if replica_id not in self.replicas:
             raise ReplicaNotFound(site=self.name, replica=replica_id)
         replica = self.replicas[replica_id]

@@ -2,7 +2,7 @@
 
 A cycle goes to a journal: calls are collected in the engine's process, `flush` makes them part of the world. `seal`
 adds the commit record to the journal: from then on the point exists. Then the journal is applied to the head; after
-a crash in between, whoever looks at the replica next applies it.
+a crash in between, the next access to the replica applies it.
 """
 
 from __future__ import annotations
@@ -283,8 +283,8 @@ class MemoryTarget(Target):
                         "target-small",
                         Severity.WARNING,
                         f"the disks may grow to {need} bytes, {state.free} are free",
-                        "A replica takes what is written, up to the size of the disks, and more for its points.",
-                        "Give the target more storage, or watch it.",
+                        "A replica stores what is written, up to the size of the disks, and more for its points.",
+                        "Add storage to the target, or monitor its free space.",
                     )
                 )
             missing = {nic.network for nic in description.machine.nics} - state.networks
@@ -293,7 +293,7 @@ class MemoryTarget(Target):
                     "network-missing",
                     Severity.WARNING,
                     f"the target has no network {network!r}",
-                    "The machine is plugged into it at the source, and no mapping names another.",
+                    "The machine is connected to it at the source, and no mapping names another.",
                     "Map it to a network of the target.",
                 )
                 for network in sorted(missing)
@@ -304,9 +304,9 @@ class MemoryTarget(Target):
                     Finding(
                         "machine-exists",
                         Severity.ERROR,
-                        f"the target has a machine {description.machine.id!r} of its own",
-                        "A failover would make a second one of the same identity.",
-                        "Remove or fence it at the target.",
+                        f"the target already has a machine {description.machine.id!r}",
+                        "A failover would make a second machine of the same identity.",
+                        "Delete or fence it at the target.",
                     )
                 )
             return found
@@ -369,7 +369,7 @@ class MemoryTarget(Target):
                     machine=replica.name,
                     event="have its replica deleted",
                     state="failed over, not committed",
-                    reason="The machine at the target stands on the replica.",
+                    reason="The machine at the target uses the replica.",
                     possible="commit or undo the failover first",
                 )
             for test in replica.tests.values():

@@ -1,9 +1,9 @@
 """A platform in memory: its machines and replicas, and everything that may happen to it.
 
-`MemoryWorld` is for tests to reach in; the driver's roles reach the same state through a session (`_session`).
+Tests use `MemoryWorld` directly; the driver's roles reach the same state through a session (`_session`).
 What the world holds is durable, as a hypervisor and its storage are for the engine: machines, marks, frozen views,
 replicas, sealed points, and the flushed part of cycles. Handles and unflushed writes belong to the engine's
-process: they die with it, in `crash()` or in a real kill.
+process: they end with it, in `crash()` or in a real kill.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _worlds: dict[str, MemoryWorld] = {}
 
 
 class MemoryWorld:
-    """A site's platform. Making one takes the place of an older one of the same name in this process.
+    """A site's platform. A new one replaces an older one of the same name in this process.
 
     With `path` the state is kept in that directory, written whole and replaced atomically at each durable step, so
     that several processes (an engine and the test that kills it) see one world. `clock`: seconds since the epoch.
@@ -60,7 +60,7 @@ class MemoryWorld:
         self._state = WorldState(name, capabilities, capacity)
         if self._path is not None:
             self._path.mkdir(parents=True, exist_ok=True)
-        with self.change():  # writes the file, or takes up the one that is there
+        with self.change():  # writes the file, or reads an existing one
             pass
         _worlds[name] = self
 
@@ -154,7 +154,7 @@ class MemoryWorld:
         return MemoryMachine(self, machine_id)
 
     def remove_machine(self, machine_id: str) -> None:
-        """Remove it with its disks; one that is not there is gone already."""
+        """Delete it with its disks; an unknown one is ignored."""
         with self.change() as state:
             state.machines.pop(machine_id, None)
 
@@ -172,7 +172,7 @@ class MemoryWorld:
             state.cut = True
 
     def restore(self) -> None:
-        """Join the link again."""
+        """Restore the link."""
         with self.change() as state:
             state.cut = False
 
@@ -195,7 +195,7 @@ class MemoryWorld:
             state.room = room
 
     def make_room(self) -> None:
-        """Take the limit of `fill` away."""
+        """Remove the limit of `fill`."""
         with self.change() as state:
             state.room = None
 
@@ -284,7 +284,7 @@ class MemoryMachine:
     # -- the administrator
 
     def add_disk(self, disk_id: str, size: int, *, tracked: bool = True) -> None:
-        """Attach an empty disk; one of the same id is replaced. `tracked=False`: its changes cannot be told."""
+        """Attach an empty disk; one of the same id is replaced. `tracked=False`: its changes are not tracked."""
         with self.world.change() as state:
             disk = Disk(disk_id, size, bus="virtio", location=f"memory:{self.id}/{disk_id}")
             state.machine(self.id).disks[disk_id] = DiskState(disk, state.number(), Content(size), tracked)
@@ -309,12 +309,12 @@ class MemoryMachine:
             machine.base = attrs.evolve(machine.base, name=name)
 
     def start(self) -> None:
-        """Start by hand, past the driver: even a fenced one."""
+        """Start by hand, without the driver: even a fenced one."""
         with self._change(True) as machine:
             machine.power = PowerState.RUNNING
 
     def stop(self) -> None:
-        """Stop by hand, past the driver."""
+        """Stop by hand, without the driver."""
         with self._change(True) as machine:
             machine.power = PowerState.OFF
 
