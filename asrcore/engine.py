@@ -1,10 +1,10 @@
-"""The front door: everything `asr` does, for Python.
+"""The library interface: everything that `asr` does, from Python.
 
     with asrcore.Engine.open("vault.db") as engine:
         job = engine.wait(engine.failover_test("web1"))
 
-Verbs that change something are jobs. An engine that has `start`ed runs them itself; while another process works on
-the vault (`asr run`), they are handed to that one. Either way `wait` follows a job to its end.
+Methods that change something submit jobs. An engine that has `start`ed runs them itself; while another process works
+on the vault (`asr run`), they are handed to that process. Either way `wait` follows a job to its end.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One vault and what works on it. Not to be shared between processes; safe to use from several threads."""
+    """One vault and the engine that works on it. Safe to use from several threads; not to be shared by processes."""
 
     def __init__(self, vault: Vault, loaded: Plugins | None = None, clock: Callable[[], float] = time.time) -> None:
         self.vault = vault
@@ -81,7 +81,7 @@ class Engine:
     # -- working ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Become the one that runs this vault's jobs; interrupted ones go on. Raises VaultInUse."""
+        """Become the engine that runs this vault's jobs; interrupted jobs resume. Raises VaultInUse."""
         if self._jobs is not None:
             return
         from asrcore.jobs import Jobs  # noqa: PLC0415 - DBOS takes a second to import; `asr status` does not need it
@@ -109,7 +109,7 @@ class Engine:
         cycles and jobs of the machines that are assigned to it.
 
         Raises ServerNameTaken, VaultInUse (one engine has all of the vault), InvalidValue (the vault is a file), and
-        ServerReplaced when the server was given up: `stop` is set then, and this process must end.
+        ServerReplaced when other servers have taken over its machines: `stop` is set then, and this process must end.
         """
         from asrcore.jobs import Jobs  # noqa: PLC0415 - as in `start`
         from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415
@@ -136,7 +136,7 @@ class Engine:
             raise replaced[0]
 
     def close(self) -> None:
-        """Let go what runs (it goes on at the next start), connections and the vault."""
+        """Stop running jobs (they resume at the next start), close connections and the vault."""
         self._jobs = None
         self._working.close()
         self.context.close()
@@ -153,7 +153,7 @@ class Engine:
     # -- sites and policies ------------------------------------------------------------------------------------------
 
     def add_site(self, name: str, driver_name: str, settings: Mapping[str, str]) -> Site:
-        """Record a site, after a connection has proved its settings. Raises what `Driver.connect` raises."""
+        """Record a site after connecting to it with these settings. Raises what `Driver.connect` raises."""
         site = Site(name, driver_name, dict(settings))
         if any(other.name == name for other in self.vault.sites()):
             raise AlreadyExists(kind="site", name=name)
@@ -162,8 +162,8 @@ class Engine:
         return site
 
     def update_site(self, name: str, settings: Mapping[str, str]) -> Site:
-        """Change some settings of a site ("" removes one), after a connection has proved them."""
-        former = self.vault.site(name, without=settings.keys())  # one whose key is lost can be given anew
+        """Change some settings of a site ("" removes one), after connecting to it with them."""
+        former = self.vault.site(name, without=settings.keys())  # one whose key is lost can be entered again
         merged = {key: value for key, value in {**former.settings, **settings}.items() if value != ""}
         site = attrs.evolve(former, settings=merged)
         self._prove(site)
@@ -175,12 +175,12 @@ class Engine:
         return {setting.name for setting in self.plugins.driver(driver_name).info.settings if setting.secret}
 
     def _seal_secrets(self) -> None:
-        """Encrypt what an earlier version recorded as it was given."""
+        """Encrypt secrets that an earlier version recorded in clear."""
         for site in self.vault.sites():
             if site.driver in self.plugins.drivers and self.vault.seal_site(site.name, self._secret(site.driver)):
                 _log.warning(
                     "the secret settings of site %s are encrypted from now on; copies of the vault that were made "
-                    "before still hold them",
+                    "before still hold them unencrypted",
                     site.name,
                 )
 
@@ -189,11 +189,11 @@ class Engine:
             connected.status()
 
     def site_status(self, name: str) -> driver.SiteStatus:
-        """What the site says of itself now."""
+        """The site's current status, asked from the site."""
         return self.context.site(name).status()
 
     def sweep_site(self, name: str) -> list[str]:
-        """Remove what runs that never came back have left at the site; names of what was removed."""
+        """Delete resources orphaned at the site by interrupted runs; returns their names."""
         return self.context.site(name).sweep()
 
     def machines(self, site: str) -> list[Machine]:
@@ -212,7 +212,7 @@ class Engine:
         networks: Mapping[str, str] | None = None,
         test_network: str = "",
     ) -> Job:
-        """Start protecting a machine, given by name or id. Raises NotReady when a readiness check forbids it."""
+        """Start protecting a machine, given by name or id. Raises NotReady when a readiness check fails."""
         from asrcore.procedures.protect import check_ready  # noqa: PLC0415
 
         pairing = self._pairing(machine, source=source, target=target, policy=policy, networks=networks)
@@ -262,13 +262,13 @@ class Engine:
         return matches[0]
 
     def unprotect(self, machine: str) -> Job:
-        """End protection and remove the replica; the machine itself is left alone."""
+        """End protection and delete the replica and all its recovery points; the machine itself is not changed."""
         return self._verb("unprotect", machine, Event.DISABLE)
 
     def replicate(self, machine: str, *, keep: bool = False) -> Job:
-        """One cycle now. `keep`: its point is kept as the policy keeps points, whatever the point interval says.
+        """Run one cycle now. `keep`: its point is kept under the policy's retention, whatever the point interval says.
 
-        An initial copy or a reversal that failed is gone on with.
+        Resumes an initial copy or a re-protect that failed.
         """
         protection = self.vault.protection(machine)
         resumed = {
@@ -288,24 +288,24 @@ class Engine:
             return self._verb("resync", machine, Event.START_RESYNC)
         protection = self.vault.protection(machine)
         if protection.state is not State.RESYNC_PENDING:
-            self.vault.transition(protection.id, Event.LOSE_TRACKING, resync_reason="A resync was asked for.")
+            self.vault.transition(protection.id, Event.LOSE_TRACKING, resync_reason="A resync was requested.")
         return None
 
     def verify(self, machine: str, *, repair: bool = False, sha256: bool = False) -> Job:
-        """Prove that the replica equals the frozen source; `repair` sends what differs, `sha256` tells this of each
-        whole disk at both sides, too."""
+        """Verify that the replica equals the frozen source; `repair` sends what differs, `sha256` also computes a
+        SHA-256 per disk at both sides."""
         return self._verb("verify", machine, Event.VERIFY, repair=repair, sha256=sha256)
 
     # -- failover ----------------------------------------------------------------------------------------------------
 
     def failover_test(self, machine: str, *, point: str = "latest", network: str | None = None) -> Job:
-        """Run a point in isolation beside replication. `network`: plug it into that network of the target."""
+        """Run a point in isolation while replication continues. `network`: connect it to that network of the target."""
         protection = self.vault.protection(machine)
         wanted = protection.test_network if network is None else network
         return self._verb("failover-test", machine, Event.TEST, point=point, network=wanted)
 
     def failover_cleanup(self, machine: str) -> Job:
-        """Remove the test machine and everything it wrote."""
+        """Delete the test machine and everything it wrote."""
         return self._submit("failover-cleanup", self.vault.protection(machine), Arguments())
 
     def failover_planned(self, machine: str, *, force_off: bool = False, timeout: float = 120.0) -> Job:
@@ -317,25 +317,25 @@ class Engine:
         return self._verb("failover-unplanned", machine, Event.FAIL_OVER, point=point)
 
     def failover_undo(self, machine: str) -> Job:
-        """Before commit: remove the machine at the target; the source owns it again."""
+        """Before commit: delete the machine at the target and its writes; the source owns the machine again."""
         return self._verb("failover-undo", machine, Event.UNDO)
 
     def failover_commit(self, machine: str) -> Job:
-        """Accept the machine at the target; older points go."""
+        """Accept the machine at the target; the replica and all its recovery points are deleted."""
         return self._verb("failover-commit", machine, Event.COMMIT)
 
     def reprotect(self, machine: str) -> Job:
-        """Replicate the other way round, sending only what differs."""
+        """Replicate in the reverse direction, sending only what differs."""
         return self._verb("reprotect", machine, Event.REPROTECT)
 
-    # -- looking -----------------------------------------------------------------------------------------------------
+    # -- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> list[MachineStatus]:
-        """All protected machines, by name. Asks no site: it works with the primary gone."""
+        """All protected machines, by name. Asks no site: it also works when the primary site is lost."""
         return status.machines(self.vault, self.context.clock())
 
     def servers(self) -> list[ServerStatus]:
-        """Process servers, or the one engine, as the vault knows them; and the master targets, which are asked."""
+        """Process servers, or the one engine, as the vault knows them, and the master targets, which are queried."""
         from asrcore.service import servers  # noqa: PLC0415 - `asr status` needs no TLS
 
         now = self.context.clock()
@@ -357,7 +357,7 @@ class Engine:
         return follow(self.vault, job.id, on_change, timeout)
 
     def cancel(self, job: Job) -> None:
-        """Ask for the job's end; what it copied stays for the next time."""
+        """Request the job's cancellation; what it copied is kept for the next run."""
         self.vault.request_cancel(job.id)
 
     def _verb(self, kind: str, machine: str, event: Event, **arguments: object) -> Job:

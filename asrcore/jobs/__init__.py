@@ -1,8 +1,8 @@
-"""Jobs that survive a crash: what a person asked for goes on at the step where a killed engine left it.
+"""Jobs that survive a crash: after an engine was killed, a job resumes at the step it was in.
 
-A job is a record in the vault; any process may add one (`enqueue`), ask for its end and `follow` it. The process that
-holds the vault's engine lock runs them (`Jobs`), each as one workflow on DBOS. Only `_durable` knows DBOS, and it is
-imported when `Jobs` starts: half a second that looking at a vault does not pay.
+A job is a record in the vault; any process may add one (`enqueue`), request its cancellation and `follow` it. The
+process that holds the vault's engine lock runs them (`Jobs`), each as one workflow on DBOS. Only `_durable` uses DBOS,
+and it is imported when `Jobs` starts: the import takes half a second, which reading a vault does not need.
 """
 
 from asrcore.jobs._failure import error_of

@@ -1,15 +1,15 @@
 """The only place that knows DBOS: one generic workflow, and which workflows it has under way.
 
 What is pinned, and why:
-- `executor_id`: DBOS takes up the interrupted workflows of its own executor id only. One engine at a time works on a
-  vault (its lock sees to that), so the engine that comes next is the same executor. Of several process servers each
-  session is an executor, with a queue of its own that nobody else listens to. So DBOS takes up nothing by itself:
-  the server that a machine was assigned to resumes the machine's workflows on its queue. DBOS gives a workflow a new
-  owner with that, and refuses what the former one still wants to log.
-- `application_version`: by default a hash of the workflow's source, and workflows of another version are not taken up.
-  Ours is generic: what a job does is in its procedure's steps, which are idempotent, so a new release goes on with an
-  old one's jobs. If a release changed the steps of a kind, DBOS finds that the logged names do not match and the job
-  fails, nothing being undone; the verb can be given again. Only a change of the workflow itself needs a new version.
+- `executor_id`: DBOS resumes the interrupted workflows of its own executor id only. The vault's lock lets one engine at
+  a time work on a vault, so the next engine is the same executor. With several process servers each session is an
+  executor and has a separate queue that no other process reads. So DBOS resumes nothing automatically: the server that
+  a machine was assigned to resumes the machine's workflows on its queue. With that, DBOS gives a workflow a new owner
+  and refuses log entries of the former one.
+- `application_version`: by default a hash of the workflow's source, and workflows of another version are not resumed.
+  Ours is generic: what a job does is in its procedure's steps, which are idempotent, so a new release resumes the jobs
+  of an old one. If a release changed the steps of a kind, DBOS finds that the logged names do not match and the job
+  fails without undoing anything; the command can be run again. Only a changed workflow needs a new version.
 - JSON instead of pickles: the log can be read by any release, and loading it runs no code.
 
 Not to be used in a program that uses DBOS itself: DBOS is one per process.
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 _ENGINE = "engine"
 _VERSION = "asrcore-1"
 _WORKFLOW = "asrcore.job"
-_SCHEMA = "asrcore_jobs"  # on PostgreSQL; SQLite has a file of its own
+_SCHEMA = "asrcore_jobs"  # on PostgreSQL; SQLite has a separate file
 _GOES_ON = ("PENDING", "ENQUEUED")
 _BUSY_MILLISECONDS = 30_000
 # On Python 3.12 and newer DBOS counts on unixepoch('subsec'), its tables' defaults too; without it, rows are refused
@@ -55,8 +55,8 @@ _one_per_process = threading.Lock()
 
 
 class Durable:
-    """`body(job_id, durably)` is a job's workflow. It must end with an exception that is no Exception to be gone on
-    with at the next launch; whatever else it does is its end. `server`: the session of a process server."""
+    """`body(job_id, durably)` is a job's workflow. It is resumed at the next launch only if it ends with a
+    BaseException that is not an Exception; anything else ends it. `server`: the session of a process server."""
 
     def __init__(self, url: URL, body: Callable[[str, Durably], None], server: str | None = None) -> None:
         self._executor = server or _ENGINE
@@ -75,7 +75,7 @@ class Durable:
         self._open = True
 
     def launch(self) -> None:
-        """Start; interrupted workflows go on within about a second. Raises VaultUnavailable."""
+        """Start; interrupted workflows resume within about a second. Raises VaultUnavailable."""
         _quiet()
         config: DBOSConfig = {
             "name": "asrcore",
@@ -86,7 +86,7 @@ class Durable:
             "serializer": DBOSPortableJSONSerializer(),
             "enable_otlp": False,
             "log_level": "WARNING",
-            "notification_listener_polling_interval_sec": 0.2,  # it sleeps so long before it sees that it shall end
+            "notification_listener_polling_interval_sec": 0.2,  # it sleeps that long before it sees that it has to end
         }
         DBOS(config=config)
 
@@ -113,7 +113,7 @@ class Durable:
             raise Stopped from problem  # another server resumed it meanwhile
 
     def begin(self, job_id: str) -> None:
-        """Start the workflow of a job, or go on with one that nobody works on. An engine's own goes on by itself.
+        """Start the workflow of a job, or resume one that no server works on. DBOS resumes an engine's own workflows.
 
         Raises VaultUnavailable.
         """
@@ -135,7 +135,7 @@ class Durable:
             raise self._unavailable(problem) from problem
 
     def sort_out(self) -> set[str]:
-        """Ids of the workflows that go on by themselves. Those that ended are forgotten.
+        """Ids of the workflows that DBOS resumes automatically. Those that ended are deleted from its log.
 
         Raises VaultUnavailable.
         """
@@ -190,7 +190,7 @@ def _sqlite(url: URL) -> sqlalchemy.Engine:
     """WAL and FULL as the vault has it: a step that is logged stays logged when the power fails."""
     if url.database is None:
         raise ValueError("jobs are kept in a file")
-    Path(url.database).touch(mode=0o600)  # as private as the vault: errors tell of sites and paths
+    Path(url.database).touch(mode=0o600)  # as private as the vault: errors name sites and paths
     engine = sqlalchemy.create_engine(url, max_overflow=-1)
 
     @sqlalchemy.event.listens_for(engine, "connect")
@@ -212,7 +212,7 @@ def _unixepoch(modifier: str) -> float:
 
 
 def _quiet() -> None:
-    """DBOS prints to a handler of its own unless its logger has one; ours goes where all logging goes."""
+    """DBOS installs a print handler unless its logger has a handler; this one sends its lines to the normal log."""
     logger = logging.getLogger("dbos")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())

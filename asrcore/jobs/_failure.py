@@ -12,15 +12,15 @@ from asrcore.vault import Job
 __all__ = ["Failure", "caught", "error_of", "is_cancelled"]
 
 Failure = dict[str, object]
-"""`AsrError.as_dict`, with `attributes` to make the error anew, and `traceback` if it was a defect."""
+"""`AsrError.as_dict`, with `attributes` to rebuild the error, and `traceback` if it was a defect."""
 
 
 def caught(job_id: str, work: Callable[[], Failure | None]) -> Failure | None:
-    """The failure that the work returned or raised, or None. Raises Stopped when the job is another server's by now."""
+    """The failure that the work returned or raised, or None. Raises Stopped if the job has moved to another server."""
     try:
         return work()
     except NotAssigned as error:
-        raise Stopped from error  # the job goes on at another server
+        raise Stopped from error  # the job continues at another server
     except AsrError as error:
         return _failure(error)
     except Exception as error:  # noqa: BLE001 - a defect ends this job, never the engine

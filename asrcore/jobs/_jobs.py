@@ -1,8 +1,8 @@
 """Runs the jobs of a vault in the process that holds its engine lock, or those of a process server's machines.
 
-The vault's record comes first and is the only thing that other processes write; the engine looks for records that
-nobody has taken up. So nothing is lost, whichever side is killed: a record that never became a workflow becomes one at
-the next look or start, and a workflow's id is the job's id, so that it cannot become two.
+The vault's record is written first and is the only thing that other processes write; the engine polls for records that
+have no workflow yet. So no job is lost, whichever side is killed: a record without a workflow gets one at the next poll
+or start, and a workflow's id is the job's id, so a job cannot get two.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Jobs:
     # -- the engine ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Run this vault's jobs; interrupted ones go on. Raises VaultUnavailable."""
+        """Run this vault's jobs; interrupted ones resume. Raises VaultUnavailable."""
         if self._durable is not None:
             return
         if self._vault.engine_holder() is None:
@@ -114,10 +114,10 @@ class Jobs:
         self._looker.start()
 
     def close(self) -> None:
-        """Leave what runs as a kill would leave it: it goes on at the next start. A second call does nothing.
+        """Leave running jobs as a kill would leave them: they resume at the next start. A second call does nothing.
 
-        Waits until running steps have noticed, for nothing may work on the vault after its lock was given up. Each
-        step has time limits of its own; a process that cannot wait for them may just end.
+        Waits until running steps have stopped, because nothing may work on the vault after its lock is released. Each
+        step has time limits; a process that cannot wait for them may simply exit.
         """
         if self._durable is None:
             return
@@ -136,7 +136,7 @@ class Jobs:
             while active := [run for run in self._runs.values() if run.active]:
                 if not self._changed.wait(_SAY_SO):
                     waiting = ", ".join(f"{run.job.id} ({run.job.kind}, {run.job.step})" for run in active)
-                    _log.warning("waiting for the running steps of jobs %s", waiting)
+                    _log.warning("waiting for running job steps: %s", waiting)
         for run in runs:
             run.leave()
         self._runs.clear()
@@ -167,9 +167,9 @@ class Jobs:
                 self._trouble = ""
             except AsrError as problem:  # the vault's disk is full, say; said once, not ten times a second
                 if str(problem) != self._trouble:
-                    _log.error("jobs wait: %s; %s", problem, problem.action_text)
+                    _log.error("jobs are waiting: %s; %s", problem, problem.action_text)
                 self._trouble = str(problem)
-            except Exception:  # noqa: BLE001 - the engine lives on; the next look may find things mended
+            except Exception:  # noqa: BLE001 - the engine keeps running; the next poll may succeed
                 _log.exception("looking for jobs failed")
             self._wake.wait(LOOK)
             self._wake.clear()
@@ -201,7 +201,7 @@ class Jobs:
                 run.write_progress()
 
     def _let_go(self, active: Sequence[Job]) -> None:
-        """Stop what runs here of machines that are another server's by now."""
+        """Stop jobs of machines that have moved to another server."""
         mine = {job.id for job in active}
         with self._changed:
             lost = [run for run in self._runs.values() if run.job.id not in mine]

@@ -18,13 +18,13 @@ from asrcore.vault import Job, JobState, Vault
 
 __all__ = ["Order", "arguments_of", "enqueue", "follow"]
 
-LOOK = 0.1  # seconds between looks at a followed job: one indexed read
-PATIENCE = 3.0  # seconds without an engine until its end is believed: a service that restarts takes the job up again
+LOOK = 0.1  # seconds between polls of a followed job: one indexed read
+PATIENCE = 3.0  # seconds without an engine until it counts as stopped: a service that restarts resumes the job
 
 
 @attrs.frozen
 class Order:
-    """The durable input of a job. The protection's id, not its name: a name may be given anew once it is free."""
+    """The durable input of a job. The protection's id, not its name: a name that is free may be used again."""
 
     protection_id: str
     arguments: Arguments
@@ -69,8 +69,8 @@ def follow(
 ) -> Job:
     """Wait until a job has ended; `on_change` gets every change that is seen, the first look and the last included.
 
-    `alive` tells whether an engine works on the vault; `pause` waits so many seconds, or less. Raises the error of a
-    job that failed or was cancelled, TimedOut after `timeout` seconds (the job goes on), EngineStopped when no engine
+    `alive` says whether an engine works on the vault; `pause` waits that many seconds, or less. Raises the error of a
+    job that failed or was cancelled, TimedOut after `timeout` seconds (the job continues), EngineStopped when no engine
     is left.
     """
     began = time.monotonic()
@@ -89,7 +89,7 @@ def follow(
             return job
         now = time.monotonic()
         if timeout is not None and now - began >= timeout:
-            raise TimedOut(operation=f"job {job.id} ({job.kind})", seconds=timeout, detail="It goes on.")
+            raise TimedOut(operation=f"job {job.id} ({job.kind})", seconds=timeout, detail="The job is still running.")
         if alive():
             missed_at = None
         elif missed_at is None:

@@ -1,7 +1,7 @@
 """One job in the process that runs it: its locks, steps, progress and end. Knows nothing of DBOS.
 
-The vault's record says what people see; the durable log says which steps are done. Each step leaves its facts in the
-vault before it is logged as done. A kill between the two runs the step again, as steps allow.
+The vault's record is what people see; the durable log says which steps are done. Each step writes its facts to the
+vault before it is logged as done. After a kill between the two the step is run again, which every step allows.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Run:
     # -- from outside ------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """The engine ends, or the job is another server's: leave it as a kill would leave it. It goes on there."""
+        """The engine ends, or the job has moved to another server, where it resumes: leave it as a kill would."""
         self._stopped.set()
         self.watch.stop()
 
@@ -164,7 +164,7 @@ class Run:
             try:
                 self.job = self._vault.update_job(self.job.id, **changes)
             except NotAssigned as problem:
-                raise Stopped from problem  # the job goes on at another server
+                raise Stopped from problem  # the job continues at another server
 
     def _record_end(self, failure: Failure | None) -> None:
         state = JobState.DONE

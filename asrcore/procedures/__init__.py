@@ -1,1 +1,1 @@
-"""Moving the work: test, planned and unplanned failover, undo, commit, re-protect."""
+"""Test, planned and unplanned failover, undo, commit, re-protect."""

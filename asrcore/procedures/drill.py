@@ -68,7 +68,7 @@ def _run_test(work: Work, run: TestRun) -> driver.Instance:
 
 
 def cleanup_tests(work: Work) -> None:
-    """Everything of every test goes, also what a killed one left."""
+    """Delete everything of every test, also what a killed test left."""
     protection = work.protection
     failover = work.context.site(protection.target_site).failover
     left = set(failover.tests(protection.replica_id))
@@ -79,7 +79,7 @@ def cleanup_tests(work: Work) -> None:
     reach("test.stopped")
     if protection.test is not None:
         work.context.vault.update(protection.id, test=None)
-        work.note("test", "cleaned up")
+        work.note("test", "test machine deleted")
 
 
 TEST = Procedure("failover-test", (Step("begin", _test_begin), Step("start", _test_start)), holds=Holds.TEST)

@@ -1,7 +1,7 @@
 """Planned and unplanned failover.
 
-What is true between the steps is written in the state table; what each step leaves behind is durable, so a killed
-job goes on at the step it was in. The epoch is raised first: from then on nothing older can write to the replica.
+The state table says what is true between the steps. The result of each step is durable, so a killed job resumes at
+the step it was in. The epoch is raised first: from then on no writer with an older epoch can write to the replica.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ __all__ = ["PLANNED", "UNPLANNED"]
 
 _log = logging.getLogger(__name__)
 
-# An unplanned failover must not wait long for a site that is probably lost; fencing is then owed (`fence_due`).
+# An unplanned failover must not wait long for a site that is probably lost; quarantine is then due (`fence_due`).
 FENCE_PATIENCE = 5.0
 
 
 def _planned_begin(work: Work) -> None:
     protection = work.protection
     source = work.context.site(protection.source_site)
-    if driver.Capability.POWER not in source.status().capabilities:  # F3: refused before anything is changed
+    # Refused before anything is changed (F3 in docs/reference/site-recovery-map.md).
+    if driver.Capability.POWER not in source.status().capabilities:
         raise NoPlannedFailover(machine=protection.name, driver=source.driver)
     _begin_failover(work, FailoverKind.PLANNED, failover_point=protection.head_point, planned=True)
 
@@ -60,7 +61,7 @@ def _begin_failover(work: Work, kind: FailoverKind, *, failover_point: str | Non
     )
     reach("failover.begun")
     work.facts["started_at"] = work.context.clock()
-    work.note("failover", f"{kind.value} failover to {protection.target_site} began, epoch {protection.epoch}")
+    work.note("failover", f"{kind.value} failover to {protection.target_site} started, epoch {protection.epoch}")
 
 
 def _take_replica(work: Work) -> None:
@@ -93,7 +94,7 @@ def _last_delta(work: Work) -> None:
         try:
             result = run_cycle(work.context, protection.id, work.watch, keep=True)
         except TrackingLost:
-            # Nothing may be lost, so what cannot be told is compared, however long it takes.
+            # Nothing may be lost, so what is not known to be equal is compared, however long it takes.
             result = run_cycle(work.context, protection.id, work.watch, keep=True, compare=True)
     except AsrError:
         _abort(work)
@@ -104,7 +105,7 @@ def _last_delta(work: Work) -> None:
 
 
 def _abort(work: Work) -> None:
-    """Take a planned failover back before anything was moved: the source goes on."""
+    """Abort a planned failover before anything was moved: the source continues to run."""
     protection = work.protection
     # Started first: killed before the record, the step is run again and stops it again.
     try:
@@ -113,11 +114,11 @@ def _abort(work: Work) -> None:
         _log.error("%s could not be started again at its source: %s", protection.name, problem)
     work.context.vault.transition(work.protection_id, Event.ABORT_FAILOVER, failover_point=None)
     reach("failover.aborted")
-    work.note("failover", "aborted; the machine stays where it was")
+    work.note("failover", "aborted; the machine stays at its source")
 
 
 def _check_not_aborted(protection: Protection) -> None:
-    """A step that was killed right after it had taken the failover back is run again: it stays taken back."""
+    """A step that was killed right after it aborted the failover is run again: the failover stays aborted."""
     allowed(protection.name, protection.state, Event.FAILED_OVER)
 
 
@@ -142,7 +143,7 @@ def _fence_unplanned(work: Work) -> None:
     if not done.wait(FENCE_PATIENCE) or problems:
         detail = str(problems[0]) if problems else f"no answer within {FENCE_PATIENCE:g} seconds"
         work.facts["fence"] = f"owed: {detail}"
-        work.note("quarantine", f"owed until the site answers: {detail}")
+        work.note("quarantine", f"pending until the site answers: {detail}")
 
 
 def _promote(work: Work) -> None:

@@ -1,4 +1,5 @@
-"""What becomes of a failed cycle: recorded with the machine, and when it is tried again (W6)."""
+"""What happens to a failed cycle: it is recorded with the machine, and retried (W6 in
+docs/reference/site-recovery-map.md)."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ _log = logging.getLogger(__name__)
 def recorded_failure(context: Context, protection_id: str, *, of_a_job: bool = True) -> Iterator[None]:
     """Record an error of the block with the machine and raise it again; success is recorded by the point itself.
 
-    Lost tracking is a state of its own, not an error to retry, and a machine that went to another server is its affair.
-    A job is cancelled by a person and then not tried again by itself; a cycle of the service (`of_a_job` False) is
-    cancelled by a job that takes over: no failure.
+    Lost tracking is a state, not an error to retry, and a machine that moved to another server is handled there. A job
+    is cancelled by a person and then not retried automatically; a cycle of the service (`of_a_job` False) is cancelled
+    by a job that takes over, which is no failure.
     """
     try:
         yield
@@ -39,7 +40,7 @@ def recorded_failure(context: Context, protection_id: str, *, of_a_job: bool = T
 
 
 def recorded(run: Callable[[Work], None]) -> Callable[[Work], None]:
-    """A step of a job whose failure is recorded with the machine: the service tries again as W6 says."""
+    """A step of a job whose failure is recorded with the machine: the service retries it as it retries cycles."""
 
     @functools.wraps(run)
     def step(work: Work) -> None:
@@ -59,6 +60,6 @@ def _record(context: Context, protection_id: str, error: Exception) -> None:
         retry_at = decision.at(context.clock())
         context.vault.update(protection_id, error=known.as_dict(), attempt=decision.attempt, retry_at=retry_at)
     except (NotFound, NotAssigned):
-        pass  # unprotected meanwhile, or another server goes on with it
+        pass  # unprotected meanwhile, or another server has taken over
     except AsrError as problem:
         _log.error("a failure could not be recorded: %s", problem)

@@ -63,21 +63,21 @@ class Work:
 
 @attrs.frozen
 class Step:
-    """One step; its name is what `asr jobs` shows and what the crash tests kill at."""
+    """One step; `asr jobs` shows its name, and the crash tests kill at it."""
 
     name: str
     run: Callable[[Work], None]
 
 
 class Holds(Enum):
-    """What a procedure keeps to itself while it runs."""
+    """What a procedure locks while it runs."""
 
     MACHINE = "machine"
     """No cycle and no other job of the machine runs beside it."""
     REPLICATION = "replication"
-    """No cycle and no other job but a test's: a comparison of hours must not keep anybody from testing."""
+    """No cycle and no other job but a test's: a comparison that takes hours must not block tests."""
     TEST = "test"
-    """No other test of the machine; replication goes on."""
+    """No other test of the machine; replication continues."""
 
 
 @attrs.frozen

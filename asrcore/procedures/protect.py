@@ -1,4 +1,7 @@
-"""Protecting a machine, and ending it: readiness, replica, initial copy, finalisation (W1-W3)."""
+"""Protecting a machine and ending protection: readiness, replica, initial copy, finalisation.
+
+W1 to W3 in docs/reference/site-recovery-map.md.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,7 @@ def _disable_begin(work: Work) -> None:
 
 
 def _disable_source(work: Work) -> None:
-    """Stop tracking. A source that is lost keeps nobody from ending protection."""
+    """Stop tracking. A source that is lost does not block the end of protection."""
     protection = work.protection
     try:
         work.context.site(protection.source_site).source.keep_marks(protection.source_machine, [])

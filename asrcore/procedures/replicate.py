@@ -1,4 +1,4 @@
-"""Procedures of every day: one cycle now, resync (W4, W5)."""
+"""Everyday procedures: one cycle now, resync (W4 and W5 in docs/reference/site-recovery-map.md)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _facts(result: CycleResult) -> dict[str, object]:
 
 def _replicate(work: Work) -> None:
     protection = work.protection
-    if protection.state is not State.INITIAL_COPY:  # an initial copy that failed is gone on with
+    if protection.state is not State.INITIAL_COPY:  # an initial copy that failed is resumed
         allowed(protection.name, protection.state, Event.REPLICATE)
     result = run_cycle(work.context, protection.id, work.watch, keep=work.arguments.keep)
     work.facts.update(_facts(result))

@@ -1,4 +1,7 @@
-"""Re-protect: replication the other way round, sending only what differs (F8)."""
+"""Re-protect: replication in the reverse direction, sending only what differs.
+
+F8 and F9 in docs/reference/site-recovery-map.md.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def _begin(work: Work) -> None:
     allowed(protection.name, protection.state, Event.REPROTECT)
     if protection.state is State.REVERSING or protection.target_machine is None:
         return
-    # Both sites must answer before anything is turned round.
+    # Both sites must answer before the direction is reversed.
     former = work.context.site(protection.source_site)
     if driver.Capability.TARGET not in work.context.plugins.driver(former.driver).info.capabilities:  # F9
         raise NoFailback(machine=protection.name, site=former.name, driver=former.driver)
@@ -49,12 +52,12 @@ def _begin(work: Work) -> None:
         networks=networks,
     )
     reach("reprotect.begun")
-    work.note("reprotect", f"replicates from {protection.target_site} to {protection.source_site} from now on")
+    work.note("reprotect", f"replication reversed: from {protection.target_site} to {protection.source_site}")
 
 
 def _quarantined(former: driver.Site, protection: Protection) -> bool:
     """Quarantine the machine at the former source; False if it is no longer there (a rebuilt site)."""
-    fence = driver.Fence(protection.epoch, f"works at {protection.target_site}")
+    fence = driver.Fence(protection.epoch, f"runs at {protection.target_site}")
     try:
         former.inventory.fence(protection.source_machine, fence)
     except MachineNotFound:

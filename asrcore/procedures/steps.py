@@ -32,8 +32,8 @@ def note_repairs(work: Work, instance: driver.Instance) -> None:
 
 
 def commanded(work: Work, site: str) -> driver.Inventory:
-    """To switch the machine on or off at a site. Such a command carries no epoch, so whose machine it is is looked up
-    last, when the connection stands. Raises NotAssigned."""
+    """The inventory of a site, to switch the machine on or off. Such a command carries no epoch, so ownership of the
+    machine is checked last, when the connection is up. Raises NotAssigned."""
     inventory = work.context.site(site).inventory
     work.context.vault.check_assigned(work.protection)
     return inventory
@@ -50,4 +50,4 @@ def fence_source(work: Work) -> None:
     reach("failover.fenced")
     work.context.vault.update(protection.id, fence_due=False)
     work.facts["fence"] = "done"
-    work.note("quarantine", f"the machine at {protection.source_site} is quarantined")
+    work.note("quarantine", f"machine quarantined at {protection.source_site}")

@@ -37,7 +37,7 @@ def _undo_release(work: Work) -> None:
         inventory = work.context.site(protection.source_site).inventory
         stopped = not protection.fence_due
         if not stopped and inventory.fenced(protection.source_machine) is not None:
-            # Recorded before the fence goes: killed after that, nothing else tells that this failover stopped it.
+            # Recorded before the fence is removed: after a kill, nothing else shows that this failover stopped it.
             work.context.vault.update(protection.id, fence_due=False)
             stopped = True
         inventory.unfence(protection.source_machine, protection.epoch)

@@ -1,4 +1,7 @@
-"""Verifying a replica, and mending what differs (invariant 6)."""
+"""Verifying that a replica equals its source, and repairing what differs.
+
+Invariant 6 in docs/explanation/architecture.md.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,19 @@ from asrcore.replication.proof import DiskProof, prove, sha256_of_both
 
 __all__ = ["VERIFY"]
 
-SLICE = 1.0  # of the policy's interval is compared in one view: the next point is late by no more than that
+SLICE = 1.0  # share of the policy's interval that one view is compared for: the next point is late by no more than that
 SAVE_SECONDS = 10.0  # what an interruption costs at most, beside the regions that were being read
-_LOOK_BACK = 50  # newest jobs of the machine, among which the verification before is looked for
+_LOOK_BACK = 50  # newest jobs of the machine, among which the previous verification is looked for
 _PROVED = "proved"  # in the facts of a verification that was interrupted: at which points what was proved of each disk
 
 
 def _verify(work: Work) -> None:
-    """Compares within the frozen views of cycles of its own, one slice after another: a comparison of hours must not
-    hold up the recovery points. What a slice found still holds in the next, but for what the cycle between changed.
+    """Compares within the frozen views of separate cycles, one slice after another: a comparison that takes hours must
+    not delay recovery points. The result of a slice still holds in the next, except for what the cycle in between
+    changed.
 
-    A verification that was interrupted (killed, cancelled, its link cut) goes on likewise, in the same job or the next
-    one, if no other cycle has changed the replica in between.
+    A verification that was interrupted (killed, cancelled, its link cut) resumes in the same way, in the same job or
+    the next one, if no other cycle has changed the replica in between.
     """
     protection = work.protection
     allowed(protection.name, protection.state, Event.VERIFY)
@@ -62,7 +66,7 @@ def _verify(work: Work) -> None:
 
 @attrs.define
 class _Slice:
-    """One cycle, and in its view as much of the comparison as the limit (seconds) lets it begin."""
+    """One cycle, and in its view as much of the comparison as can begin within the limit (seconds)."""
 
     work: Work
     former: Mapping[str, object] | None
@@ -74,13 +78,13 @@ class _Slice:
     missing: int = 0
     """Regions that were to be compared at its beginning."""
     compared: int = 0
-    """Of these it compared so many."""
+    """How many of these it compared."""
     _begun: float = 0.0
     _saved: float = 0.0
 
     def run(self) -> None:
         work = self.work
-        # A point that may be found damaged is not kept beyond the next cycle but where the policy wants it.
+        # A point that may be found damaged is not kept beyond the next cycle unless the policy asks for it.
         run_cycle(work.context, work.protection_id, work.watch, after_seal=self._compare)
 
     def _compare(self, machine: driver.MachineView, replica: driver.Replica, cycle: PendingCycle) -> None:
@@ -126,7 +130,7 @@ class _Slice:
 
 
 def _worth_slicing(slices: Sequence[_Slice]) -> bool:
-    """Whether slices come to an end: not if the guest changes what was compared as fast as it is. Then the rest is
+    """Whether slices will finish. They do not if the guest changes data as fast as it is compared; then the rest is
     compared in one view, however long it takes."""
     if len(slices) < 2:
         return True
@@ -149,7 +153,7 @@ def _facts(proof: DiskProof, sums: tuple[str, str] | None) -> dict[str, object]:
 
 
 def _interrupted(work: Work) -> Mapping[str, object] | None:
-    """What this job had proved when it was killed, or the one before it when it failed."""
+    """What this job had compared when it was killed, or the previous job when it failed."""
     if _PROVED in work.facts:
         return _proved_in(work.facts)
     for job in work.context.vault.jobs(machine=work.protection.name, limit=_LOOK_BACK):

@@ -25,7 +25,7 @@ __all__ = ["Context", "Lock", "MachineLocks", "Turn"]
 
 _log = logging.getLogger(__name__)
 
-_LOOK = 0.2  # seconds until somebody who waits in a line notices that his work was cancelled
+_LOOK = 0.2  # seconds until work that waits in a line notices that it was cancelled
 
 
 class Lock(Enum):
@@ -34,14 +34,14 @@ class Lock(Enum):
     REPLICATION = "replication"
     """Its source, replica and record: cycles, and all jobs but those of tests."""
     TESTS = "tests"
-    """Its tests, beside which replication goes on."""
+    """Its tests; replication continues beside them."""
 
 
 class MachineLocks:
     """One piece of work at a time on a machine. Only one engine works on a vault, so locks of a process suffice.
 
-    Who comes first is served first. Work that preempts goes before all that does not, and cancels what holds the lock,
-    but never other work that preempts: a second failover must not undo the first one.
+    First come, first served. Work that preempts goes before all other work and cancels the work that holds the lock,
+    but never other work that preempts: a second failover must not cancel the first one.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class MachineLocks:
         lock: Lock = Lock.REPLICATION,
         preempt: bool = False,
     ) -> Turn:
-        """Take a place in the line; it must be held or left. Somebody who does both locks takes TESTS first."""
+        """Take a place in the line; it must be held or left. Work that takes both locks takes TESTS first."""
         line_of = (protection.id, lock)
         with self._freed:
             line = self._lines.setdefault(line_of, [])
@@ -142,7 +142,7 @@ class Turn:
                     raise MachineBusy(machine=self._machine, work=first.work)
                 if first.work == told:
                     self._freed.wait(min(left, _LOOK))
-            if first.work != told:  # told outside of the lock, for it may be written down
+            if first.work != told:  # reported outside of the lock, because it may be written to the vault
                 told = first.work
                 self._watch.start(f"waiting for {told}", 0)
 
@@ -185,7 +185,7 @@ class Context:
             if known is not None and known[0] == record:
                 return known[1]
             connecting = self._connecting.setdefault(name, threading.Lock())
-        with connecting:  # a site that does not answer keeps nobody from the others
+        with connecting:  # a site that does not answer must not block the others
             with self._lock:
                 known = self._sites.get(name)
             if known is not None and known[0] == record:
@@ -205,7 +205,7 @@ class Context:
         return throttle
 
     def forget_site(self, name: str) -> None:
-        """Close the connection, if there is one; the next use connects anew."""
+        """Close the connection, if there is one; the next use connects again."""
         with self._lock:
             known = self._sites.pop(name, None)
         if known is not None:

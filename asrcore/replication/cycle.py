@@ -2,7 +2,7 @@
 
 The order of the steps is what keeps the invariants; each may be the last one before a crash:
 
-1. The view is opened; its new mark exists at the source, nobody relies on it yet.
+1. The view is opened; its new mark exists at the source, and nothing relies on it yet.
 2. The vault records the cycle as pending, with the view's mark and the plan, before a byte is copied.
 3. Content goes to the replica's journal and is flushed; the target knows what is done.
 4. The view is confirmed, the cycle is sealed at the target: now the point exists.
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @attrs.frozen
 class CycleResult:
-    """What a cycle did. `resumed`: it went on with an interrupted one."""
+    """What a cycle did. `resumed`: it resumed an interrupted one."""
 
     point: RecoveryPoint
     mode: CycleMode
@@ -67,14 +67,14 @@ def run_cycle(
     again: Mapping[str, Sequence[Extent]] | None = None,
     after_seal: AfterSeal | None = None,
 ) -> CycleResult:
-    """Run one cycle of a machine that nobody else works on (see `MachineLocks`).
+    """Run one cycle of a machine whose lock is held (see `MachineLocks`).
 
     The mode follows from the state: INITIAL_COPY copies all, RESYNCING and REVERSING compare (as does any state with
     `compare`), else a delta. `keep` makes the point a kept one even if the policy's point interval has not passed.
     `again`: extents by disk to be sent beside what changed. `after_seal` is called with the view still frozen, and with
     the cycle as it was sealed.
 
-    Raises TrackingLost when a delta cannot go on (a PROTECTED machine is then RESYNC_PENDING), and what drivers raise.
+    Raises TrackingLost when no delta is possible (a PROTECTED machine is then RESYNC_PENDING), and what drivers raise.
     """
     protection = context.vault.protection(protection_id)
     source = context.site(protection.source_site).source
@@ -85,7 +85,7 @@ def run_cycle(
             context, protection, source, watch, keep=keep, compare=compare, again=again or {}, after_seal=after_seal
         )
     except TargetFull:
-        thin(context, protection, watch)  # else points past their age would keep the space that is missing
+        thin(context, protection, watch)  # otherwise points past their age would hold the space that is missing
         raise
     # Not in a planned failover: the workload stands still meanwhile.
     tidy = result.point.kept and protection.state is not State.FAILING_OVER
@@ -116,9 +116,9 @@ def _run(
 
 
 def thin(context: Context, protection: Protection, watch: Watch, *, tidy: bool = False) -> None:
-    """Drop the points that the policy no longer keeps. A failure is left to the next cycle.
+    """Delete the points that the policy no longer keeps. After a failure the next cycle tries again.
 
-    With `tidy` the target is told even if none goes: see `Replica.drop_points`.
+    With `tidy` the target is called even if there is none to delete: see `Replica.drop_points`.
     """
     vault, protection_id = context.vault, protection.id
     policy = vault.policy(protection.policy)
@@ -137,7 +137,7 @@ def thin(context: Context, protection: Protection, watch: Watch, *, tidy: bool =
     except Cancelled:
         raise
     except AsrError as problem:
-        _log.warning("%s: retention is left to the next cycle: %s", protection.name, problem)
+        _log.warning("%s: applying retention failed, the next cycle tries again: %s", protection.name, problem)
         return
     if not dropping:
         return
@@ -147,18 +147,18 @@ def thin(context: Context, protection: Protection, watch: Watch, *, tidy: bool =
 
 
 def _sweep(source: driver.Source, protection: Protection) -> None:
-    """Release all marks but the recorded ones. Never an error: what stays is released by a later call."""
+    """Release all marks but the recorded ones. Never an error: what is left is released by a later call."""
     pending = protection.pending.view_mark if protection.pending else None
     keep = [mark for mark in (protection.mark, pending) if mark is not None]
     try:
         source.keep_marks(protection.source_machine, keep)
     except AsrError as problem:
-        _log.warning("%s: releasing older marks is left to the next cycle: %s", protection.name, problem)
+        _log.warning("%s: releasing older marks failed, the next cycle tries again: %s", protection.name, problem)
     reach("cycle.marks-released")
 
 
 def _named(again: Mapping[str, Sequence[Extent]]) -> dict[str, plan.DiskWork]:
-    """What a source wants to be read again, as work; empty if that is nothing."""
+    """What a source asks to be read again, as work; empty if nothing."""
     return {disk_id: plan.DiskWork(copy=tuple(union(extents))) for disk_id, extents in again.items() if extents}
 
 
@@ -194,7 +194,7 @@ class _Cycle:
         self.replica = self.context.site(self.protection.target_site).target.replica(self.protection.replica_id)
         self.info = self.replica.info()
 
-    # -- the way of the data -----------------------------------------------------------------------------------------
+    # -- data path ---------------------------------------------------------------------------------------------------
 
     def run(self) -> CycleResult:
         mode = CycleMode.COMPARE if self.compare else _mode(self.protection)
@@ -415,7 +415,7 @@ class _Cycle:
         return retention.point_due(self.policy, self.context.vault.last_kept_at(self.protection.id), taken_at)
 
     def _give_up(self, pending: PendingCycle) -> None:
-        """Forget an interrupted cycle that cannot be gone on with."""
+        """Discard an interrupted cycle that cannot be resumed."""
         self.info = self.replica.info()
         if self.info.pending == pending.id:
             spec = driver.CycleSpec(pending.id, self.protection.epoch, pending.base_point, self.info.disks)

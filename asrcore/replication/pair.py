@@ -1,7 +1,7 @@
 """One disk at both sites, as one worker of a comparison reads it.
 
-Where both sides are read here they are compared byte by byte: that is faster than hashing them (memcmp against BLAKE3:
-65 against 4 GB/s a core, measured). Where a side has its own hands digests are computed there, and only they travel.
+Where both sides are read here they are compared byte by byte, which is faster than hashing them (measured: memcmp 65
+GB/s a core, BLAKE3 4 GB/s). Where an agent can hash locally, digests are computed there and only they are sent.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from asrcore.units import MiB
 
 __all__ = ["Pair", "both_zero", "piece_size", "worker_count"]
 
-# How many pieces at a time, and of how many bytes. More workers than there are cores: some wait for a disk or a link
+# Number of pieces at a time, and their size in bytes. There are more workers than cores: some wait for a disk or a link
 # while others compare.
 #
-# Where bytes are compared, with four the replica's disk rested while all of them waited for QEMU (measured, medians of
-# 8, a resync of 2 GiB: 2.06 s with four, 1.83 with eight, no less with twelve). A piece costs the interpreter that all
-# workers share, and past the page cache nothing is read ahead (medians of 14: 1.93 s with 1 MiB, 1.60 with 2 MiB; of
-# 9, with 4 MiB as with 2).
+# Where bytes are compared, four workers left the replica's disk idle while all of them waited for QEMU (measured,
+# medians of 8, a resync of 2 GiB: 2.06 s with four, 1.83 s with eight, no less with twelve). Each piece costs time in
+# the interpreter, which all workers share, and without the page cache nothing is read ahead (medians of 14: 1.93 s with
+# 1 MiB, 1.60 s with 2 MiB; of 9: the same with 4 MiB as with 2).
 NEAR_WORKERS, NEAR_PIECE = 8, 2 * MiB
-# Where digests travel a piece is one question and one answer. What differs is read over the link: the more workers ask
-# at a time, the longer each waits on a slow one, and each read has a time limit.
+# Where digests are sent, a piece is one request and one reply. What differs is read over the link: the more workers ask
+# at a time, the longer each waits on a slow link, and each read has a time limit.
 FAR_WORKERS, FAR_PIECE = 4, 4 * MiB
 
 
@@ -38,7 +38,7 @@ def piece_size(view: DiskView, replica: Replica) -> int:
 
 
 def worker_count(view: DiskView, replica: Replica) -> int:
-    """How many pieces to compare at a time, each in a thread of its own."""
+    """How many pieces to compare at a time, each in a separate thread."""
     return FAR_WORKERS if _is_far(view, replica) else NEAR_WORKERS
 
 
@@ -56,10 +56,10 @@ def _nobody(count: int) -> None:
 
 
 class Pair:
-    """For one thread. `read` is told of bytes that were read at the source."""
+    """For one thread. `read` is called with the number of bytes that were read at the source."""
 
     def __init__(self, view: DiskView, replica: Replica, stack: ExitStack, read: Callable[[int], None]) -> None:
-        """Not for use: see `open`."""
+        """Use `open` instead."""
         size = piece_size(view, replica)
         self._view, self._replica, self._stack, self._read = view, replica, stack, read
         self._ours, self._theirs = bytearray(size), memoryview(b"")
@@ -73,7 +73,7 @@ class Pair:
     @classmethod
     @contextmanager
     def open(cls, view: DiskView, replica: Replica, read: Callable[[int], None] = _nobody) -> Iterator[Pair]:
-        """Closes its readers in the end."""
+        """Closes its readers at the end."""
         with ExitStack() as stack:
             yield cls(view, replica, stack, read)
 

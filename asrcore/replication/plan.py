@@ -65,7 +65,7 @@ class DiskWork:
 
 
 class ResyncDue(Exception):  # a decision of the planner, caught by the cycle; never seen by people
-    """A delta cannot go on: the machine needs a comparison. A decision for the cycle, never seen by people."""
+    """No delta is possible: the machine needs a comparison. A decision for the cycle, never seen by people."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -91,8 +91,8 @@ def method_of(facts: DiskFacts, mode: CycleMode) -> Method:
 def work_of(facts: DiskFacts, method: Method, extents: Sequence[Extent], threshold: float) -> DiskWork:
     """The work of a disk. `extents`: what changed for CHANGES, what is allocated for ALL, unused for COMPARE.
 
-    Raises ResyncDue when the change log holds `threshold` of the disk or more in data to be sent (W5). What was
-    discarded counts for nothing: a guest's first fstrim marks all its free space as changed, and costs no sending.
+    Raises ResyncDue when the change log holds `threshold` of the disk or more in data to be sent. Discarded ranges do
+    not count: a guest's first fstrim marks all its free space as changed, but nothing of it has to be sent.
     """
     if method is Method.COMPARE:
         return DiskWork(compare=_whole(facts.size))
@@ -126,7 +126,7 @@ def work_resumed(
 
     `first` is what changed between the interrupted view and this one. It is sent and made durable before the cycle
     is recorded as reading from the new view, because from then on all that is done counts as of that view. `rest` is
-    what was planned and is not done. `planned` None: the disk was not in the cycle; then the caller plans it anew.
+    what was planned and is not done. `planned` None: the disk was not in the cycle; then the caller plans it again.
     `changed` None: not known (compare all), unless the very same view could be opened again: then pass ().
     """
     if planned is None:

@@ -2,7 +2,7 @@
 
 A disk's digest is BLAKE3 over the digests of its regions, a region's BLAKE3 over the digests of its blocks, in order:
 16 bytes for each block and region, 32 for the disk. Blocks that are known to be zero at both sides are not read, so a
-thin disk costs what it holds; and a region that is proved need not be proved again after an interruption.
+thin disk costs only what it holds, and a region that was compared is not compared again after an interruption.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from asrcore.units import MiB
 __all__ = ["REGION", "DiskProof", "prove", "sha256_of_both"]
 
 REGION = 64 * MiB
-"""Bytes that are proved or not as a whole, in a multiple of every piece: what an interruption may cost."""
+"""Bytes that are compared as a whole, a multiple of every piece size: what an interruption may cost."""
 
 
 @attrs.define
@@ -117,7 +117,7 @@ def _folded(digests: bytes | bytearray) -> bytes:
 
 @attrs.define
 class _Region:
-    """Of which `left` bytes are to be compared yet; digests of its blocks so far, zeroes where nothing is stored."""
+    """`left` of its bytes are still to be compared; digests of its blocks so far, zeroes where nothing is stored."""
 
     left: int
     ours: bytearray
@@ -205,10 +205,10 @@ class _Regions:
 
 
 def sha256_of_both(view: DiskView, replica: Replica, watch: Watch) -> tuple[str, str]:
-    """SHA-256 of the whole disk, of the frozen source and of the replica's head, as `sha256sum` would tell it.
+    """SHA-256 of the whole disk, of the frozen source and of the replica's head, as `sha256sum` would print it.
 
-    A check that shares nothing with the proof above, not even what is known to be zero. Each side reads at the pace of
-    one core (1.6 GB/s).
+    A check that is independent of the proof above: it also reads what is known to be zero. Each side is limited by one
+    core (1.6 GB/s).
     """
     size = view.disk.size
 

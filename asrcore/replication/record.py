@@ -18,7 +18,7 @@ _EVENTS = {
     State.RESYNCING: Event.RESYNCED,
     State.REVERSING: Event.REVERSED,
 }
-"""What a recorded point does to the state. In all other states (a planned failover's last delta) it stays."""
+"""The event of a recorded point, by state. In all other states (a planned failover's last delta) the state stays."""
 
 
 def record_sealed(
@@ -29,7 +29,7 @@ def record_sealed(
     counts: Counts,
     started: float,
 ) -> RecoveryPoint:
-    """Record the point and advance the mark, in one transaction (invariant 2)."""
+    """Record the point and advance the mark, in one transaction (invariant 2 in docs/explanation/architecture.md)."""
     point = RecoveryPoint(
         id=stored.id,
         taken_at=stored.taken_at,
@@ -76,5 +76,5 @@ def adopt_sealed(context: Context, protection: Protection) -> RecoveryPoint | No
     if not info.points or info.points[-1].id != pending.point_id:
         return None
     stored = info.points[-1]
-    # What was sent is not known any more; the point is what counts.
+    # What was sent is no longer known; only the point matters.
     return record_sealed(context, protection, pending, stored, Counts(), stored.sealed_at)

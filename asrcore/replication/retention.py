@@ -1,14 +1,15 @@
-"""Which recovery points to keep and which to drop: a ladder, as a pure function of points, policy and time.
+"""Which recovery points to keep and which to delete: a ladder, as a pure function of points, policy and time.
 
-The rule. Time is cut into buckets aligned to the epoch; a point of a certain age belongs to the rung of the ladder for
-that age, and of the points in one bucket of its rung only the *oldest* stays. Younger than the first rung all stay;
-older than `keep` none. A rung's buckets are whole numbers of the former rung's (a spacing is rounded down to that,
-never to less than half), so the oldest point of a coarse bucket is the oldest of its fine bucket, too. It follows:
+The rule: time is divided into buckets aligned to the epoch. A point belongs to the ladder's rung for its age, and of
+the points in one bucket of its rung only the *oldest* is kept. Points younger than the first rung are all kept, points
+older than `keep` are all deleted. A rung's bucket is a whole number of the former rung's buckets (a spacing is rounded
+down to that, never to less than half), so the oldest point of a coarse bucket is also the oldest of its fine bucket.
+It follows:
 
-- A kept point goes only when it moves to the next rung or past `keep`; new points never push it out.
-- What thinning at two times leaves is at least what thinning at the later time alone leaves, however often it runs
+- A kept point is deleted only when it moves to the next rung or past `keep`, never because of new points.
+- Applying retention at two times keeps at least what applying it at the later time alone keeps, however often it runs
   and whenever the engine was down.
-- Between two kept neighbours lies at most the rung's spacing, plus the greatest distance of the points as made.
+- Two kept neighbours are at most the rung's spacing apart, plus the greatest distance of the points as made.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ __all__ = ["cutoff", "point_due", "to_drop"]
 def point_due(policy: Policy, last_kept_at: float | None, taken_at: float) -> bool:
     """Whether the cycle that shows the instant `taken_at` is to become a kept point.
 
-    Half a cycle early counts as due: cycles come at their interval only nearly, and waiting for the next one would
-    make the distance of the points one interval too long. A clock that was set back makes a point, too.
+    Half a cycle early counts as due: cycles keep their interval only roughly, and waiting for the next one would make
+    the distance of the points one interval too long. After a clock was set back a point is due as well.
     """
     if last_kept_at is None:
         return True
@@ -34,16 +35,16 @@ def point_due(policy: Policy, last_kept_at: float | None, taken_at: float) -> bo
 
 
 def cutoff(policy: Policy, now: float) -> float:
-    """Points that show this instant or a later one stay, and which of the others stay does not depend on them, but for
-    the newest of all: `to_drop` needs only that one and what is older."""
+    """Points that show this instant or a later one are kept, and do not affect which older points are kept, except for
+    the newest of all: `to_drop` needs only the newest and those that are older."""
     return now - min([policy.keep, *(rung.after for rung in policy.ladder)])
 
 
 def to_drop(points: Iterable[RecoveryPoint], policy: Policy, now: float) -> list[RecoveryPoint]:
-    """The points to drop at the time `now`, oldest first.
+    """The points to delete at the time `now`, oldest first.
 
-    The newest of all stays whatever its age. Pinned points, and those that are only the latest state, are neither
-    dropped nor counted.
+    The newest of all is kept whatever its age. Pinned points, and those that are only the latest state, are neither
+    deleted nor counted.
     """
     ordered = sorted(points, key=_order)
     candidates = [point for point in ordered if point.kept and not point.pinned]

@@ -1,4 +1,7 @@
-"""When a failed cycle is tried again (W6): after 1, 2, 4, 8, 10 minutes, then every 30; never where it cannot help."""
+"""When a failed cycle is retried: after 1, 2, 4, 8, 10 minutes, then every 30; never where a retry cannot help.
+
+W6 in docs/reference/site-recovery-map.md.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ class Decision:
     delay: float | None
 
     def at(self, now: float) -> float | None:
-        """When to try again, in seconds since the epoch; None: not by itself."""
+        """When to retry, in seconds since the epoch; None: not automatically."""
         return None if self.delay is None else now + self.delay
 
 
 def decide(error: BaseException, attempt: int) -> Decision:
     """What to do about an error after `attempt` earlier failures in a row.
 
-    A catalogued error says itself whether a retry may help. Anything else is a defect: every step may be repeated
-    without harm, so it is retried like a recoverable one rather than leaving the machine without protection.
+    A catalogued error states whether a retry may help. Anything else is a defect: every step may be repeated without
+    harm, so it is retried like a recoverable error instead of leaving the machine without replication.
     """
     attempt = max(0, attempt)
     if isinstance(error, AsrError) and not error.retry:

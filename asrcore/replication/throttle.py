@@ -13,7 +13,7 @@ from asrcore.replication import windows
 
 __all__ = ["Throttle", "limit"]
 
-BURST = 1.0  # seconds of the rate that are saved up: a stall of the target, such as a flush, is caught up with
+BURST = 1.0  # seconds of the rate that are saved up, to catch up after a stall of the target, such as a flush
 LOOK = 0.5  # seconds, at most, until a wait sees that a window has opened or closed
 
 
@@ -25,8 +25,8 @@ def limit(rules: Iterable[Bandwidth], now: float, zone: tzinfo | None = None) ->
 class Throttle:
     """Thread-safe. `rules` may be replaced at any time. `now`: seconds since the epoch; `clock`: monotonic seconds.
 
-    Whoever finds the bucket not in debt sends and is charged afterwards, so that a piece larger than the bucket passes
-    and the average holds: 20 Mbit/s in pieces of 512 KiB was met within 1 % over 20 s.
+    A sender that finds the bucket not in debt sends and is charged afterwards, so that a piece larger than the bucket
+    passes and the average holds: 20 Mbit/s in pieces of 512 KiB was met within 1 % over 20 s.
     """
 
     def __init__(self, now: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,10 +50,10 @@ class Throttle:
             rate, at = limit(self.rules, self._now()), self._clock()
             passed, self._filled_at = at - self._filled_at, at
             if rate is None:
-                self._tokens = 0.0  # debts of a window end with it
+                self._tokens = 0.0  # a window's debt ends with the window
                 return 0.0
             self._tokens = min(self._tokens + passed * rate, BURST * rate)
-            if self._tokens <= -1:  # what is left of a byte is nobody's wait
+            if self._tokens <= -1:  # a debt of less than a byte is not worth a wait
                 return -self._tokens / rate
             self._tokens -= size
             return 0.0

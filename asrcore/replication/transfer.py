@@ -1,7 +1,7 @@
 """Moving content from a frozen disk into a cycle: copy, and comparison that sends only what differs.
 
-Pieces go through a few worker threads; each has a reader and one buffer of its own, reused for every piece, so memory
-is bounded by workers x piece whatever the disk's size. The calls below release the GIL (libnbd, BLAKE3, pwrite).
+Pieces go through a few worker threads. Each has a reader and one buffer, reused for every piece, so memory is bounded
+by workers x piece whatever the disk's size. The calls below release the GIL (libnbd, BLAKE3, pwrite).
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from asrcore.units import KiB, MiB
 __all__ = ["Counts", "Transfer"]
 
 # More than there are cores: while one writes, the source works for the others (measured: a delta of scattered blocks
-# took 0.98 s with four, 1.07 with two).
+# took 0.98 s with four, 1.07 s with two).
 COPY_WORKERS = 4
-# A piece costs the interpreter that all workers share, and a wait at its end (measured, 2 GiB from qemu-nbd: 4.2 s and
-# 2.0 s of processor with 512 KiB, 3.5 and 1.5 with 1 MiB, no less with 2 MiB). Over a link a piece is what a cut loses.
+# Each piece costs time in the interpreter, which all workers share, and a wait at its end (measured, 2 GiB from
+# qemu-nbd: 4.2 s and 2.0 s of processor time with 512 KiB, 3.5 s and 1.5 s with 1 MiB, no less with 2 MiB). When a link
+# is cut, at most the pieces under way are lost.
 COPY_PIECE = 1 * MiB
 FAR_COPY_PIECE = 512 * KiB
-# Small extents are read so many at a time: one after the other, each waits for the source's answer to the one before.
+# This many small extents are read at a time; read one by one, each would wait for the answer to the one before.
 COPY_EXTENTS = 16
-# A crash resends at most this much, or what a slow link brought in this time (seconds); a flush costs one fdatasync of
+# A crash resends at most this much, or what a slow link carried in this time (seconds); a flush costs one fdatasync of
 # what was just written.
 FLUSH_EVERY = 128 * MiB
 FLUSH_SECONDS = 10.0
@@ -77,7 +78,7 @@ class Transfer:
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
 
     def copy(self, extents: Iterable[Extent]) -> None:
-        """Send the extents' content; what turns out to be zeroes is sent as such."""
+        """Send the extents' content; what turns out to be zeroes is sent as zero ranges."""
         extents = list(extents)
         for extent in (item for item in extents if item.zero):
             self._zero(extent.offset, extent.length)
@@ -110,8 +111,8 @@ class Transfer:
                 return
             self._unflushed, self._flushed_at, self._flushing = 0, now, True
         try:
-            self.writer.flush()  # the others go on meanwhile: a target elsewhere would stand still for it
-            reach("cycle.flushed")  # before the next flush can begin: no other is done when one is counted
+            self.writer.flush()  # other workers continue meanwhile: otherwise a remote target would be idle
+            reach("cycle.flushed")  # before the next flush can begin, so that no other has ended when one is counted
         finally:
             self._flushing = False
 

@@ -14,7 +14,7 @@ def is_open(window: Window, now: float, zone: tzinfo | None = None) -> bool:
     """Whether the window is open at `now` (seconds since the epoch)."""
     local = _local(now, zone)
     midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-    # By the clock on the wall, also on the days that have 23 or 25 hours.
+    # By local time, also on days that have 23 or 25 hours.
     return window.contains((local.replace(tzinfo=None) - midnight).total_seconds())
 
 

@@ -1,4 +1,4 @@
-"""Pieces of a disk given to a few threads, each with buffers and readers of its own."""
+"""Pieces of a disk given to a few threads, each with its own buffers and readers."""
 
 from __future__ import annotations
 

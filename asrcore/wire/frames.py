@@ -1,8 +1,8 @@
 """The wire protocol, without sockets, threads or clocks: bytes in, frames out, and the other way round.
 
 This file needs nothing but the standard library of Python 3.9, so that an agent can carry it along. It is described
-byte by byte in `docs/reference/wire-protocol.md`. Who has dialled is one thing, who asks and who serves another: both
-sides may do either. How a carrier (a TLS connection) uses it, from its first byte on:
+byte by byte in `docs/reference/wire-protocol.md`. Either side may send requests, whichever of them opened the
+connection. How a carrier (a TLS connection) uses it, from its first byte on:
 
     link = Connection(dialled=True, me={"name": "web1"}, hashes={"blake3": blake3})   # hashes: none, or what there is
     carrier.write(link.hello())
@@ -18,7 +18,7 @@ sides may do either. How a carrier (a TLS connection) uses it, from its first by
     carrier.write(*link.pack(Frame(REPLY, frame.stream, {"answer": 42}, b"bulk")))
 
 A request with the flag MORE is followed by DATA frames on its stream, which the other side acknowledges with
-`link.ack`; at most `link.room(stream)` bytes may be under way. A carrier that reads into buffers of its own calls
+`link.ack`; at most `link.room(stream)` bytes may be under way. A carrier that reads into its own buffers calls
 `header` and `payload` instead of `feed`; one that sends from several threads calls `prepare` outside of its lock and
 `stamp` within. Compression is the carrier's: a body with the flag ZSTD has `plain` bytes when unpacked.
 """
@@ -107,7 +107,7 @@ Hash = Callable[[], Any]  # like hashlib's: update(), digest()
 
 
 class ProtocolError(Exception):
-    """The peer broke the protocol, or somebody between has: the connection ends. `reason` is one of a few words."""
+    """The peer broke the protocol, or data was changed in transit: the connection ends. `reason` is one of a few."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -213,7 +213,7 @@ class Connection:
         window: int = WINDOW,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """`me` is told to the peer (JSON); `hashes`: names and makers of those beyond BLAKE2b, best first."""
+        """`me` is sent to the peer (JSON); `hashes`: names and makers of those beyond BLAKE2b, best first."""
         self.dialled = dialled
         self.window = window
         self.peer: Peer | None = None
@@ -249,7 +249,7 @@ class Connection:
         return self.stamp(prepared) + self._hello
 
     def open_stream(self) -> int:
-        """A number for a new request of ours. Requests must be sent in the order of their numbers."""
+        """A number for a new request of this side. Requests must be sent in the order of their numbers."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         return stream
 
@@ -298,18 +298,18 @@ class Connection:
         return self.pack(Frame(GOODBYE, 0, head))[0]
 
     def room(self, stream: int) -> int:
-        """Bytes of DATA that may be sent on a stream of ours now. A single frame may always be under way."""
+        """Bytes of DATA that may be sent now on a stream of this side. A single frame may always be under way."""
         flow = self._asked.get(stream)
         if flow is None:
             return 0
         return flow.room if flow.sizes else max(flow.room, MAX_BODY)
 
     def asked(self, stream: int) -> bool:
-        """Whether a request of ours is still without its reply."""
+        """Whether a request of this side still waits for its reply."""
         return stream in self._asked
 
     def counts(self, stream: int) -> tuple[int, int]:
-        """How many DATA frames were sent on a stream of ours that is still open, and how many are acknowledged."""
+        """How many DATA frames were sent on an open stream of this side, and how many of them are acknowledged."""
         flow = self._asked.get(stream)
         return (flow.sent, flow.sent - len(flow.sizes)) if flow else (0, 0)
 
@@ -423,7 +423,7 @@ class Connection:
         except (ValueError, RecursionError):
             head = None
         if not isinstance(head, dict):
-            self._refuse("head", "it is no JSON object")
+            self._refuse("head", "it is not a JSON object")
         return head
 
     def _greeted(self, frame: Frame, theirs: bytes) -> None:
@@ -445,8 +445,8 @@ class Connection:
         if common is None:
             self._refuse("hello", f"no common hash: {', '.join(known)}")
         self._hash = self._makers[common]
-        # Both hellos, secrets included, make the keys: who changes a hello on its way cannot make a valid frame. One
-        # key for each direction: a frame that is sent back is refused.
+        # The keys are made from both hellos, secrets included: whoever changes a hello in transit cannot make a valid
+        # frame. There is one key for each direction, so that a frame sent back to its sender is refused.
         hellos = (self._hello, theirs) if self.dialled else (theirs, self._hello)
         both = b"".join(hashlib.blake2b(hello).digest() for hello in hellos)
         dialler, other = (hashlib.blake2b(both, digest_size=32, person=who).digest() for who in (b"dialler", b"other"))
