@@ -1,6 +1,6 @@
-"""The configuration server's API: what components and people ask of the vault, as JSON over HTTPS.
+"""The configuration server's API: access to the vault for components and people, as JSON over HTTPS.
 
-Every call knows who calls, by the certificate of the connection (`web`), and each path names the roles that it is for.
+The caller is known by the certificate of the connection (`web`), and each path names the roles that may use it.
 Errors are those of the catalogue: the body holds `AsrError.as_dict` with the attributes, as a job's record does.
 """
 
@@ -133,10 +133,10 @@ class _Api:
         return {"revoked": self._authority.revoked()}
 
     def health(self, call: _Call) -> object:
-        """Whether the vault answers, and somebody works on it."""
+        """Whether the vault answers, and whether an engine works on it."""
         return {"vault": "ok", "engine": self._vault.engine_holder(), "servers": self.servers(call)}
 
-    # -- looking -----------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def metrics(self, call: _Call) -> Response:
         return Response(exposition(self._vault, self._clock()), media_type="text/plain; version=0.0.4")
@@ -171,10 +171,10 @@ class _Api:
             for item in self._vault.servers()
         ]
 
-    # -- doing -------------------------------------------------------------------------------------------------------
+    # -- ordering ----------------------------------------------------------------------------------------------------
 
     def order(self, call: _Call) -> Job:
-        """A verb as a job; whoever works on the vault runs it."""
+        """A verb as a job; the engine or process server that works on the vault runs it."""
         kind = _text(call.body, "verb")
         if kind not in VERBS:
             raise InvalidValue(what="verb", value=kind, wanted=", ".join(VERBS))
@@ -189,7 +189,7 @@ class _Api:
             allowed(protection.name, protection.state, event)
         now = self._clock()
         job = enqueue(self._vault, kind, protection, Arguments(**given), now=now)
-        text = f"{call.caller} asked for {kind} (job {job.id})"
+        text = f"{call.caller} requested {kind} (job {job.id})"
         self._vault.add_event(at=now, machine=protection.name, kind="order", text=text)
         return job
 
@@ -217,7 +217,7 @@ async def _body(request: Request) -> Mapping[str, Any]:
 def _text(body: Mapping[str, Any], name: str) -> str:
     value = body.get(name)
     if not isinstance(value, str):
-        raise InvalidValue(what=name, value=value, wanted="a text")
+        raise InvalidValue(what=name, value=value, wanted="text")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a scrape of `/metrics` gets: read from the vault at that moment, nothing is counted in this process."""
+"""The metrics of `/metrics`: read from the vault at each scrape; nothing is counted in this process."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class _Vault(Collector):
                     family.add_metric([item.protection.name], found)
             return family
 
-        yield gauge("rpo_seconds", "Age of what the newest recovery point shows.", lambda item: item.rpo_seconds)
+        yield gauge("rpo_seconds", "Age of the data in the newest recovery point.", lambda item: item.rpo_seconds)
         yield gauge("interval_seconds", "The policy's interval.", lambda item: item.policy.interval)
         yield gauge("health", "0 ok, 1 warning, 2 critical.", lambda item: _LEVELS[item.health.level])
         yield gauge("points", "Recovery points.", lambda item: item.points)
         yield gauge("epoch", "Changes of ownership.", lambda item: item.protection.epoch)
-        yield gauge("lag_seconds", "For how long the next cycle is overdue.", self._lag)
-        yield gauge("failures", "Failed cycles since the last good one.", lambda item: item.protection.attempt)
-        states = GaugeMetricFamily("asr_machine_state", "1 for the state that it is in.", labels=["machine", "state"])
+        yield gauge("lag_seconds", "How long the next cycle is overdue.", self._lag)
+        yield gauge("failures", "Failed cycles since the last successful one.", lambda item: item.protection.attempt)
+        states = GaugeMetricFamily("asr_machine_state", "1 for the current state.", labels=["machine", "state"])
         for item in machines:
             states.add_metric([item.protection.name, item.protection.state.value], 1)
         yield states
@@ -83,15 +83,15 @@ class _Vault(Collector):
 
     def _jobs(self) -> Iterator[Metric]:
         found = Counter(job.state for job in self._vault.jobs())
-        jobs = GaugeMetricFamily("asr_jobs", "Jobs that the vault remembers.", labels=["state"])
+        jobs = GaugeMetricFamily("asr_jobs", "Jobs recorded in the vault.", labels=["state"])
         for state in JobState:
             jobs.add_metric([state.value], found[state])
         yield jobs
 
     def _servers(self) -> Iterator[Metric]:
         assigned = Counter(self._vault.assigned().values())
-        up = GaugeMetricFamily("asr_server_up", "1 while it was heard of within its lease.", labels=["server"])
-        silent = GaugeMetricFamily("asr_server_silent_seconds", "Since it was heard of.", labels=["server"])
+        up = GaugeMetricFamily("asr_server_up", "1 if a heartbeat came within the lease.", labels=["server"])
+        silent = GaugeMetricFamily("asr_server_silent_seconds", "Time since the last heartbeat.", labels=["server"])
         machines = GaugeMetricFamily("asr_server_machines", "Machines assigned to it.", labels=["server"])
         for server in self._vault.servers():
             up.add_metric([server.name], server.alive)

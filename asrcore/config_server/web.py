@@ -1,4 +1,4 @@
-"""HTTPS with certificates of both sides: uvicorn, our TLS, and who is at the other end of each connection."""
+"""HTTPS with certificates of both sides: uvicorn, the components' TLS, and the caller's identity per connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PEER = "asr.peer"
 _GRACE = 10  # seconds that requests under way have when the server ends
 _MOST = 200  # connections and requests at a time
 _HEAD = 16 * 1024  # bytes of a request's head
-_HEARD = 8  # pieces that are still taken from somebody who was refused
+_HEARD = 8  # pieces that are still read from a caller who was refused
 
 
 def peer_of(scope: MutableMapping[str, Any]) -> tuple[Component, str]:
@@ -42,7 +42,7 @@ def peer_of(scope: MutableMapping[str, Any]) -> tuple[Component, str]:
 
 
 class _Protocol(H11Protocol):
-    """Tells the application who is at the other end, which ASGI servers do not."""
+    """Passes the caller's certificate to the application, which ASGI servers do not do."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -58,8 +58,8 @@ class _Protocol(H11Protocol):
 
 
 class _Handshake(ssl.SSLObject):
-    """Tells a caller why his certificate is refused. asyncio closes the connection of a handshake that failed before
-    the alert is sent, so the failure is told to it later: by the caller's hanging up, or when he goes on talking."""
+    """Sends the caller the reason why its certificate is refused. After a failed handshake asyncio closes the
+    connection before the alert is sent, so the failure is raised later: when the caller hangs up or sends more."""
 
     _failed: ssl.SSLError | None = None
     _heard = 0
@@ -80,8 +80,8 @@ class _Handshake(ssl.SSLObject):
 
 
 class WebServer:
-    """Serves an ASGI application from `start` on, in a thread of its own. A new certificate or revocation list in the
-    identity's directory counts from the next connection on."""
+    """Serves an ASGI application from `start` on, in a separate thread. A new certificate or revocation list in the
+    identity's directory applies from the next connection on."""
 
     def __init__(self, app: ASGIApp, address: Address, identity: Identity) -> None:
         """Raises IdentityUnusable."""
@@ -111,7 +111,7 @@ class WebServer:
     def _tls(self, config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
         first = self._identity.context(server=True)
         first.sslobject_class = _Handshake
-        # Called in each handshake, whether the client names a server or not: what was read anew counts at once.
+        # Called in each handshake, whether the client names a server or not: re-read files apply at once.
         first.sni_callback = self._renewed
         return first
 
@@ -138,13 +138,13 @@ class WebServer:
     def _run(self, listening: socket.socket) -> None:
         try:
             asyncio.run(self._server.serve(sockets=[listening]))
-        except Exception:  # noqa: BLE001 - told here, for nobody waits for this thread
+        except Exception:  # noqa: BLE001 - logged here, because no other thread waits for this one
             _log.exception("the server ended unexpectedly")
         finally:
             listening.close()
 
     def close(self) -> None:
-        """End, after the requests under way. Twice is fine."""
+        """End, after the requests under way. May be called twice."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join()

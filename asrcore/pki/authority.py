@@ -1,10 +1,10 @@
-"""The certificate authority: a key, encrypted, in a directory of the configuration server, its register in the vault.
+"""The certificate authority: an encrypted key in a directory of the configuration server, and a register in the vault.
 
-A component makes its own key and asks with a signed request; the authority never sees a private key but its own, and
-that of a token until it is handed over. A token is a certificate of role `join` that lives for an hour: only the call
-that joins accepts it, and the vault lets it be spent once.
+A component makes its own key and sends a signed request; the authority never sees a private key but its own, and that
+of a token until it is handed over. A token is a certificate of role `join` that is valid for an hour: only the call
+that joins accepts it, and the vault lets it be used once.
 
-Each is recorded before it is given out, so that all that is valid can be listed and revoked.
+Each certificate is recorded before it is issued, so that every valid one can be listed and revoked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Authority", "keep_own"]
 
 TOKEN_LIFETIME = 1 * HOUR
 LIST_LIFETIME = 7 * DAY
-"""Of a revocation list: who has not fetched one for so long accepts nobody."""
+"""Lifetime of a revocation list: a component whose list is older accepts no connection."""
 _OWN_LIFETIME = 3650 * DAY
 _EARLIER = 5 * MINUTE  # valid since a little before it is issued: hosts' clocks differ
 
@@ -53,7 +53,7 @@ class Authority:
             mode = (self._directory / "ca-key.pem").stat().st_mode
             if mode & 0o077:
                 raise AuthorityUnusable(
-                    directory=str(directory), problem="ca-key.pem can be read by others than its owner"
+                    directory=str(directory), problem="ca-key.pem can be read by users other than its owner"
                 )
             key = open_private_key((self._directory / "ca-key.pem").read_bytes(), authority_key(self._directory))
             self._certificate = x509.load_pem_x509_certificate((self._directory / "ca.pem").read_bytes())
@@ -103,8 +103,8 @@ class Authority:
     # -- joining -----------------------------------------------------------------------------------------------------
 
     def token(self, component: Component, addresses: Collection[str] = (), lifetime: float = TOKEN_LIFETIME) -> Token:
-        """For one component, once, within `lifetime` seconds. `addresses`: the DNS names and IP addresses that its
-        certificate shall have. Raises InvalidValue."""
+        """A token for one component, once, within `lifetime` seconds. `addresses`: the DNS names and IP addresses of
+        its certificate. Raises InvalidValue."""
         if component.role is Role.JOIN:
             raise InvalidValue(what="role", value=component.role.value, wanted="a component's role")
         key = ec.generate_private_key(ec.SECP256R1())
@@ -115,7 +115,7 @@ class Authority:
         return Token(_pem(certificate), _pem_of_key(key), self.pem)
 
     def join(self, serial: str, request: str) -> Issued:
-        """Spend the token with that serial number for a certificate. The same request may be repeated.
+        """Exchange the token with that serial number for a certificate. The same request may be repeated.
 
         Raises TokenRefused, RequestRefused.
         """
@@ -161,7 +161,7 @@ class Authority:
         names += [_general_name(address) for address in addresses]
         builder = (
             _builder(self._certificate.subject, key, serial, now, now + lifetime)
-            .subject_name(x509.Name([]))  # who it is stands in the URI, of any length
+            .subject_name(x509.Name([]))  # the component's name is in the URI, which may have any length
             .add_extension(x509.SubjectAlternativeName(names), critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
@@ -186,7 +186,10 @@ class Authority:
     # -- revoking ----------------------------------------------------------------------------------------------------
 
     def revoke(self, component: Component) -> list[str]:
-        """Revoke all that a component has, unspent tokens too; returns serial numbers. Raises CertificateNotFound."""
+        """Revoke all certificates and unused tokens of a component; returns their serial numbers.
+
+        Raises CertificateNotFound.
+        """
         return self._vault.revoke_certificates(component.role.value, component.name, self._clock())
 
     def revoked(self) -> str:
@@ -236,7 +239,7 @@ def _key_of(request: str) -> ec.EllipticCurvePublicKey:
     if not signed:
         raise RequestRefused(reason="its signature is wrong")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise RequestRefused(reason="its key is not one on the curve P-256")
+        raise RequestRefused(reason="its key is not on the curve P-256")
     return key
 
 

@@ -1,8 +1,8 @@
-"""A component gets its identity: it makes its key, joins with a token, renews its certificate, fetches revocations.
+"""Enrolment: a component makes its key, joins with a token, renews its certificate, fetches revocation lists.
 
-An identity is a directory (see `tls.Identity`) with one file more, `config-server`: the URL to renew at. The key is
-made once and stays. `certificate.pem` is written last when joining, so that a directory with it is whole. All steps may
-be repeated: a token that was spent for this key is good for it until its time is over.
+An identity is a directory (see `tls.Identity`) with an additional file, `config-server`: the URL to renew at. The key
+is made once and kept. `certificate.pem` is written last when joining, so that a directory that has it is complete. All
+steps may be repeated: a token that was used for this key stays valid for this key until it expires.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def key_in(directory: Path) -> Key:
     except (OSError, ValueError, TypeError) as problem:
         raise IdentityUnusable(directory=str(directory), problem=f"key.pem: {problem}") from problem
     if not isinstance(loaded, ec.EllipticCurvePrivateKey):
-        raise IdentityUnusable(directory=str(directory), problem="key.pem is no key on an elliptic curve")
+        raise IdentityUnusable(directory=str(directory), problem="key.pem is not a key on an elliptic curve")
     return loaded
 
 
 def install(directory: Path, issued: Issued, url: str) -> None:
-    """Put what the authority gave beside the key. Raises IdentityUnusable."""
+    """Store what the authority issued beside the key. Raises IdentityUnusable."""
     try:
         write_private(directory / _URL, url + "\n", mode=0o644)
         write_private(directory / "ca.pem", issued.authority, mode=0o644)
@@ -153,7 +153,7 @@ def _issued(answer: dict[str, object], url: str) -> Issued:
     try:
         return Issued(str(answer["certificate"]), str(answer["authority"]), str(answer["revoked"]))
     except KeyError as problem:
-        raise _strange(url, f"it did not say {problem}") from problem
+        raise _strange(url, f"its answer lacks {problem}") from problem
 
 
 def _call(
@@ -169,9 +169,9 @@ def _call(
     try:
         answer = json.loads(text)
     except ValueError as problem:
-        raise _strange(url, "it did not answer in JSON") from problem
+        raise _strange(url, "its answer is not JSON") from problem
     if not isinstance(answer, dict):
-        raise _strange(url, "it did not answer with an object")
+        raise _strange(url, "its answer is not a JSON object")
     return answer
 
 
@@ -184,9 +184,9 @@ def fetch_text(
     *,
     listed: bool = True,
 ) -> str:
-    """One call of a configuration server. Its errors are raised as the errors they are.
+    """One call of a configuration server. Its errors are raised here as the same errors.
 
-    Not `listed`: without regard to the revocation list that is there, which may be too old: a new one is fetched.
+    Not `listed`: the local revocation list is ignored, because it may be too old and a new one is being fetched.
     """
     parts = urlsplit(url)
     if parts.scheme != "https" or not parts.hostname:
@@ -195,7 +195,7 @@ def fetch_text(
     if not listed:
         context = ssl.create_default_context(cafile=str(identity.directory / "ca.pem"))
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.check_hostname = False  # the role in the certificate says who answers
+        context.check_hostname = False  # the role in the certificate identifies the server
         context.load_cert_chain(identity.directory / "certificate.pem", identity.directory / "key.pem")
     connection = http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=_SECONDS, context=context)
     try:

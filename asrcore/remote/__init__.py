@@ -1,4 +1,4 @@
-"""The driver `remote`: a site that a process elsewhere serves (`asr master-target`), used as any other site."""
+"""The driver `remote`: a site that another process serves (`asr master-target`), used like any other site."""
 
 from asrcore.driver import Driver
 from asrcore.hookspecs import hookimpl

@@ -1,4 +1,4 @@
-"""The driver contract as calls that travel: their names, their arguments and results as JSON.
+"""The driver contract as remote calls: their names, their arguments and results as JSON.
 
 A call is named `ROLE.METHOD`; its arguments are named as the contract's parameters and are written by the contract's
 annotations: attrs values as objects of their fields, enums by value, bytes as base64. Lists of extents are binary.
@@ -50,7 +50,7 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
     )
     for name in names.split()
 }
-"""Calls that are one call of the contract, with nothing that stays open behind it."""
+"""Calls that are one call of the contract and leave nothing open."""
 
 _EXTENT = struct.Struct(">QQB")
 PAGE = 100_000
@@ -89,7 +89,7 @@ class ViewState:
 
 @attrs.frozen
 class Instant:
-    """What a machine of a view is from its settling on."""
+    """The state of a machine of a view from its settling on."""
 
     consistency: Consistency
     mark: Mark | None

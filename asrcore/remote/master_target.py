@@ -17,7 +17,7 @@ ENGINES = frozenset({Role.PROCESS_SERVER, Role.CONFIG_SERVER})
 
 
 class MasterTarget(Closing):
-    """Serves a connected site from its making until `close`. The site stays the caller's."""
+    """Serves a connected site from construction until `close`. The caller still owns the site."""
 
     def __init__(
         self,
@@ -37,6 +37,6 @@ class MasterTarget(Closing):
         self._listener.start()
 
     def close(self) -> None:
-        """End all connections, with what has arrived durable; close what was open."""
+        """End all connections and make what has arrived durable; close what was open."""
         self._listener.close()
         self._server.close()

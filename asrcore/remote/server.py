@@ -2,7 +2,7 @@
 
 What a peer has opened (views, readers, cycles) belongs to its *session*, which may have several connections. When the
 last of them is gone, cycles are flushed and closed, so that all that has arrived counts as done, readers are closed,
-and views are kept for a while: a source that must be frozen anew has more to send.
+and views are kept for a while: a source that must be frozen again has more to send.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KEEP_VIEWS = 300.0
 """Seconds that a frozen view waits for its peer to come back."""
 MAX_READ = 2 * MiB
 DRAIN_SECONDS = 10.0
-"""How long a cycle is not opened again while what its former session sent is still being written."""
+"""Seconds for which a cycle is not opened again while data of its former session is still being written."""
 
 
 @attrs.define(eq=False)
@@ -76,7 +76,7 @@ class _Cycle:
             if flush:
                 self.writer.flush()
         except AsrError as problem:
-            _log.warning("cycle %s of %s: what arrived last is lost: %s", self.spec.cycle_id, self.replica_id, problem)
+            _log.warning("cycle %s of %s: the last data is lost: %s", self.spec.cycle_id, self.replica_id, problem)
         finally:
             self.writer.close()
 
@@ -103,14 +103,14 @@ _Handle = _Cycle | _View | driver.DiskReader
 
 @attrs.define(eq=False)
 class _Session:
-    """A peer's engine (or whatever it is), with all its connections."""
+    """One process of a peer, such as its engine, with all its connections."""
 
     channels: set[Channel] = attrs.field(factory=set)
     handles: dict[str, _Handle] = attrs.field(factory=dict)
     pages: dict[str, Sequence[Extent]] = attrs.field(factory=dict)
 
     def add(self, handle: _Handle) -> str:
-        """A name for it that nobody can guess."""
+        """An unguessable name for it."""
         name = secrets.token_hex(8)
         self.handles[name] = handle
         return name
@@ -120,7 +120,7 @@ class SiteServer:
     """Serves a connected site on any number of channels; see `channel.Handler`."""
 
     def __init__(self, site: driver.Site, clock: Callable[[], float] = time.monotonic) -> None:
-        """The site stays the caller's. `clock` in seconds."""
+        """The caller still owns the site. `clock` in seconds."""
         self._site = site
         self._clock = clock
         self._lock = threading.Lock()
@@ -196,7 +196,7 @@ class SiteServer:
                 handle.close()
 
     def tidy(self) -> None:
-        """Close views whose peer did not come back. To be called now and then."""
+        """Close views whose peer did not come back. To be called regularly."""
         with self._lock:
             now = self._clock()
             old = [item for item in self._views if item.left_at is not None and now - item.left_at > KEEP_VIEWS]
@@ -251,8 +251,8 @@ class SiteServer:
         return Answer({"result": calls.plain(_state(session.add(opened), opened.view))})
 
     def _still_open(self, key: tuple[object, ...], machines: set[str]) -> _View | None:
-        """The view that was opened with the same words, if it still stands: its former session has lost it. Others of
-        these machines that nobody came back for are closed."""
+        """The view that was opened with the same arguments, if it is still open; it is taken from its former session.
+        Other views of these machines are closed if their session has lost its connections."""
         with self._lock:
             same = next((item for item in self._views if item.key == key and not item.settled), None)
             for session in self._sessions.values():
@@ -269,7 +269,7 @@ class SiteServer:
         return same
 
     def _close_left(self, machines: set[str], but: _View | None = None) -> None:
-        """Close views of these machines that nobody came back for."""
+        """Close views of these machines whose session has lost its connections."""
         with self._lock:
             left = [item for item in self._views if item is not but and item.left_at is not None]
             left = [item for item in left if machines & set(item.view.machines)]
@@ -327,7 +327,8 @@ class SiteServer:
         return Answer(body=self._replica(head).digests(str(head.get("disk")), _extent(head), _digest(head)))
 
     def _replica_compare(self, session: _Session, head: Mapping[str, Any], body: Bytes) -> Answer:
-        """`body` is the digest of the caller's digests: if ours have the same, nothing differs; else ours are told."""
+        """`body` is the digest of the caller's digests. If it equals that of our digests, nothing differs; otherwise
+        our digests are returned."""
         digest = _digest(head)
         ours = self._replica(head).digests(str(head.get("disk")), _extent(head), digest)
         same = driver.digest_of(ours, digest) == bytes(body)
@@ -356,7 +357,7 @@ class SiteServer:
         return Answer({"handle": session.add(cycle)})
 
     def _drain(self, replica_id: str) -> None:
-        """What connections that were cut have still brought of an open cycle is taken: it need not be sent again."""
+        """Take what has still arrived of an open cycle over connections that were cut: it need not be sent again."""
         with self._lock:
             cycle = self._cycles.get(replica_id)
             held = [item for item in self._sessions.values() if cycle is not None and cycle in item.handles.values()]
@@ -444,7 +445,7 @@ class SiteServer:
         return handle
 
     def _lost(self, what: str) -> SiteUnreachable:
-        return SiteUnreachable(site=self._site.name, detail=f"the connection was lost, and {what} with it")
+        return SiteUnreachable(site=self._site.name, detail=f"the connection and {what} were lost")
 
 
 @attrs.frozen
@@ -464,7 +465,7 @@ class _CycleSink:
             (writer.same if head.get("same") else writer.zero)(disk_id, at, length)
 
     def end(self) -> Answer:
-        """Nothing is left to be done: each frame was."""
+        """Nothing is left to do: each frame was written when it came."""
         return Answer()
 
 

@@ -10,15 +10,15 @@ from asrcore.model.server import Placement, Server
 __all__ = ["SLACK", "assign"]
 
 SLACK = 0.1
-"""Servers are even enough while the busiest has less than a tenth more than another: a move interrupts what runs."""
+"""Servers count as balanced while the busiest has less than a tenth more than another: a move interrupts work."""
 
 
 def assign(servers: Sequence[Server], machines: Sequence[Placement]) -> dict[str, str]:
     """The changes to make: machine -> session of its new server.
 
-    A machine stays where it is while that server lives and reaches both of its sites. The others go to the server with
-    the fewest machines; those that few servers can take go first. A machine that nobody can take is left as it is.
-    Machines at rest are moved on when servers are uneven.
+    A machine stays where it is while that server is alive and reaches both of its sites. The others are given to the
+    server with the fewest machines, first those that few servers can take. A machine that no server can take is left
+    as it is. Idle machines are moved when servers are not balanced.
     """
     living = [server for server in servers if server.alive]
     load = {server.session: 0 for server in living}

@@ -28,11 +28,11 @@ class Action(Enum):
     CYCLE = "cycle"
     """A delta."""
     PROTECT = "protect"
-    """Go on with an initial copy or finalisation that no job works on."""
+    """Resume an initial copy or finalisation that no job works on."""
     RESYNC = "resync"
-    """Start or go on with a comparison."""
+    """Start or resume a comparison."""
     REPROTECT = "reprotect"
-    """Go on with a reversal."""
+    """Resume a reversal."""
 
 
 _GO_ON = {
@@ -45,7 +45,7 @@ _GO_ON = {
 
 
 TAKE_UP_AFTER = 10.0
-"""Seconds until a machine that was recorded and has no job is taken up: its own job follows the record at once, unless
+"""Seconds until work starts on a recorded machine without a job: its own job follows the record at once, unless
 the process that asked for it was killed in between."""
 
 
@@ -61,7 +61,7 @@ def next_cycle_at(protection: Protection, policy: Policy) -> float:
 def due_action(protection: Protection, policy: Policy, now: float) -> Action:
     """The work that is due, without regard to what runs already.
 
-    After an unrecoverable error (an attempt was recorded and no time for the next) nothing happens by itself.
+    After an unrecoverable error (an attempt was recorded and no time for the next) nothing is retried automatically.
     """
     if protection.attempt and protection.retry_at is None:
         return Action.NOTHING
@@ -87,11 +87,11 @@ def cycle_at(protection: Protection, policy: Policy) -> float | None:
 
 
 VERIFY_AGAIN = HOUR
-"""Seconds until a verification that did not come to its end is tried again; it goes on with what it had proved."""
+"""Seconds until a verification that did not finish is retried; it resumes with what it had already compared."""
 
 
 def verification_due(protection: Protection, policy: Policy, ended: Mapping[JobState, float], now: float) -> bool:
-    """Whether the replica is to be compared by itself. `ended`: when the last verifications ended, by their result."""
+    """Whether an automatic verification is due. `ended`: when the last verifications ended, by their result."""
     if not policy.verify_every or cycle_at(protection, policy) is None or protection.attempt:
         return False
     if now < max(ended.values(), default=0.0) + VERIFY_AGAIN or not windows.is_open(policy.resync_window, now):
@@ -100,7 +100,7 @@ def verification_due(protection: Protection, policy: Policy, ended: Mapping[JobS
 
 
 def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now: float, *, engines: int = 1) -> Load:
-    """How the service keeps up, where so many engines or process servers share the machines.
+    """How the service keeps up, where this many engines or process servers share the machines.
 
     A machine whose cycles fail is not late: it waits for its retry.
     """

@@ -1,4 +1,4 @@
-"""Logs of services: lines for people, or one JSON object a line for what gathers logs."""
+"""Logs of services: lines for people, or one JSON object per line for log collectors."""
 
 from __future__ import annotations
 

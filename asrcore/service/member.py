@@ -1,6 +1,6 @@
-"""A process server's membership: it says that it lives, and sees to it that every machine has a server that does.
+"""A process server's membership: it renews its lease, and assigns every machine to a server that is alive.
 
-All servers do the same, so there is none whose loss would matter. The vault lets one of them plan at a time.
+All servers do the same, so no server is a single point of failure. The vault lets one of them plan at a time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["BEATS", "LEASE", "Identity", "Member"]
 _log = logging.getLogger(__name__)
 
 LEASE = 15.0
-"""Seconds of silence after which a server's machines go to others. At the shortest interval it is three cycles."""
+"""Seconds of silence after which a server's machines are given to others: three cycles at the shortest interval."""
 BEATS = 5
-"""Signs of life in a lease: one or two may be late on a busy host."""
+"""Heartbeats in a lease: one or two may be late on a busy host."""
 
 
 @attrs.frozen
@@ -40,7 +40,7 @@ class Identity:
 
 
 class Member:
-    """`lost` is called once, in another thread, when the server was given up: it must end, its machines are others'."""
+    """`lost` is called once, in another thread, when others have taken over this server's machines: it must end."""
 
     def __init__(self, vault: Vault, identity: Identity, lost: Callable[[ServerReplaced], None]) -> None:
         self._vault = vault
@@ -50,7 +50,7 @@ class Member:
         self._thread: threading.Thread | None = None
 
     def join(self, stop: threading.Event) -> None:
-        """Register, and stay so until `leave`. A server that died keeps its name for its lease, so this waits as long.
+        """Register until `leave`. A server that died keeps its name for its lease, so this waits that long.
 
         Raises ServerNameTaken.
         """
@@ -75,7 +75,7 @@ class Member:
         self._thread.start()
 
     def leave(self) -> None:
-        """Give up all machines; nothing of them may be under way here any more."""
+        """Release all machines; no work on them may be under way here any more."""
         self._ended.set()
         if self._thread is None:
             return
@@ -83,7 +83,7 @@ class Member:
         self._thread = None
         try:
             self._vault.leave()
-        except AsrError as problem:  # then its machines go to others when the lease has run out
+        except AsrError as problem:  # then its machines are given to others when the lease has expired
             _log.warning("%s", problem)
 
     def _live(self) -> None:
@@ -95,7 +95,7 @@ class Member:
                 _log.error("%s; %s", problem, problem.action_text)
                 self._lost(problem)
                 return
-            except AsrError as problem:  # the vault does not answer, say: if it lasts, others notice
+            except AsrError as problem:  # for example the vault does not answer: if that lasts, others notice
                 _log.error("%s; %s", problem, problem.action_text)
             except Exception:  # noqa: BLE001 - a defect in planning must not silence the server
                 _log.exception("assigning machines failed unexpectedly")

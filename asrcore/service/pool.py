@@ -1,4 +1,4 @@
-"""Threads for cycles: many short ones pass by few long ones, and a site that hangs leaves room for the others."""
+"""Threads for cycles: a few long cycles do not block short ones, and a site that hangs leaves room for the others."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Lanes:
         )
 
     def close(self) -> None:
-        """Let go what runs (it is resumed at the next start) and wait for it."""
+        """Stop what runs (it is resumed at the next start) and wait for it."""
         with self._lock:
             self._closed = True
             for item in self._running.values():

@@ -1,11 +1,11 @@
 """The replication service: runs what is due, a bounded number of machines at a time, until it is stopped.
 
-Cycles are no jobs: each commits to the vault, and a killed one is gone on with. What takes a person's decision or
-moves a state is a job. The service also keeps fences: a source that returns after an unplanned failover is
-quarantined as soon as its site answers, and put down again should somebody start it.
+Cycles are not jobs: each commits to the vault, and a killed one is resumed. Work that a person decides on or that
+changes a state is a job. The service also keeps fences: a source that returns after an unplanned failover is
+quarantined as soon as its site answers, and stopped again if it is started there.
 
-A look reads the vault's records and queues what is due, and when; a cycle that ends starts the next one. The records
-are the truth: what is queued is checked again when its turn comes.
+Each poll reads the vault's records and queues the cycles with their times; a cycle that ends starts the next one. Only
+the records count: a queued cycle is checked again when its turn comes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ __all__ = ["Scheduler"]
 _log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds between two looks into the queue for what has come due
-LOOK_SHARE = 20  # a look at the vault costs 40 us a machine; it is repeated after 20 times as long as it took
-JOBS = 8  # jobs at a time that the service asks for: 500 comparisons may come due in one minute
-FENCE_EVERY = 5.0  # seconds between looks at a machine that has to stay quarantined
-SATURATED_FOR = 30.0  # seconds until it is told that the service cannot keep up: after a pause all machines are late
+LOOK_SHARE = 20  # a poll of the vault costs 40 us a machine; it is repeated after 20 times as long as it took
+JOBS = 8  # jobs at a time that the service submits: 500 comparisons may become due in one minute
+FENCE_EVERY = 5.0  # seconds between checks of a machine that has to stay quarantined
+SATURATED_FOR = 30.0  # seconds until it is reported that the service cannot keep up: after a pause all are late
 HEALTH_EVERY = 5.0  # seconds between judgements of the machines' health
-VERIFY_LOOK = 60.0  # seconds between looks at which replicas are to be verified
-VERIFICATIONS = 1  # at a time that the service asks for: each reads all data of a machine, and none is urgent
+VERIFY_LOOK = 60.0  # seconds between checks for replicas that are to be verified
+VERIFICATIONS = 1  # at a time that the service submits: each reads all data of a machine, and none is urgent
 
 _SOURCE_FENCED = (State.FAILED_OVER, State.COMMITTING, State.COMMITTED)
 _TARGET_FENCED = (State.REVERSING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
@@ -59,7 +59,7 @@ class _Queue:
         self._lock = threading.Lock()
 
     def fill(self, due: Mapping[str, list[tuple[float, str]]]) -> None:
-        """Take the place of all that was queued: by site, times and machines' ids."""
+        """Replace the queue: by site, times and machines' ids."""
         for heap in due.values():
             heapify(heap)
         with self._lock:
@@ -93,9 +93,9 @@ class Scheduler:
         self._starting = threading.Lock()
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set; then let go what runs (it is resumed at the next start) and return."""
+        """Work until `stop` is set; then stop what runs (it is resumed at the next start) and return."""
         self._cycles = Lanes("cycle", quick=QUICK, slow=SLOW, ended=self._start_cycles)
-        self._fences = Lanes("fence", quick=1)  # apart: a lost site that swallows connections must not hold up cycles
+        self._fences = Lanes("fence", quick=1)  # separate: a lost site that swallows connections must not block cycles
         look_at = 0.0
         try:
             while not stop.wait(TICK):
@@ -103,7 +103,7 @@ class Scheduler:
                 if began >= look_at:
                     try:
                         self._look()
-                    except AsrError as problem:  # the vault's disk is full, say: go on when it answers again
+                    except AsrError as problem:  # for example the vault's disk is full: continue when it answers again
                         _log.error("%s; %s", problem, problem.action_text)
                     ended = time.monotonic()
                     look_at = ended + LOOK_SHARE * (ended - began)
@@ -123,7 +123,7 @@ class Scheduler:
         protections = vault.my_protections()
         self._policies = policies = {policy.name: policy for policy in vault.policies()}
         for policy in policies.values():
-            self._context.throttle(policy)  # a limit that was changed holds for what is under way, too
+            self._context.throttle(policy)  # a changed limit also applies to cycles that are running
         jobs = vault.jobs(limit=1000, active=True)
         active = {job.machine for job in jobs}
         due: dict[str, list[tuple[float, str]]] = {}
@@ -152,7 +152,7 @@ class Scheduler:
             self._verify(idle, VERIFICATIONS - sum(job.kind == VERIFY.kind for job in jobs), now)
 
     def _verify(self, protections: Sequence[Protection], room: int, now: float) -> None:
-        """Ask for the verifications that are due, as many as there is room for; the oldest first."""
+        """Submit the verifications that are due, as many as there is room for; the oldest first."""
         if room <= 0:
             return
         ended = self._context.vault.last_ended(VERIFY.kind)
@@ -202,9 +202,9 @@ class Scheduler:
                 return  # connecting took so long that the machine was given back meanwhile
             inventory.fence(machine, driver.Fence(now.epoch, f"{now.name} is owned elsewhere since epoch {now.epoch}"))
         except MachineNotFound:
-            pass  # a site that was built anew: there is nothing left to quarantine
+            pass  # the site was rebuilt: there is nothing left to quarantine
         except AsrError as problem:
-            _log.info("%s: quarantine at %s waits: %s", protection.name, site, problem)
+            _log.info("%s: quarantine at %s is still pending: %s", protection.name, site, problem)
             return
         if protection.fence_due:
             self._context.vault.update(protection.id, fence_due=False)
@@ -242,7 +242,7 @@ class Scheduler:
 def _to_fence(protection: Protection) -> tuple[str, str] | None:
     """Site and machine that must not run: the former source, or after a reversal the machine the replica began with."""
     if protection.state is State.UNDOING:
-        return None  # the source is being given back: a fence that is still owed would be put on behind the undo
+        return None  # the undo is returning the source: a fence that is still due would be set after the undo
     if protection.fence_due or protection.state in _SOURCE_FENCED:
         return protection.source_site, protection.source_machine
     if protection.seed_machine is not None and protection.state in _TARGET_FENCED:

@@ -1,4 +1,4 @@
-"""Process servers and master targets as people and programs see them: health, version, last seen, machines carried."""
+"""Process servers and master targets as people and programs see them: health, version, last seen, machines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ServerStatus:
 
     `where`: its host, or the address that it is reached at. `seen_at`: seconds since the epoch; of a master target that
     does not answer, when a point was last sealed there; None: never. `sites`: those that it serves or can reach, None:
-    all. `machines`: how many it carries. `error`: why it is not up, as the catalogue has it.
+    all. `machines`: how many it is responsible for. `error`: why it is not up, an error of the catalogue.
     """
 
     role: str
@@ -83,7 +83,7 @@ def process_servers(vault: Vault, now: float) -> list[ServerStatus]:
 
 
 def master_targets(vault: Vault, contact: Callable[[str], SiteStatus], now: float) -> list[ServerStatus]:
-    """One for each site that is served elsewhere, by the site's name. Asks them all at once, with `contact`."""
+    """One for each site of driver `remote`, by the site's name. Queries them all in parallel, with `contact`."""
     sites = [site for site in vault.sites() if site.driver == _REMOTE]
     cycles = vault.last_cycles()
     sealed: dict[str, float] = {}

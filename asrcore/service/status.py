@@ -1,4 +1,4 @@
-"""Every protected machine as people and programs see it. Asks no site: it works with the primary gone."""
+"""Every protected machine as people and programs see it. Asks no site: it also works when the primary site is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["MachineStatus", "document", "machines"]
 @attrs.frozen
 class MachineStatus:
     """A protected machine as `asr status` shows it. `rpo_seconds`: now minus the instant of the newest point.
-    `verified_at`: when a comparison of the whole replica last ended with both sides equal, if need be after a repair.
+    `verified_at`: when a comparison of the whole replica last ended with both sides equal, possibly after a repair.
     """
 
     protection: Protection
@@ -64,7 +64,7 @@ def machines(vault: Vault | Glance, now: float) -> list[MachineStatus]:
 
 
 def _since(created_at: float, at: float | None) -> float | None:
-    """A time of this protection, and not of one that the machine had before."""
+    """A time of this protection, not of a former protection of the machine."""
     return at if at is not None and at >= created_at else None
 
 

@@ -1,4 +1,4 @@
-"""A TLS connection that never waits for ever: bytes to and from a component whose certificate was checked."""
+"""A TLS connection with time limits: bytes to and from a component whose certificate was checked."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Address", "Carrier", "Limits", "Lost"]
 
 
 class Lost(Exception):
-    """The connection has ended or broken; says how."""
+    """The connection was closed or lost; the message says how."""
 
 
 @attrs.frozen
 class Limits:
-    """Seconds. `silence`: without a single byte, although the other side shows a sign of life every third of that."""
+    """Seconds. `silence`: time without a single byte; the other side sends a keep-alive every third of that."""
 
     connect: float = 10.0
     silence: float = 30.0
@@ -34,7 +34,7 @@ class Limits:
 
 @attrs.frozen
 class Address:
-    """Where somebody listens."""
+    """Where a component listens."""
 
     host: str
     port: int
@@ -51,7 +51,7 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-# A record of TLS has at most 16 KiB; OpenSSL takes larger pieces and cuts them without giving up the GIL in between.
+# A TLS record has at most 16 KiB; OpenSSL takes larger pieces and splits them without releasing the GIL in between.
 _PIECE = 256 * 1024
 
 
@@ -176,21 +176,21 @@ class Carrier:
             )
 
     def abort(self) -> None:
-        """Make all that waits end at once; `close` is still to be called, when nobody uses it any more."""
+        """End all waits at once; `close` is still to be called, when no thread uses the connection any more."""
         self._broken = True
         with contextlib.suppress(OSError):
-            # SSLSocket's own would go on in the clear.
+            # SSLSocket's own would continue unencrypted.
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 
     def hang_up(self) -> None:
-        """Nothing more is sent or taken; `close` then waits a little until the other side has read what it was told,
-        which a reset would take from it."""
+        """Send and receive nothing more; `close` then waits briefly until the other side has read what was sent, which
+        a reset would discard."""
         self._broken = self._told = True
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._connection, socket.SHUT_WR)
 
     def close(self) -> None:
-        """Give the socket back. Twice is fine."""
+        """Close the socket. May be called twice."""
         if self._told:
             self._told = False
             with self._lock:
@@ -240,7 +240,7 @@ def _lost_or_refused(problem: ssl.SSLError, peer: str) -> AsrError | Lost:
 
 
 def _linger(connection: ssl.SSLSocket, seconds: float = 2.0) -> None:
-    """Close so that what tells the reason arrives: closed with something unread, the connection would be reset."""
+    """Close so that the reason arrives: a connection that is closed with unread data would be reset."""
     ends = time.monotonic() + seconds
     with contextlib.suppress(OSError):
         socket.socket.shutdown(connection, socket.SHUT_WR)

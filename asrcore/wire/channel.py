@@ -1,7 +1,7 @@
-"""One connection in use: requests of both sides in flight at once, data under a window, signs of life.
+"""One connection in use: requests of both sides in flight at once, data under a window, keep-alives.
 
-A channel has a thread that receives. It gives replies to those who wait for them, requests to a few workers, and the
-data of a stream to its sink at once: so a slow disk slows its sender down and nothing is queued here.
+A channel has a thread that receives. It gives replies to the callers that wait for them, requests to a few workers, and
+the data of a stream directly to its sink: so a slow disk slows its sender down and nothing is queued here.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _log = logging.getLogger(__name__)
 WORKERS = 8
 """Requests of one connection that are worked on at a time."""
 QUEUED = 32
-"""Requests of one connection that may be there at all; a peer that sends more has to wait."""
+"""Requests of one connection that may be open, waiting ones included; a peer that sends more has to wait."""
 _LOOK = 0.2  # seconds until a waiting caller notices that its work was cancelled
 _CANCEL_LIMIT = 30.0  # seconds that a cancelled request may take to end at the other side
-_LAST_WORD = 2.0  # seconds for the receiver to read why the other side closed a connection that takes no more
+_LAST_WORD = 2.0  # seconds for the receiver to read why the other side closed a connection that accepts no more data
 
 
 @attrs.frozen
@@ -119,7 +119,7 @@ class Channel:
             raise
         assert self._wire.peer is not None
         self.about: Mapping[str, Any] = self._wire.peer.about
-        # Both sides' patience counts: who waits for a sign of life has said how long.
+        # The limits of both sides count: each side has said how long it waits for a keep-alive.
         self._keepalive = min(carrier.limits.silence, _seconds(self.about.get("silence"), carrier.limits.silence)) / 3
         self.packer = Packer(enabled="zstd" in self._wire.peer.compression)
         _Keeper.take(self)
@@ -130,7 +130,7 @@ class Channel:
 
     @functools.cached_property
     def component(self) -> Component:
-        """Who the other side is. Raises CertificateRole if it is nobody."""
+        """Who the other side is. Raises CertificateRole if its certificate names no component."""
         return self._carrier.check(set(Role))
 
     # -- asking ----------------------------------------------------------------------------------------------------
@@ -138,8 +138,8 @@ class Channel:
     def ask(
         self, call: str, head: Mapping[str, Any] | None = None, body: Bytes = b"", watch: Watch | None = None
     ) -> Answer:
-        """Have the other side do something. Raises the error it raised, else SiteUnreachable, FrameRefused, PeerFailed;
-        and what `watch` raises, which is moved by the progress of the other side."""
+        """Call the other side. Raises the error that it raised, else SiteUnreachable, FrameRefused, PeerFailed, and
+        what `watch` raises, which shows the progress of the other side."""
         replies: queue.SimpleQueue[Frame | AsrError] = queue.SimpleQueue()
         packed, flags, plain = self.packer.pack(body)
         full_head = {"call": call, **(head or {}), **({"watch": True} if watch else {})}
@@ -204,7 +204,7 @@ class Channel:
     # -- for streams
 
     def _frame_size(self, stream: int) -> int:
-        """Bytes that a frame of data had best have: what has arrived of a frame at a cut is sent again."""
+        """The best size of a frame of data in bytes: a frame that was cut off is sent again as a whole."""
         with self._changed:
             pace = self._paces.get(stream)
             return pace.frame if pace is not None else FRAME
@@ -289,7 +289,7 @@ class Channel:
         with self._changed:
             header = self._wire.header(view[: frames.HEADER_SIZE])
         if header.payload > len(view):
-            # A reply's body is handed to another thread, so it gets a buffer of its own anyway.
+            # A reply's body is handed to another thread, so it needs a separate buffer anyway.
             self._buffer = bytearray(header.payload)
             view = memoryview(self._buffer)
         own = header.type in (frames.REPLY, frames.REQUEST) and header.body
@@ -328,7 +328,7 @@ class Channel:
         elif frame.flags & frames.MORE:
             try:
                 self._sinks[frame.stream] = self._handler.stream(self, call, frame.head)
-            except Exception as problem:  # noqa: BLE001 - told to the other side
+            except Exception as problem:  # noqa: BLE001 - reported to the other side
                 self._fail(frame.stream, call, problem)
         else:
             watch = Watch(self._reporter(frame.stream) if frame.head.get("watch") else None)
@@ -348,7 +348,7 @@ class Channel:
             self._say(Frame(frames.REPLY, frame.stream, answer.head, body, flags, plain))
             if len(body):
                 self.packer.sent(len(body), time.monotonic() - begun)
-        except (Exception, Stopped) as problem:  # noqa: BLE001 - told to the other side
+        except (Exception, Stopped) as problem:  # noqa: BLE001 - reported to the other side
             self._fail(frame.stream, call, problem)
         finally:
             self._watches.pop(frame.stream, None)
@@ -363,7 +363,7 @@ class Channel:
             if frame.flags & frames.END:
                 ack = Frame(frames.REPLY, frame.stream, sink.end().head)
                 del self._sinks[frame.stream]
-        except Exception as problem:  # noqa: BLE001 - told to the other side
+        except Exception as problem:  # noqa: BLE001 - reported to the other side
             del self._sinks[frame.stream]
             self._fail(frame.stream, "data", problem)
             return
@@ -392,7 +392,7 @@ class Channel:
         return problem
 
     def _ended(self, problem: BaseException, *, sending: bool = False) -> None:
-        """Set `error` and wake all; what is told to the other side is why, if it broke the protocol."""
+        """Set `error` and wake all waiting threads; if the other side broke the protocol, send it the reason."""
         with self._changed:
             if self.error is not None:
                 return
@@ -420,7 +420,7 @@ class Channel:
             self._carrier.abort()
 
     def _finish(self) -> None:
-        """Nothing is received any more: nobody waits for ever, no request goes on."""
+        """Nothing is received any more: end all waits and all requests that run here."""
         assert self.error is not None
         for stream in list(self._waiting):
             waiting = self._waiting.pop(stream, None)
@@ -438,7 +438,7 @@ class Channel:
         self._carrier.close()
 
     def close(self, reason: str = "", detail: str = "the connection was closed") -> None:
-        """End it, with a goodbye; whoever waits gets SiteUnreachable. Twice is fine."""
+        """End it, with a goodbye; waiting callers get SiteUnreachable. May be called twice."""
         self._ended(_Closing(reason, detail))
         if threading.current_thread() is not self._receiver:
             if self._receiver.ident is not None:
@@ -447,12 +447,12 @@ class Channel:
                 self._finish()
 
     def drain(self, seconds: float) -> None:
-        """If the other side has hung up, wait, for so long at most, until all that it sent before was taken."""
+        """If the other side has hung up, wait, at most that long, until everything that it sent before is processed."""
         if self._carrier.hung_up:
             self._receiver.join(seconds)
 
     def refuse(self, problem: AsrError) -> None:
-        """End it before it has started, and tell the other side why."""
+        """End it before it has started, and send the other side the reason."""
         with self._changed:
             self.error = problem
             goodbye = self._wire.goodbye(error=told("connecting", problem))
@@ -462,7 +462,7 @@ class Channel:
         self._finish()
 
     def keep_alive(self) -> None:
-        """Show the other side that this one is there, if nothing else did for a while."""
+        """Send a keep-alive if nothing else was sent for a while."""
         if time.monotonic() - self._sent_at < self._keepalive or not self._carrier.can_send:
             return
         if self._sending.acquire(blocking=False):
@@ -481,7 +481,7 @@ class DataStream:
     """Data on its way to the other side. Thread-safe; what one thread puts arrives in that order."""
 
     def __init__(self, channel: Channel, call: str, stream: int, replies: queue.SimpleQueue[Frame | AsrError]) -> None:
-        """Not for use: see `Channel.stream`."""
+        """Use `Channel.stream` instead."""
         self.channel = channel
         self._call = call
         self._stream = stream
@@ -504,7 +504,7 @@ class DataStream:
 
     @property
     def frame_size(self) -> int:
-        """Bytes of data that one `put` had best have now."""
+        """The best number of bytes for one `put` now."""
         return self.channel._frame_size(self._stream)
 
     @property
@@ -549,7 +549,7 @@ class _Closing(Exception):
 
 
 class _Keeper:
-    """One thread of the process shows signs of life on all channels."""
+    """One thread of the process sends keep-alives on all channels."""
 
     _channels: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()
     _lock = threading.Lock()
@@ -587,7 +587,7 @@ def _entropy(count: int) -> bytes:
 
 
 def _progress(watch: Watch, frame: Frame | None) -> None:
-    """Move the caller's watch to where the other side's is."""
+    """Copy the other side's progress to the caller's watch."""
     if frame is None:
         watch.check()
         return

@@ -1,4 +1,4 @@
-"""Errors on their way between components: told by code and attributes, rebuilt from the catalogue."""
+"""Errors sent between components: as code and attributes, rebuilt from the catalogue at the other side."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def as_error(problem: BaseException, peer: str) -> AsrError:
 
 
 def farewell(head: Mapping[str, Any], peer: str) -> Exception:
-    """What the other side's goodbye means here."""
+    """The other side's goodbye as an error."""
     reason, detail = str(head.get("reason", "")), str(head.get("detail", ""))
     if "code" in head:
         return rebuilt(head, "connecting", peer)
@@ -65,7 +65,7 @@ def _plain(value: object) -> object:
 
 
 def rebuilt(head: Mapping[str, Any], call: str, peer: str) -> AsrError:
-    """The error that a head tells; PeerError for one that this side does not know."""
+    """The error that a head describes; PeerError for one that this side does not know."""
     code, attributes = str(head.get("code", "")), head.get("attributes")
     fields = dict(attributes) if isinstance(attributes, dict) else {}
     if code == PeerFailed.code:

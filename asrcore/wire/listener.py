@@ -1,4 +1,4 @@
-"""Listens for components: each accepted connection is shaken hands with on a thread of its own, within limits."""
+"""Listens for components: the TLS handshake of each accepted connection runs in a separate thread, within limits."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["Listener"]
 _log = logging.getLogger(__name__)
 
 MOST_CHANNELS = 64
-"""Connections at a time. One holds a few MiB, so they are what bounds memory."""
-_LOOK = 1.0  # seconds between two looks at the identity and at what is left over
+"""Connections at a time. Each holds a few MiB, so this limits memory."""
+_LOOK = 1.0  # seconds between two checks of the identity and of what is left over
 
 
 class Listener:
@@ -40,8 +40,10 @@ class Listener:
         accepted: Callable[[Channel], None] = lambda channel: None,
         most: int = MOST_CHANNELS,
     ) -> None:
-        """Listens from now on, and accepts from `start` on. `tidy` is called every second; `accepted` for each new
-        channel. Raises CannotListen, IdentityUnusable."""
+        """Listens at once, and accepts from `start` on. `tidy` is called every second, `accepted` for each new channel.
+
+        Raises CannotListen, IdentityUnusable.
+        """
         self._identity = identity
         self._roles = frozenset(roles)
         self._handler = handler
@@ -71,7 +73,7 @@ class Listener:
 
     @property
     def channels(self) -> list[Channel]:
-        """Those that live."""
+        """The open ones."""
         with self._lock:
             self._channels = {channel for channel in self._channels if channel.error is None}
             return list(self._channels)
@@ -95,7 +97,7 @@ class Listener:
                 busy = self._shaking + sum(channel.error is None for channel in self._channels) >= self._most
                 self._shaking += not busy
             if busy:
-                _log.warning("a connection from %s was refused: %d are open", peer[0], self._most)
+                _log.warning("connection from %s refused: %d connections are open", peer[0], self._most)
                 plain.close()
                 continue
             name = str(Address(peer[0], peer[1]))
@@ -109,10 +111,10 @@ class Listener:
             _log.error("%s", problem)
             return
         except Exception:  # noqa: BLE001 - the listener must live
-            _log.exception("tidying up")
+            _log.exception("periodic clean-up failed")
             return
         if now != self._version:
-            # Who was let in by the former files has to show its certificate again.
+            # A component that was accepted under the former files has to present its certificate again.
             self._version = now
             for channel in self.channels:
                 channel.close("stopped", "the identity or the revocation list has changed: connect again")
@@ -137,15 +139,15 @@ class Listener:
             self._accepted(channel)
             channel.start()
         except (AsrError, Lost) as problem:
-            _log.warning("a connection from %s was refused: %s", peer, problem)
+            _log.warning("connection from %s refused: %s", peer, problem)
         except Exception:  # noqa: BLE001 - one connection is not the listener
-            _log.exception("accepting %s", peer)
+            _log.exception("accepting a connection from %s failed", peer)
         finally:
             with self._lock:
                 self._shaking -= 1
 
     def close(self) -> None:
-        """Accept no more, and end all connections with a goodbye. Twice is fine."""
+        """Stop accepting, and end all connections with a goodbye. May be called twice."""
         self._stopped.set()
         with suppress(OSError):
             self._socket.close()

@@ -1,4 +1,4 @@
-"""How much of a stream may be under way: as much as keeps the link busy, for that is what a cut loses."""
+"""How much of a stream may be under way: just enough to keep the link busy, because a cut loses it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["FLOOR", "FRAME", "Pace"]
 
 FLOOR = 512 * KiB
 FRAME = 64 * KiB
-"""A frame has at least so many bytes of data, if there are so many."""
+"""A frame has at least this many bytes of data, if there are that many."""
 _MOST_FRAME = 1 * MiB
 _FRAMES = 8  # on their way together, or more
 _START = 1 * MiB
 _ROUND = 0.25  # seconds between two decisions
-_ENOUGH = 0.2  # seconds of what the link brings across: enough for a round trip and a stall of the other side
+_ENOUGH = 0.2  # seconds of what the link carries: enough for a round trip and a stall of the other side
 
 
 @attrs.define
@@ -41,12 +41,12 @@ class Pace:
         self._since = self._clock()
 
     def allows(self, size: int) -> bool:
-        """Whether so many bytes may follow; a single frame always may."""
+        """Whether that many bytes may be sent now; a single frame always may."""
         return not self._flying or self._bytes + size <= self.limit
 
     @property
     def frame(self) -> int:
-        """Bytes that a frame had best have, a power of two: half of one, on average, is lost with its connection."""
+        """The best size of a frame in bytes, a power of two: on average half a frame is lost with its connection."""
         return min(max(FRAME, 1 << (self.limit // _FRAMES | 1).bit_length() - 1), _MOST_FRAME)
 
     def sent(self, size: int) -> None:
@@ -55,13 +55,13 @@ class Pace:
         self._bytes += size
 
     def acknowledged(self, count: int) -> None:
-        """So many frames have arrived."""
+        """That many frames have arrived."""
         now = self._clock()
         for _ in range(min(count, len(self._flying))):
             at, size = self._flying.popleft()
             self._bytes -= size
             self._arrived += size
-            self._quickest = min(self._quickest, now - at)  # later ones wait behind others, and tell less
+            self._quickest = min(self._quickest, now - at)  # later ones wait behind others and measure that wait, too
         passed = now - self._since
         if passed >= _ROUND:
             useful = self._arrived / passed * max(_ENOUGH, 2 * self._quickest)

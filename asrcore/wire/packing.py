@@ -1,4 +1,4 @@
-"""Compression of what travels: zstd at a level that the link and the cores give; what does not shrink goes as it is."""
+"""Compression of sent data: zstd at a level that fits link and cores; data that does not shrink is sent as it is."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from asrcore.wire.frames import ZSTD, Bytes, Frame
 __all__ = ["COMPRESSION", "Packer", "unpacked"]
 
 COMPRESSION = ("zstd",)
-# MB/s on one core (measured): -5 950, -1 707, 1 572, 3 375. A slower level pays where the link is slower still.
+# MB/s on one core by level (measured): -5 950, -1 707, 1 572, 3 375. A slower level pays where the link is even slower.
 LEVELS = (-5, -1, 1, 3, 6, 9)
-_SMALL = 512  # bytes that are not worth it
+_SMALL = 512  # bytes: less is not worth compressing
 _SAMPLE = 4096
 _SHRINKS = 0.95
-_FAST_LINK = 80e6  # bytes per second: with a faster one the cores are what is scarce, at the other side too
+_FAST_LINK = 80e6  # bytes per second: with a faster link the cores are the bottleneck, at the other side too
 _ROUND = 0.25  # seconds between two decisions
 
 _local = threading.local()
@@ -27,7 +27,7 @@ _local = threading.local()
 def _compressor(level: int) -> Any:
     made = _local.__dict__.setdefault("compressors", {})
     if level not in made:
-        import zstandard  # noqa: PLC0415 - only who sends bulk data pays for it
+        import zstandard  # noqa: PLC0415 - only a sender of bulk data needs it
 
         made[level] = zstandard.ZstdCompressor(level=level, write_checksum=False)
     return made[level]
@@ -44,7 +44,7 @@ def _shrinks(data: memoryview) -> bool:
 
 @attrs.define
 class Packer:
-    """For one connection. `sent` is told what sending took, and so moves the level. Thread-safe."""
+    """For one connection. `sent` is given the time that sending took, and adapts the level. Thread-safe."""
 
     enabled: bool = True
     _index: int = 2  # from which either end is not far
@@ -73,7 +73,7 @@ class Packer:
         return data, 0, 0
 
     def sent(self, size: int, seconds: float) -> None:
-        """So many bytes went out, and sending them, room in the window included, took so long."""
+        """That many bytes were sent, which took that long, waiting for room in the window included."""
         with self._lock:
             self._waited += seconds
             self._bytes += size
@@ -100,7 +100,7 @@ def unpacked(frame: Frame) -> Bytes:
     if decompressor is None:
         decompressor = _local.decompressor = zstandard.ZstdDecompressor()
     try:
-        # The size stands in the packed data as well: believed unchecked it would be allocated.
+        # The packed data also states the size, which would be allocated without a check.
         if zstandard.frame_content_size(frame.body) != frame.plain:
             raise ValueError("its sizes differ")
         result: bytes = decompressor.decompress(frame.body)

@@ -1,8 +1,8 @@
-"""Who a component is, and TLS between components: both sides show a certificate, and each checks the other's role.
+"""Identities, and TLS between components: both sides present a certificate, and each checks the other's role.
 
-An identity is a directory with `certificate.pem`, `key.pem`, `ca.pem` and perhaps `crl.pem`. They are read again when
-they change, so that a renewed certificate or a new revocation list counts from the next connection on. A certificate
-names its component in one SAN URI, `asr://ROLE/NAME`.
+An identity is a directory with `certificate.pem`, `key.pem`, `ca.pem` and optionally `crl.pem`. The files are read
+again when they change, so a renewed certificate or a new revocation list applies from the next connection on. A
+certificate names its component in one SAN URI, `asr://ROLE/NAME`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Role(Enum):
     OPERATOR = "operator"
     """A person or a program at the configuration server."""
     JOIN = "join"
-    """A join token: good for joining and nothing else."""
+    """A join token: valid for joining and nothing else."""
 
 
 @attrs.frozen
@@ -96,11 +96,11 @@ class Identity:
         except OSError as problem:
             raise self._unusable(str(problem)) from problem
         if name == "key.pem" and found.st_mode & 0o077:
-            raise self._unusable("key.pem can be read by others than its owner")
+            raise self._unusable("key.pem can be read by users other than its owner")
         return (found.st_ino, found.st_size, found.st_mtime_ns)
 
     def context(self, *, server: bool, check_host: bool = False) -> ssl.SSLContext:
-        """TLS 1.3, with a certificate demanded of the other side. Raises IdentityUnusable."""
+        """TLS 1.3, with a certificate required from the other side. Raises IdentityUnusable."""
         version = self.version()
         with self._lock:
             if version != self._read:
@@ -117,7 +117,7 @@ class Identity:
         context.check_hostname = check_host
         context.verify_mode = ssl.CERT_REQUIRED
         if server:
-            context.num_tickets = 0  # no session is taken up again: it would skip the check of the certificate
+            context.num_tickets = 0  # no session is resumed: that would skip the check of the certificate
         name = ""
         try:
             name = "certificate.pem or key.pem"
@@ -134,7 +134,7 @@ class Identity:
 
     def component(self) -> Component:
         """Who this is, by its own certificate. Raises IdentityUnusable."""
-        from cryptography import x509  # noqa: PLC0415 - 60 ms that only components pay
+        from cryptography import x509  # noqa: PLC0415 - 60 ms that only components need
 
         try:
             certificate = x509.load_pem_x509_certificate((self.directory / "certificate.pem").read_bytes())
@@ -148,7 +148,7 @@ class Identity:
 
 
 def _no_password() -> str:
-    raise ValueError("the key is locked with a password")
+    raise ValueError("the key is encrypted with a password")
 
 
 def component_of(certificate: Mapping[str, Any] | None) -> Component:

@@ -25,17 +25,17 @@ class RemoteDriver(Driver):
 
     info = DriverInfo(
         name="remote",
-        title="A site that a process elsewhere serves",
+        title="A site served by a master target",
         version=version("asrcore"),
         api=API,
         capabilities=frozenset(Capability),
         settings=(
-            Setting("address", "where it is served: HOST:PORT", required=True),
-            Setting("identity", "directory with certificate.pem, key.pem, ca.pem and perhaps crl.pem", required=True),
+            Setting("address", "address of the master target: HOST:PORT", required=True),
+            Setting("identity", "directory with certificate.pem, key.pem, ca.pem, optionally crl.pem", required=True),
             Setting("peer", "name in the other side's certificate; without it the certificate must be for the address"),
             Setting("role", "role in the other side's certificate", default=Role.MASTER_TARGET.value),
-            Setting("connections", f"connections that data travels on, 1 to {_MOST_CONNECTIONS}", default="2"),
-            Setting("silence", "without a sign of life for so long a connection counts as lost", default="30s"),
+            Setting("connections", f"connections used for data, 1 to {_MOST_CONNECTIONS}", default="2"),
+            Setting("silence", "drop a connection after this long without traffic", default="30s"),
         ),
     )
 

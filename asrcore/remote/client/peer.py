@@ -27,10 +27,10 @@ class Links(Protocol):
     count: int
 
     def channel(self, index: int = 0) -> Channel:
-        """One that lives. Raises what making one raises."""
+        """An open one. Raises what making one raises."""
 
     def living(self) -> Channel | None:
-        """One that lives, if there is any."""
+        """An open one, if there is any."""
 
 
 class DialledLinks:
@@ -67,20 +67,20 @@ class DialledLinks:
         return next((channel for channel in list(self._channels.values()) if channel.error is None), None)
 
     def close(self) -> None:
-        """End all of them. Twice is fine."""
+        """End all of them. May be called twice."""
         self._closed = True
         for lock in self._locks:
             with lock:
-                pass  # whoever dials has ended
+                pass  # the thread that connects has ended
         for channel in self._channels.values():
             channel.close()
 
 
 class Peer:
-    """Asks the other side; what all roles stand on. `site` is for messages."""
+    """Sends requests to the other side; used by all roles. `site` is for messages."""
 
     def __init__(self, site: str, links: Links) -> None:
-        """The links stay the caller's."""
+        """The caller still owns the links."""
         self.site = site
         self.links = links
         self._turn = itertools.count()
@@ -88,12 +88,12 @@ class Peer:
     def ask(
         self, call: str, head: Mapping[str, Any] | None = None, body: Bytes = b"", watch: Watch | None = None
     ) -> Answer:
-        """One question on the first connection; see `Channel.ask`."""
+        """One request on the first connection; see `Channel.ask`."""
         return self.links.channel().ask(call, head, body, watch)
 
     def ask_held(self, call: str, head: Mapping[str, Any]) -> Answer:
-        """A question about something that is open at the other side: it ends with the last connection, so none is
-        made for it."""
+        """A request about something that is open at the other side: it ends with the last connection, so no connection
+        is made for it."""
         channel = self.links.living()
         if channel is None:
             raise SiteUnreachable(site=self.site, detail="the connection was lost")
@@ -114,5 +114,5 @@ class Peer:
         return result
 
     def next_index(self) -> int:
-        """Of a connection for something that lasts: in turn."""
+        """Index of the connection for the next view, reader or cycle: round robin."""
         return next(self._turn) % self.links.count

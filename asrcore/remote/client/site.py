@@ -13,10 +13,10 @@ __all__ = ["RemoteSite"]
 
 
 class RemoteSite(Site):
-    """See `Site`. Roles are asked for anew with each `status`."""
+    """See `Site`. The roles are queried again with each `status`."""
 
     def __init__(self, name: str, links: DialledLinks) -> None:
-        """The links are closed with it."""
+        """The site closes the links."""
         self.name = name
         self.driver = "remote"
         self._links = links

@@ -112,7 +112,7 @@ class RemoteView(FrozenView):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            with suppress(AsrError):  # the other side closes it when nobody comes back
+            with suppress(AsrError):  # the other side closes it after a while without a connection
                 self._peer.ask_held("view.close", self._handle)
 
 
@@ -176,7 +176,7 @@ class RemoteReader(DiskReader):
             asked = {"reader": self._handle, "offset": piece.offset, "length": piece.length}
             body = self._channel.ask("reader.read", asked).body
             if len(body) != piece.length:
-                raise FrameRefused(peer=self._channel.peer, detail=f"{len(body)} bytes came for {piece.length}")
+                raise FrameRefused(peer=self._channel.peer, detail=f"{len(body)} bytes came instead of {piece.length}")
             buffer[piece.offset - offset : piece.end - offset] = body
 
     def close(self) -> None:

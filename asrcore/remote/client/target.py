@@ -110,7 +110,7 @@ class RemoteReplica(Replica):
         return digests(self._peer, "replica.digests", names, extent)
 
     def compare(self, disk_id: str, extent: Extent, ours: bytes, digest: Digest = Digest.BLAKE3) -> list[Extent]:
-        """See Replica. One digest of the digests goes there; theirs come back only where it differs."""
+        """See Replica. One digest of the digests is sent; the other side's digests come back only if it differs."""
         found: list[Extent] = []
         for part in split([extent], _COMPARE):
             first = (part.offset - extent.offset) // DIGEST_BLOCK * DIGEST_SIZE

@@ -36,20 +36,20 @@ class _Flying:
 
 @attrs.define
 class _Lane:
-    """One connection's stream and what is on its way there, oldest first."""
+    """One connection's stream and what is in flight on it, oldest first."""
 
     stream: DataStream
     flying: deque[_Flying] = attrs.field(factory=deque)
 
     def land(self) -> None:
-        """Forget what has arrived."""
+        """Remove what was acknowledged."""
         done = self.stream.acknowledged
         while self.flying and self.flying[0].number <= done:
             self.flying.popleft()
 
 
 class RemoteWriter(CycleWriter):
-    """See `CycleWriter`. An error that a piece of data met is raised by a later call, and always by `seal`."""
+    """See `CycleWriter`. An error about a piece of data is raised by a later call, at the latest by `seal`."""
 
     def __init__(self, peer: Peer, handle: str) -> None:
         self._peer = peer
@@ -87,7 +87,8 @@ class RemoteWriter(CycleWriter):
             lane.flying.append(_Flying(number, disk_id, start, end))
 
     def _lane_for(self, disk_id: str, start: int, end: int) -> tuple[int, _Lane]:
-        """Where to send a range: the next connection in turn, but behind what it must not overtake."""
+        """Where to send a range: the next connection in turn, or the one with an overlapping range in flight, which it
+        must not overtake."""
         with self._lock:
             for lane in self._lanes.values():
                 lane.land()
@@ -125,7 +126,7 @@ class RemoteWriter(CycleWriter):
             self._drain(index, lane)
 
     def _lost(self, index: int, lane: _Lane, problem: AsrError) -> AsrError:
-        """What is on its way in this lane is not known to have arrived: the cycle can be flushed, but not sealed."""
+        """What is in flight in this lane may not have arrived: the cycle can be flushed, but not sealed."""
         with self._lock:
             if self._lanes.get(index) is lane:
                 del self._lanes[index]

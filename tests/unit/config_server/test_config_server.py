@@ -235,7 +235,7 @@ def test_joining_is_gone_on_with_after_a_crash(office: Office, monkeypatch: pyte
     assert (directory / "key.pem").stat().st_mode & 0o777 == 0o600
     with pytest.raises(AlreadyExists):
         enrolment.join(token, url, directory)
-    with pytest.raises(TokenRefused, match="used already"):
+    with pytest.raises(TokenRefused, match="already used"):
         enrolment.join(token, url, office.folder / "thief")
 
 
@@ -331,7 +331,7 @@ def test_a_verb_becomes_a_job_with_a_name_in_the_log(office: Office, operator: I
     assert office.get(operator, f"/v1/jobs/{job['id']}")["machine"] == "web"
     assert json.loads(office.vault.job(job["id"]).arguments)["arguments"]["network"] == "lab"
     (event,) = office.vault.events(kinds=["order"])
-    assert event.text.startswith("operator ann asked for failover-test")
+    assert event.text.startswith("operator ann requested failover-test")
     assert office.post(operator, f"/v1/jobs/{job['id']}/cancel") == {"asked": True}
     assert office.vault.cancel_requested(job["id"])
     office.vault.update_job(job["id"], state=JobState.DONE)

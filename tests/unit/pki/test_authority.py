@@ -86,7 +86,7 @@ def test_keys_are_for_their_owner_only(desk: Desk) -> None:
     assert stat.S_IMODE((desk.folder / "ca" / "ca-key.pem").stat().st_mode) == 0o600
     assert stat.S_IMODE((desk.folder / "ca").stat().st_mode) == 0o700
     (desk.folder / "ca" / "ca-key.pem").chmod(0o640)
-    with pytest.raises(AuthorityUnusable, match="read by others"):
+    with pytest.raises(AuthorityUnusable, match="read by users other than its owner"):
         Authority(desk.folder / "ca", desk.vault)
 
 
@@ -114,7 +114,7 @@ def test_a_key_that_does_not_open_the_authority_s_is_told(what: str, desk: Desk)
     else:
         opener.chmod(0o644)
     with pytest.raises(
-        SecretKeyUnusable, match={"another": "another key", "damaged": "32", "readable": "others"}[what]
+        SecretKeyUnusable, match={"another": "another key", "damaged": "32", "readable": "users other than its owner"}[what]
     ):
         Authority(desk.folder / "ca", desk.vault)
 
@@ -149,14 +149,14 @@ def test_a_token_is_spent_once(desk: Desk) -> None:
     token, mine = desk.token_serial(), request()
     desk.authority.join(token, mine)
     desk.authority.join(token, mine)  # the answer was lost
-    with pytest.raises(TokenRefused, match="used already"):
+    with pytest.raises(TokenRefused, match="already used"):
         desk.authority.join(token, request())
 
 
 def test_a_token_has_its_time(desk: Desk) -> None:
     token = desk.token_serial()
     desk.clock.now += HOUR
-    with pytest.raises(TokenRefused, match="time is over"):
+    with pytest.raises(TokenRefused, match="it has expired"):
         desk.authority.join(token, request())
 
 
@@ -245,7 +245,7 @@ def test_what_a_request_claims_to_be_is_not_believed(desk: Desk) -> None:
     assert list(parsed(issued).subject) == []
 
 
-@pytest.mark.parametrize("address", ["", "a b", "https://x", "x" * 300, "ümlaut", "a..b"])
+@pytest.mark.parametrize("address", ["", "a b", "https://x", "x" * 300, "mlaut", "a..b"])
 def test_addresses_are_checked(address: str, desk: Desk) -> None:
     with pytest.raises(InvalidValue):
         desk.authority.token(ONE, [address])

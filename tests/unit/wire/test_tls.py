@@ -298,7 +298,7 @@ def test_an_incomplete_identity_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     (Authority().issue(tmp_path, "agent") / "key.pem").chmod(0o644)
-    with pytest.raises(IdentityUnusable, match="others"):
+    with pytest.raises(IdentityUnusable, match="users other than its owner"):
         Identity(tmp_path).context(server=True)
 
 
@@ -328,7 +328,7 @@ def test_a_renewed_certificate_is_taken_up(tmp_path: Path) -> None:
     assert identity.component() == Component(Role.AGENT, "two")
 
 
-@pytest.mark.parametrize("name", ["web1", "web 1", "a/b", "ü%"])
+@pytest.mark.parametrize("name", ["web1", "web 1", "a/b", "%"])
 def test_a_component_is_its_uri(name: str) -> None:
     component = Component(Role.AGENT, name)
     assert Component.parse(component.uri) == component
