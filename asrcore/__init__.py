@@ -1,4 +1,4 @@
-"""An open Site Recovery: protect machines, fail them over and bring them home."""
+"""Open-source site recovery: replicate machines to another site, fail them over, and fail them back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: drivers, which need only the contract, do not pay for the engine."""
+    """Import a public name when it is first used: drivers need only the contract and must not load the engine."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Small files that must be whole and private: keys, certificates, tokens."""
+"""Small files that must be complete and private: keys, certificates, tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["write_private"]
 
 
 def write_private(path: Path, text: str, mode: int = 0o600) -> None:
-    """Put a file in place at once and durably; never readable by others meanwhile. Raises OSError."""
+    """Put a file in place atomically and durably; it is never readable by others. Raises OSError."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     new.unlink(missing_ok=True)
     try:

@@ -1,6 +1,6 @@
-"""Keys that seal what is secret and lies on a disk: settings of sites in the vault, private keys of authorities.
+"""Keys that encrypt secrets stored on disk: settings of sites in the vault, private keys of authorities.
 
-Such a key has 32 bytes, as base64 in a file that only its owner reads, or in the system's keyring.
+Such a key has 32 bytes, stored as base64 in a file that only its owner can read, or in the system's keyring.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _KEY_SIZE = 32
 
 
 class SealKey:
-    """`where`: a path, or `keyring:SERVICE/NAME`; `what` it opens and the environment's `variable` that names another
-    place are for messages. Nothing is read yet."""
+    """`where`: a path, or `keyring:SERVICE/NAME`. `what` it decrypts, and the environment `variable` that names another
+    place, are for messages. Nothing is read yet."""
 
     def __init__(self, where: str, *, what: str, variable: str) -> None:
         self.where = where
@@ -38,7 +38,7 @@ class SealKey:
         return cls(os.environ.get(variable) or str(default), what=what, variable=variable)
 
     def raw(self, *, make: bool = False) -> bytes:
-        """All 32; a key that is not there is made if asked for. Raises SecretKeyUnusable, HostIncomplete."""
+        """All 32 bytes; with `make` a missing key is created. Raises SecretKeyUnusable, HostIncomplete."""
         if self._key is None:
             text = self._from_keyring(make) if self.where.startswith(_KEYRING) else self._from_file(make)
             try:
@@ -46,7 +46,7 @@ class SealKey:
             except (ValueError, binascii.Error):
                 key = b""
             if len(key) != _KEY_SIZE:
-                raise self.unusable("it is no key of 32 bytes in base64")
+                raise self.unusable("it is not a key of 32 bytes in base64")
             self._key = key
         return self._key
 
@@ -55,7 +55,7 @@ class SealKey:
         return base64.b64encode(self.raw(make=make))
 
     def unusable(self, problem: str) -> SecretKeyUnusable:
-        """Says that the key does not serve."""
+        """The error that says why the key cannot be used."""
         return SecretKeyUnusable(what=self._what, where=self.where, problem=problem, variable=self._variable)
 
     def _from_file(self, make: bool) -> str:
@@ -64,7 +64,7 @@ class SealKey:
             if make and not path.exists():
                 _make_file(path)
             if path.stat().st_mode & 0o077:
-                raise self.unusable("it can be read by others than its owner")
+                raise self.unusable("it can be read by users other than its owner")
             return path.read_text("ascii")
         except (OSError, UnicodeDecodeError) as problem:
             detail = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
@@ -90,14 +90,14 @@ class SealKey:
 
 
 def authority_key(directory: Path) -> SealKey:
-    """Of the authority in a directory: `ASR_CA_KEY`, else beside it, so that a copy of the directory alone is worth
-    nothing."""
+    """The key of the authority in a directory: `ASR_CA_KEY`, else a file beside the directory, so that a copy of the
+    directory alone is useless."""
     beside = Path(f"{directory.absolute()}.key")
     return SealKey.named("ASR_CA_KEY", beside, what=f"the authority in {directory}")
 
 
 def seal_private_key(key: EllipticCurvePrivateKey, seal: SealKey) -> bytes:
-    """As PEM, encrypted; the key that opens it is made if it is not there. Raises SecretKeyUnusable, HostIncomplete."""
+    """As encrypted PEM; a missing seal key is created. Raises SecretKeyUnusable, HostIncomplete."""
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - 60 ms, where there is an authority
 
     encryption = serialization.BestAvailableEncryption(seal.password(make=True))
@@ -105,8 +105,8 @@ def seal_private_key(key: EllipticCurvePrivateKey, seal: SealKey) -> bytes:
 
 
 def open_private_key(pem: bytes, seal: SealKey) -> object:
-    """An authority's. One in clear is taken, too: an earlier version wrote it, or somebody put it there. Raises
-    ValueError, UnsupportedAlgorithm, SecretKeyUnusable, HostIncomplete."""
+    """An authority's private key. An unencrypted one is accepted too: an earlier version wrote it so, or it was put
+    there by hand. Raises ValueError, UnsupportedAlgorithm, SecretKeyUnusable, HostIncomplete."""
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - 60 ms
 
     if b"ENCRYPTED" not in pem:
@@ -115,7 +115,7 @@ def open_private_key(pem: bytes, seal: SealKey) -> object:
     try:
         return load_pem_private_key(pem, password)
     except ValueError as problem:
-        raise seal.unusable("it does not open ca-key.pem, which was sealed with another key") from problem
+        raise seal.unusable("it does not open ca-key.pem, which was encrypted with another key") from problem
 
 
 def _new_key() -> str:
@@ -123,7 +123,7 @@ def _new_key() -> str:
 
 
 def _make_file(path: Path) -> None:
-    """Whole and durable under its name at once; of two who make it one wins. Raises OSError."""
+    """Create the file atomically and durably; if two processes make it, one wins. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.urandom(4).hex()}.new")
     try:

@@ -1,4 +1,4 @@
-"""The vault: all that must outlive a crash, in SQLite (WAL) or PostgreSQL."""
+"""The vault: everything that must survive a crash, in SQLite (WAL) or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PLACES = {"Glance": "_glance", "NotAtAGlance": "_glance", "Vault": "_vault", "m
 
 
 def __getattr__(name: str) -> object:
-    """Import these when they are first used: `Vault` brings SQLAlchemy, most of the time of a short command."""
+    """Import these when they are first used: `Vault` imports SQLAlchemy, which takes most of a short command's time."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415

@@ -16,7 +16,7 @@ class Certificates(Store):
     """The part of the vault that knows certificates. It holds no key."""
 
     def add_certificate(self, certificate: Certificate) -> None:
-        """Record one before it is given out."""
+        """Record one before it is issued."""
         with self._write("add-certificate") as connection:
             connection.execute(insert(_schema.certificates).values(_rows.certificate_row(certificate)))
 
@@ -36,9 +36,9 @@ class Certificates(Store):
         return [self._value(_rows.certificate_of, row, f"certificate {row['serial']}") for row in rows]
 
     def use_token(self, serial: str, key: str, now: float) -> Certificate:
-        """Spend a token for the public key with that digest. The same key may come again, for an answer may get lost.
+        """Use a token for the public key with that digest. The same key may be sent again: a reply may get lost.
 
-        Raises TokenRefused: unknown, revoked, past its time, or spent for another key.
+        Raises TokenRefused: unknown, revoked, expired, or used for another key.
         """
         table = _schema.certificates
         with self._write("use-token") as connection:
@@ -49,14 +49,14 @@ class Certificates(Store):
             if token.revoked_at is not None:
                 raise TokenRefused(reason="it was revoked")
             if now >= token.expires_at:
-                raise TokenRefused(reason="its time is over")
+                raise TokenRefused(reason="it has expired")
             if token.used_by not in (None, key):
-                raise TokenRefused(reason="it was used already")
+                raise TokenRefused(reason="it was already used")
             connection.execute(update(table).where(table.c.serial == serial).values(used_by=key))
         return token
 
     def revoke_certificates(self, role: str, name: str, now: float) -> list[str]:
-        """Revoke all of a component that are still valid, and unspent tokens for it; returns their serial numbers.
+        """Revoke all valid certificates of a component, and unused tokens for it; returns their serial numbers.
 
         Raises CertificateNotFound when there is none.
         """

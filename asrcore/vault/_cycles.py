@@ -1,7 +1,8 @@
-"""Cycles under way, recovery points, and the reversal: what invariants 1 and 2 hang on.
+"""Cycles under way, recovery points, and the reversal.
 
-A source's mark changes in three places only: `record_point` (with the point, in one transaction), `forget_mark`, and
-`start_reverse`. Nothing else in the vault writes the columns `mark` and `head_point`.
+Invariants 1 and 2 (docs/explanation/architecture.md) depend on this file: a source's mark changes in three places only,
+`record_point` (with the point, in one transaction), `forget_mark`, and `start_reverse`. Nothing else in the vault
+writes the columns `mark` and `head_point`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from asrcore.vault._values import CycleStats
 __all__ = ["STATISTICS_AGE", "STATISTICS_ROWS", "Cycles"]
 
 STATISTICS_ROWS = 10_000
-"""Statistics of at most so many cycles are kept per machine: 14 hours at an interval of 5 s."""
+"""Cycles per machine whose statistics are kept at most: 14 hours at an interval of 5 s."""
 STATISTICS_AGE = 30 * DAY
 
 _IN_ONE_STATEMENT = 500  # ids; SQLite takes at most 999 parameters in older builds
@@ -82,7 +83,7 @@ class Cycles(Registry):
             return self._put_pending(connection, protection, pending)
 
     def replan_cycle(self, protection_id: str, pending: PendingCycle, *, epoch: int | None = None) -> Protection:
-        """Replace the record of the cycle under way, when it goes on with a new view.
+        """Replace the record of the cycle under way, when it continues with a new view.
 
         Raises WrongCycle when it is not this one, StaleBase like `begin_cycle`.
         """
@@ -92,8 +93,8 @@ class Cycles(Registry):
             return self._put_pending(connection, protection, pending)
 
     def abandon_cycle(self, protection_id: str, cycle_id: str, *, epoch: int | None = None) -> Protection:
-        """Forget the cycle under way, its content having been discarded at the target. If there is none, nothing
-        changes. Raises WrongCycle when it is another one."""
+        """Delete the record of the cycle under way, after its content was discarded at the target. If there is none,
+        nothing changes. Raises WrongCycle when it is another one."""
         with self._write("abandon-cycle") as connection:
             protection = self._owned(connection, protection_id, epoch)
             if protection.pending is None:
@@ -112,8 +113,8 @@ class Cycles(Registry):
         epoch: int | None = None,
     ) -> Protection:
         """Record a sealed point: in one transaction the point, the head, the source's mark (that of the cycle's
-        view), the end of the cycle, its statistics, and what the event does to the state. The former head goes,
-        unless it is kept or pinned. A point that is recorded already changes nothing.
+        view), the end of the cycle, its statistics, and what the event does to the state. The former head is deleted,
+        unless it is kept or pinned. A point that is already recorded changes nothing.
 
         Raises WrongCycle when the cycle is not the one under way or the point not its point, WrongState.
         """
@@ -123,7 +124,7 @@ class Cycles(Registry):
                 return protection
             pending = self._check_pending(protection, cycle_id)
             if pending.point_id != point.id:
-                detail = f"it makes point {pending.point_id}, not {point.id}"
+                detail = f"its point is {pending.point_id}, not {point.id}"
                 raise WrongCycle(machine=protection.name, cycle=cycle_id, detail=detail)
             state = allowed(protection.name, protection.state, event).target if event else protection.state
             self._replace_head(connection, protection, point)
@@ -145,7 +146,7 @@ class Cycles(Registry):
     # -- points ------------------------------------------------------------------------------------------------------
 
     def points(self, protection_id: str, *, before: float | None = None) -> list[RecoveryPoint]:
-        """Oldest first, the last one is the head; points that are being dropped are not among them. `before`: only
+        """Oldest first, the last one is the head; points that are being deleted are not among them. `before`: only
         those that show an earlier instant, and the head.
 
         The order is that of recording: it is the order of the content even if a clock was set back.
@@ -173,16 +174,16 @@ class Cycles(Registry):
         return {row["protection_id"]: self._value(_rows.point_of, row, f"point {row['id']}") for row in rows}
 
     def point_counts(self) -> dict[str, int]:
-        """How many points each machine has, by the machine's id; those that are being dropped do not count."""
+        """How many points each machine has, by the machine's id; those that are being deleted do not count."""
         table = _schema.points
         statement = select(table.c.protection_id, func.count()).where(~table.c.dropping).group_by(table.c.protection_id)
         with self._read() as connection:
             return dict(connection.execute(statement).tuples().all())
 
     def mark_dropping(self, protection_id: str, point_ids: Iterable[str]) -> list[str]:
-        """Note that points are to go, before the target drops them; returns those that were marked now.
+        """Record that points are to be deleted, before the target deletes them; returns those that were marked now.
 
-        Left alone: the head, pinned points, the point of a failover or of a running test, and unknown ids.
+        Not marked: the head, pinned points, the point of a failover or of a running test, and unknown ids.
         """
         table = _schema.points
         marked: list[str] = []
@@ -202,13 +203,13 @@ class Cycles(Registry):
         return marked
 
     def dropping(self, protection_id: str) -> list[str]:
-        """Ids of points that are being dropped, oldest first."""
+        """Ids of points that are being deleted, oldest first."""
         with self._read() as connection:
             return list(connection.execute(_DROPPING, {"machine": protection_id}).scalars())
 
     def forget_points(self, protection_id: str, point_ids: Iterable[str]) -> None:
-        """Forget points that are gone at the target; unknown ones are forgotten already. The head stays, except in a
-        commit, which removes the whole replica."""
+        """Delete the records of points that were deleted at the target; unknown ones are ignored. The head stays,
+        except in a commit, which deletes the whole replica."""
         table = _schema.points
         point_ids = list(point_ids)
         with self._write("forget-points") as connection:
@@ -221,7 +222,7 @@ class Cycles(Registry):
                 connection.execute(delete(table).where(table.c.protection_id == protection_id, table.c.id.in_(some)))
 
     def pin_point(self, protection_id: str, point_id: str, pinned: bool) -> None:
-        """Keep a point from retention, or let it go. Raises PointNotFound, also for one that is being dropped."""
+        """Exempt a point from retention, or end that. Raises PointNotFound, also for one that is being deleted."""
         table = _schema.points
         with self._write("pin-point") as connection:
             protection = self._protection(connection, protection_id)
@@ -272,12 +273,12 @@ class Cycles(Registry):
         networks: NetworkMap,
         test_network: str = "",
     ) -> Protection:
-        """Turn a committed machine round (event REPROTECT), in one transaction: the sites swap, `source_machine` (at
-        what was the target) replicates to the new replica, a higher epoch begins. There is no mark and no point
-        yet, and those of the old direction are forgotten. `seed_machine` is the old source, stopped, whose disks
-        the replica starts from; `networks` and `test_network` are those of the new direction.
+        """Reverse a committed machine (event REPROTECT), in one transaction: the sites swap, `source_machine` (at
+        what was the target) replicates to the new replica, a higher epoch begins. There is no mark and no point yet,
+        and the records of those of the old direction are deleted. `seed_machine` is the old source, stopped, whose
+        disks the replica starts from; `networks` and `test_network` are those of the new direction.
 
-        A machine that is REVERSING already is returned as it is: an interrupted re-protect goes on with it.
+        A machine that is REVERSING already is returned unchanged: an interrupted re-protect resumes with it.
         Raises WrongState, also while the old source is not quarantined (`fence_due`): it may still run.
         Raises AlreadyProtected when `source_machine` is protected under another name.
         """
@@ -291,8 +292,8 @@ class Cycles(Registry):
                     machine=protection.name,
                     event=Event.REPROTECT.value,
                     state=protection.state.value,
-                    reason=f"Its old self at site {protection.source_site!r} is not quarantined yet and may run.",
-                    possible="re-protect, as soon as that site has returned",
+                    reason=f"The old machine at site {protection.source_site!r} is not quarantined yet and may run.",
+                    possible="re-protect, once that site is reachable again",
                 )
             turned = attrs.evolve(protection, source_site=protection.target_site, source_machine=source_machine)
             self._check_free(connection, turned)
@@ -354,7 +355,7 @@ class Cycles(Registry):
         return connection.execute(_POINT_NUMBER, {"machine": protection_id, "point": point_id}).scalar() is not None
 
     def _replace_head(self, connection: Connection, protection: Protection, point: RecoveryPoint) -> None:
-        # The new row first: a deleted last row would give its number away again.
+        # The new row first: a deleted last row would free its number for reuse.
         connection.execute(insert(_schema.points), _rows.point_row(protection.id, point))
         connection.execute(_FORGET_FORMER_HEAD, {"machine": protection.id, "point": protection.head_point})
 

@@ -1,7 +1,7 @@
 """What `asr status` shows, read from a vault's file by plain SQL (see docs/decisions/0050-status-at-a-glance.md).
 
-Only the plain case is known here: a file, of today's version, whose rows make values. Whatever else there may be raises
-`NotAtAGlance`, and `Vault` is to be asked, which knows all cases and tells them.
+Only the plain case is handled here: a file of the current version whose rows are valid. Everything else raises
+`NotAtAGlance`; then use `Vault`, which handles all cases and reports their errors.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _SECONDS = 5.0
 
 
 class NotAtAGlance(Exception):
-    """Ask `Vault` instead; the message says why, for who looks into it."""
+    """Use `Vault` instead; the message gives the reason, for debugging."""
 
 
 class Glance:
     """One state of a SQLite vault: its methods are those of `Vault`, and read the same."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        """Not for use: see `open`."""
+        """Use `open` instead."""
         self._connection = connection
         self._path = path
 
@@ -60,7 +60,7 @@ class Glance:
                     raise NotAtAGlance("no vault")
             use = UseLock(path.with_name(path.name + ".users"))
             try:
-                # Not for reading only: who closes the last connection folds the journal into the file.
+                # Not read-only: closing the last connection writes the journal back into the file.
                 url = f"file:{quote(str(path))}?mode=rw"
                 with closing(sqlite3.connect(url, timeout=_SECONDS, uri=True, isolation_level=None)) as connection:
                     connection.row_factory = _as_mapping
@@ -104,7 +104,7 @@ class Glance:
         return {row["protection_id"]: _rows.point_of(_with_truth(row, "kept", "pinned")) for row in rows}
 
     def point_counts(self) -> dict[str, int]:
-        """How many points each machine has, by the machine's id; those that are being dropped do not count."""
+        """How many points each machine has, by the machine's id; those that are being deleted do not count."""
         rows = self._rows(
             "SELECT protection_id, count(*) AS number FROM points WHERE NOT dropping GROUP BY protection_id"
         )
@@ -136,7 +136,7 @@ class Glance:
         return []
 
     def engine_holder(self) -> str | None:
-        """What the engine that works on this vault says of itself; None if there is none."""
+        """The engine that works on this vault, as it describes itself; None if there is none."""
         return holder_of_file(self._path.with_name(self._path.name + ".lock"))
 
 
@@ -153,5 +153,5 @@ def _as_mapping(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> dict[str, An
 
 
 def _with_truth(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    """SQLite has no truth values but numbers."""
+    """SQLite stores booleans as numbers."""
     return {**row, **{name: bool(row[name]) for name in names}}

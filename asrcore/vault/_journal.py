@@ -18,11 +18,11 @@ from asrcore.vault._values import Job, JobChanges, JobState, LogEntry
 __all__ = ["JOBS", "LOG_ENTRIES", "TRIM_AGE", "Journal"]
 
 TRIM_AGE = 90 * DAY
-"""What is older goes: the same quarter of a year after which the test of a failover is due again."""
+"""Older entries are deleted: a quarter of a year, after which a test failover is due again as well."""
 LOG_ENTRIES = 1000
-"""So many of a machine are kept in the log at most; cycles are not logged, so that this is years of a quiet one."""
+"""Entries per machine that the log keeps at most; cycles are not logged, so this covers years of a quiet machine."""
 JOBS = 200
-"""So many ended jobs of a machine are kept at most."""
+"""Ended jobs per machine that are kept at most."""
 
 _ACTIVE = tuple(state.value for state in JobState if not state.ended)
 _CHANGEABLE = frozenset(JobChanges.__annotations__)
@@ -36,10 +36,10 @@ class Journal(Servers):
     def add_job(self, job: Job, *, exclusive: bool = False) -> Job:
         """Record a job; returns it as recorded. The same id again changes nothing.
 
-        Ended jobs that are older than 90 days, or not among the newest 200 of the machine, are forgotten with it.
+        Ended jobs that are older than 90 days, or not among the newest 200 of the machine, are deleted with it.
 
         `exclusive`: raises MachineBusy while another job of the same machine has not ended, checked in the same
-        transaction, so that of two people asking at once one is refused.
+        transaction, so that of two simultaneous requests one is refused.
         """
         table = _schema.jobs
         with self._write("add-job") as connection:
@@ -112,8 +112,8 @@ class Journal(Servers):
         return found
 
     def my_jobs(self) -> list[Job]:
-        """Jobs that have not ended and are this handle's to run, newest first: all, or those of a process server's
-        machines. Those whose machine is not protected any more are one server's."""
+        """Jobs that have not ended and that this handle has to run, newest first: all, or those of a process server's
+        machines. Jobs whose machine is no longer protected belong to one of the servers."""
         mine = self._mine()
         if mine is None:
             return self.jobs(active=True)
@@ -139,7 +139,7 @@ class Journal(Servers):
         return True
 
     def cancel_requested(self, job_id: str) -> bool:
-        """Whether somebody asked. Raises NotFound."""
+        """Whether cancellation was requested. Raises NotFound."""
         with self._read() as connection:
             known = row_of(connection, _schema.jobs, id=job_id)
         if known is None:
@@ -154,9 +154,9 @@ class Journal(Servers):
     def add_event(
         self, at: float, machine: str, kind: str, text: str, data: Mapping[str, object] | None = None
     ) -> None:
-        """Append to the log. `data` is what a program may want to know of it, as JSON.
+        """Append to the log. `data`: details for programs, as JSON.
 
-        Entries that are older than 90 days, or not among the newest 1,000 of the machine, are forgotten with it.
+        Entries that are older than 90 days, or not among the newest 1,000 of the machine, are deleted with it.
         """
         table = _schema.events
         row = {"at": at, "machine": machine, "kind": kind, "text": text, "data": _rows.entry_data(data or {})}
@@ -198,7 +198,7 @@ def _trim(
     aged: ColumnElement[bool],
     *which: ColumnElement[bool],
 ) -> None:
-    """Delete what one more row of the machine makes too many, and what is aged, whosever it is."""
+    """Delete the machine's rows beyond the limit, and rows of any machine that are too old."""
     its = (table.c.machine == machine, *which)
     surplus = select(table.c.number).where(*its).order_by(table.c.number.desc()).offset(most).limit(1)
     connection.execute(delete(table).where(*its, table.c.number <= surplus.scalar_subquery()))

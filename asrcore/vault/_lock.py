@@ -1,4 +1,4 @@
-"""One engine per vault, where that is a file. The kernel lets go of the lock when the process dies."""
+"""One engine per vault, where that is a file. The kernel releases the lock when the process dies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asrcore.errors import VaultInUse
 __all__ = ["STARTING", "UseLock", "holder_of_file", "lock_file"]
 
 STARTING = "an engine that is just starting"
-_TRIES, _PAUSE = 10, 0.02  # somebody who asks for the holder has the lock shared for microseconds
+_TRIES, _PAUSE = 10, 0.02  # a process that asks for the holder has the lock shared for microseconds
 
 
 @contextmanager
@@ -32,16 +32,17 @@ def lock_file(path: Path, holder: str) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # the text is a courtesy; the lock goes with the descriptor
+            with suppress(OSError):  # the text is only informative; the lock ends with the descriptor
                 os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
 
 class UseLock:
-    """Shared by all that have a vault open; `vault move` needs it alone, so that nobody writes into what stays behind.
+    """Shared by all that have a vault open; `vault move` needs it exclusively, so that nothing is written to the file
+    that stays behind.
 
-    A file of its own: closing any descriptor of the database would drop SQLite's own locks on it (POSIX).
+    It is a separate file: closing any descriptor of the database would drop SQLite's own locks on it (POSIX).
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,12 +53,12 @@ class UseLock:
             raise VaultInUse(holder="asr vault move")
 
     def alone(self) -> None:
-        """Keep everybody else out until `close`. Raises VaultInUse while another one has the vault open."""
+        """Exclude all other processes until `close`. Raises VaultInUse while another one has the vault open."""
         if self._descriptor is None or not _lock(self._descriptor, fcntl.LOCK_EX):
             raise VaultInUse(holder="another `asr` command, or a program that has it open")
 
     def close(self) -> None:
-        """Let go; a second call does nothing."""
+        """Release; a second call does nothing."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

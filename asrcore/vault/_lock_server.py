@@ -1,4 +1,4 @@
-"""One engine per vault, or some that share it, on PostgreSQL. The server lets go of the lock when the session ends."""
+"""One engine per vault, or some that share it, on PostgreSQL. The server releases the lock when the session ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY = 0x41735256  # of PostgreSQL's advisory lock; such locks are per database
 
 @contextmanager
 def lock_server(engine: Engine, holder: str, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock for as long as one connection lives; it tells others by its application name.
+    """Hold the lock for as long as one connection lives; others see the holder by its application name.
 
     `shared`: beside others that share it, and not beside one that has it alone.
     """
@@ -33,7 +33,7 @@ def lock_server(engine: Engine, holder: str, *, shared: bool = False) -> Iterato
         finally:
             with suppress(DBAPIError):  # at once, where the server would take a moment to see that the session ended
                 connection.execute(text(f"SELECT pg_advisory_unlock{kind}(:key)"), {"key": _KEY})
-            connection.invalidate()  # closing the session is what lets go for certain
+            connection.invalidate()  # only closing the session is certain to release it
 
 
 def keep_engines_out(connection: Connection) -> None:
@@ -43,7 +43,7 @@ def keep_engines_out(connection: Connection) -> None:
 
 
 def holder_of_server(engine: Engine) -> str | None:
-    """What the process that holds the lock says of itself, or None."""
+    """The process that holds the lock, as it describes itself, or None."""
     with engine.connect() as connection:
         return _server_holder(connection)
 

@@ -1,4 +1,4 @@
-"""Moving a vault to a file that is carried to the other site, so that there is never a second live one."""
+"""Moving a vault to a file that is taken to the other site, so that there is never a second live one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MOVED = ".moved"
 def move(url_or_path: str | os.PathLike[str], destination: str | os.PathLike[str], holder: str) -> Path:
     """Move a SQLite vault to the file `destination`; returns that path. What stays behind is renamed to `*.moved`.
 
-    The old name goes before the new one appears: a crash between the two leaves no live vault, never two, and calling
-    again ends the move. Raises VaultInUse while an engine works on it or a job is not finished, VaultExists,
-    VaultNotFound, VaultMoved (to somewhere else), InvalidValue for a database server.
+    The old name is removed before the new one appears: a crash between the two leaves no live vault, never two, and
+    calling again completes the move. Raises VaultInUse while an engine works on it or a job is not finished,
+    VaultExists, VaultNotFound, VaultMoved (to another place), InvalidValue for a database server.
     """
     place, target = Place.of(url_or_path), Path(os.path.realpath(destination))
     if place.path is None:
@@ -62,7 +62,7 @@ def move(url_or_path: str | os.PathLike[str], destination: str | os.PathLike[str
 
 
 def _carry_key(place: Place, target: Path) -> None:
-    """The key of the secrets goes along, if it is where it is by default."""
+    """Move the key of the secrets too, if it is in its default place."""
     key = key_file(place)
     if key.exists():
         write_private(key_file(attrs.evolve(place, path=target)), key.read_text("ascii"))

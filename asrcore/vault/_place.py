@@ -1,4 +1,4 @@
-"""Where a vault is: a file for SQLite, a URL for PostgreSQL. What is shown of it never has a password in it."""
+"""Where a vault is: a file for SQLite, a URL for PostgreSQL. It is never shown with its password."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asrcore.vault._versions import APPLICATION_ID, HEADER_SIZE, application_id
 __all__ = ["Place"]
 
 _WANTED = "a file path, sqlite:///PATH, or postgresql://USER@HOST/DATABASE"
-IDLE_SECONDS = 10  # far more than any transaction of ours pauses for
+IDLE_SECONDS = 10  # far longer than any transaction of asrcore pauses
 
 
 @attrs.frozen
@@ -31,7 +31,7 @@ class Place:
 
     @classmethod
     def of(cls, url_or_path: str | os.PathLike[str]) -> Place:
-        """From what a person gave. Raises InvalidValue."""
+        """From a path or URL as it was entered. Raises InvalidValue."""
         text = os.fspath(url_or_path)
         if "://" not in text:
             return cls._file(text, text)
@@ -54,7 +54,7 @@ class Place:
             raise InvalidValue(what="vault", value=shown, wanted=_WANTED)
         try:
             path = Path(os.path.realpath(Path(text).expanduser()))
-        except RuntimeError:  # ~somebody who is not known here
+        except RuntimeError:  # ~USER of an unknown user
             path = None
         if path is None:
             raise InvalidValue(what="vault", value=shown, wanted=_WANTED)
@@ -67,8 +67,8 @@ class Place:
         return self.path.with_name(self.path.name + suffix)
 
     def check_file(self) -> None:
-        """Tell a vault from whatever else may be there, by the header alone: nothing is opened by SQLite, so
-        nothing of a foreign database is touched, its journal included.
+        """Check that the file is a vault, by its header alone: SQLite does not open the file, so a foreign database
+        and its journal are not touched.
 
         Raises VaultNotFound, NotAVault, VaultUnavailable.
         """
@@ -94,7 +94,7 @@ class Place:
             raise NotAVault(url=self.shown, detail="It is a SQLite database of another program.")
 
     def unavailable(self, problem: BaseException | str) -> AsrError:
-        """The error for a problem below the vault, with what the file system says of itself."""
+        """The error for a problem below the vault, with the state of the file system."""
         detail = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem).strip()
         return VaultUnavailable(url=self.shown, detail=self._scrub(detail) + self._hint())
 
@@ -105,7 +105,7 @@ class Place:
         try:
             status = os.statvfs(self.path.parent)
         except OSError:
-            return f" ({self.path.parent} is not there)"
+            return f" ({self.path.parent} does not exist)"
         if status.f_flag & os.ST_RDONLY:
             return " (its file system is mounted read-only)"
         if status.f_bavail == 0 or (status.f_files and status.f_favail == 0):
@@ -120,7 +120,7 @@ class Place:
 
 
 def _bounded(url: URL) -> URL:
-    """A client that is paused in a transaction, or cut off, must not keep its locks: the server ends the session."""
+    """A client that hangs in a transaction, or is cut off, must not keep its locks: the server ends the session."""
     given = url.query.get("options", ())
     options = [given] if isinstance(given, str) else list(given)
     options.append(f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s")
@@ -134,6 +134,6 @@ def _secrets(url: URL) -> list[str]:
 
 
 def _redact(text: str) -> str:
-    """Works on what cannot be parsed as well. A password may hold an unescaped @ or /."""
+    """Also works on text that cannot be parsed. A password may hold an unescaped @ or /."""
     text = re.sub(r"://([^:@/]*):.*@", r"://\1:***@", text, flags=re.DOTALL)
     return re.sub(r"([?&][^=&]*pass[^=&]*=)[^&]*", r"\1***", text, flags=re.IGNORECASE)

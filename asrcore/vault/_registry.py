@@ -42,8 +42,8 @@ class Registry(Servers):
         self._replace("site", _schema.sites, site.name, _rows.site_row(site, secret, self._secrets.seal))
 
     def seal_site(self, name: str, secret: Collection[str]) -> bool:
-        """Encrypt settings that an earlier version recorded as they are; whether there were any. Of a SQLite file
-        nothing of them stays behind."""
+        """Encrypt settings that an earlier version recorded in clear; returns whether there were any. In a SQLite file
+        the unencrypted values are overwritten."""
         table = _schema.sites
         with self._read() as connection:
             row = row_of(connection, table, name=name)
@@ -113,7 +113,7 @@ class Registry(Servers):
             self._check_free(connection, protection)
             try:
                 connection.execute(insert(_schema.protections).values(_rows.protection_row(protection)))
-            except IntegrityError as problem:  # PostgreSQL: somebody else was between the check and this
+            except IntegrityError as problem:  # PostgreSQL: another process came between the check and this
                 raise AlreadyProtected(what=f"{protection.name!r}", name=protection.name) from problem
         return protection
 
@@ -142,7 +142,7 @@ class Registry(Servers):
 
     def update(self, protection_id: str, **changes: Unpack[Changes]) -> Protection:
         """Change fields in one transaction; returns the whole as it is now. State, mark, head point and pending
-        cycle change only by methods of their own.
+        cycle change only by separate methods.
 
         Raises NotFound (also of a policy), AlreadyProtected (name taken), TypeError for other fields.
         """
@@ -157,13 +157,13 @@ class Registry(Servers):
             return self._change(connection, protection, changes, state=row.target)
 
     def forget_mark(self, protection_id: str, reason: str) -> Protection:
-        """Give up the source's mark: from now on only a comparison knows what differs (invariant 2)."""
+        """Discard the source's mark: the next cycle compares (invariant 2 in docs/explanation/architecture.md)."""
         with self._write("forget-mark") as connection:
             protection = self._protection(connection, protection_id)
             return self._store(connection, protection, mark=None, resync_reason=reason)
 
     def remove_protection(self, protection_id: str) -> None:
-        """Forget a machine with its points and statistics; an unknown one is gone already. Jobs and log stay."""
+        """Delete the records of a machine, its points and statistics; an unknown one is ignored. Jobs and log stay."""
         with self._write("remove-protection") as connection:
             row = row_of(connection, _schema.protections, id=protection_id)
             if row is None:
@@ -247,7 +247,7 @@ class Registry(Servers):
                 raise AlreadyExists(kind=kind, name=name)
             try:
                 connection.execute(insert(table).values(row))
-            except IntegrityError as problem:  # PostgreSQL: somebody else was between the check and this
+            except IntegrityError as problem:  # PostgreSQL: another process came between the check and this
                 raise AlreadyExists(kind=kind, name=name) from problem
 
     def _replace(self, kind: str, table: Table, name: str, row: dict[str, Any]) -> None:

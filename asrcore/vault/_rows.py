@@ -1,6 +1,6 @@
-"""Values of the model to rows of the vault and back: small, explicit, and strict on the way back.
+"""Converts values of the model to rows of the vault and back; reading is strict.
 
-Whatever a row holds that does not make a value raises ValueError here; `_store` turns that into VaultDamaged.
+A row that is not a valid value raises ValueError here; `_store` turns that into VaultDamaged.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def site_of(row: Row, unseal: Callable[[str, str], str], without: Collection[str
 
 
 def plain_settings(row: Row) -> set[str]:
-    """Names of the settings of a site that are recorded as they are."""
+    """Names of the settings of a site that are recorded unencrypted."""
     return {name for name, value in _map(row["settings"]).items() if not isinstance(value, dict)}
 
 
@@ -171,7 +171,7 @@ _PROTECTION_FIELDS = tuple(field.name for field in attrs.fields(Protection) if f
 
 
 def protection_row(protection: Protection) -> dict[str, Any]:
-    """For table protections: all but the pending cycle, which has a table of its own."""
+    """For table protections: all but the pending cycle, which has a separate table."""
     return _fields(protection, _PROTECTION, _PROTECTION_FIELDS)
 
 

@@ -1,6 +1,6 @@
 """Tables of the vault. Plain types only, so that SQLite and PostgreSQL hold the same; migrations make them.
 
-What is compared, joined or listed is a column; what is only carried along is JSON text (`_rows`).
+What is compared, joined or listed is a column; everything else is JSON text (`_rows`).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ protections = Table(
     UniqueConstraint("source_site", "source_machine"),
 )
 
-# Apart from `protections`, because a plan may be large and is written twice or so in the life of a cycle.
+# Separate from `protections`, because a plan may be large and is written about twice per cycle.
 pending_cycles = Table(
     "pending_cycles",
     metadata,
@@ -192,7 +192,7 @@ servers = Table(
     Column("version", String(64)),
 )
 
-# No reference to `servers`: the session of one that is gone still says that somebody worked on the machine.
+# No reference to `servers`: the session of a removed server still says that a server worked on the machine.
 assignments = Table(
     "assignments",
     metadata,
@@ -200,7 +200,7 @@ assignments = Table(
     Column("session", String(64), nullable=False),
 )
 
-# `grants`: of a token, the role that it lets a component of that name join with.
+# `grants`: the role with which a token lets a component of that name join.
 certificates = Table(
     "certificates",
     metadata,

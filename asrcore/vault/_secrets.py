@@ -1,6 +1,6 @@
-"""Secret settings of sites, encrypted in the vault: AES-256-GCM, with a key that is kept apart from it.
+"""Secret settings of sites, encrypted in the vault: AES-256-GCM, with a key that is stored outside of it.
 
-`ASR_KEY` names another place for the key than the default. It is made when the first secret is recorded.
+`ASR_KEY` names a place for the key other than the default. The key is made when the first secret is recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def key_file(place: Place) -> Path:
 
 
 class Secrets:
-    """Seals and opens texts. `what`, the site and the setting, is bound to each: none can take another's place."""
+    """Encrypts and decrypts texts. Each is bound to `what`, its site and setting, so that they cannot be swapped."""
 
     def __init__(self, place: Place) -> None:
         """Reads nothing yet."""
@@ -51,5 +51,5 @@ class Secrets:
         try:
             opened = AESGCM(self._key.raw()).decrypt(data[:_NONCE_SIZE], data[_NONCE_SIZE:], what.encode())
         except InvalidTag as problem:
-            raise self._key.unusable(f"it does not open {what}, which was sealed with another key") from problem
+            raise self._key.unusable(f"it does not open {what}, which was encrypted with another key") from problem
         return opened.decode()

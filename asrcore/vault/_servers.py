@@ -1,9 +1,9 @@
-"""Process servers that share the vault: who lives, who works on which machine, and that nobody else records anything.
+"""Process servers that share the vault: which are alive, and which of them works on and records each machine.
 
 A handle that has joined works for one session of one server. Each of its transactions that changes a machine or its job
 locks the machine's assignment and refuses if that names another session, so a server that was only paused records
-nothing once its machines were taken over. The same transaction that assigns a machine anew raises its epoch, which
-keeps the former server from the replica.
+nothing once its machines were taken over. The transaction that reassigns a machine also raises its epoch, so the
+former server can no longer write to the replica.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Servers(Store):
     def join(
         self, name: str, session: str, *, host: str, sites: Collection[str] | None, lease: float, version: str = ""
     ) -> None:
-        """Work for a process server from now on. `lease`: seconds of silence after which its machines are given away;
-        `version`: of the software, for people.
+        """Work for a process server from now on. `lease`: seconds of silence after which its machines are given to
+        others; `version`: of the software, for people.
 
-        Raises ServerNameTaken while another session of that name lives.
+        Raises ServerNameTaken while another session of that name is alive.
         """
         table = _schema.servers
         with self._write("join") as connection:
@@ -64,7 +64,7 @@ class Servers(Store):
         self._member = _Member(name, session)
 
     def beat(self) -> None:
-        """Say that this server lives. Raises ServerReplaced when it was given up: its machines are others' now."""
+        """Renew this server's lease. Raises ServerReplaced when others have taken over its machines."""
         member = self._joined()
         table = _schema.servers
         with self._write("beat") as connection:
@@ -74,7 +74,7 @@ class Servers(Store):
                 raise ServerReplaced(server=member.name)
 
     def leave(self) -> None:
-        """Give all machines up: the others take them at once. Nothing of them may be under way here any more."""
+        """Release all machines: the others take them at once. No work on them may be under way here any more."""
         member = self._joined()
         table = _schema.servers
         with self._write("leave") as connection:
@@ -104,8 +104,8 @@ class Servers(Store):
             return dict(connection.execute(select(table.c.protection_id, table.c.session)).tuples().all())
 
     def assign(self, plan: Planner) -> list[Assigned]:
-        """Forget the servers that are silent for longer than their lease, and make the changes that `plan` gives, in
-        one transaction. A machine that somebody had worked on gets a higher epoch with it.
+        """Delete the servers that are silent for longer than their lease, and make the changes that `plan` gives, in
+        one transaction. A machine that a server had worked on also gets a higher epoch.
 
         Returns the changes that were made: none while another process does the same, and not those of a machine that
         a transaction holds, which may be that of a paused server. They are made by a later call.
@@ -167,12 +167,12 @@ class Servers(Store):
         ]
 
     def check_assigned(self, protection: Protection) -> None:
-        """Before a command that carries no epoch. Raises NotAssigned when the machine is another server's by now."""
+        """Before a command that carries no epoch. Raises NotAssigned when the machine has moved to another server."""
         if self._member is not None:
             with self._write("whose a machine is") as connection:
                 self._check_mine(connection, protection.id, protection.name)
 
-    # -- what is ours, for the other parts ---------------------------------------------------------------------------
+    # -- this server's machines, for the other parts -----------------------------------------------------------------
 
     def _mine(self) -> ColumnElement[bool] | None:
         """For statements on `protections`: the machines that this handle works on; None: all."""
@@ -192,7 +192,7 @@ class Servers(Store):
             raise NotAssigned(machine=name, server=self._member.name)
 
     def _check_my_job(self, connection: Connection, job_id: str, machine: str) -> None:
-        """The same for a job. One whose machine is not protected any more is anybody's who still lives."""
+        """The same for a job. Any living server may change a job whose machine is no longer protected."""
         if self._member is None:
             return
         protection = connection.execute(
@@ -204,7 +204,7 @@ class Servers(Store):
             raise NotAssigned(machine=machine or job_id, server=self._member.name)
 
     def _leads(self, connection: Connection) -> bool:
-        """Whether this is the server that does what is nobody's: the first one by its session."""
+        """Whether this is the server that does work without an assigned machine: the first one by its session."""
         first = connection.execute(select(func.min(_schema.servers.c.session))).scalar()
         return self._member is not None and first == self._member.session
 

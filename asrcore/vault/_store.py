@@ -32,8 +32,8 @@ def make_engine(place: Place, *, foreign_keys: bool = True) -> Engine:
     """An engine for the place; nothing is opened yet.
 
     SQLite: WAL, so that readers and the writer do not wait for each other; synchronous=FULL, because a recorded
-    point must survive a power cut (NORMAL syncs only at checkpoints). BEGIN is sent by us, for the driver
-    would begin neither before a SELECT nor IMMEDIATE: a read-modify-write would fail or see an older moment.
+    point must survive a power cut (NORMAL syncs only at checkpoints). BEGIN is sent here, because the driver would
+    begin neither before a SELECT nor IMMEDIATE: a read-modify-write would fail or see an older state.
     """
     if place.path is None:
         try:
@@ -46,7 +46,7 @@ def make_engine(place: Place, *, foreign_keys: bool = True) -> Engine:
                 connect_args={"connect_timeout": _CONNECT_SECONDS},
             )
         except ImportError as problem:
-            raise HostIncomplete(what="psycopg", detail=f"It connects to PostgreSQL: {problem}.") from problem
+            raise HostIncomplete(what="psycopg", detail=f"It is needed for PostgreSQL: {problem}.") from problem
     engine = create_engine(
         place.url,
         hide_parameters=True,  # parameters hold the settings of sites, and those hold passwords
@@ -65,7 +65,7 @@ def make_engine(place: Place, *, foreign_keys: bool = True) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("asr_writes", False)
-        # Past SQLAlchemy, for which it would be a statement like others: a fifth of what a small transaction costs.
+        # Without SQLAlchemy, which would treat it as a statement like others: a fifth of a small transaction's cost.
         driver_connection = connection.connection.driver_connection
         assert driver_connection is not None
         driver_connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN").close()
@@ -88,7 +88,7 @@ class Store:
     def _read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the vault throughout."""
         with self._translated(), self._connect() as connection:
-            if self._place.path is None:  # there every statement would see its own moment
+            if self._place.path is None:  # there every statement would see another state
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")  # noqa: PLW2901
             with connection.begin():
                 yield connection
@@ -142,7 +142,7 @@ def row_of(connection: Connection, table: Table, **equal: object) -> Row | None:
 
 @cache
 def _row_statement(table: Table, columns: tuple[str, ...], locks: bool) -> Select[Any]:
-    # Kept, as all statements of a cycle are: to build one and its cache key takes longer than SQLite needs for it.
+    # Cached, as all statements of a cycle are: building one and its cache key takes longer than SQLite needs for it.
     statement = select(table).where(*(table.c[name] == bindparam(name) for name in columns))
     return statement.with_for_update() if locks else statement
 
@@ -156,7 +156,7 @@ def recorded_version(connection: Connection) -> str | None:
 
 
 def translated(place: Place, problem: DBAPIError | sqlite3.Error) -> AsrError | None:
-    """The error of the catalogue for one of the database, or None when it is a defect of ours."""
+    """The error of the catalogue for an error of the database, or None when it is a defect of asrcore."""
     cause = problem.orig if isinstance(problem, DBAPIError) else problem
     if isinstance(cause, sqlite3.Error):
         code = getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the class of an extended code

@@ -28,9 +28,9 @@ _SETUP_KEY = 0x41735257  # of PostgreSQL's advisory lock
 
 
 def create_file(place: Place) -> None:
-    """Make a SQLite vault: whole under another name, then linked to its own, so that a crash leaves no half one.
+    """Make a SQLite vault: complete under another name, then linked to its own, so that a crash leaves no partial one.
 
-    Raises VaultExists, NotAVault, VaultUnavailable; what is there already is not touched.
+    Raises VaultExists, NotAVault, VaultUnavailable; existing files are not touched.
     """
     path = place.path
     assert path is not None
@@ -49,14 +49,14 @@ def create_file(place: Place) -> None:
                     temporary.with_name(temporary.name + suffix).unlink()
         _sync_directory(path.parent)
     except OSError as problem:
-        _check_free(place)  # somebody else may have made one meanwhile
+        _check_free(place)  # another process may have made one meanwhile
         raise place.unavailable(problem) from problem
 
 
 def _check_free(place: Place) -> None:
     try:
         place.check_file()
-    except (VaultNotFound, VaultMoved):  # after a move there is room for the one that comes back
+    except (VaultNotFound, VaultMoved):  # after a move the place is free for the vault that comes back
         return
     raise VaultExists(url=place.shown)
 
@@ -82,7 +82,7 @@ def create_on_server(place: Place) -> None:
             if recorded_version(connection) is not None:
                 raise VaultExists(url=place.shown)
             if inspect(connection).get_table_names():
-                raise NotAVault(url=place.shown, detail="The database has tables of something else.")
+                raise NotAVault(url=place.shown, detail="The database has tables of another program.")
             migrate(connection)
     except DBAPIError as problem:
         raise translated(place, problem) or problem from problem
@@ -101,12 +101,12 @@ def migrate(connection: Connection) -> None:
 
 
 def upgrade(place: Place, found: str) -> None:
-    """Bring an older vault to the newest version, in one transaction. Of a SQLite file a copy stays beside it, named
-    after its version.
+    """Upgrade an older vault to the newest version, in one transaction. A copy of a SQLite file is kept beside it,
+    named after its version.
 
     Raises VaultInUse while an engine works on it, VaultUnavailable; the vault is then as it was.
     """
-    # Foreign keys off: SQLite alters a table by making it anew, which must not cascade.
+    # Foreign keys off: SQLite alters a table by making it again, which must not cascade.
     engine = make_engine(place, foreign_keys=False)
     try:
         with (
@@ -117,7 +117,7 @@ def upgrade(place: Place, found: str) -> None:
             if place.path is None:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SETUP_KEY})
             if recorded_version(connection) != found:
-                return  # somebody else has upgraded it while we waited for the lock
+                return  # another process upgraded it while this one waited for the lock
             if place.path is None:
                 keep_engines_out(connection)
             if place.path is not None:

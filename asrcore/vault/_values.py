@@ -47,7 +47,7 @@ class JobState(Enum):
 
 @attrs.frozen
 class Job:
-    """Work that somebody asked for. `machine` is "" when it is about none.
+    """Requested work. `machine` is "" when it is about none.
 
     `arguments` and `result` are JSON text, understood by the job's kind; `error` is `AsrError.as_dict`.
     """
@@ -83,8 +83,8 @@ class Assigned:
 @attrs.frozen
 class Certificate:
     """A certificate that the authority issued to a component. `serial` is hexadecimal; `addresses` are the DNS names
-    and IP addresses in it. A token is one, too: `grants` is then the role to join with, `used_by` who spent it (the
-    digest of a public key)."""
+    and IP addresses in it. A token is one, too: `grants` is then the role to join with, `used_by` the digest of the
+    public key that it was used for."""
 
     serial: str
     role: str
@@ -99,7 +99,7 @@ class Certificate:
 
 @attrs.frozen
 class LogEntry:
-    """Something that happened to a machine ("" for none), for people and audits. `number` rises with time."""
+    """An event of a machine ("" for none), for people and audits. `number` rises with time."""
 
     number: int
     at: float
@@ -110,7 +110,7 @@ class LogEntry:
 
 
 class Changes(TypedDict, total=False):
-    """Fields of a protection that `update` and `transition` may change. The others have methods of their own."""
+    """Fields of a protection that `update` and `transition` may change. The others have separate methods."""
 
     name: str
     policy: str

@@ -26,15 +26,15 @@ from asrcore.vault._versions import REVISIONS
 
 __all__ = ["Vault"]
 
-# Device and inode of the files that this process has open. To look into one of them would drop the locks that SQLite
-# holds on it (POSIX: with the first descriptor that is closed), and another process might then fold its journal away.
+# Device and inode of the files that this process has open. Reading one of them would drop the locks that SQLite holds
+# on it (POSIX: with the first descriptor that is closed), and another process might then fold its journal.
 _open: Counter[tuple[int, int]] = Counter()
 
 _SHAREABLE = "postgresql://USER@HOST/DATABASE where several process servers share it"
 
 
 class Vault(Cycles, Journal, Certificates):
-    """Everything that must outlive a crash: sites, policies, protected machines, points, jobs, the log.
+    """Everything that must survive a crash: sites, policies, protected machines, points, jobs, the log.
 
     Safe to use from several threads and processes; every method is one transaction, durable when it returns.
     Any method raises VaultUnavailable (disk full, read-only, database gone: nothing was recorded) and VaultDamaged.
@@ -62,7 +62,7 @@ class Vault(Cycles, Journal, Certificates):
 
     @classmethod
     def open(cls, url_or_path: str | os.PathLike[str]) -> Vault:
-        """Open a vault. An older one is upgraded; of a SQLite file a copy is kept beside it before.
+        """Open a vault. An older one is upgraded; before that a copy of a SQLite file is kept beside it.
 
         Raises InvalidValue, VaultNotFound, NotAVault, VaultTooNew, VaultDamaged, VaultInUse (an engine works on a
         vault that must be upgraded), VaultUnavailable.
@@ -139,7 +139,7 @@ class Vault(Cycles, Journal, Certificates):
 
     @contextmanager
     def kept_from_others(self, holder: str) -> Iterator[None]:
-        """Close the vault to everybody else, engine or not, until `close`. Raises VaultInUse."""
+        """Exclude all other processes, engine or not, until `close`. Raises VaultInUse."""
         with self.engine_lock(holder):
             if self._use is not None:
                 self._use.alone()
@@ -163,7 +163,7 @@ class Vault(Cycles, Journal, Certificates):
     @contextmanager
     def engine_lock(self, holder: str, *, since: float | None = None, shared: bool = False) -> Iterator[None]:
         """Be the one engine of this vault, or (`shared`) one of the process servers that share it on a database server.
-        `holder` is what others are told (`asr run`), with process, host and `since` (seconds since the epoch). The lock
+        `holder` is shown to others (`asr run`), with process, host and `since` (seconds since the epoch). The lock
         ends with the process, however that ends.
 
         Raises VaultInUse, naming the holder; InvalidValue when a file is to be shared.
@@ -184,7 +184,7 @@ class Vault(Cycles, Journal, Certificates):
             yield
 
     def engine_holder(self) -> str | None:
-        """What the engine that works on this vault says of itself; None if there is none."""
+        """The engine that works on this vault, as it describes itself; None if there is none."""
         try:
             if self._place.path is not None:
                 return _lock.holder_of_file(self._place.beside(".lock"))

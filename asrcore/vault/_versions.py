@@ -1,9 +1,9 @@
-"""What tells a vault from other databases, and one version of it from another; known without a database library."""
+"""How to recognise a vault and its version without a database library."""
 
 __all__ = ["APPLICATION_ID", "HEADER_SIZE", "REVISIONS", "VERSION_TABLE", "application_id"]
 
 APPLICATION_ID = 0x41735256
-"""In the header of every SQLite file that is a vault: foreign ones are told apart without SQLite touching them."""
+"""In the header of every SQLite file that is a vault: others are recognised without SQLite touching them."""
 
 HEADER_SIZE = 100
 """Bytes at the beginning of a SQLite file, https://www.sqlite.org/fileformat2.html."""
@@ -17,7 +17,7 @@ REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 
 
 def application_id(header: bytes) -> int | None:
-    """What the header of a SQLite file says of the program it belongs to; None where the file is none."""
+    """The application id in the header of a SQLite file; None if it is not a SQLite file."""
     if len(header) < HEADER_SIZE or not header.startswith(_MAGIC):
         return None
     return int.from_bytes(header[_APPLICATION_ID_AT : _APPLICATION_ID_AT + 4], "big")

@@ -96,7 +96,7 @@ def test_only_the_cycle_under_way_is_accepted(vault: Vault) -> None:
     for action in actions:
         with pytest.raises(WrongCycle, match="c1 is pending"):
             action()
-    with pytest.raises(WrongCycle, match="makes point p1, not p2"):
+    with pytest.raises(WrongCycle, match="its point is p1, not p2"):
         vault.record_point("id-1", "c1", point(2), stats=stats(1))
     assert vault.protection("id-1") == before
     assert ids(vault) == []

@@ -107,7 +107,7 @@ def test_adding_the_same_machine_again_changes_nothing(vault: Vault) -> None:
 
 
 def test_a_machine_is_protected_once(vault: Vault) -> None:
-    with pytest.raises(AlreadyProtected, match="'uuid-1' of site 'north' is protected already, as 'web-1'"):
+    with pytest.raises(AlreadyProtected, match="'uuid-1' of site 'north' is already protected, as 'web-1'"):
         vault.add_protection(attrs.evolve(samples.machine(2), source_machine="uuid-1"))
     with pytest.raises(AlreadyProtected, match="a machine named 'web-1'"):
         vault.add_protection(attrs.evolve(samples.machine(2), name="web-1"))

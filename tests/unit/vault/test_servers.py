@@ -131,7 +131,7 @@ def test_a_server_that_was_given_up_records_nothing(what: str, one: Vault, two: 
     one.add_job(Job("j1", "replicate", "web-1"))
     take_over(one, two)
     before = two.protection("id-1"), two.points("id-1"), two.job("j1")
-    with pytest.raises(NotAssigned, match="'web-1' is not assigned to process server 'one'"):
+    with pytest.raises(NotAssigned, match="'web-1' is no longer assigned to process server 'one'"):
         WRITES[what](one)
     assert before == (two.protection("id-1"), two.points("id-1"), two.job("j1"))
     assert one.protection("id-1").epoch == 2, "it may look"

@@ -1,4 +1,4 @@
-"""Indices for what the service asks all the time, so that the answer costs the same whatever the vault holds."""
+"""Indices for frequent queries of the service, so that they cost the same however much the vault holds."""
 
 from alembic import op
 

@@ -10,7 +10,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """A policy of before has no limit."""
+    """Existing policies have no limit."""
     policies = sa.table("policies", sa.column("name", sa.String), sa.column("body", sa.Text))
     connection = op.get_bind()
     for name, body in connection.execute(sa.select(policies.c.name, policies.c.body)).all():

@@ -8,5 +8,5 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Add the column; of points that are there it is not known."""
+    """Add the column; it is unknown for existing points."""
     op.add_column("points", sa.Column("held", sa.BigInteger()))
