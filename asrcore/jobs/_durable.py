@@ -1,7 +1,7 @@
 """The only place that knows DBOS: one generic workflow, and which workflows it has under way.
 
 What is pinned, and why:
-- `executor_id`: DBOS resumes the interrupted workflows of its own executor id only. The vault's lock lets one engine at
+- `executor_id`: DBOS resumes interrupted workflows of the same executor id only. The vault's lock lets one engine at
   a time work on a vault, so the next engine is the same executor. With several process servers each session is an
   executor and has a separate queue that no other process reads. So DBOS resumes nothing automatically: the server that
   a machine was assigned to resumes the machine's workflows on its queue. With that, DBOS gives a workflow a new owner

@@ -114,7 +114,8 @@ def test_a_key_that_does_not_open_the_authority_s_is_told(what: str, desk: Desk)
     else:
         opener.chmod(0o644)
     with pytest.raises(
-        SecretKeyUnusable, match={"another": "another key", "damaged": "32", "readable": "users other than its owner"}[what]
+        SecretKeyUnusable,
+        match={"another": "another key", "damaged": "32", "readable": "users other than its owner"}[what],
     ):
         Authority(desk.folder / "ca", desk.vault)
 
