@@ -216,7 +216,7 @@ class Authority:
 
 def keep_own(directory: str | Path, authority: Authority) -> None:
     """The same as `renew` for the configuration server itself, which has the authority: it must not need its own
-    listener, which accepts nobody once its revocation list is too old.
+    listener, which accepts no connection once its revocation list is too old.
 
     Raises IdentityUnusable, CertificateNotFound.
     """

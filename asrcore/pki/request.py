@@ -12,7 +12,7 @@ from asrcore.units import DAY
 __all__ = ["LIFETIME", "Issued", "Key", "Token", "make_request"]
 
 LIFETIME = 90 * DAY
-"""Of a component's certificate; it renews when a third is left."""
+"""Lifetime of a component's certificate; it is renewed when a third is left."""
 
 Key = ec.EllipticCurvePrivateKey
 
@@ -28,7 +28,7 @@ class Issued:
 
 @attrs.frozen
 class Token:
-    """What a component joins with: a key and certificate of its own, PEM texts. Whoever has it can join once."""
+    """What a component joins with: a separate key and certificate, as PEM. Whoever has it can join once."""
 
     certificate: str
     key: str = attrs.field(repr=False)
@@ -36,6 +36,6 @@ class Token:
 
 
 def make_request(key: Key) -> str:
-    """A component's certificate request, PEM. It names nobody: who a component is, its token or certificate says."""
+    """A component's certificate request, PEM. It has no subject: the token or certificate says who the component is."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
