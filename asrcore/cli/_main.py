@@ -14,7 +14,10 @@ from asrcore.errors import AsrError
 __all__ = ["application", "main"]
 
 PARTS = {
-    "_setup": ("init", "site", "policy", "driver", "vault", "drivers", "doctor"),
+    "_setup": ("init", "vault"),
+    "_sites": ("site",),
+    "_policies": ("policy",),
+    "_drivers": ("driver", "drivers", "doctor"),
     "_protect": ("protect", "unprotect", "replicate", "resync", "verify", "reprotect"),
     "_services": ("run", "process-server", "config-server", "serve"),
     "_certificates": ("ca", "join", "renew"),

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from asrcore.cli import _session, _setup
+from asrcore.cli import _session
+from asrcore.cli._options import Settings, parsed
 
 __all__ = ["register"]
 
@@ -26,7 +27,7 @@ def master_target(
     identity: Annotated[
         Path, typer.Option(help="Directory with certificate.pem, key.pem, ca.pem and perhaps crl.pem.")
     ],
-    settings: _setup.Settings = None,
+    settings: Settings = None,
     listen: Annotated[str, typer.Option(help="ADDRESS:PORT to listen at.")] = "0.0.0.0:9444",
     silence: Annotated[
         str, typer.Option(help="Without a sign of life for so long a connection counts as lost.")
@@ -47,7 +48,7 @@ def master_target(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(_session.INTERRUPTED) if stop.is_set() else stop.set())
-    with plugins.load().connect(driver, "here", _setup.parsed(settings)) as site:
+    with plugins.load().connect(driver, "here", parsed(settings)) as site:
         status = site.status()
         with MasterTarget(site, address, Identity(identity), limits=limits) as target:
             typer.echo(f"{target.component} serves {driver} ({status.version}) at {target.address}; end with Ctrl-C")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asrcore.cli import _certificates, _output, _session, _setup
+from asrcore.cli import _certificates, _output, _session
+from asrcore.cli._options import Settings, parsed
 from asrcore.errors import AsrError, Category, InvalidValue
 from asrcore.units import parse_duration
 
@@ -115,7 +116,7 @@ def serve(
         Path | None, typer.Option(help="Identity of the master target, which has a role of its own.")
     ] = None,
     driver: Annotated[str, typer.Option(help="Driver of the site that the master target serves.")] = "",
-    settings: _setup.Settings = None,
+    settings: Settings = None,
     verbose: Verbose = False,
     log_format: LogFormat = "text",
 ) -> None:
@@ -207,7 +208,7 @@ def _target(
 
     address = Address.parse(listen, "--target-listen")
     with (
-        opened.plugins.connect(driver, "here", _setup.parsed(settings)) as site,
+        opened.plugins.connect(driver, "here", parsed(settings)) as site,
         MasterTarget(site, address, Identity(identity)) as target,
     ):
         yield target

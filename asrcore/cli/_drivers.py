@@ -1,0 +1,86 @@
+"""Drivers and what they need of this host: `drivers`, `driver check`, `doctor`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asrcore.cli import _output
+from asrcore.cli._options import Settings, parsed
+from asrcore.cli._output import Json
+from asrcore.model.finding import Severity
+from asrcore.units import format_duration
+
+__all__ = ["register"]
+
+_driver = typer.Typer(help="Drivers: trying one at a real site.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the application."""
+    app.add_typer(_driver, name="driver")
+    app.command("drivers")(drivers)
+    app.command("doctor")(doctor)
+
+
+def drivers(as_json: Json = False) -> None:
+    """List the drivers, their settings, and plug-ins that failed to load."""
+    from asrcore import plugins  # noqa: PLC0415
+
+    loaded = plugins.load()
+    if as_json:
+        infos = [driver.info for driver in loaded.drivers.values()]
+        _output.show({"drivers": infos, "broken": loaded.broken}, "", as_json=True)
+        return
+    if not loaded.drivers:
+        typer.echo("no drivers; install one beside asrcore, such as asr-driver-libvirt")
+    for driver in loaded.drivers.values():
+        info = driver.info
+        typer.echo(f"{info.name} {info.version}: {info.title}")
+        typer.echo("  can: " + ", ".join(sorted(item.value for item in info.capabilities)))
+        for setting in info.settings:
+            need = "required" if setting.required else f"default {setting.default!r}"
+            typer.echo(f"  --set {setting.name}=...  {setting.help} ({need})")
+    for item in loaded.broken:
+        typer.echo(f"broken: {item.name} ({item.distribution}): {item.error}")
+
+
+@_driver.command("check")
+def driver_check(
+    name: str,
+    settings: Settings = None,
+    record: Annotated[Path | None, typer.Option(help="file for what the platform answers, without secrets")] = None,
+    as_json: Json = False,
+) -> None:
+    """Try a driver's work at a real site, on little data, and take it away again. Exit code 1 if something failed."""
+    from asrcore import plugins  # noqa: PLC0415
+
+    found = plugins.load().driver(name)
+    checks = []
+    with closing(found.check(parsed(settings), record)) as going:  # interrupted, it takes away what it has made
+        for item in going:
+            checks.append(item)
+            if not as_json:
+                mark = "ok    " if item.passed else "FAILED"
+                typer.echo(f"{mark} {item.name} ({format_duration(item.seconds)}): {item.told}")
+    if as_json:
+        _output.show({"driver": name, "checks": checks}, "", as_json=True)
+    if not all(item.passed for item in checks):
+        raise typer.Exit(1)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check what this host lacks, and name the command that installs it."""
+    from asrcore import plugins  # noqa: PLC0415
+
+    loaded = plugins.load()
+    findings = [item for driver in loaded.drivers.values() for item in driver.check_host()]
+    text = _output.show_findings(findings) or "nothing is missing"
+    for item in loaded.broken:
+        text += f"\nbroken plug-in {item.name} ({item.distribution}): {item.error}"
+    _output.show({"findings": findings, "broken": loaded.broken}, text, as_json=as_json)
+    if loaded.broken or any(item.severity is Severity.ERROR for item in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,36 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asrcore.errors import InvalidValue
+
+__all__ = ["Settings", "parsed"]
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the driver: name=value, or name=@FILE for a secret; repeatable."),
+]
+
+
+def parsed(settings: list[str] | None) -> dict[str, str]:
+    """Settings as they were typed: NAME=VALUE. NAME=@FILE takes the first line of a file, so that a password is neither
+    in the list of processes nor in the shell's history; a value that begins with @ is typed @@."""
+    result = {}
+    for item in settings or []:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise InvalidValue(what="setting", value=name, wanted="name=value")
+        result[name] = value[1:] if value.startswith("@@") else _of_file(value[1:]) if value.startswith("@") else value
+    return result
+
+
+def _of_file(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InvalidValue(what="file of a setting", value=path, wanted="a text file that can be read") from problem
