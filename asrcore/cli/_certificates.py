@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from asrcore.cli import _output, _session
 from asrcore.cli._output import Json
 from asrcore.errors import AlreadyExists, InvalidValue
-from asrcore.units import format_time, parse_duration
-
-if TYPE_CHECKING:
-    from asrcore.vault import Certificate, Vault
+from asrcore.files import write_private
+from asrcore.service import joining
+from asrcore.service.authority import Authority, make_request
+from asrcore.vault import Certificate, Vault
     from asrcore.wire.tls import Component
 
 __all__ = ["Ca", "default_ca", "register"]
@@ -62,8 +63,6 @@ def _component(role: str, name: str) -> Component:
 
 
 def _vault(context: typer.Context) -> Vault:
-    from asrcore.vault import Vault  # noqa: PLC0415
-
     return Vault.open(_session.vault_url(context))
 
 
@@ -166,7 +165,10 @@ def join(
     identity: Directory,
     as_json: Json = False,
 ) -> None:
-    """Give this component an identity: it makes a key, and the configuration server a certificate for it."""
+    """Give this component an identity.
+
+    It makes a key, and the configuration server a certificate for it.
+    """
     from asrcore.pki import enrolment  # noqa: PLC0415
 
     try:
@@ -182,7 +184,10 @@ def renew(
     now: Annotated[bool, typer.Option("--now", help="Also while more than a third of its time is left.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch the revocation list, and a new certificate when it is time. A timer unit does it every hour."""
+    """Fetch the revocation list, and a new certificate when it is time.
+
+    A timer unit does it every hour.
+    """
     from asrcore.pki import enrolment  # noqa: PLC0415
 
     done = enrolment.renew(identity, force=now)

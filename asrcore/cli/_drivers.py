@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from asrcore import plugins
 from asrcore.cli import _output
 from asrcore.cli._options import Settings, parsed
 from asrcore.cli._output import Json
@@ -28,8 +29,6 @@ def register(app: typer.Typer) -> None:
 
 def drivers(as_json: Json = False) -> None:
     """List the drivers, their settings, and plug-ins that failed to load."""
-    from asrcore import plugins  # noqa: PLC0415
-
     loaded = plugins.load()
     if as_json:
         infos = [driver.info for driver in loaded.drivers.values()]
@@ -56,8 +55,6 @@ def driver_check(
     as_json: Json = False,
 ) -> None:
     """Try a driver's work at a real site, on little data, and take it away again. Exit code 1 if something failed."""
-    from asrcore import plugins  # noqa: PLC0415
-
     found = plugins.load().driver(name)
     checks = []
     with closing(found.check(parsed(settings), record)) as going:  # interrupted, it takes away what it has made
@@ -74,8 +71,6 @@ def driver_check(
 
 def doctor(as_json: Json = False) -> None:
     """Check what this host lacks, and name the command that installs it."""
-    from asrcore import plugins  # noqa: PLC0415
-
     loaded = plugins.load()
     findings = [item for driver in loaded.drivers.values() for item in driver.check_host()]
     text = _output.show_findings(findings) or "nothing is missing"

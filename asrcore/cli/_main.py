@@ -1,33 +1,89 @@
-"""The application: global options, errors and exit codes."""
+"""The application: the table of verbs, global options, errors and exit codes."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
+import attrs
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from asrcore.cli import _output, _session
 from asrcore.errors import AsrError
 
-__all__ = ["application", "main"]
+__all__ = ["VERBS", "Verb", "application", "main"]
 
-PARTS = {
-    "_setup": ("init", "vault"),
-    "_sites": ("site",),
-    "_policies": ("policy",),
-    "_drivers": ("driver", "drivers", "doctor"),
-    "_protect": ("protect", "unprotect", "replicate", "resync", "verify", "reprotect"),
-    "_services": ("run", "process-server", "config-server", "serve"),
-    "_certificates": ("ca", "join", "renew"),
-    "_look": ("status", "points", "jobs", "events", "server"),
-    "_master_target": ("master-target",),
-    "_failover": ("failover",),
+_SET_UP, _PROTECT, _FAIL_OVER = "Set up", "Protect", "Fail over"
+_OBSERVE, _SERVICES, _CERTIFICATES = "Observe", "Services", "Certificates"
+
+
+@attrs.frozen
+class Verb:
+    """Where a verb, or a noun with its verbs, is: a module of this package whose `register` adds it. `panel` and `help`
+    are its place and its line in `asr --help`; the line is the first one of its own help.
+    """
+
+    module: str
+    panel: str
+    help: str
+
+
+VERBS = {
+    "init": Verb("_setup", _SET_UP, "Create the vault that --vault names. It belongs at the recovery site."),
+    "doctor": Verb("_drivers", _SET_UP, "Check what this host lacks, and name the command that installs it."),
+    "driver": Verb("_drivers", _SET_UP, "Drivers: trying one at a real site."),
+    "drivers": Verb("_drivers", _SET_UP, "List the drivers, their settings, and plug-ins that failed to load."),
+    "site": Verb("_sites", _SET_UP, "Sites: where machines run, and where replicas are kept."),
+    "policy": Verb("_policies", _SET_UP, "Policies: how often, how consistent, what is kept."),
+    "vault": Verb("_setup", _SET_UP, "The vault itself."),
+    "protect": Verb("_protect", _PROTECT, "Protect a machine: readiness checks, replica, initial copy."),
+    "replicate": Verb("_protect", _PROTECT, "One replication cycle now; an interrupted copy is gone on with."),
+    "verify": Verb("_protect", _PROTECT, "Prove, byte by byte, that the replica equals the frozen source."),
+    "resync": Verb("_protect", _PROTECT, "Compare source and replica and send what differs."),
+    "unprotect": Verb("_protect", _PROTECT, "End protection: tracking stops, the replica and its points go."),
+    "failover": Verb("_failover", _FAIL_OVER, "Run a machine from its recovery points at the target site."),
+    "reprotect": Verb("_protect", _FAIL_OVER, "After a committed failover: replicate the other way round."),
+    "status": Verb("_status", _OBSERVE, "Show every protected machine: state, health with reasons, true RPO, points."),
+    "points": Verb("_history", _OBSERVE, "List the recovery points of a machine, oldest first."),
+    "jobs": Verb("_history", _OBSERVE, "List jobs, or show one."),
+    "events": Verb("_history", _OBSERVE, "Show what happened: failovers, quarantines, verifications."),
+    "server": Verb("_servers", _OBSERVE, "Servers: process servers and master targets."),
+    "run": Verb("_services", _SERVICES, "Run the replication service in the foreground until Ctrl-C or SIGTERM."),
+    "process-server": Verb("_services", _SERVICES, "Run one of several process servers that share a vault."),
+    "master-target": Verb("_master_target", _SERVICES, "Serve this host's site to engines elsewhere."),
+    "config-server": Verb("_config_server", _SERVICES, "Run the configuration server in the foreground."),
+    "serve": Verb("_config_server", _SERVICES, "Run several roles in one process: the single management server."),
+    "ca": Verb("_certificates", _CERTIFICATES, "The certificate authority, on the configuration server."),
+    "join": Verb("_certificates", _CERTIFICATES, "Give this component an identity."),
+    "renew": Verb("_certificates", _CERTIFICATES, "Fetch the revocation list, and a new certificate when it is time."),
 }
-"""Which module has which verbs. Typer reads the signature of every verb it has before it runs one: all of them cost
-0.06 of the 0.3 seconds that `asr status` may take, so that a verb comes with those of its own module alone.
+"""The help and the shell's completion show the verbs from here; only the module of the verb that is run is imported.
+All modules together, with what they import, cost a second of CPU, and Typer reads the signature of every verb it has.
 """
+
+
+class _Verbs(TyperGroup):
+    """Has the line of each verb, and loads the verb itself when it is called."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, verb in VERBS.items():
+            self.add_command(TyperCommand(name=name, help=verb.help, rich_help_panel=verb.panel))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and _loaded(str(name)), rest
+
+
+def _loaded(name: str) -> Any:
+    """The verb with its options."""
+    app = typer.Typer(add_completion=False)
+    app.callback()(lambda: None)  # else Typer takes the only verb of a module for the application
+    import_module(f"asrcore.cli.{VERBS[name].module}").register(app)
+    return get_command(app).commands[name]  # type: ignore[attr-defined]
 
 
 def _options(
@@ -45,18 +101,17 @@ def _options(
     context.obj = vault
 
 
-def application(verb: str = "") -> typer.Typer:
-    """The command with this verb and those of its module; with all verbs if it has no such verb."""
+def application() -> typer.Typer:
+    """The command with all its verbs."""
     app = typer.Typer(
         name="asr",
+        cls=_Verbs,
         help="Protect running machines, fail them over, bring them home.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    for name in [part for part, verbs in PARTS.items() if verb in verbs] or PARTS:
-        import_module(f"asrcore.cli.{name}").register(app)
     return app
 
 
@@ -81,7 +136,7 @@ def main() -> None:
     """Run `asr`; the exit code says the class of an error (see docs/reference/errors)."""
     vault, arguments = _hoisted(sys.argv[1:])
     try:
-        application(*arguments[:1])(args=vault + arguments, standalone_mode=True)
+        application()(args=vault + arguments, standalone_mode=True)
     except AsrError as error:
         sys.exit(_output.fail(error, as_json="--json" in arguments))
     except KeyboardInterrupt:

@@ -11,8 +11,13 @@ from typing import Annotated
 
 import typer
 
+from asrcore import plugins
 from asrcore.cli import _session
 from asrcore.cli._options import Settings, parsed
+from asrcore.service.carrier import Address, Limits
+from asrcore.service.master_target import MasterTarget
+from asrcore.service.tls import Identity
+from asrcore.units import parse_duration
 
 __all__ = ["register"]
 
@@ -33,9 +38,9 @@ def master_target(
         str, typer.Option(help="Without a sign of life for so long a connection counts as lost.")
     ] = "30s",
 ) -> None:
-    """Serve this host's site to engines elsewhere, over TLS with certificates of both sides, until Ctrl-C.
+    """Serve this host's site to engines elsewhere.
 
-    They use it through the driver `remote`. It needs no vault.
+    Over TLS with certificates of both sides, until Ctrl-C. They use it through the driver `remote`. It needs no vault.
     """
     from asrcore import plugins  # noqa: PLC0415 - `asr --help` needs none of these
     from asrcore.remote.master_target import MasterTarget  # noqa: PLC0415

@@ -45,7 +45,10 @@ def protect(
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
-    """Protect a machine: readiness checks, replica, initial copy. Deltas follow while `asr run` runs."""
+    """Protect a machine: readiness checks, replica, initial copy.
+
+    Deltas follow while `asr run` runs.
+    """
     with _session.engine(context) as opened:
         if check:
             mapped = _networks(network)
@@ -64,7 +67,10 @@ def protect(
 
 
 def unprotect(context: typer.Context, machine: str, as_json: Json = False) -> None:
-    """End protection: tracking stops, the replica and its points go. The machine itself is left alone."""
+    """End protection: tracking stops, the replica and its points go.
+
+    The machine itself is left alone.
+    """
     with _session.engine(context) as opened:
         _session.finish(opened, opened.unprotect(machine), as_json=as_json)
 
@@ -112,6 +118,9 @@ def verify(
 
 
 def reprotect(context: typer.Context, machine: str, as_json: Json = False) -> None:
-    """After a committed failover: replicate the other way round, sending only what differs."""
+    """After a committed failover: replicate the other way round.
+
+    Only what differs is sent.
+    """
     with _session.engine(context) as opened:
         _session.finish(opened, opened.reprotect(machine), as_json=as_json)

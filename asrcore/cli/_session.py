@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +17,12 @@ from asrcore.cli import _output
 from asrcore.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from asrcore.engine import Engine, MachineStatus
+    from asrcore.engine import Engine
     from asrcore.vault import Job
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
-__all__ = ["INTERRUPTED", "default_vault", "engine", "finish", "machines", "result_of", "vault_url"]
+__all__ = ["INTERRUPTED", "default_vault", "engine", "finish", "result_of", "vault_url"]
 
 
 def default_vault() -> str:
@@ -37,19 +36,6 @@ def default_vault() -> str:
 def vault_url(context: typer.Context) -> str:
     """The vault that --vault or ASR_VAULT names."""
     return str(context.obj or default_vault())
-
-
-def machines(context: typer.Context) -> list[MachineStatus]:
-    """All protected machines, by name."""
-    from asrcore.service import status  # noqa: PLC0415 - `asr --help` needs no database
-    from asrcore.vault import Glance, NotAtAGlance  # noqa: PLC0415
-
-    try:
-        with Glance.open(vault_url(context)) as vault:
-            return status.machines(vault, time.time())
-    except NotAtAGlance:
-        with engine(context) as opened:
-            return opened.status()
 
 
 @contextmanager

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import typer
 
+from asrcore import vault
 from asrcore.cli import _output, _session
 from asrcore.cli._output import Json
+from asrcore.engine import Engine
 
 __all__ = ["register"]
 
@@ -22,8 +24,6 @@ def register(app: typer.Typer) -> None:
 
 def init(context: typer.Context, as_json: Json = False) -> None:
     """Create the vault that --vault names. It belongs at the recovery site."""
-    from asrcore.engine import Engine  # noqa: PLC0415
-
     url = _session.vault_url(context)
     if url == _session.default_vault():
         Path(url).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -37,8 +37,6 @@ def vault_move(context: typer.Context, destination: str, as_json: Json = False) 
 
     The vault that stays behind is marked as moved and refuses work, so that there is never a second one.
     """
-    from asrcore import vault  # noqa: PLC0415
-
     moved = str(vault.move(_session.vault_url(context), destination, "asr vault move"))
     text = f"vault moved to {moved}; carry it to the recovery site and use it there with --vault"
     _output.show({"moved_to": moved}, text, as_json=as_json)

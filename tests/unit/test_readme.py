@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
+from typer import Context
 from typer.main import get_command
 
 from asrcore.cli._main import _hoisted, application
@@ -115,7 +116,7 @@ def _look_up(words: tuple[str, ...]) -> None:
     _, rest = _hoisted(list(words))
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         assert rest[0] in command.commands, f"there is no verb {rest[0]}"
-        command = command.commands[rest.pop(0)]
+        command = _resolved(command, rest.pop(0))
     known = {name for parameter in (*command.params, *ASR.params) for name in parameter.opts} | {"--help", "-h"}
     given = {word.partition("=")[0] for word in rest if word.startswith("-")}
     assert given <= known, f"there is no option {', '.join(sorted(given - known))}"
@@ -149,8 +150,13 @@ def _verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
     if not hasattr(command, "commands"):
         yield path, command
         return
-    for name, item in command.commands.items():
-        yield from _verbs(item, (*path, name))
+    for name in command.commands:
+        yield from _verbs(_resolved(command, name), (*path, name))
+
+
+def _resolved(command: Any, name: str) -> Any:
+    """The command of that name: `asr` itself has only a line for each of its verbs until one is called."""
+    return command.resolve_command(Context(command), [name])[1]
 
 
 @pytest.mark.parametrize(("path", "command"), list(_verbs(ASR)), ids=[" ".join(path) for path, _ in _verbs(ASR)])

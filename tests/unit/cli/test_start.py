@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.main import get_command
 
-from asrcore.cli._main import PARTS, application
+from asrcore.cli._main import VERBS, application
 from asrcore.vault import Vault
 
 # Each takes 20 ms to 0.5 s of CPU to import.
@@ -30,6 +35,7 @@ HEAVY = {
     "starlette",
     "uvicorn",
 }
+MODULES = {item.module for item in VERBS.values()}
 
 
 def loaded_by(*words: str) -> set[str]:
@@ -60,23 +66,66 @@ def test_looking_at_a_vault_needs_no_driver_no_migrations_and_no_job_engine(tmp_
         assert ("sqlalchemy" in loaded) is (words[0] != "status"), words
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_verb_comes_with_those_of_its_own_module(part: str) -> None:
-    for verb in PARTS[part]:
-        assert verbs_of(verb) == set(PARTS[part])
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_is_where_the_table_says_and_begins_its_help_with_the_line_of_the_table(name: str) -> None:
+    command = verb(name)
+    assert command.name == name
+    assert command.help.split("\n")[0] == VERBS[name].help
+    assert name in {found for found, item in VERBS.items() if item.module == VERBS[name].module}
 
 
-def test_the_others_are_not_even_loaded() -> None:
+@pytest.mark.parametrize("module", sorted({item.module for item in VERBS.values()}))
+def test_a_module_has_no_verb_that_the_table_lacks(module: str) -> None:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    import_module(f"asrcore.cli.{module}").register(app)
+    found = set(get_command(app).commands)  # type: ignore[attr-defined]
+    assert found == {name for name, item in VERBS.items() if item.module == module}
+
+
+def test_only_the_module_of_the_verb_is_loaded() -> None:
     for words in (["points", "--help"], ["--vault", "x", "points", "--help"], ["points", "--help", "--vault=x"]):
         loaded = {name.rpartition(".")[2] for name in loaded_by(*words) if name.startswith("asrcore.cli.")}
-        assert loaded & set(PARTS) == {"_look"}, words
+        assert loaded & MODULES == {"_history"}, words
 
 
-@pytest.mark.parametrize("word", ["", "--help", "statsu"])
-def test_who_names_no_verb_sees_all(word: str) -> None:
-    assert verbs_of(word) == {verb for verbs in PARTS.values() for verb in verbs}
+def test_help_shows_all_verbs_by_panel_and_loads_none() -> None:
+    command = [sys.executable, "-c", "from asrcore.cli import main; main()", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    for name, item in VERBS.items():
+        assert re.search(rf"^│ {re.escape(name)} ", done.stdout, re.MULTILINE), name
+        assert f" {item.panel} ─" in done.stdout
+    loaded = {name.rpartition(".")[2] for name in loaded_by("--help") if name.startswith("asrcore.cli.")}
+    assert loaded & MODULES == set()
 
 
-def verbs_of(word: str) -> set[str]:
-    command = get_command(application(word))
-    return set(command.commands)  # type: ignore[attr-defined]
+def test_a_misspelt_verb_is_refused_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        application()(args=["statsu"])
+    assert ended.value.code == 2
+    assert "'status'" in capsys.readouterr().err
+
+
+def test_the_shell_completes_verbs_and_their_options() -> None:
+    def completed(line: str) -> str:
+        environment = {**os.environ, "_ASR_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        words = str(len(line.split()) - (not line.endswith(" ")))
+        code = "import sys; sys.argv[0] = 'asr'; from asrcore.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "COMP_CWORD": words},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout
+
+    assert completed("asr st").split() == ["status"]
+    assert "--watch" in completed("asr status --w")
+    assert "planned" in completed("asr failover ")
+
+
+def verb(name: str) -> Any:
+    command: Any = get_command(application())
+    return command.resolve_command(command.make_context("asr", [name]), [name])[1]

@@ -1,8 +1,7 @@
-"""Looking: `status`, `points`, `jobs`, `events`, `server list`."""
+"""What the vault has recorded: `points`, `jobs`, `events`."""
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,84 +11,15 @@ from asrcore.cli._output import Json
 from asrcore.units import format_duration, format_size, format_time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from asrcore.engine import MachineStatus
-    from asrcore.service.servers import ServerStatus
     from asrcore.vault import Job
 
 __all__ = ["register"]
 
-_server = typer.Typer(help="Servers: process servers and master targets.", no_args_is_help=True)
-
-_COLUMNS = (
-    "MACHINE",
-    "STATE",
-    "HEALTH",
-    "RPO",
-    "LAST POINT",
-    "POINTS",
-    "STORED",
-    "DIRECTION",
-    "REPLICA",
-    "EPOCH",
-    "TEST",
-    "NOW",
-)
-
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the application."""
-    for verb in (status, points, jobs, events):
+    for verb in (points, jobs, events):
         app.command(verb.__name__)(verb)
-    app.add_typer(_server, name="server")
-
-
-def status(
-    context: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds until Ctrl-C.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Show every protected machine: state, health with reasons, true RPO, points. Asks no site."""
-    while True:
-        machines = _session.machines(context)
-        if watch and not as_json:
-            typer.echo("\x1b[2J\x1b[H", nl=False)  # clear the terminal, cursor to its top
-        _show_status(machines, as_json=as_json)
-        if not watch:
-            return
-        time.sleep(2)
-
-
-def _show_status(machines: Sequence[MachineStatus], *, as_json: bool) -> None:
-    from asrcore.service.status import document  # noqa: PLC0415 - `asr --help` needs no database
-
-    if as_json:
-        _output.show([document(item) for item in machines], "", as_json=True)
-        return
-    _output.table(_COLUMNS, [_status_row(item) for item in machines], empty="nothing is protected (`asr protect`)")
-    for item in machines:
-        if item.health.reasons:
-            typer.echo(f"\n{item.protection.name}:")
-            typer.echo(_output.show_findings(item.health.reasons))
-
-
-def _status_row(item: MachineStatus) -> tuple[str, ...]:
-    protection = item.protection
-    return (
-        protection.name,
-        protection.state.value,
-        item.health.level.value,
-        "-" if item.rpo_seconds is None else format_duration(item.rpo_seconds),
-        "-" if item.last_point is None else format_time(item.last_point.taken_at),
-        str(item.points),
-        "-" if item.last_point is None or item.last_point.held is None else format_size(item.last_point.held),
-        f"{protection.source_site} > {protection.target_site}",
-        protection.replica_kind or "-",
-        str(protection.epoch),
-        "running" if protection.test else "-",
-        item.working_on or "-",
-    )
 
 
 def points(context: typer.Context, machine: str, as_json: Json = False) -> None:
@@ -168,31 +98,3 @@ def events(
             return
         rows = [(format_time(item.at), item.machine, item.kind, item.text) for item in found]
         _output.table(("TIME", "MACHINE", "KIND", "WHAT"), rows, empty="nothing happened yet")
-
-
-@_server.command("list")
-def server_list(context: typer.Context, as_json: Json = False) -> None:
-    """List process servers and master targets (these are asked): health, version, last seen, machines carried."""
-    with _session.engine(context) as opened:
-        found = opened.servers()
-        if as_json:
-            _output.show([item.document() for item in found], "", as_json=True)
-            return
-        columns = ("ROLE", "SERVER", "HEALTH", "VERSION", "LAST SEEN", "MACHINES", "SITES", "WHERE")
-        _output.table(columns, [_server_row(item) for item in found], empty="no server works on this vault")
-        for item in found:
-            if item.error is not None:
-                typer.echo(f"\n{item.name}: [{item.error.code}] {item.error}\n  next: {item.error.action_text}")
-
-
-def _server_row(item: ServerStatus) -> tuple[str, ...]:
-    return (
-        item.role,
-        item.name or "-",
-        "up" if item.up else "down",
-        item.version or "-",
-        "-" if item.seen_at is None else format_time(item.seen_at),
-        str(item.machines),
-        "all" if item.sites is None else ", ".join(item.sites),
-        item.where,
-    )

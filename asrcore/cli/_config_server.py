@@ -1,0 +1,148 @@
+"""The configuration server, alone or with other roles: `config-server`, `serve`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asrcore.cli import _certificates, _output, _services, _session
+from asrcore.cli._options import Settings, parsed
+from asrcore.cli._services import Lease, LogFormat, Name, Sites, Verbose
+from asrcore.errors import AsrError, InvalidValue
+from asrcore.service.api import make_app
+from asrcore.service.authority import Authority
+from asrcore.service.carrier import Address
+from asrcore.service.joining import keep_own
+from asrcore.service.master_target import MasterTarget
+from asrcore.service.tls import Identity
+from asrcore.service.web import WebServer
+
+if TYPE_CHECKING:
+    from asrcore.engine import Engine
+
+__all__ = ["register"]
+
+_log = logging.getLogger(__name__)
+
+_RENEW_EVERY = 3600.0  # seconds
+
+_CONFIG, _PROCESS, _TARGET = "config-server", "process-server", "master-target"
+
+Listen = Annotated[str, typer.Option(help="ADDRESS:PORT of the configuration server.")]
+Directory = Annotated[Path, typer.Option("--identity", help="Directory of the identity (see `asr join`).")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the application."""
+    app.command(_CONFIG)(config_server)
+    app.command("serve")(serve)
+
+
+def config_server(
+    context: typer.Context,
+    identity: Directory,
+    listen: Listen = "0.0.0.0:443",
+    ca: _certificates.Ca = None,
+    verbose: Verbose = False,
+    log_format: LogFormat = "text",
+) -> None:
+    """Run the configuration server in the foreground.
+
+    It serves the vault's API, enrolment and metrics, over HTTPS.
+    """
+    stop = _services.stop_on_signal(verbose, log_format)
+    with _session.engine(context) as opened, _web(opened, listen, identity, ca) as web:
+        _output.tell(f"configuration server of {opened.vault.url} at https://{web.address}; Ctrl-C stops")
+        stop.wait()
+
+
+def serve(
+    context: typer.Context,
+    identity: Directory,
+    roles: Annotated[str, typer.Option(help="Which of config-server, process-server and master-target.")] = (
+        "config-server,process-server"
+    ),
+    listen: Listen = "0.0.0.0:443",
+    ca: _certificates.Ca = None,
+    name: Name = "",
+    site: Sites = None,
+    lease: Lease = "15s",
+    target_listen: Annotated[str, typer.Option(help="ADDRESS:PORT of the master target.")] = "0.0.0.0:9444",
+    target_identity: Annotated[
+        Path | None, typer.Option(help="Identity of the master target, which has a role of its own.")
+    ] = None,
+    driver: Annotated[str, typer.Option(help="Driver of the site that the master target serves.")] = "",
+    settings: Settings = None,
+    verbose: Verbose = False,
+    log_format: LogFormat = "text",
+) -> None:
+    """Run several roles in one process: the single management server.
+
+    The process server shares a vault on PostgreSQL with others; with a vault in a file it is the one engine.
+    """
+    wanted = [role.strip() for role in roles.split(",")]
+    if unknown := set(wanted) - {_CONFIG, _PROCESS, _TARGET}:
+        raise InvalidValue(what="roles", value=", ".join(sorted(unknown)), wanted=f"{_CONFIG}, {_PROCESS}, {_TARGET}")
+    if _TARGET in wanted and (not driver or target_identity is None):
+        raise InvalidValue(what="roles", value=_TARGET, wanted="given with --driver and --target-identity")
+    stop = _services.stop_on_signal(verbose, log_format)
+    server = _services.server_identity(name, site, lease)
+    with ExitStack() as stack:
+        opened = stack.enter_context(_session.engine(context))
+        if _CONFIG in wanted:
+            web = stack.enter_context(_web(opened, listen, identity, ca))
+            _output.tell(f"configuration server at https://{web.address}")
+        if _TARGET in wanted and target_identity is not None:
+            target = stack.enter_context(_target(opened, target_listen, target_identity, driver, settings))
+            _output.tell(f"{target.component} serves {driver} at {target.address}")
+        if _PROCESS not in wanted:
+            stop.wait()
+        elif opened.vault.shareable:
+            _output.tell(f"process server {server.name} with {opened.vault.url}")
+            threading.Thread(target=_services.exit_for_certain, args=[stop], daemon=True).start()
+            opened.serve(server, stop)
+        else:
+            opened.start()
+            _output.tell(f"replicating with {opened.vault.url}")
+            opened.run(stop)
+    _output.tell("stopped; nothing is lost")
+
+
+@contextmanager
+def _web(opened: Engine, listen: str, identity: Path, ca: Path | None) -> Iterator[WebServer]:
+    vault = opened.vault.for_others()  # the engine's own, as a process server's, records of its machines only
+    authority, address = Authority(_certificates.default_ca(ca), vault), Address.parse(listen, "--listen")
+    keep_own(identity, authority)
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(_RENEW_EVERY):
+            try:
+                keep_own(identity, authority)
+            except AsrError as problem:
+                _log.error("%s; %s", problem, problem.action_text)
+
+    with WebServer(make_app(vault, authority), address, Identity(identity)) as web:
+        threading.Thread(target=keep, name="own-certificate", daemon=True).start()
+        try:
+            yield web
+        finally:
+            ended.set()
+
+
+@contextmanager
+def _target(
+    opened: Engine, listen: str, identity: Path, driver: str, settings: list[str] | None
+) -> Iterator[MasterTarget]:
+    address = Address.parse(listen, "--target-listen")
+    with (
+        opened.plugins.connect(driver, "here", parsed(settings)) as site,
+        MasterTarget(site, address, Identity(identity)) as target,
+    ):
+        yield target
