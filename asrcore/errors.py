@@ -117,7 +117,7 @@ class InvalidSetting(AsrError):
     category = Category.USAGE
     happened = "setting {setting!r} of driver {driver}: {problem}"
     cause = "The driver does not accept the site's settings as given."
-    action = "`asr drivers` lists the settings of each driver; correct them with `asr site add` or `asr site update`."
+    action = "`asr driver list` lists the settings of each driver; correct them with `asr site add` or `asr site update`."
 
 
 class AlreadyExists(AsrError):
@@ -173,7 +173,7 @@ class PointNotFound(AsrError):
     category = Category.NOT_FOUND
     happened = "machine {machine!r} has no recovery point {point!r}"
     cause = "It never existed, was deleted by retention, or is older than the oldest kept point."
-    action = "See the points with `asr points {machine}`."
+    action = "See the points with `asr point list {machine}`."
 
 
 class ReplicaNotFound(AsrError):
@@ -200,7 +200,7 @@ class MachineBusy(AsrError):
     category = Category.CONFLICT
     happened = "{machine!r} is busy with {work}"
     cause = "Only one job at a time may work on a machine."
-    action = "Wait for it to end (`asr jobs`), then retry."
+    action = "Wait for it to end (`asr job list`), then retry."
     retry = True
 
 
@@ -253,7 +253,7 @@ class UnsupportedOperation(AsrError):
     category = Category.REFUSED
     happened = "driver {driver} cannot {operation}"
     cause = "The platform or this driver does not offer it."
-    action = "`asr drivers` shows what each driver can do."
+    action = "`asr driver list` shows what each driver can do."
 
 
 # -- drivers and sites ---------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class DriverNotFound(AsrError):
     category = Category.NOT_FOUND
     happened = "there is no driver {driver!r}"
     cause = "Its package is not installed with asrcore, or it failed to load."
-    action = "`asr drivers` lists the drivers, and the reason if one failed to load."
+    action = "`asr driver list` lists the drivers, and the reason if one failed to load."
 
 
 class DriverIncompatible(AsrError):
@@ -572,7 +572,7 @@ class JobFailed(AsrError):
     category = Category.DRIVER
     happened = "job {job} failed: {detail}"
     cause = "A step of the job raised an error that is not in the catalogue."
-    action = "This is a defect: report it with the traceback that `asr jobs {job}` shows."
+    action = "This is a defect: report it with the traceback that `asr job show {job}` shows."
 
 
 class EngineStopped(AsrError):

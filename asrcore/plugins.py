@@ -1,6 +1,6 @@
 """Loads plug-ins and sends them events; the only place that uses a plug-in manager.
 
-One bad plug-in never breaks the others: what is wrong with it is kept as a `BrokenPlugin` for `asr drivers`.
+One bad plug-in never breaks the others: what is wrong with it is kept as a `BrokenPlugin` for `asr driver list`.
 """
 
 from __future__ import annotations

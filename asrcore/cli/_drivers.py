@@ -1,4 +1,4 @@
-"""Drivers and what they need of this host: `drivers`, `driver check`, `doctor`."""
+"""Drivers and what they need of this host: `driver`, `doctor`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from asrcore.units import format_duration
 
 __all__ = ["register"]
 
-_driver = typer.Typer(help="Drivers: trying one at a real site.", no_args_is_help=True)
+_driver = typer.Typer(help="Drivers: which are installed, and whether one works at a site.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the application."""
     app.add_typer(_driver, name="driver")
-    app.command("drivers")(drivers)
     app.command("doctor")(doctor)
 
 
-def drivers(as_json: Json = False) -> None:
+@_driver.command("list")
+def driver_list(as_json: Json = False) -> None:
     """List the drivers, their settings, and plug-ins that failed to load."""
     loaded = plugins.load()
     if as_json:

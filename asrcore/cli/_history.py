@@ -1,4 +1,4 @@
-"""What the vault has recorded: `points`, `jobs`, `events`."""
+"""What the vault has recorded: `point`, `job`, `event`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_point = typer.Typer(help="Recovery points.", no_args_is_help=True)
+_job = typer.Typer(help="Jobs: what verbs and the service run.", no_args_is_help=True)
+_event = typer.Typer(help="Events: failovers, quarantines, verifications.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(help="Id of the job, or its first characters.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the application."""
-    for verb in (points, jobs, events):
-        app.command(verb.__name__)(verb)
+    app.add_typer(_point, name="point")
+    app.add_typer(_job, name="job")
+    app.add_typer(_event, name="event")
 
 
-def points(context: typer.Context, machine: str, as_json: Json = False) -> None:
+@_point.command("list")
+def point_list(context: typer.Context, machine: str, as_json: Json = False) -> None:
     """List the recovery points of a machine, oldest first."""
     with _session.engine(context) as opened:
         found = opened.points(machine)
@@ -44,27 +52,37 @@ def points(context: typer.Context, machine: str, as_json: Json = False) -> None:
         _output.table(("POINT", "TIME", "CONSISTENCY", "KEPT", "SENT"), rows, empty=f"{machine} has no points yet")
 
 
-def jobs(
+@_job.command("list")
+def job_list(
     context: typer.Context,
-    job: Annotated[str | None, typer.Argument(help="Id of a job (its start is enough).")] = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Ask for this job's end.")] = False,
-    limit: Annotated[int, typer.Option(help="How many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(help="Show at most this many jobs.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """List jobs, or show one."""
+    """List jobs, newest first."""
     with _session.engine(context) as opened:
-        if job is None:
-            found = opened.vault.jobs(limit=limit)
-            if as_json:
-                _output.show(found, "", as_json=True)
-                return
-            columns = ("JOB", "KIND", "MACHINE", "STATE", "STEP", "STARTED", "TOOK")
-            _output.table(columns, [_job_row(item) for item in found], empty="no jobs yet")
+        found = opened.vault.jobs(limit=limit)
+        if as_json:
+            _output.show(found, "", as_json=True)
             return
-        one = opened.vault.job(job)
-        if cancel:
-            opened.cancel(one)
-        _output.show(one, _job_text(one), as_json=as_json)
+        columns = ("JOB", "KIND", "MACHINE", "STATE", "STEP", "STARTED", "TOOK")
+        _output.table(columns, [_job_row(item) for item in found], empty="no jobs yet")
+
+
+@_job.command("show")
+def job_show(context: typer.Context, job: JobId, as_json: Json = False) -> None:
+    """Show a job: its step, progress, result or error."""
+    with _session.engine(context) as opened:
+        found = opened.vault.job(job)
+        _output.show(found, _job_text(found), as_json=as_json)
+
+
+@_job.command("cancel")
+def job_cancel(context: typer.Context, job: JobId, as_json: Json = False) -> None:
+    """Ask a job to stop. What it copied stays and is used when the job is started again."""
+    with _session.engine(context) as opened:
+        found = opened.vault.job(job)
+        opened.cancel(found)
+        _output.show(found, _job_text(found), as_json=as_json)
 
 
 def _job_row(job: Job) -> tuple[str, ...]:
@@ -84,13 +102,14 @@ def _job_text(job: Job) -> str:
     return "\n".join(lines)
 
 
-def events(
+@_event.command("list")
+def event_list(
     context: typer.Context,
     machine: Annotated[str | None, typer.Argument(help="Only this machine's.")] = None,
     limit: Annotated[int, typer.Option(help="How many, newest last.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """Show what happened: failovers, quarantines, verifications."""
+    """List what happened: failovers, quarantines, verifications."""
     with _session.engine(context) as opened:
         found = opened.vault.events(machine=machine, limit=limit)
         if as_json:

@@ -34,8 +34,7 @@ class Verb:
 VERBS = {
     "init": Verb("_setup", _SET_UP, "Create the vault that --vault names. It belongs at the recovery site."),
     "doctor": Verb("_drivers", _SET_UP, "Check what this host lacks, and name the command that installs it."),
-    "driver": Verb("_drivers", _SET_UP, "Drivers: trying one at a real site."),
-    "drivers": Verb("_drivers", _SET_UP, "List the drivers, their settings, and plug-ins that failed to load."),
+    "driver": Verb("_drivers", _SET_UP, "Drivers: which are installed, and whether one works at a site."),
     "site": Verb("_sites", _SET_UP, "Sites: where machines run, and where replicas are kept."),
     "policy": Verb("_policies", _SET_UP, "Policies: how often, how consistent, what is kept."),
     "vault": Verb("_setup", _SET_UP, "The vault itself."),
@@ -47,9 +46,9 @@ VERBS = {
     "failover": Verb("_failover", _FAIL_OVER, "Run a machine from its recovery points at the target site."),
     "reprotect": Verb("_protect", _FAIL_OVER, "After a committed failover: replicate the other way round."),
     "status": Verb("_status", _OBSERVE, "Show every protected machine: state, health with reasons, true RPO, points."),
-    "points": Verb("_history", _OBSERVE, "List the recovery points of a machine, oldest first."),
-    "jobs": Verb("_history", _OBSERVE, "List jobs, or show one."),
-    "events": Verb("_history", _OBSERVE, "Show what happened: failovers, quarantines, verifications."),
+    "point": Verb("_history", _OBSERVE, "Recovery points."),
+    "job": Verb("_history", _OBSERVE, "Jobs: what verbs and the service run."),
+    "event": Verb("_history", _OBSERVE, "Events: failovers, quarantines, verifications."),
     "server": Verb("_servers", _OBSERVE, "Servers: process servers and master targets."),
     "run": Verb("_services", _SERVICES, "Run the replication service in the foreground until Ctrl-C or SIGTERM."),
     "process-server": Verb("_services", _SERVICES, "Run one of several process servers that share a vault."),
@@ -141,6 +140,6 @@ def main() -> None:
         sys.exit(_output.fail(error, as_json="--json" in arguments))
     except KeyboardInterrupt:
         sys.exit(_session.INTERRUPTED)
-    except BrokenPipeError:  # `asr points web1 | head`
+    except BrokenPipeError:  # `asr point list web1 | head`
         sys.stderr.close()
         sys.exit(0)

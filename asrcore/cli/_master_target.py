@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def master_target(
-    driver: Annotated[str, typer.Option(help="The driver of the site to serve (see `asr drivers`).")],
+    driver: Annotated[str, typer.Option(help="The driver of the site to serve (see `asr driver list`).")],
     identity: Annotated[
         Path, typer.Option(help="Directory with certificate.pem, key.pem, ca.pem and perhaps crl.pem.")
     ],

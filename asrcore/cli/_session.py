@@ -50,12 +50,13 @@ def engine(context: typer.Context) -> Iterator[Engine]:
 def finish(opened: Engine, job: Job, *, as_json: bool, wait: bool = True) -> Job:
     """Follow a job to its end and show its result; raises the job's error."""
     if not wait:
-        _output.show(job, f"job {job.id} ({job.kind}) is queued; follow it with `asr jobs {job.id}`", as_json=as_json)
+        text = f"job {job.id} ({job.kind}) is queued; see it with `asr job show {job.id}`"
+        _output.show(job, text, as_json=as_json)
         return job
     try:
         done = _followed(opened, job, quiet=as_json)
     except KeyboardInterrupt:
-        _output.tell(f"\ninterrupted; job {job.id} is kept and goes on with the service or the next verb (`asr jobs`)")
+        _output.tell(f"\ninterrupted; the service or the next verb resumes job {job.id} (`asr job list`)")
         signal.signal(signal.SIGINT, _leave_at_once)
         raise
     if as_json:

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def site_add(
     context: typer.Context,
     name: str,
-    driver: Annotated[str, typer.Option(help="The driver that serves the site (see `asr drivers`).")],
+    driver: Annotated[str, typer.Option(help="The driver that serves the site (see `asr driver list`).")],
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:

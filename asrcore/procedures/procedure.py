@@ -63,7 +63,7 @@ class Work:
 
 @attrs.frozen
 class Step:
-    """One step; `asr jobs` shows its name, and the crash tests kill at it."""
+    """One step; `asr job list` shows its name, and the crash tests kill at it."""
 
     name: str
     run: Callable[[Work], None]

@@ -208,4 +208,4 @@ def _trim(
 
 
 def _no_job(job_id: str) -> NotFound:
-    return NotFound(kind="job", name=job_id, listing="asr jobs")
+    return NotFound(kind="job", name=job_id, listing="asr job list")

@@ -128,7 +128,7 @@ class Demo:
         facts = self.asr.result("failover", "unplanned", NAME, timeout=540)
         self.report["repairs"] = facts["repairs"]
         self.say("failed over; " + "; ".join(facts["repairs"]))
-        told = [item["text"] for item in self.asr("events", NAME) if item["kind"] == "repair"]
+        told = [item["text"] for item in self.asr("event", "list", NAME) if item["kind"] == "repair"]
         claim(sorted(told) == sorted(facts["repairs"]), f"the log tells of each repair: {told}")
         console = self._booted(consoles)
         self.report["unplanned_rto_seconds"] = round(time.monotonic() - started, 1)

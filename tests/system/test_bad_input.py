@@ -56,7 +56,7 @@ CASES = {
     "commit of nothing": (("failover", "commit", "nobody"), "not-found", NOT_FOUND),
     "timeout is no duration": (("failover", "planned", "nobody", "--timeout", "soon"), "invalid-value", USAGE),
     "network mapped to nothing": ((*PROTECT, "gold", "--network", "lab="), "invalid-value", USAGE),
-    "unknown job": (("jobs", "nothing"), "not-found", NOT_FOUND),
+    "unknown job": (("job", "show", "nothing"), "not-found", NOT_FOUND),
 }
 
 

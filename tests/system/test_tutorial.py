@@ -169,7 +169,7 @@ class Typist:
             "systemctl disable --now asrcore": self._disable,
             "asr status --watch": lambda host: host.run("timeout --signal=INT 5 asr status --watch", check=False),
             f"virsh console {GUEST}-test": lambda host: host.run(f"virsh domstate {GUEST}-test"),
-            f"asr events {GUEST}": self._quarantined,
+            f"asr event list {GUEST}": self._quarantined,
         }
         self.words = addresses
 
@@ -204,7 +204,9 @@ class Typist:
 
     def _older_point(self, host: Host) -> str:
         """A time as people write it: that of the oldest point."""
-        times: list[str] = re.findall(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*Z", host.run(f"asr points {GUEST} --json"))
+        times: list[str] = re.findall(
+            r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*Z", host.run(f"asr point list {GUEST} --json")
+        )
         return min(times)
 
     def _quarantined(self, host: Host) -> str:
@@ -212,7 +214,7 @@ class Typist:
         self.lab.restore()
 
         def told() -> str:
-            events = host.run(f"asr events {GUEST}")
+            events = host.run(f"asr event list {GUEST}")
             return events if "the machine came back at alpha and was quarantined" in events else ""
 
         wait_for(told, "alpha's machine is quarantined", timeout=120, poll=1)

@@ -137,7 +137,7 @@ def test_core_alone_makes_a_vault(core_alone: Path, tmp_path: Path) -> None:
 def test_driver_beside_the_core_is_found(core_and_driver: Path, driver: str) -> None:
     script = "from asrcore import plugins; p = plugins.load(); print(sorted(p.drivers), p.broken)"
     assert run(core_and_driver / "python", "-c", script).strip() == f"['{driver}', 'remote'] ()"
-    assert driver in run(core_and_driver / "asr", "drivers")
+    assert driver in run(core_and_driver / "asr", "driver", "list")
 
 
 def test_physical_driver_beside_the_core_packs_its_agent(
@@ -146,6 +146,6 @@ def test_physical_driver_beside_the_core_packs_its_agent(
     names = {name.split("/")[0].split("-")[0] for name in zipfile.ZipFile(physical_wheel).namelist()}
     assert names == {"asr_driver_physical", "asr_mobility"}
     bin_dir = environment(work / "physical-venv", core_wheel, physical_wheel)
-    assert "physical" in run(bin_dir / "asr", "drivers")
+    assert "physical" in run(bin_dir / "asr", "driver", "list")
     run(bin_dir / "python", "-m", "asr_driver_physical", "package", tmp_path / "agent.pyz")
     assert run(sys.executable, "-I", tmp_path / "agent.pyz", "version").strip()

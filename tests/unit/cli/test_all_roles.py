@@ -52,8 +52,8 @@ def test_all_roles_in_one_process(tmp_path: Path, database: str, postgres: Clust
             return shown
 
         assert [(item["machine"], item["state"]) for item in seen()] == [("web", "protected")]
-        copied = len(desk.asked("points", "web"))
-        wait_until(lambda: len(desk.asked("points", "web")) > copied, "it is replicated by the schedule")
+        copied = len(desk.asked("point", "list", "web"))
+        wait_until(lambda: len(desk.asked("point", "list", "web")) > copied, "it is replicated by the schedule")
         servers = {item["role"] for item in desk.asked("server", "list")}
         assert servers == {"process-server" if database == "server" else "engine", "master-target"}
         with RemoteDriver().connect("there", {"address": served, "identity": str(engine)}) as site:

@@ -14,8 +14,11 @@ import asrcore.testing.memory
 from asrcore import plugins
 from asrcore.cli import main
 from asrcore.cli._main import _hoisted
+from asrcore.jobs import enqueue
+from asrcore.replication.procedure import Arguments
 from asrcore.testing.memory import MemoryWorld
 from asrcore.units import MiB
+from asrcore.vault import Vault
 
 Asr = Callable[..., tuple[int, Any]]
 
@@ -72,7 +75,7 @@ def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
     assert 100_000 <= status["stored_bytes"] < 110_000, "whole blocks of what the machine has written"
     sites.machine("web").write("vda", 0, b"y" * 5000)
     assert asr("replicate", "web", "--keep")[1]["result"]["mode"] == "delta"
-    assert len(asr("points", "web")[1]) == 2
+    assert len(asr("point", "list", "web")[1]) == 2
     assert asr("verify", "web")[1]["result"]["equal"]
     assert asr("failover", "test", "web")[0] == 0
     assert asr("failover", "cleanup", "web")[0] == 0
@@ -84,9 +87,9 @@ def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
     assert asr("status")[1][0]["direction"] == "reverse"
     assert asr("resync", "web")[1]["window"] == "always"
     assert asr("resync", "web", "--now")[1]["result"]["mode"] == "compare"
-    kinds = {job["kind"] for job in asr("jobs")[1]}
+    kinds = {job["kind"] for job in asr("job", "list")[1]}
     assert {"protect", "replicate", "verify", "failover-planned", "reprotect"} <= kinds
-    assert any(event["kind"] == "failover" for event in asr("events", "web")[1])
+    assert any(event["kind"] == "failover" for event in asr("event", "list", "web")[1])
     assert asr("unprotect", "web")[0] == 0
     assert asr("status")[1] == []
 
@@ -116,7 +119,7 @@ def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
         (["protect", "web", "--from", "a", "--to", "b", "--policy", "gold", "--network", "lan"], 2, "invalid-value"),
         (["replicate", "web"], 3, "not-found"),
         (["failover", "unplanned", "web"], 3, "not-found"),
-        (["jobs", "nope"], 3, "not-found"),
+        (["job", "show", "nope"], 3, "not-found"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -140,6 +143,16 @@ def test_bandwidth_rules_are_kept_and_shown(asr: Asr, sites: MemoryWorld) -> Non
     assert "unlimited" in asr("policy", "list", as_json=False)[1]
 
 
+def test_a_job_is_shown_and_cancelled_by_its_first_characters(asr: Asr, sites: MemoryWorld, tmp_path: Path) -> None:
+    asr("protect", "web", "--from", "a", "--to", "b", "--policy", "gold")
+    with Vault.open(str(tmp_path / "vault.db")) as vault:
+        queued = enqueue(vault, "replicate", vault.protection("web"), Arguments(), now=1.0)
+        assert asr("job", "show", queued.id[:-2])[1]["state"] == "queued"
+        assert asr("job", "cancel", queued.id[:-2])[1]["id"] == queued.id
+        assert vault.cancel_requested(queued.id)
+    assert asr("job", "list", "--limit", "1")[1][0]["id"] == queued.id
+
+
 def test_an_error_for_people_has_cause_and_next_action(asr: Asr, sites: MemoryWorld) -> None:
     code, said = asr("policy", "show", "none", as_json=False)
     assert code == 3
@@ -155,7 +168,10 @@ def test_wrong_order_names_what_is_possible(asr: Asr, sites: MemoryWorld) -> Non
     assert "fail over" in document["error"]["action"]
 
 
-@pytest.mark.parametrize("verb", ["status", "points web", "jobs", "site list", "policy list", "events", "drivers"])
+LISTS = ["status", "point list web", "job list", "site list", "policy list", "event list", "driver list", "server list"]
+
+
+@pytest.mark.parametrize("verb", LISTS)
 def test_tables_for_people(asr: Asr, sites: MemoryWorld, verb: str) -> None:
     asr("protect", "web", "--from", "a", "--to", "b", "--policy", "gold")
     code, said = asr(*verb.split(), as_json=False)

@@ -106,8 +106,8 @@ def test_a_secret_setting_is_nowhere(tmp_path: Path) -> None:
     host.run_until("refused access")
     home.configure(key=SECRET)
     host.asr("replicate", "web")
-    for words in (["status", "--json"], ["jobs", "--json"], ["events", "--json"], ["failover", "test", "web"]):
-        host.asr(*words)
+    for verb in ("status --json", "job list --json", "event list --json", "failover test web"):
+        host.asr(*verb.split())
     with Vault.open(host.environment["ASR_VAULT"]) as vault:
         assert len(vault.cycles(protection.id)) > cycles
     with closing(sqlite3.connect(host.environment["ASR_VAULT"])) as database:

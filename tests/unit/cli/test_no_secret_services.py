@@ -102,7 +102,7 @@ class Deployment:
 
     def look(self, url: str, operator: Path) -> None:
         """All that people can ask for."""
-        for verb in ("status", "jobs", "events", "points web", "server list", "ca list", "site list"):
+        for verb in ("status", "job list", "event list", "point list web", "server list", "ca list", "site list"):
             self.desk.asr(*verb.split(), "--json")
         assert "(secret)" in self.desk.asr("site", "show", "a", "--json")
         self.desk.said += [fetch_text(Identity(operator), url, "GET", path) for path in PATHS]

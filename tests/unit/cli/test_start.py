@@ -60,7 +60,7 @@ def test_help_needs_no_database(words: list[str]) -> None:
 def test_looking_at_a_vault_needs_no_driver_no_migrations_and_no_job_engine(tmp_path: Path) -> None:
     vault = tmp_path / "vault.db"
     Vault.create(vault).close()
-    for words in (["status"], ["status", "--json"], ["jobs"], ["events"], ["policy", "list"]):
+    for words in (["status"], ["status", "--json"], ["job", "list"], ["event", "list"], ["policy", "list"]):
         loaded = loaded_by("--vault", str(vault), *words)
         assert loaded & HEAVY == set(), words
         assert ("sqlalchemy" in loaded) is (words[0] != "status"), words
@@ -84,7 +84,7 @@ def test_a_module_has_no_verb_that_the_table_lacks(module: str) -> None:
 
 
 def test_only_the_module_of_the_verb_is_loaded() -> None:
-    for words in (["points", "--help"], ["--vault", "x", "points", "--help"], ["points", "--help", "--vault=x"]):
+    for words in (["point", "--help"], ["--vault", "x", "point", "--help"], ["point", "--help", "--vault=x"]):
         loaded = {name.rpartition(".")[2] for name in loaded_by(*words) if name.startswith("asrcore.cli.")}
         assert loaded & MODULES == {"_history"}, words
 
