@@ -87,7 +87,6 @@ class Engine:
         """Become the engine that runs this vault's jobs; interrupted jobs resume. Raises VaultInUse."""
         if self._jobs is not None:
             return
-        from asrcore.jobs import Jobs  # noqa: PLC0415 - DBOS takes a second to import; `asr status` does not need it
         from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415
 
         with ExitStack() as stack:

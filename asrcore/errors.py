@@ -267,6 +267,14 @@ class DriverNotFound(AsrError):
     action = "`asr driver list` lists the drivers, and the reason if one failed to load."
 
 
+class PluginFailed(AsrError):
+    code = "plugin-failed"
+    category = Category.DRIVER
+    happened = "the commands of plug-in {plugin!r} cannot be used"
+    cause = "{problem}"
+    action = "Update or uninstall its package. `asr driver list` names every plug-in that failed to load."
+
+
 class DriverIncompatible(AsrError):
     code = "driver-incompatible"
     category = Category.DRIVER

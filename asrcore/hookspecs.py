@@ -17,6 +17,8 @@ Rules for every implementation:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pluggy
 
 from asrcore.driver import Driver
@@ -25,6 +27,9 @@ from asrcore.model.health import Health
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.protection import Protection
 
+if TYPE_CHECKING:
+    import typer
+
 __all__ = [
     "PROJECT",
     "asr_after_failover",
@@ -32,6 +37,7 @@ __all__ = [
     "asr_health_changed",
     "asr_job_finished",
     "asr_recovery_point_created",
+    "asr_register_commands",
     "asr_register_drivers",
     "hookimpl",
 ]
@@ -48,6 +54,16 @@ _hookspec = pluggy.HookspecMarker(PROJECT)
 @_hookspec
 def asr_register_drivers() -> list[Driver]:  # type: ignore[empty-body]
     """Offer drivers; called once, when plug-ins are loaded. Connecting to anything belongs into `Driver.connect`."""
+
+
+@_hookspec
+def asr_register_commands() -> typer.Typer:  # type: ignore[empty-body]
+    """Offer commands; `asr NAME ...` runs them, NAME being the plug-in's entry point.
+
+    Called when NAME is typed and when `asr --help` lists the commands, never for other verbs: import what the commands
+    need in here. They raise errors of `asrcore.errors`, print one JSON document with `--json`, and get the vault that
+    `--vault` names as `context.obj` ("" for the default one).
+    """
 
 
 @_hookspec

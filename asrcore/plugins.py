@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import attrs
 import pluggy
@@ -23,7 +24,10 @@ from asrcore.model.health import Health
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.protection import Protection
 
-__all__ = ["BrokenPlugin", "Plugins", "load"]
+if TYPE_CHECKING:
+    import typer
+
+__all__ = ["BrokenPlugin", "Plugins", "load", "load_named"]
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +105,26 @@ class Plugins:
         for driver in drivers:
             self._take(driver, name, distribution)
         return True
+
+    def commands(self) -> dict[str, typer.Typer]:
+        """Commands that plug-ins offer, by the plug-in's name. One that cannot offer them is in `broken`."""
+        import typer  # noqa: PLC0415 - only the command line needs it
+
+        found: dict[str, typer.Typer] = {}
+        for caller, implementation in self._implementations():
+            if caller == "asr_register_commands":
+                distribution, _, name = implementation.plugin_name.partition(":")
+                try:
+                    offered = implementation.function()
+                    if not isinstance(offered, typer.Typer):
+                        raise _Refused(f"{caller} returned {offered!r}, not a typer.Typer")
+                    if name in found:
+                        raise _Refused(f"commands {name!r} are already offered by another plug-in, which stays in use")
+                except _ITS_FAULT as problem:
+                    self._refuse(name, distribution, problem)
+                else:
+                    found[name] = offered
+        return found
 
     def _check_hooks(self, full_name: str) -> None:
         self._manager.check_pending()
@@ -190,11 +214,20 @@ class Plugins:
 
 def load() -> Plugins:
     """Load the plug-ins of all installed distributions: the entry points of group `asrcore`, one by one."""
+    return _load(None)
+
+
+def load_named(name: str) -> Plugins:
+    """Load the plug-ins whose entry point has this name, and no other."""
+    return _load(name)
+
+
+def _load(name: str | None) -> Plugins:
     plugins = Plugins()
     found: dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions():
         try:
-            points = [point for point in distribution.entry_points if point.group == hookspecs.PROJECT]
+            points = [point for point in distribution.entry_points if _wanted(point, name)]
             if points:  # the first on the path hides others of its name, as it does for `import`
                 found.setdefault(re.sub(r"[-_.]+", "-", distribution.name).lower(), distribution)
         except Exception as problem:  # noqa: BLE001 - a damaged installation of something, perhaps not even ours
@@ -202,9 +235,13 @@ def load() -> Plugins:
     for _, distribution in sorted(found.items()):
         title = f"{distribution.name} {distribution.version}"
         for point in sorted(distribution.entry_points, key=lambda point: point.name):
-            if point.group == hookspecs.PROJECT:
+            if _wanted(point, name):
                 _load_one(plugins, point, title)
     return plugins
+
+
+def _wanted(point: importlib.metadata.EntryPoint, name: str | None) -> bool:
+    return point.group == hookspecs.PROJECT and name in (None, point.name)
 
 
 def _load_one(plugins: Plugins, point: importlib.metadata.EntryPoint, distribution: str) -> None:

@@ -30,12 +30,9 @@ __all__ = ["register"]
 
 _log = logging.getLogger(__name__)
 
-_RENEW_EVERY = 3600.0  # seconds
 
-_CONFIG, _PROCESS, _TARGET = "config-server", "process-server", "master-target"
 
-Listen = Annotated[str, typer.Option(help="ADDRESS:PORT of the configuration server.")]
-Directory = Annotated[Path, typer.Option("--identity", help="Directory of the identity (see `asr join`).")]
+
 
 
 def register(app: typer.Typer) -> None:

@@ -17,7 +17,7 @@ from asrcore.errors import AsrError
 __all__ = ["VERBS", "Verb", "application", "main"]
 
 _SET_UP, _PROTECT, _FAIL_OVER = "Set up", "Protect", "Fail over"
-_OBSERVE, _SERVICES, _CERTIFICATES = "Observe", "Services", "Certificates"
+_OBSERVE, _SERVICES, _CERTIFICATES, _PLUGINS = "Observe", "Services", "Certificates", "Plug-ins"
 
 
 @attrs.frozen
@@ -65,16 +65,27 @@ All modules together, with what they import, cost a second of CPU, and Typer rea
 
 
 class _Verbs(TyperGroup):
-    """Has the line of each verb, and loads the verb itself when it is called."""
+    """Has the line of each verb, and loads the verb itself when it is called.
+
+    A name that is no verb may be a plug-in's. Plug-ins are loaded for such a name and for the help.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for name, verb in VERBS.items():
             self.add_command(TyperCommand(name=name, help=verb.help, rich_help_panel=verb.panel))
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, cmd_name) or _plugins().command(cmd_name)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command and _loaded(str(name)), rest
+        return name, _loaded(name) if name in VERBS else command, rest
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for name, line in _plugins().lines().items():
+            self.commands.setdefault(name, TyperCommand(name=name, help=line, rich_help_panel=_PLUGINS))
+        super().format_help(ctx, formatter)
 
 
 def _loaded(name: str) -> Any:
@@ -83,6 +94,10 @@ def _loaded(name: str) -> Any:
     app.callback()(lambda: None)  # else Typer takes the only verb of a module for the application
     import_module(f"asrcore.cli.{VERBS[name].module}").register(app)
     return get_command(app).commands[name]  # type: ignore[attr-defined]
+
+
+def _plugins() -> Any:
+    return import_module("asrcore.cli._plugins")  # pluggy and the driver contract: 90 ms
 
 
 def _options(

@@ -150,9 +150,9 @@ class Scene:
     def enrol(
         self, verb: str, *words: str, timeout: float = 300, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """`python -m asr_driver_physical VERB` for the server, at site a."""
+        """`asr physical VERB` for the server, at site a."""
         image = self.server.image
-        command = [sys.executable, "-m", "asr_driver_physical", verb, self.server.address]
+        command = [str(ASR), "physical", verb, self.server.address]
         command += ["--key", str(image.key), "--known-hosts", str(image.known_hosts), *words]
         done = self.lab.run_in("a", command, timeout=timeout, check=False)
         if check and done.returncode:

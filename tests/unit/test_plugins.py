@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ import pytest
 
 from asrcore import driver as contract
 from asrcore import hookspecs, plugins
+from asrcore.cli import main
 from asrcore.errors import DriverIncompatible, DriverNotFound
 from asrcore.model.event import FailoverKind, FinishedJob, Outcome
 from asrcore.model.finding import Finding, Severity
@@ -289,7 +291,7 @@ def test_importing_loads_no_plugin(install: Install, tmp_path: Path) -> None:
 def test_every_event_has_a_teller() -> None:
     events = {name.removeprefix("asr_") for name in hookspecs.__all__ if name.startswith("asr_")}
     tellers = {name for name in vars(plugins.Plugins) if not name.startswith("_")}
-    assert events - {"register_drivers"} <= tellers
+    assert events - {"register_drivers", "register_commands"} <= tellers
 
 
 def test_values_of_events_are_frozen() -> None:
@@ -297,3 +299,107 @@ def test_values_of_events_are_frozen() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         job.id = "j2"  # type: ignore[misc]
     assert contract.API[0] == 1
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+COMMANDS = """
+    import typer
+    from asrcore.errors import InvalidValue
+    from asrcore.hookspecs import hookimpl
+
+    app = typer.Typer(help="Sample commands.\\n\\nMore about them.")
+
+    @app.command()
+    def greet(context: typer.Context, name: str, as_json: bool = typer.Option(False, "--json")):
+        if name == "nobody":
+            raise InvalidValue(what="name", value=name, wanted="a name")
+        print({"vault": context.obj, "name": name} if as_json else f"hello {name}")
+
+    @hookimpl
+    def asr_register_commands():
+        return app
+"""
+
+Asr = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def asr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Asr:
+    """Runs `asr` in this process; gives its exit code and all that it printed."""
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["asr", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out + said.err
+
+    return run
+
+
+def test_commands_of_a_plugin_are_called_by_its_name_and_end_as_verbs_do(install: Install, asr: Asr) -> None:
+    install("sample", COMMANDS)
+    assert asr("sample", "greet", "web") == (0, "hello web\n")
+    assert asr("sample", "greet", "web", "--json", "--vault", "x") == (0, "{'vault': 'x', 'name': 'web'}\n")
+    code, said = asr("sample", "greet", "nobody")
+    assert code == 2
+    assert said.startswith("error [invalid-value]")
+    assert '"code": "invalid-value"' in asr("sample", "greet", "nobody", "--json")[1]
+
+
+def test_help_lists_the_commands_of_plugins_by_their_first_line(install: Install, asr: Asr) -> None:
+    install("sample", COMMANDS)
+    code, said = asr("--help")
+    assert code == 0
+    assert re.search(r"^│ sample +Sample commands\. ", said, re.MULTILINE)
+    assert "More about them" not in said
+
+
+def test_only_the_plugin_that_is_named_is_loaded(install: Install, asr: Asr, tmp_path: Path) -> None:
+    install("sample", COMMANDS)
+    install("other", "import pathlib\npathlib.Path(__file__).with_name('loaded').touch()")
+    asr("sample", "greet", "web")
+    assert asr("smaple")[0] == 2
+    assert not (tmp_path / "loaded").exists()
+    plugins.load()
+    assert (tmp_path / "loaded").exists()
+
+
+BROKEN_COMMANDS = {
+    "import": ("import a_module_that_is_not_there", "ModuleNotFoundError"),
+    "exit": ("raise SystemExit(3)", "SystemExit: 3"),
+    "raises": (COMMANDS.replace("return app", "raise OSError('no luck')"), "OSError: no luck"),
+    "another-type": (COMMANDS.replace("return app", "return 'app'"), "returned 'app', not a typer.Typer"),
+    "unknown-parameter": (COMMANDS.replace("name: str", "name: object"), "RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN_COMMANDS)
+def test_broken_commands_are_named_and_asr_works(install: Install, asr: Asr, how: str) -> None:
+    source, problem = BROKEN_COMMANDS[how]
+    install("a-broken-one", source)
+    install("sample", COMMANDS)
+    code, said = asr("a-broken-one", "greet", "web")
+    assert code == 11
+    assert "error [plugin-failed]: the commands of plug-in 'a-broken-one' cannot be used" in said
+    assert problem in said
+    code, said = asr("--help")
+    assert code == 0
+    assert re.search(r"^│ sample ", said, re.MULTILINE)
+    assert not re.search(r"^│ a-broken-one ", said, re.MULTILINE)
+    assert asr("sample", "greet", "web") == (0, "hello web\n")
+
+
+def test_of_two_plugins_of_one_name_the_first_keeps_its_commands(install: Install) -> None:
+    install("sample-a", COMMANDS, entry="sample")
+    install("sample-b", COMMANDS, entry="sample")
+    loaded = plugins.load_named("sample")
+    assert loaded.commands()["sample"] is sys.modules["sample_a"].app
+    assert [item.distribution for item in broken_of(loaded, "sample")] == ["sample-b 1.2"]
+
+
+def test_a_verb_takes_precedence_over_a_plugin(install: Install, asr: Asr) -> None:
+    install("sample", COMMANDS, entry="status")
+    assert "--watch" in asr("status", "--help")[1]
+    assert "Sample commands" not in asr("--help")[1]

@@ -115,8 +115,9 @@ def _look_up(words: tuple[str, ...]) -> None:
     command: Any = ASR
     _, rest = _hoisted(list(words))
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
-        assert rest[0] in command.commands, f"there is no verb {rest[0]}"
-        command = _resolved(command, rest.pop(0))
+        name = rest.pop(0)
+        assert command.get_command(Context(command), name), f"there is no verb {name}"
+        command = _resolved(command, name)
     known = {name for parameter in (*command.params, *ASR.params) for name in parameter.opts} | {"--help", "-h"}
     given = {word.partition("=")[0] for word in rest if word.startswith("-")}
     assert given <= known, f"there is no option {', '.join(sorted(given - known))}"
@@ -169,6 +170,14 @@ def test_verb_is_in_the_reference_with_its_options(path: tuple[str, ...], comman
     options = {name for item in command.params if item.param_type_name == "option" for name in item.opts}
     for name in sorted(options - {"--json", "--help", "-h"}):
         assert name in place, f"option {name} is missing"
+
+
+PHYSICAL = _resolved(ASR, "physical")
+
+
+@pytest.mark.parametrize("name", PHYSICAL.commands)
+def test_command_of_the_physical_driver_is_on_its_page(name: str) -> None:
+    assert re.search(rf"^\| `asr physical {name} ?\w*` \|", PAGES["drivers/physical/README.md"], re.MULTILINE)
 
 
 # -- places ----------------------------------------------------------------------------------------------------------

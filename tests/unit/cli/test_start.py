@@ -52,9 +52,25 @@ def loaded_by(*words: str) -> set[str]:
     return {name.partition(".")[0] for name in names} | {name for name in names if name.startswith("asrcore.cli.")}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["failover", "--help"], ["status", "--help"]], ids=" ".join)
-def test_help_needs_no_database(words: list[str]) -> None:
-    assert loaded_by(*words) & (HEAVY - {"rich"} | {"sqlalchemy", "sqlite3"}) == set()
+DATABASE = {"sqlalchemy", "sqlite3"}
+PLUGINS = {"asr_driver_libvirt", "blake3", "cryptography", "libvirt", "pluggy"}  # and what the installed ones import
+
+
+@pytest.mark.parametrize("words", [["failover", "--help"], ["status", "--help"]], ids=" ".join)
+def test_help_of_a_verb_needs_no_database_and_no_plugin(words: list[str]) -> None:
+    assert loaded_by(*words) & (HEAVY - {"rich"} | DATABASE) == set()
+
+
+def test_help_loads_plugins_for_their_commands_and_no_database() -> None:
+    loaded = loaded_by("--help")
+    assert loaded & (HEAVY - {"rich"} - PLUGINS | DATABASE) == set()
+    assert "paramiko" not in loaded
+
+
+def test_commands_of_a_plugin_load_no_other_plugin() -> None:
+    loaded = loaded_by("physical", "--help")
+    assert "asr_driver_physical" in loaded
+    assert loaded & {"asr_driver_azure", "asr_driver_libvirt", "libvirt", "paramiko", *DATABASE} == set()
 
 
 def test_looking_at_a_vault_needs_no_driver_no_migrations_and_no_job_engine(tmp_path: Path) -> None:
