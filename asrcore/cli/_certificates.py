@@ -20,7 +20,7 @@ from asrcore.vault import Certificate, Vault
 
 __all__ = ["Ca", "default_ca", "register"]
 
-_ca = typer.Typer(help="The certificate authority, on the configuration server.", no_args_is_help=True)
+_ca = typer.Typer(help="The certificate authority of the configuration server.", no_args_is_help=True)
 
 Ca = Annotated[
     Path | None,
@@ -31,10 +31,10 @@ Ca = Annotated[
         help="Directory of the authority (default: ASR_CA, else `ca` beside the default vault).",
     ),
 ]
-Directory = Annotated[Path, typer.Option("--identity", help="Directory of the component's identity.")]
+Directory = Annotated[Path, typer.Option("--identity", help="Directory of the component's certificate and key.")]
 Addresses = Annotated[
     list[str] | None,
-    typer.Option("--address", help="A DNS name or IP address that the component is reached at; repeatable."),
+    typer.Option("--address", help="DNS name or IP address of the component; repeatable."),
 ]
 _URL = "url"
 
@@ -69,14 +69,14 @@ def _vault(context: typer.Context) -> Vault:
 @_ca.command("init")
 def ca_init(
     context: typer.Context,
-    url: Annotated[str, typer.Option(help="Where components reach this server: https://HOST[:PORT].")],
+    url: Annotated[str, typer.Option(help="URL at which components reach this server: https://HOST[:PORT].")],
     identity: Directory,
     name: Annotated[str, typer.Option(help="Name of this configuration server.")] = "main",
     address: Addresses = None,
     ca: Ca = None,
     as_json: Json = False,
 ) -> None:
-    """Make the authority, and the identity of the configuration server itself."""
+    """Create the authority, and the configuration server's own certificate."""
     from urllib.parse import urlsplit  # noqa: PLC0415
 
     from asrcore.files import write_private  # noqa: PLC0415
@@ -97,7 +97,7 @@ def ca_init(
         issued = authority.issue(component, make_request(enrolment.key_in(identity)), [host, *(address or [])])
         enrolment.install(identity, issued, url)
         write_private(directory / _URL, url + "\n")
-    text = f"authority made in {directory}; identity of {component} in {identity}"
+    text = f"authority created in {directory}; certificate and key of {component} in {identity}"
     _output.show({"ca": str(directory), "identity": str(identity), "component": str(component)}, text, as_json=as_json)
 
 
@@ -107,11 +107,11 @@ def ca_token(
     role: Annotated[str, typer.Argument(help="process-server, master-target, agent, operator or config-server.")],
     name: str,
     address: Addresses = None,
-    valid: Annotated[str, typer.Option(help="For how long it may be used.")] = "1h",
+    valid: Annotated[str, typer.Option(help="How long the token is valid: 1min to 7d.")] = "1h",
     ca: Ca = None,
     as_json: Json = False,
 ) -> None:
-    """Print a token that one component joins with, once. It is secret: hand it over by a safe way."""
+    """Print a token with which one component can join, once. It is secret: transfer it securely."""
     from asrcore.pki import enrolment  # noqa: PLC0415
     from asrcore.pki.authority import Authority  # noqa: PLC0415
 
@@ -128,14 +128,14 @@ def ca_token(
 
 @_ca.command("list")
 def ca_list(context: typer.Context, as_json: Json = False) -> None:
-    """List what was issued: certificates and tokens, the oldest first."""
+    """List the certificates and tokens that were issued, oldest first."""
     with _vault(context) as vault:
         found = vault.certificates()
     if as_json:
         _output.show(found, "", as_json=True)
         return
     columns = ("SERIAL", "ROLE", "NAME", "EXPIRES", "STATE")
-    _output.table(columns, [_row(item) for item in found], empty="nothing was issued yet")
+    _output.table(columns, [_row(item) for item in found], empty="no certificates yet")
 
 
 def _row(item: Certificate) -> tuple[str, ...]:
@@ -146,51 +146,51 @@ def _row(item: Certificate) -> tuple[str, ...]:
 
 @_ca.command("revoke")
 def ca_revoke(context: typer.Context, role: str, name: str, ca: Ca = None, as_json: Json = False) -> None:
-    """Take a component's rights away: all its certificates and unspent tokens."""
+    """Revoke all certificates and unused tokens of a component."""
     from asrcore.pki.authority import Authority  # noqa: PLC0415
 
     with _vault(context) as vault:
         serials = Authority(default_ca(ca), vault).revoke(_component(role, name))
     text = (
-        f"{len(serials)} revoked; the configuration server refuses them from now on, other components as soon as they "
-        "have fetched the list (`asr renew`, a timer unit)"
+        f"{len(serials)} revoked; the configuration server refuses them from now on, other components once they have "
+        "fetched the revocation list (`asr renew`, run by a timer unit)"
     )
     _output.show({"revoked": serials}, text, as_json=as_json)
 
 
 def join(
-    token: Annotated[
-        str, typer.Argument(help="File with the token that `asr ca token` printed; - for standard input.")
-    ],
+    token: Annotated[str, typer.Argument(help="File with the token from `asr ca token`; - for standard input.")],
     identity: Directory,
     as_json: Json = False,
 ) -> None:
-    """Give this component an identity.
+    """Enrol this component with the configuration server.
 
-    It makes a key, and the configuration server a certificate for it.
+    Creates a key here; the configuration server issues a certificate for it.
     """
     from asrcore.pki import enrolment  # noqa: PLC0415
 
     try:
         text = sys.stdin.read() if token == "-" else Path(token).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as problem:
-        raise InvalidValue(what="token file", value=token, wanted="a file that can be read") from problem
+        raise InvalidValue(what="token file", value=token, wanted="a readable file") from problem
     component = enrolment.join(*enrolment.unpack(text), identity)
     _output.show({"component": str(component), "identity": str(identity)}, f"joined as {component}", as_json=as_json)
 
 
 def renew(
     identity: Directory,
-    now: Annotated[bool, typer.Option("--now", help="Also while more than a third of its time is left.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Renew even if more than a third of the lifetime is left.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch the revocation list, and a new certificate when it is time.
+    """Fetch the revocation list, and a new certificate when it is due.
 
-    A timer unit does it every hour.
+    A timer unit runs this every hour.
     """
     from asrcore.pki import enrolment  # noqa: PLC0415
 
     done = enrolment.renew(identity, force=now)
-    until = f"the certificate of {done.component} is good until {format_time(done.expires_at)}"
+    until = f"the certificate of {done.component} is valid until {format_time(done.expires_at)}"
     document = {"component": str(done.component), "renewed": done.certificate, "expires_at": done.expires_at}
     _output.show(document, f"renewed: {until}" if done.certificate else until, as_json=as_json)

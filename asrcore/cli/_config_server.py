@@ -51,18 +51,18 @@ def config_server(
 ) -> None:
     """Run the configuration server in the foreground.
 
-    It serves the vault's API, enrolment and metrics, over HTTPS.
+    It serves the API of the vault, enrolment and metrics over HTTPS.
     """
     stop = _services.stop_on_signal(verbose, log_format)
     with _session.engine(context) as opened, _web(opened, listen, identity, ca) as web:
-        _output.tell(f"configuration server of {opened.vault.url} at https://{web.address}; Ctrl-C stops")
+        _output.note(f"configuration server of {opened.vault.url} at https://{web.address}; stop with Ctrl-C")
         stop.wait()
 
 
 def serve(
     context: typer.Context,
     identity: Directory,
-    roles: Annotated[str, typer.Option(help="Which of config-server, process-server and master-target.")] = (
+    roles: Annotated[str, typer.Option(help="Comma-separated: config-server, process-server, master-target.")] = (
         "config-server,process-server"
     ),
     listen: Listen = "0.0.0.0:443",
@@ -72,16 +72,16 @@ def serve(
     lease: Lease = "15s",
     target_listen: Annotated[str, typer.Option(help="ADDRESS:PORT of the master target.")] = "0.0.0.0:9444",
     target_identity: Annotated[
-        Path | None, typer.Option(help="Identity of the master target, which has a role of its own.")
+        Path | None, typer.Option(help="Directory of the master target's certificate and key.")
     ] = None,
     driver: Annotated[str, typer.Option(help="Driver of the site that the master target serves.")] = "",
     settings: Settings = None,
     verbose: Verbose = False,
     log_format: LogFormat = "text",
 ) -> None:
-    """Run several roles in one process: the single management server.
+    """Run several roles in one process, as a single management server.
 
-    The process server shares a vault on PostgreSQL with others; with a vault in a file it is the one engine.
+    With a vault on PostgreSQL the process server may be one of several; with a vault in a file it is the only engine.
     """
     wanted = [role.strip() for role in roles.split(",")]
     if unknown := set(wanted) - {_CONFIG, _PROCESS, _TARGET}:
@@ -94,26 +94,26 @@ def serve(
         opened = stack.enter_context(_session.engine(context))
         if _CONFIG in wanted:
             web = stack.enter_context(_web(opened, listen, identity, ca))
-            _output.tell(f"configuration server at https://{web.address}")
+            _output.note(f"configuration server at https://{web.address}")
         if _TARGET in wanted and target_identity is not None:
             target = stack.enter_context(_target(opened, target_listen, target_identity, driver, settings))
-            _output.tell(f"{target.component} serves {driver} at {target.address}")
+            _output.note(f"{target.component} serves {driver} at {target.address}")
         if _PROCESS not in wanted:
             stop.wait()
         elif opened.vault.shareable:
-            _output.tell(f"process server {server.name} with {opened.vault.url}")
+            _output.note(f"process server {server.name} with {opened.vault.url}")
             threading.Thread(target=_services.exit_for_certain, args=[stop], daemon=True).start()
             opened.serve(server, stop)
         else:
             opened.start()
-            _output.tell(f"replicating with {opened.vault.url}")
+            _output.note(f"replicating with {opened.vault.url}")
             opened.run(stop)
-    _output.tell("stopped; nothing is lost")
+    _output.note("stopped")
 
 
 @contextmanager
 def _web(opened: Engine, listen: str, identity: Path, ca: Path | None) -> Iterator[WebServer]:
-    vault = opened.vault.for_others()  # the engine's own, as a process server's, records of its machines only
+    vault = opened.vault.for_others()  # the engine's own, as a process server's, writes records of its machines only
     authority, address = Authority(_certificates.default_ca(ca), vault), Address.parse(listen, "--listen")
     keep_own(identity, authority)
     ended = threading.Event()

@@ -1,4 +1,4 @@
-"""Drivers and what they need of this host: `driver`, `doctor`."""
+"""Drivers and what they need on this host: `driver`, `doctor`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asrcore.units import format_duration
 
 __all__ = ["register"]
 
-_driver = typer.Typer(help="Drivers: which are installed, and whether one works at a site.", no_args_is_help=True)
+_driver = typer.Typer(help="Drivers: list them, or test one at a real site.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,14 +28,14 @@ def register(app: typer.Typer) -> None:
 
 @_driver.command("list")
 def driver_list(as_json: Json = False) -> None:
-    """List the drivers, their settings, and plug-ins that failed to load."""
+    """List the drivers, their settings, and the plug-ins that failed to load."""
     loaded = plugins.load()
     if as_json:
         infos = [driver.info for driver in loaded.drivers.values()]
         _output.show({"drivers": infos, "broken": loaded.broken}, "", as_json=True)
         return
     if not loaded.drivers:
-        typer.echo("no drivers; install one beside asrcore, such as asr-driver-libvirt")
+        typer.echo("no drivers; install one, such as asr-driver-libvirt")
     for driver in loaded.drivers.values():
         info = driver.info
         typer.echo(f"{info.name} {info.version}: {info.title}")
@@ -51,13 +51,16 @@ def driver_list(as_json: Json = False) -> None:
 def driver_check(
     name: str,
     settings: Settings = None,
-    record: Annotated[Path | None, typer.Option(help="file for what the platform answers, without secrets")] = None,
+    record: Annotated[Path | None, typer.Option(help="Save the platform's answers here, without secrets.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Try a driver's work at a real site, on little data, and take it away again. Exit code 1 if something failed."""
+    """Test a driver at a real site with little data. Exits with status 1 if a check fails.
+
+    What the test creates is deleted afterwards.
+    """
     found = plugins.load().driver(name)
     checks = []
-    with closing(found.check(parsed(settings), record)) as going:  # interrupted, it takes away what it has made
+    with closing(found.check(parsed(settings), record)) as going:  # if interrupted, it deletes what it has created
         for item in going:
             checks.append(item)
             if not as_json:
@@ -70,7 +73,10 @@ def driver_check(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check what this host lacks, and name the command that installs it."""
+    """Check what this host lacks, and show the commands that install it.
+
+    Exits with status 1 if something is missing.
+    """
     loaded = plugins.load()
     findings = [item for driver in loaded.drivers.values() for item in driver.check_host()]
     text = _output.show_findings(findings) or "nothing is missing"

@@ -1,4 +1,4 @@
-"""Failing over: `failover test|planned|unplanned|cleanup|undo|commit`."""
+"""Failover: `failover test|planned|unplanned|cleanup|undo|commit`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ __all__ = ["register"]
 
 _failover = typer.Typer(help="Run a machine from its recovery points at the target site.", no_args_is_help=True)
 
-Point = Annotated[str, typer.Option(help="`latest`, the id of a point, or an ISO time (the newest point before it).")]
+Point = Annotated[
+    str,
+    typer.Option(help="`latest`, the id of a recovery point, or an ISO time (the newest one before it)."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,18 +31,22 @@ def run_test(
     machine: str,
     point: Point = "latest",
     network: Annotated[
-        str | None, typer.Option(help="Plug the test into this network of the target (default: an isolated one).")
+        str | None,
+        typer.Option(help="Network of the target for the test machine (default: an isolated network)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a point in isolation, on a disposable copy, while replication goes on."""
+    """Start an isolated test machine from a recovery point. Replication continues.
+
+    `asr failover cleanup` deletes it.
+    """
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_test(machine, point=point, network=network), as_json=as_json)
 
 
 @_failover.command()
 def cleanup(context: typer.Context, machine: str, as_json: Json = False) -> None:
-    """Remove the test machine and everything it wrote."""
+    """Delete the test machine and everything it wrote."""
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_cleanup(machine), as_json=as_json)
 
@@ -48,11 +55,13 @@ def cleanup(context: typer.Context, machine: str, as_json: Json = False) -> None
 def planned(
     context: typer.Context,
     machine: str,
-    force_off: Annotated[bool, typer.Option("--force-off", help="Cut the power instead of asking the guest.")] = False,
-    timeout: Annotated[str, typer.Option(help="How long the guest may take to shut down.")] = "2min",
+    force_off: Annotated[
+        bool, typer.Option("--force-off", help="Power the machine off instead of asking the guest to shut down.")
+    ] = False,
+    timeout: Annotated[str, typer.Option(help="How long to wait for the guest's shutdown.")] = "2min",
     as_json: Json = False,
 ) -> None:
-    """Shut the source down, send the last delta, run the machine at the target: nothing is lost."""
+    """Shut down the source, send the last changes, and start the machine at the target, without data loss."""
     seconds = parse_duration(timeout, "timeout")
     with _session.engine(context) as opened:
         job = opened.failover_planned(machine, force_off=force_off, timeout=seconds)
@@ -61,20 +70,29 @@ def planned(
 
 @_failover.command()
 def unplanned(context: typer.Context, machine: str, point: Point = "latest", as_json: Json = False) -> None:
-    """Run a point at the target: the source is lost, or given up."""
+    """Start the machine at the target from a recovery point: the source has failed or is given up.
+
+    Changes after that recovery point are not in the started machine.
+    """
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_unplanned(machine, point=point), as_json=as_json)
 
 
 @_failover.command()
 def undo(context: typer.Context, machine: str, as_json: Json = False) -> None:
-    """Before commit: remove the machine at the target again. Then fail over to another point, or go on as before."""
+    """Before commit: delete the machine at the target, with everything it wrote since the failover.
+
+    Then fail over to another recovery point, or replicate from the source as before.
+    """
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_undo(machine), as_json=as_json)
 
 
 @_failover.command()
 def commit(context: typer.Context, machine: str, as_json: Json = False) -> None:
-    """Accept the machine at the target; its older points go."""
+    """Accept the machine at the target. All its recovery points are deleted.
+
+    After this the failover cannot be undone.
+    """
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_commit(machine), as_json=as_json)

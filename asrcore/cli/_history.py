@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-_point = typer.Typer(help="Recovery points.", no_args_is_help=True)
-_job = typer.Typer(help="Jobs: what verbs and the service run.", no_args_is_help=True)
-_event = typer.Typer(help="Events: failovers, quarantines, verifications.", no_args_is_help=True)
+_point = typer.Typer(help="Recovery points of a machine.", no_args_is_help=True)
+_job = typer.Typer(help="Jobs: list them, show one, or cancel one.", no_args_is_help=True)
+_event = typer.Typer(help="Events: failovers, quarantines, verifications, repairs.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(help="Id of the job, or its first characters.")]
 
@@ -49,7 +49,9 @@ def point_list(context: typer.Context, machine: str, as_json: Json = False) -> N
             )
             for item in found
         ]
-        _output.table(("POINT", "TIME", "CONSISTENCY", "KEPT", "SENT"), rows, empty=f"{machine} has no points yet")
+        _output.table(
+            ("POINT", "TIME", "CONSISTENCY", "KEPT", "SENT"), rows, empty=f"{machine} has no recovery points yet"
+        )
 
 
 @_job.command("list")
@@ -78,7 +80,7 @@ def job_show(context: typer.Context, job: JobId, as_json: Json = False) -> None:
 
 @_job.command("cancel")
 def job_cancel(context: typer.Context, job: JobId, as_json: Json = False) -> None:
-    """Ask a job to stop. What it copied stays and is used when the job is started again."""
+    """Cancel a job at its next step. What it copied is kept for the next run."""
     with _session.engine(context) as opened:
         found = opened.vault.job(job)
         opened.cancel(found)
@@ -105,15 +107,15 @@ def _job_text(job: Job) -> str:
 @_event.command("list")
 def event_list(
     context: typer.Context,
-    machine: Annotated[str | None, typer.Argument(help="Only this machine's.")] = None,
-    limit: Annotated[int, typer.Option(help="How many, newest last.")] = 50,
+    machine: Annotated[str | None, typer.Argument(help="Show events of this machine only.")] = None,
+    limit: Annotated[int, typer.Option(help="Show at most this many events, newest last.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """List what happened: failovers, quarantines, verifications."""
+    """List failovers, quarantines, verifications and other events."""
     with _session.engine(context) as opened:
         found = opened.vault.events(machine=machine, limit=limit)
         if as_json:
             _output.show(found, "", as_json=True)
             return
         rows = [(format_time(item.at), item.machine, item.kind, item.text) for item in found]
-        _output.table(("TIME", "MACHINE", "KIND", "WHAT"), rows, empty="nothing happened yet")
+        _output.table(("TIME", "MACHINE", "KIND", "WHAT"), rows, empty="no events yet")

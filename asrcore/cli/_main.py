@@ -32,32 +32,36 @@ class Verb:
 
 
 VERBS = {
-    "init": Verb("_setup", _SET_UP, "Create the vault that --vault names. It belongs at the recovery site."),
-    "doctor": Verb("_drivers", _SET_UP, "Check what this host lacks, and name the command that installs it."),
-    "driver": Verb("_drivers", _SET_UP, "Drivers: which are installed, and whether one works at a site."),
+    "init": Verb("_setup", _SET_UP, "Create the vault that --vault names. Keep it at the recovery site."),
+    "doctor": Verb("_drivers", _SET_UP, "Check what this host lacks, and show the commands that install it."),
+    "driver": Verb("_drivers", _SET_UP, "Drivers: list them, or test one at a real site."),
     "site": Verb("_sites", _SET_UP, "Sites: where machines run, and where replicas are kept."),
     "policy": Verb("_policies", _SET_UP, "Policies: how often, how consistent, what is kept."),
-    "vault": Verb("_setup", _SET_UP, "The vault itself."),
+    "vault": Verb("_setup", _SET_UP, "The vault: move it to the other site."),
     "protect": Verb("_protect", _PROTECT, "Protect a machine: readiness checks, replica, initial copy."),
-    "replicate": Verb("_protect", _PROTECT, "One replication cycle now; an interrupted copy is gone on with."),
+    "replicate": Verb("_protect", _PROTECT, "Run one replication cycle now, or resume an interrupted copy."),
     "verify": Verb("_protect", _PROTECT, "Prove, byte by byte, that the replica equals the frozen source."),
-    "resync": Verb("_protect", _PROTECT, "Compare source and replica and send what differs."),
-    "unprotect": Verb("_protect", _PROTECT, "End protection: tracking stops, the replica and its points go."),
+    "resync": Verb("_protect", _PROTECT, "Compare source and replica, and send what differs."),
+    "unprotect": Verb("_protect", _PROTECT, "End protection: deletes the replica and all its recovery points."),
     "failover": Verb("_failover", _FAIL_OVER, "Run a machine from its recovery points at the target site."),
-    "reprotect": Verb("_protect", _FAIL_OVER, "After a committed failover: replicate the other way round."),
-    "status": Verb("_status", _OBSERVE, "Show every protected machine: state, health with reasons, true RPO, points."),
-    "point": Verb("_history", _OBSERVE, "Recovery points."),
-    "job": Verb("_history", _OBSERVE, "Jobs: what verbs and the service run."),
-    "event": Verb("_history", _OBSERVE, "Events: failovers, quarantines, verifications."),
+    "reprotect": Verb("_protect", _FAIL_OVER, "After a committed failover: replicate in the opposite direction."),
+    "status": Verb(
+        "_status", _OBSERVE, "Show every protected machine: state, health with reasons, RPO, recovery points."
+    ),
+    "point": Verb("_history", _OBSERVE, "Recovery points of a machine."),
+    "job": Verb("_history", _OBSERVE, "Jobs: list them, show one, or cancel one."),
+    "event": Verb("_history", _OBSERVE, "Events: failovers, quarantines, verifications, repairs."),
     "server": Verb("_servers", _OBSERVE, "Servers: process servers and master targets."),
     "run": Verb("_services", _SERVICES, "Run the replication service in the foreground until Ctrl-C or SIGTERM."),
-    "process-server": Verb("_services", _SERVICES, "Run one of several process servers that share a vault."),
-    "master-target": Verb("_master_target", _SERVICES, "Serve this host's site to engines elsewhere."),
+    "process-server": Verb("_services", _SERVICES, "Run a process server: one of several that share a vault."),
+    "master-target": Verb(
+        "_master_target", _SERVICES, "Run a master target: serve this host's site to engines elsewhere."
+    ),
     "config-server": Verb("_config_server", _SERVICES, "Run the configuration server in the foreground."),
-    "serve": Verb("_config_server", _SERVICES, "Run several roles in one process: the single management server."),
-    "ca": Verb("_certificates", _CERTIFICATES, "The certificate authority, on the configuration server."),
-    "join": Verb("_certificates", _CERTIFICATES, "Give this component an identity."),
-    "renew": Verb("_certificates", _CERTIFICATES, "Fetch the revocation list, and a new certificate when it is time."),
+    "serve": Verb("_config_server", _SERVICES, "Run several roles in one process, as a single management server."),
+    "ca": Verb("_certificates", _CERTIFICATES, "The certificate authority of the configuration server."),
+    "join": Verb("_certificates", _CERTIFICATES, "Enrol this component with the configuration server."),
+    "renew": Verb("_certificates", _CERTIFICATES, "Fetch the revocation list, and a new certificate when it is due."),
 }
 """The help and the shell's completion show the verbs from here; only the module of the verb that is run is imported.
 All modules together, with what they import, cost a second of CPU, and Typer reads the signature of every verb it has.
@@ -120,7 +124,7 @@ def application() -> typer.Typer:
     app = typer.Typer(
         name="asr",
         cls=_Verbs,
-        help="Protect running machines, fail them over, bring them home.",
+        help="Protect running machines, fail them over, and fail them back.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -147,7 +151,7 @@ def _hoisted(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    """Run `asr`; the exit code says the class of an error (see docs/reference/errors)."""
+    """Run `asr`; the exit code is that of the error's category (see docs/reference/errors)."""
     vault, arguments = _hoisted(sys.argv[1:])
     try:
         application()(args=vault + arguments, standalone_mode=True)

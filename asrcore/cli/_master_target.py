@@ -28,19 +28,18 @@ def register(app: typer.Typer) -> None:
 
 
 def master_target(
-    driver: Annotated[str, typer.Option(help="The driver of the site to serve (see `asr driver list`).")],
+    driver: Annotated[str, typer.Option(help="Driver of the site to serve (see `asr driver list`).")],
     identity: Annotated[
-        Path, typer.Option(help="Directory with certificate.pem, key.pem, ca.pem and perhaps crl.pem.")
+        Path, typer.Option(help="Directory with certificate.pem, key.pem, ca.pem and, optionally, crl.pem.")
     ],
     settings: Settings = None,
-    listen: Annotated[str, typer.Option(help="ADDRESS:PORT to listen at.")] = "0.0.0.0:9444",
-    silence: Annotated[
-        str, typer.Option(help="Without a sign of life for so long a connection counts as lost.")
-    ] = "30s",
+    listen: Annotated[str, typer.Option(help="ADDRESS:PORT to listen on.")] = "0.0.0.0:9444",
+    silence: Annotated[str, typer.Option(help="Drop a connection after this long without traffic.")] = "30s",
 ) -> None:
-    """Serve this host's site to engines elsewhere.
+    """Run a master target: serve this host's site to engines elsewhere.
 
-    Over TLS with certificates of both sides, until Ctrl-C. They use it through the driver `remote`. It needs no vault.
+    Runs in the foreground until Ctrl-C or SIGTERM. Engines connect over mutual TLS with the driver `remote`. Needs no
+    vault.
     """
     from asrcore import plugins  # noqa: PLC0415 - `asr --help` needs none of these
     from asrcore.remote.master_target import MasterTarget  # noqa: PLC0415
@@ -56,6 +55,6 @@ def master_target(
     with plugins.load().connect(driver, "here", parsed(settings)) as site:
         status = site.status()
         with MasterTarget(site, address, Identity(identity), limits=limits) as target:
-            typer.echo(f"{target.component} serves {driver} ({status.version}) at {target.address}; end with Ctrl-C")
+            typer.echo(f"{target.component} serves {driver} ({status.version}) at {target.address}; stop with Ctrl-C")
             stop.wait()
-            typer.echo("ending: what has arrived is made durable")
+            typer.echo("stopping; received data is being made durable")

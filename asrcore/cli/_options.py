@@ -13,13 +13,13 @@ __all__ = ["Settings", "parsed"]
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting of the driver: name=value, or name=@FILE for a secret; repeatable."),
+    typer.Option("--set", help="Setting of the driver: NAME=VALUE, or NAME=@FILE for a secret; repeatable."),
 ]
 
 
 def parsed(settings: list[str] | None) -> dict[str, str]:
-    """Settings as they were typed: NAME=VALUE. NAME=@FILE takes the first line of a file, so that a password is neither
-    in the list of processes nor in the shell's history; a value that begins with @ is typed @@."""
+    """Settings as typed: NAME=VALUE. NAME=@FILE takes the first line of a file, so that a password is neither in the
+    process list nor in the shell's history; a value that begins with @ is typed @@."""
     result = {}
     for item in settings or []:
         name, equals, value = item.partition("=")

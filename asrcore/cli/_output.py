@@ -1,4 +1,4 @@
-"""How `asr` talks: tables for people, one JSON document for scripts, errors with cause and next action."""
+"""Output: tables for people, one JSON document for scripts, errors with cause and next action."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from asrcore.errors import AsrError
 from asrcore.model.plain import plain
 
-__all__ = ["Json", "fail", "plain", "show", "show_findings", "table", "tell"]
+__all__ = ["Json", "fail", "note", "plain", "show", "show_findings", "table"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
@@ -48,8 +48,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) 
     Console().print(grid)
 
 
-def tell(text: str) -> None:
-    """A line about what goes on; never on standard output, which belongs to the result."""
+def note(text: str) -> None:
+    """Print a line of progress, on standard error: standard output is for the result."""
     typer.echo(text, err=True)
 
 

@@ -32,7 +32,7 @@ def lines() -> dict[str, str]:
         try:
             found[name] = (_converted(name, app).help or "").partition("\n")[0]
         except PluginFailed as problem:
-            _output.tell(f"{problem}: {problem.cause_text}")
+            _output.note(f"{problem}: {problem.cause_text}")
     return found
 
 

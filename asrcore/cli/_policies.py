@@ -27,28 +27,32 @@ def register(app: typer.Typer) -> None:
 def policy_create(
     context: typer.Context,
     name: str,
-    interval: Annotated[str, typer.Option(help="Between cycles: 5s to 1d.")] = "5min",
-    keep: Annotated[str, typer.Option(help="Age at which recovery points go.")] = "24h",
+    interval: Annotated[str, typer.Option(help="Time between replication cycles: 5s to 1d.")] = "5min",
+    keep: Annotated[str, typer.Option(help="Delete recovery points older than this, up to 365d.")] = "24h",
     point_every: Annotated[
-        str, typer.Option(help="Between kept points; between them only the latest state exists.", show_default="5min")
+        str,
+        typer.Option(
+            help="Time between kept recovery points; in between, only the latest one exists.",
+            show_default="5min",
+        ),
     ] = "",
     consistency: Annotated[str, typer.Option(help="crash, filesystem or application.")] = "crash",
-    freeze_limit: Annotated[str, typer.Option(help="Longest freeze of a guest.")] = "10s",
+    freeze_limit: Annotated[str, typer.Option(help="Longest time that a guest may be frozen: 1s to 60s.")] = "10s",
     resync_window: Annotated[
-        str, typer.Option(help="When a comparison may start by itself: HH:MM-HH:MM local time, or always.")
+        str, typer.Option(help="When a comparison may start automatically: HH:MM-HH:MM local time, or always.")
     ] = "18:30-06:00",
     resync_threshold: Annotated[
-        float, typer.Option(help="Share of a disk whose change log makes a comparison due.")
+        float, typer.Option(help="Compare the replica when the change log covers this share of a disk.")
     ] = 0.5,
     bandwidth: Annotated[
         list[str] | None,
         typer.Option(
-            help="Most that all its machines together send, such as 20Mbit or 20Mbit@08:00-18:00 (local time); "
-            "repeatable, the lowest that is open holds."
+            help="Limit for all its machines together, such as 20Mbit or 20Mbit@08:00-18:00 (local time); "
+            "repeatable: the lowest active limit applies."
         ),
     ] = None,
     verify_every: Annotated[
-        str, typer.Option(help="Compare and mend replicas by themselves after so long, in the resync window, or never.")
+        str, typer.Option(help="Verify and repair replicas automatically this often, in the resync window; or never.")
     ] = "7d",
     as_json: Json = False,
 ) -> None:
@@ -79,7 +83,7 @@ def policy_create(
 
 def _described(policy: Policy) -> str:
     return (
-        f"a cycle every {format_duration(policy.interval)}, a point kept every "
+        f"one cycle every {format_duration(policy.interval)}, one recovery point kept every "
         f"{format_duration(policy.point_interval)} for {format_duration(policy.keep)}, "
         f"{policy.consistency.value}-consistent, resync {policy.resync_window}, bandwidth {_bandwidth(policy)}, "
         f"verified {_verified(policy)}"
@@ -87,7 +91,7 @@ def _described(policy: Policy) -> str:
 
 
 def _verified(policy: Policy) -> str:
-    return f"every {format_duration(policy.verify_every)}" if policy.verify_every else "never by itself"
+    return f"every {format_duration(policy.verify_every)}" if policy.verify_every else "never automatically"
 
 
 def _bandwidth(policy: Policy) -> str:
@@ -121,10 +125,10 @@ def policy_list(context: typer.Context, as_json: Json = False) -> None:
 
 @_policy.command("show")
 def policy_show(context: typer.Context, name: str, as_json: Json = False) -> None:
-    """Show a policy with its retention ladder."""
+    """Show a policy with its retention of recovery points."""
     with _session.engine(context) as opened:
         policy = opened.vault.policy(name)
-        lines = [f"{name}: {_described(policy)}", "  thinning:"]
+        lines = [f"{name}: {_described(policy)}", "  retention:"]
         lines += [
             f"    older than {format_duration(rung.after)}: one every {format_duration(rung.every)}"
             for rung in policy.ladder

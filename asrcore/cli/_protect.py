@@ -1,4 +1,4 @@
-"""Protecting and replicating: `protect`, `unprotect`, `replicate`, `resync`, `verify`, `reprotect`."""
+"""Protection and replication: `protect`, `unprotect`, `replicate`, `resync`, `verify`, `reprotect`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asrcore.errors import InvalidValue
 
 __all__ = ["register"]
 
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not follow the job (needs a running service).")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the job (needs a running service).")]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,16 +38,17 @@ def protect(
     target: Annotated[str, typer.Option("--to", help="Site that keeps the replica.")],
     policy: Annotated[str, typer.Option(help="Replication policy.")],
     network: Annotated[
-        list[str] | None, typer.Option(help="SOURCE=TARGET network after a failover; repeatable.")
+        list[str] | None,
+        typer.Option(help="SOURCE=TARGET: network at the target for a network of the source; repeatable."),
     ] = None,
-    test_network: Annotated[str, typer.Option(help="Network for tests (default: an isolated one).")] = "",
+    test_network: Annotated[str, typer.Option(help="Network for test failovers (default: an isolated network).")] = "",
     check: Annotated[bool, typer.Option("--check", help="Only show the readiness findings.")] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Protect a machine: readiness checks, replica, initial copy.
 
-    Deltas follow while `asr run` runs.
+    `asr run` then replicates its changes.
     """
     with _session.engine(context) as opened:
         if check:
@@ -67,9 +68,9 @@ def protect(
 
 
 def unprotect(context: typer.Context, machine: str, as_json: Json = False) -> None:
-    """End protection: tracking stops, the replica and its points go.
+    """End protection: deletes the replica and all its recovery points.
 
-    The machine itself is left alone.
+    Change tracking at the source is removed. The machine itself is not changed.
     """
     with _session.engine(context) as opened:
         _session.finish(opened, opened.unprotect(machine), as_json=as_json)
@@ -78,10 +79,12 @@ def unprotect(context: typer.Context, machine: str, as_json: Json = False) -> No
 def replicate(
     context: typer.Context,
     machine: str,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep this point as the policy keeps points.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep this recovery point for as long as the policy says.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """One replication cycle now; an interrupted copy is gone on with."""
+    """Run one replication cycle now, or resume an interrupted copy."""
     with _session.engine(context) as opened:
         _session.finish(opened, opened.replicate(machine, keep=keep), as_json=as_json)
 
@@ -89,16 +92,16 @@ def replicate(
 def resync(
     context: typer.Context,
     machine: str,
-    now: Annotated[bool, typer.Option("--now", help="Do not wait for the policy's window.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Start now instead of in the policy's resync window.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare source and replica and send what differs."""
+    """Compare source and replica, and send what differs."""
     with _session.engine(context) as opened:
         job = opened.resync(machine, now=now)
         if job is None:
             window = opened.vault.policy(opened.vault.protection(machine).policy).resync_window
             document = {"machine": machine, "window": str(window)}
-            _output.show(document, f"{machine} is marked; it is compared in the window {window}", as_json=as_json)
+            _output.show(document, f"{machine} will be compared in the resync window {window}", as_json=as_json)
             return
         _session.finish(opened, job, as_json=as_json)
 
@@ -106,9 +109,9 @@ def resync(
 def verify(
     context: typer.Context,
     machine: str,
-    repair: Annotated[bool, typer.Option("--repair", help="Send again what differs.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Send what differs again.")] = False,
     sha256: Annotated[
-        bool, typer.Option("--sha256", help="Tell SHA-256 of each whole disk at both sides, too (reads all; slow).")
+        bool, typer.Option("--sha256", help="Also print a SHA-256 per disk of both sides (reads every disk; slow).")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -118,9 +121,9 @@ def verify(
 
 
 def reprotect(context: typer.Context, machine: str, as_json: Json = False) -> None:
-    """After a committed failover: replicate the other way round.
+    """After a committed failover: replicate in the opposite direction.
 
-    Only what differs is sent.
+    Sends only what differs.
     """
     with _session.engine(context) as opened:
         _session.finish(opened, opened.reprotect(machine), as_json=as_json)

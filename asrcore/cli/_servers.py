@@ -21,14 +21,17 @@ def register(app: typer.Typer) -> None:
 
 @_server.command("list")
 def server_list(context: typer.Context, as_json: Json = False) -> None:
-    """List process servers and master targets (these are asked): health, version, last seen, machines carried."""
+    """List process servers and master targets: health, version, last seen, machines carried.
+
+    Connects to the master targets.
+    """
     with _session.engine(context) as opened:
         found = opened.servers()
         if as_json:
             _output.show([item.document() for item in found], "", as_json=True)
             return
         columns = ("ROLE", "SERVER", "HEALTH", "VERSION", "LAST SEEN", "MACHINES", "SITES", "WHERE")
-        _output.table(columns, [_server_row(item) for item in found], empty="no server works on this vault")
+        _output.table(columns, [_server_row(item) for item in found], empty="no server uses this vault")
         for item in found:
             if item.error is not None:
                 typer.echo(f"\n{item.name}: [{item.error.code}] {item.error}\n  next: {item.error.action_text}")

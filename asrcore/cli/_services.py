@@ -33,12 +33,14 @@ _SHORTEST_LEASE, _LONGEST_LEASE = 3.0, 3600.0
 _LONGEST_END = 120.0  # seconds
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every cycle.")]
-LogFormat = Annotated[str, typer.Option(help="text, or json: one object a line.")]
-Name = Annotated[str, typer.Option(help="Name of this process server, one of its own.", show_default="the host's name")]
+LogFormat = Annotated[str, typer.Option(help="text, or json: one object per line.")]
+Name = Annotated[str, typer.Option(help="Unique name of this process server.", show_default="the host's name")]
 Sites = Annotated[
-    list[str] | None, typer.Option("--site", help="A site that this process server can reach, if not all; repeatable.")
+    list[str] | None, typer.Option("--site", help="Site that this process server can reach (default: all); repeatable.")
 ]
-Lease = Annotated[str, typer.Option(help="Silence after which a process server's machines go to others.")]
+Lease = Annotated[
+    str, typer.Option(help="Time without a sign of life after which other process servers take over the machines.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -52,9 +54,9 @@ def run(context: typer.Context, verbose: Verbose = False, log_format: LogFormat 
     stop = stop_on_signal(verbose, log_format)
     with _session.engine(context) as opened:
         opened.start()
-        _output.tell(f"replicating with {opened.vault.url}; Ctrl-C stops, nothing is lost")
+        _output.note(f"replicating with {opened.vault.url}; stop with Ctrl-C")
         opened.run(stop)
-        _output.tell("stopping; cycles under way go on at the next start")
+        _output.note("stopping; interrupted cycles resume at the next start")
 
 
 def process_server(
@@ -65,22 +67,22 @@ def process_server(
     verbose: Verbose = False,
     log_format: LogFormat = "text",
 ) -> None:
-    """Run one of several process servers that share a vault.
+    """Run a process server: one of several that share a vault.
 
-    The vault is on PostgreSQL. Each works on the machines that are assigned to it; those of a server that dies go to
-    the others.
+    The vault is on PostgreSQL. Each server works on the machines that are assigned to it; when a server fails, the
+    others take over its machines.
     """
     stop = stop_on_signal(verbose, log_format)
     identity = server_identity(name, site, lease)
     with _session.engine(context) as opened:
-        _output.tell(f"process server {identity.name} with {opened.vault.url}; Ctrl-C stops, nothing is lost")
+        _output.note(f"process server {identity.name} with {opened.vault.url}; stop with Ctrl-C")
         threading.Thread(target=exit_for_certain, args=[stop], daemon=True).start()
         opened.serve(identity, stop)
-        _output.tell("stopped; other servers go on with its machines")
+        _output.note("stopped; other process servers take over its machines")
 
 
 def exit_for_certain(stop: threading.Event) -> None:
-    """A step that hangs must not keep a server alive that others have replaced; what it was in is resumed there."""
+    """A step that hangs must not keep a server running that others have replaced; they resume the step."""
     stop.wait()
     threading.Event().wait(_LONGEST_END)
     os._exit(Category.CONFLICT.value)
@@ -102,7 +104,7 @@ def server_identity(name: str, sites: list[str] | None, lease: str) -> Iterator[
 
 
 def stop_on_signal(verbose: bool, log_format: str) -> threading.Event:
-    """Log for a service; the event is set by Ctrl-C or SIGTERM, and a second one ends the process at once."""
+    """Set up the log of a service. Ctrl-C or SIGTERM sets the event; a second signal ends the process at once."""
     if log_format not in logs.FORMATS:
         raise InvalidValue(what="log format", value=log_format, wanted=" or ".join(logs.FORMATS))
     logs.set_up(log_format, verbose=verbose)

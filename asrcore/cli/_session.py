@@ -26,7 +26,7 @@ __all__ = ["INTERRUPTED", "default_vault", "engine", "finish", "result_of", "vau
 
 
 def default_vault() -> str:
-    """Where the vault is when nothing names it: /var/lib/asrcore for root, else the user's data directory."""
+    """The default vault: /var/lib/asrcore for root, else the user's data directory."""
     if os.geteuid() == 0:
         return "/var/lib/asrcore/vault.db"
     base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
@@ -56,7 +56,7 @@ def finish(opened: Engine, job: Job, *, as_json: bool, wait: bool = True) -> Job
     try:
         done = _followed(opened, job, quiet=as_json)
     except KeyboardInterrupt:
-        _output.tell(f"\ninterrupted; the service or the next verb resumes job {job.id} (`asr job list`)")
+        _output.note(f"\ninterrupted; the service or the next verb resumes job {job.id} (`asr job list`)")
         signal.signal(signal.SIGINT, _leave_at_once)
         raise
     if as_json:
@@ -70,12 +70,12 @@ def finish(opened: Engine, job: Job, *, as_json: bool, wait: bool = True) -> Job
 
 
 def _leave_at_once(*_: object) -> None:
-    """A second Ctrl-C does not wait for the step under way: it is resumed as after a kill."""
+    """A second Ctrl-C does not wait for the running step, which is resumed as after a kill."""
     os._exit(INTERRUPTED)
 
 
 def result_of(job: Job) -> dict[str, object]:
-    """The facts that a job told."""
+    """The facts of a job's result."""
     return dict(json.loads(job.result)) if job.result else {}
 
 
@@ -119,6 +119,6 @@ def _followed_in_lines(opened: Engine, job: Job) -> Job:
         line = f"{now.kind} of {now.machine}: {now.step or 'waiting'}"
         if line != shown:
             shown = line
-            _output.tell(line)
+            _output.note(line)
 
     return opened.wait(job, on_change)

@@ -13,7 +13,7 @@ from asrcore.engine import Engine
 
 __all__ = ["register"]
 
-_vault = typer.Typer(help="The vault itself.", no_args_is_help=True)
+_vault = typer.Typer(help="The vault: move it to the other site.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def init(context: typer.Context, as_json: Json = False) -> None:
-    """Create the vault that --vault names. It belongs at the recovery site."""
+    """Create the vault that --vault names. Keep it at the recovery site."""
     url = _session.vault_url(context)
     if url == _session.default_vault():
         Path(url).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -33,10 +33,10 @@ def init(context: typer.Context, as_json: Json = False) -> None:
 
 @_vault.command("move")
 def vault_move(context: typer.Context, destination: str, as_json: Json = False) -> None:
-    """Move the vault to a file, to be carried to the other site: after a failover that is the recovery site.
+    """Move the vault to a file, to copy it to the other site, which is the recovery site after a failover.
 
-    The vault that stays behind is marked as moved and refuses work, so that there is never a second one.
+    The vault that stays behind is marked as moved and refuses work, so that there is only one.
     """
     moved = str(vault.move(_session.vault_url(context), destination, "asr vault move"))
-    text = f"vault moved to {moved}; carry it to the recovery site and use it there with --vault"
+    text = f"vault moved to {moved}; copy it to the recovery site and use it there with --vault"
     _output.show({"moved_to": moved}, text, as_json=as_json)

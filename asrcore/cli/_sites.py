@@ -27,11 +27,11 @@ def register(app: typer.Typer) -> None:
 def site_add(
     context: typer.Context,
     name: str,
-    driver: Annotated[str, typer.Option(help="The driver that serves the site (see `asr driver list`).")],
+    driver: Annotated[str, typer.Option(help="Driver of the site (see `asr driver list`).")],
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Add a site; a connection proves the settings first."""
+    """Add a site. The settings are tested with a connection first."""
     with _session.engine(context) as opened:
         site = opened.add_site(name, driver, parsed(settings))
         status = opened.site_status(name)
@@ -45,7 +45,7 @@ def site_add(
 
 @_site.command("update")
 def site_update(context: typer.Context, name: str, settings: Settings = None, as_json: Json = False) -> None:
-    """Change settings of a site (an empty value removes one); a connection proves them first."""
+    """Change settings of a site; an empty value removes a setting. They are tested with a connection first."""
     with _session.engine(context) as opened:
         site = opened.update_site(name, parsed(settings))
         shown = _without_secrets(opened, site.driver, site.settings)
@@ -54,7 +54,7 @@ def site_update(context: typer.Context, name: str, settings: Settings = None, as
 
 @_site.command("list")
 def site_list(context: typer.Context, as_json: Json = False) -> None:
-    """List the sites; asks none of them."""
+    """List the sites, without connecting to them."""
     with _session.engine(context) as opened:
         sites = opened.vault.sites()
         if as_json:
@@ -67,7 +67,7 @@ def site_list(context: typer.Context, as_json: Json = False) -> None:
 
 @_site.command("show")
 def site_show(context: typer.Context, name: str, as_json: Json = False) -> None:
-    """Show a site's settings and what it says of itself now."""
+    """Show a site's settings and its present status."""
     with _session.engine(context) as opened:
         site = opened.vault.site(name)
         shown = _without_secrets(opened, site.driver, site.settings)
@@ -99,16 +99,16 @@ def _machine_row(machine: Machine) -> tuple[str, ...]:
 
 @_site.command("sweep")
 def site_sweep(context: typer.Context, name: str, as_json: Json = False) -> None:
-    """Remove what runs that never came back have left at a site."""
+    """Delete the resources at a site that interrupted runs left behind."""
     with _session.engine(context) as opened:
         removed = opened.sweep_site(name)
-        text = "\n".join(f"removed {item}" for item in removed) or "nothing was left over"
+        text = "\n".join(f"deleted {item}" for item in removed) or "nothing to delete"
         _output.show({"removed": removed}, text, as_json=as_json)
 
 
 @_site.command("remove")
 def site_remove(context: typer.Context, name: str, as_json: Json = False) -> None:
-    """Forget a site that no protected machine uses."""
+    """Remove a site that no protected machine uses. Nothing at the site is changed."""
     with _session.engine(context) as opened:
         opened.vault.remove_site(name)
         _output.show({"removed": name}, f"site {name} removed", as_json=as_json)

@@ -38,12 +38,12 @@ def register(app: typer.Typer) -> None:
 
 def status(
     context: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every two seconds until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show every protected machine: state, health with reasons, true RPO, points.
+    """Show every protected machine: state, health with reasons, RPO, recovery points.
 
-    Asks no site.
+    Reads the vault only: works while a site is down.
     """
     while True:
         machines = _machines(context)
@@ -59,7 +59,7 @@ def _show_status(machines: Sequence[MachineStatus], *, as_json: bool) -> None:
     if as_json:
         _output.show([document(item) for item in machines], "", as_json=True)
         return
-    _output.table(_COLUMNS, [_status_row(item) for item in machines], empty="nothing is protected (`asr protect`)")
+    _output.table(_COLUMNS, [_status_row(item) for item in machines], empty="no machine is protected (`asr protect`)")
     for item in machines:
         if item.health.reasons:
             typer.echo(f"\n{item.protection.name}:")
