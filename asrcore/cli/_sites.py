@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from asrcore.cli._options import Settings, parsed
 from asrcore.cli._output import Json
 from asrcore.model.machine import Machine
 from asrcore.units import format_size
+
+if TYPE_CHECKING:
+    from asrcore.engine import Engine
 
 __all__ = ["register"]
 
@@ -114,8 +117,8 @@ def site_remove(context: typer.Context, name: str, as_json: Json = False) -> Non
         _output.show({"removed": name}, f"site {name} removed", as_json=as_json)
 
 
-def _without_secrets(opened: object, driver: str, settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    drivers = getattr(opened, "plugins").drivers  # noqa: B009
+def _without_secrets(opened: Engine, driver: str, settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    drivers = opened.plugins.drivers
     secret = (
         {item.name for item in drivers[driver].info.settings if item.secret} if driver in drivers else set(settings)
     )
