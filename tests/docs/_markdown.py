@@ -22,7 +22,7 @@ class Block:
 
 def pages() -> list[Path]:
     """Every page a reader may meet."""
-    found = [PROJECT / "README.md", *PROJECT.glob("docs/**/*.md"), *PROJECT.glob("drivers/*/README.md")]
+    found = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md"), *PROJECT.glob("drivers/*/README.md")]
     return sorted(path for path in found if path.is_file())
 
 
