@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test demo demo-azure demo-azure-physical demo-physical bench lab-up lab-down docs format clean
+.PHONY: help setup packages test demo demo-azure demo-azure-physical demo-physical bench lab-up lab-down docs site format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1 - /p' Makefile
@@ -44,6 +44,9 @@ lab-down: setup  ## take them away again
 
 docs: setup  ## write the generated pages of docs/reference anew
 	@.venv/bin/python -m tests.docs.generate
+
+site: setup  ## build the documentation as a site in build/site; a broken link is an error
+	@.venv/bin/mkdocs build --quiet --strict
 
 format: setup  ## format the code as `make test` wants it
 	@.venv/bin/ruff format .
