@@ -165,8 +165,8 @@ class Typist:
         addresses = {f"10.1.0.{number}": self.lab.sites[site].address for number, site in ((1, "a"), (2, "b"))}
         self.instead: dict[str, Callable[[Host], str]] = {
             "systemctl daemon-reload": lambda _: "",
-            "systemctl enable --now asrcore": self._enable,
-            "systemctl disable --now asrcore": self._disable,
+            "systemctl enable --now asr-run": self._enable,
+            "systemctl disable --now asr-run": self._disable,
             "asr status --watch": lambda host: host.run("timeout --signal=INT 5 asr status --watch", check=False),
             f"virsh console {GUEST}-test": lambda host: host.run(f"virsh domstate {GUEST}-test"),
             f"asr event list {GUEST}": self._quarantined,
