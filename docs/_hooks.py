@@ -20,7 +20,9 @@ OUTSIDE = "repository"
 
 # A fenced block or a code span is left alone; a link is `[text](target)` without a scheme.
 _LINK = re.compile(
-    r"^```.*?^```[ \t]*$|`[^`\n]*`|\[(?P<text>(?:[^\[\]`]|`[^`]*`)*)\]\((?![a-z]+:)(?P<place>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)",
+    r"^```.*?^```[ \t]*$"
+    r"|`[^`\n]*`"
+    r"|\[(?P<text>(?:[^\[\]`]|`[^`]*`)*)\]\((?![a-z]+:)(?P<place>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)",
     re.MULTILINE | re.DOTALL,
 )
 

@@ -21,8 +21,12 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Every page a reader may meet."""
-    found = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md"), *PROJECT.glob("drivers/*/README.md")]
+    """Every page that describes the present state: not the changelog, which names what was."""
+    found = [
+        *(path for path in PROJECT.glob("*.md") if path.name != "CHANGELOG.md"),
+        *PROJECT.glob("docs/**/*.md"),
+        *PROJECT.glob("drivers/*/README.md"),
+    ]
     return sorted(path for path in found if path.is_file())
 
 

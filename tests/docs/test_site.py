@@ -106,7 +106,9 @@ def test_what_pages_link_to_outside_docs_is_there(site: Path) -> None:
     for page in set(site.glob("**/*.html")) - {site / "404.html"}:  # its links start at the site's root
         for link in Page(page).links:
             if not re.match(r"[a-z]+:|#|//", link):
-                assert (page.parent / unquote(link.partition("#")[0])).exists(), f"{page.relative_to(site)} links to {link}"
+                assert (page.parent / unquote(link.partition("#")[0])).exists(), (
+                    f"{page.relative_to(site)} links to {link}"
+                )
     assert (site / "repository" / "deploy" / "systemd" / "asr-run.service").is_file()
 
 
