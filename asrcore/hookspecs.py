@@ -78,7 +78,7 @@ def asr_health_changed(machine: Protection, old: Health, new: Health) -> None:
 
 @_hookspec
 def asr_before_failover(machine: Protection, kind: FailoverKind) -> None:
-    """A failover was requested and is possible; nothing has been done yet. It cannot be prevented here."""
+    """A failover was requested and is possible; nothing has been done yet. It cannot be prevent it."""
 
 
 @_hookspec
