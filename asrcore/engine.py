@@ -115,7 +115,6 @@ class Engine:
         """
         from asrcore.jobs import Jobs  # noqa: PLC0415 - as in `start`
         from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415
-        from asrcore.service.member import Member  # noqa: PLC0415
         from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
 
         replaced: list[ServerReplaced] = []

@@ -117,7 +117,9 @@ class InvalidSetting(AsrError):
     category = Category.USAGE
     happened = "setting {setting!r} of driver {driver}: {problem}"
     cause = "The driver does not accept the site's settings as given."
-    action = "`asr driver list` lists the settings of each driver; correct them with `asr site add` or `asr site update`."
+    action = (
+        "`asr driver list` lists the settings of each driver; correct them with `asr site add` or `asr site update`."
+    )
 
 
 class AlreadyExists(AsrError):

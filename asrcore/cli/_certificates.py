@@ -13,10 +13,12 @@ from asrcore.cli import _output, _session
 from asrcore.cli._output import Json
 from asrcore.errors import AlreadyExists, InvalidValue
 from asrcore.files import write_private
-from asrcore.service import joining
-from asrcore.service.authority import Authority, make_request
+from asrcore.pki import enrolment
+from asrcore.pki.authority import Authority
+from asrcore.pki.request import make_request
+from asrcore.units import format_time, parse_duration
 from asrcore.vault import Certificate, Vault
-    from asrcore.wire.tls import Component
+from asrcore.wire.tls import Component, Role
 
 __all__ = ["Ca", "default_ca", "register"]
 
@@ -52,8 +54,6 @@ def default_ca(given: Path | None) -> Path:
 
 
 def _component(role: str, name: str) -> Component:
-    from asrcore.wire.tls import Component, Role  # noqa: PLC0415
-
     roles = [item.value for item in Role if item is not Role.JOIN]
     if role not in roles:
         raise InvalidValue(what="role", value=role, wanted=", ".join(roles))
@@ -77,12 +77,6 @@ def ca_init(
     as_json: Json = False,
 ) -> None:
     """Create the authority, and the configuration server's own certificate."""
-    from urllib.parse import urlsplit  # noqa: PLC0415
-
-    from asrcore.files import write_private  # noqa: PLC0415
-    from asrcore.pki import enrolment  # noqa: PLC0415
-    from asrcore.pki.authority import Authority  # noqa: PLC0415
-    from asrcore.pki.request import make_request  # noqa: PLC0415
 
     host = urlsplit(url).hostname
     if not url.startswith("https://") or not host:
@@ -112,9 +106,6 @@ def ca_token(
     as_json: Json = False,
 ) -> None:
     """Print a token with which one component can join, once. It is secret: transfer it securely."""
-    from asrcore.pki import enrolment  # noqa: PLC0415
-    from asrcore.pki.authority import Authority  # noqa: PLC0415
-
     seconds = parse_duration(valid, "valid")
     if not 60 <= seconds <= 7 * 86400:
         raise InvalidValue(what="valid", value=valid, wanted="1min to 7d")
@@ -147,8 +138,6 @@ def _row(item: Certificate) -> tuple[str, ...]:
 @_ca.command("revoke")
 def ca_revoke(context: typer.Context, role: str, name: str, ca: Ca = None, as_json: Json = False) -> None:
     """Revoke all certificates and unused tokens of a component."""
-    from asrcore.pki.authority import Authority  # noqa: PLC0415
-
     with _vault(context) as vault:
         serials = Authority(default_ca(ca), vault).revoke(_component(role, name))
     text = (
@@ -167,8 +156,6 @@ def join(
 
     Creates a key here; the configuration server issues a certificate for it.
     """
-    from asrcore.pki import enrolment  # noqa: PLC0415
-
     try:
         text = sys.stdin.read() if token == "-" else Path(token).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as problem:
@@ -188,8 +175,6 @@ def renew(
 
     A timer unit runs this every hour.
     """
-    from asrcore.pki import enrolment  # noqa: PLC0415
-
     done = enrolment.renew(identity, force=now)
     until = f"the certificate of {done.component} is valid until {format_time(done.expires_at)}"
     document = {"component": str(done.component), "renewed": done.certificate, "expires_at": done.expires_at}

@@ -14,14 +14,13 @@ import typer
 from asrcore.cli import _certificates, _output, _services, _session
 from asrcore.cli._options import Settings, parsed
 from asrcore.cli._services import Lease, LogFormat, Name, Sites, Verbose
+from asrcore.config_server.api import make_app
+from asrcore.config_server.web import WebServer
 from asrcore.errors import AsrError, InvalidValue
-from asrcore.service.api import make_app
-from asrcore.service.authority import Authority
-from asrcore.service.carrier import Address
-from asrcore.service.joining import keep_own
-from asrcore.service.master_target import MasterTarget
-from asrcore.service.tls import Identity
-from asrcore.service.web import WebServer
+from asrcore.pki.authority import Authority, keep_own
+from asrcore.remote.master_target import MasterTarget
+from asrcore.wire.carrier import Address
+from asrcore.wire.tls import Identity
 
 if TYPE_CHECKING:
     from asrcore.engine import Engine
@@ -30,9 +29,12 @@ __all__ = ["register"]
 
 _log = logging.getLogger(__name__)
 
+_RENEW_EVERY = 3600.0  # seconds
 
+_CONFIG, _PROCESS, _TARGET = "config-server", "process-server", "master-target"
 
-
+Listen = Annotated[str, typer.Option(help="ADDRESS:PORT of the configuration server.")]
+Directory = Annotated[Path, typer.Option("--identity", help="Directory of the certificate and key (see `asr join`).")]
 
 
 def register(app: typer.Typer) -> None:

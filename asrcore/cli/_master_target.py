@@ -14,10 +14,10 @@ import typer
 from asrcore import plugins
 from asrcore.cli import _session
 from asrcore.cli._options import Settings, parsed
-from asrcore.service.carrier import Address, Limits
-from asrcore.service.master_target import MasterTarget
-from asrcore.service.tls import Identity
+from asrcore.remote.master_target import MasterTarget
 from asrcore.units import parse_duration
+from asrcore.wire.carrier import Address, Limits
+from asrcore.wire.tls import Identity
 
 __all__ = ["register"]
 
@@ -41,12 +41,6 @@ def master_target(
     Runs in the foreground until Ctrl-C or SIGTERM. Engines connect over mutual TLS with the driver `remote`. Needs no
     vault.
     """
-    from asrcore import plugins  # noqa: PLC0415 - `asr --help` needs none of these
-    from asrcore.remote.master_target import MasterTarget  # noqa: PLC0415
-    from asrcore.units import parse_duration  # noqa: PLC0415
-    from asrcore.wire.carrier import Address, Limits  # noqa: PLC0415
-    from asrcore.wire.tls import Identity  # noqa: PLC0415
-
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     address, limits = Address.parse(listen, "--listen"), Limits(silence=parse_duration(silence, "--silence"))
     stop = threading.Event()

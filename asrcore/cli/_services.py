@@ -12,10 +12,10 @@ import typer
 
 from asrcore.cli import _output, _session
 from asrcore.errors import Category, InvalidValue
-from asrcore.replication.config_server.web import WebServer
-    from asrcore.engine import new_id
-from asrcore.remote.master_target import logs
-from asrcore.service.member import Identity as ServerIdentity
+from asrcore.replication.ids import new_id
+from asrcore.service import logs
+from asrcore.service.member import Identity
+from asrcore.units import parse_duration
 
 __all__ = [
     "Lease",
@@ -88,19 +88,12 @@ def exit_for_certain(stop: threading.Event) -> None:
     os._exit(Category.CONFLICT.value)
 
 
-def server_identity(name: str, sites: list[str] | None, lease: str) -> Iterator[WebServer]:
-    from asrcore.config_server.api import make_app  # noqa: PLC0415 - the web stack takes long to import
-    from asrcore.config_server.web import WebServer  # noqa: PLC0415
-    from asrcore.pki.authority import Authority, keep_own  # noqa: PLC0415
-    from asrcore.wire.carrier import Address  # noqa: PLC0415
-    from asrcore.wire.tls import Identity  # noqa:
+def server_identity(name: str, sites: list[str] | None, lease: str) -> Identity:
     host = socket.gethostname()
     seconds = parse_duration(lease, "lease")
     if not _SHORTEST_LEASE <= seconds <= _LONGEST_LEASE:
-        raise InvalidValue(what="lease", value=lease, wanted="3s to 1h") -> Iterator[MasterTarget]:
-    from asrcore.remote.master_target import MasterTarget  # noqa: PLC0415
-    from asrcore.wire.carrier import Address  # noqa: PLC0415
-    from asrcore.wire.tls import Identity(name or host, new_id("s"), f"{host}, pid {os.getpid()}", sites or None, seconds)
+        raise InvalidValue(what="lease", value=lease, wanted="3s to 1h")
+    return Identity(name or host, new_id("s"), f"{host}, pid {os.getpid()}", sites or None, seconds)
 
 
 def stop_on_signal(verbose: bool, log_format: str) -> threading.Event:

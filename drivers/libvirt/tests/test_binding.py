@@ -14,9 +14,9 @@ from typing import ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 import libvirt
 import pytest
 
-from asr_driver_libvirt._nvram import NvramReader
-from asr_driver_libvirt._settings import SiteSettings
-from asr_driver_libvirt._site import LibvirtSite
+from asr_driver_libvirt.host.connection import LibvirtHost
+from asr_driver_libvirt.host.nvram import NvramReader
+from asr_driver_libvirt.settings import SiteSettings
 from asrcore.errors import AccessDenied
 
 STUB = Path(__file__).parent.parent / "stubs/libvirt.pyi"
@@ -55,7 +55,7 @@ def conn(uri: str) -> Iterator[libvirt.virConnect]:
 
 @pytest.fixture
 def no_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets LibvirtSite connect: the test driver has no link to keep alive."""
+    """Lets LibvirtHost connect: the test driver has no link to keep alive."""
     monkeypatch.setattr(libvirt.virConnect, "setKeepAlive", lambda *_: 0)
 
 
@@ -173,9 +173,9 @@ def ask_for_password(uri: str) -> None:
 
 
 def test_a_start_is_heard(uri: str, no_keepalive: None) -> None:
-    with LibvirtSite("a", SiteSettings(uri)) as site:
-        (domain,) = site.conn().listAllDomains()
-        machine_id, lifecycle = domain.UUIDString(), site.lifecycle
+    with LibvirtHost("a", SiteSettings(uri)) as host:
+        (domain,) = host.conn().listAllDomains()
+        machine_id, lifecycle = domain.UUIDString(), host.lifecycle
         before = lifecycle.stamp(machine_id)
         domain.destroy()
         domain.create()
@@ -184,11 +184,11 @@ def test_a_start_is_heard(uri: str, no_keepalive: None) -> None:
 
 def test_a_host_gets_the_credentials_it_asks_for(uri: str, no_keepalive: None) -> None:
     ask_for_password(uri)
-    with LibvirtSite("a", SiteSettings(uri, user="admin", password="secret")) as site:
-        assert site.conn().isAlive()
+    with LibvirtHost("a", SiteSettings(uri, user="admin", password="secret")) as host:
+        assert host.conn().isAlive()
     for user, password in (("admin", "guess"), ("admin", ""), ("", "")):
-        with LibvirtSite("a", SiteSettings(uri, user=user, password=password)) as site, pytest.raises(AccessDenied):
-            site.conn()
+        with LibvirtHost("a", SiteSettings(uri, user=user, password=password)) as host, pytest.raises(AccessDenied):
+            host.conn()
 
 
 def test_credentials_are_what_the_stub_says(uri: str) -> None:
@@ -218,7 +218,7 @@ def test_uefi_variables_that_are_too_large_are_not_read(
     monkeypatch.setattr(libvirt.virStorageVol, "download", lambda *_: 0)
     monkeypatch.setattr(libvirt.virStream, "recv", lambda _, size: bytes(size))  # for ever
     monkeypatch.setattr(libvirt.virStream, "abort", abort)
-    with LibvirtSite("a", SiteSettings(uri)) as site:
-        assert NvramReader(site).read(NVRAM) is None
+    with LibvirtHost("a", SiteSettings(uri)) as host:
+        assert NvramReader(host).read(NVRAM) is None
     assert "more than 67108864 bytes" in caplog.text
     assert len(aborted) == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asr_driver_physical._package import mobility_service
+from asr_driver_physical.enrol.package import mobility_service
 from asrcore.cli import main
 from drivers.physical.tests.test_parts import FACTS
 

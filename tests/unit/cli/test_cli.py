@@ -15,7 +15,7 @@ from asrcore import plugins
 from asrcore.cli import main
 from asrcore.cli._main import _hoisted
 from asrcore.jobs import enqueue
-from asrcore.replication.procedure import Arguments
+from asrcore.procedures.procedure import Arguments
 from asrcore.testing.memory import MemoryWorld
 from asrcore.units import MiB
 from asrcore.vault import Vault

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from asr_driver_physical import _push
-from asr_driver_physical._identity import Identity, checked_name
-from asr_driver_physical._package import mobility_service
-from asr_driver_physical._settings import parse_address
+from asr_driver_physical.enrol import push as pushing
+from asr_driver_physical.enrol.package import mobility_service
+from asr_driver_physical.servers.identity import Identity, checked_name
+from asr_driver_physical.settings import parse_address
 from asrcore.errors import InvalidValue
 from asrcore.model.finding import Finding
 from asrcore.model.plain import plain
@@ -43,8 +43,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 NicNames = Annotated[bool, typer.Option(help="Keep the names of network interfaces in a replica.")]
 
 
-def _limits(cpu: int, memory: str, bandwidth: str) -> _push.Limits:
-    return _push.Limits(
+def _limits(cpu: int, memory: str, bandwidth: str) -> pushing.Limits:
+    return pushing.Limits(
         cpu=cpu,
         memory=parse_size(memory) if memory else 0,
         bandwidth=0 if bandwidth == "0" else int(parse_rate(bandwidth, "bandwidth")),
@@ -74,7 +74,7 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Check whether a server can be protected. Nothing stays on the server."""
-    facts, findings = _push.probe(_push.Access(host, port, user, key, known_hosts, python))
+    facts, findings = pushing.probe(pushing.Access(host, port, user, key, known_hosts, python))
     machine = facts["machine"]
     text = f"{machine['hostname']}: {machine['os']}, {len(machine['disks'])} disks"
     _show({"facts": facts, "findings": findings}, [text, *_lines(findings)], as_json=as_json)
@@ -101,8 +101,8 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Install or upgrade the mobility service on a server, enrol the server, and renew its certificate."""
-    record, findings = _push.install(
-        _push.Access(host, port, user, key, known_hosts, python),
+    record, findings = pushing.install(
+        pushing.Access(host, port, user, key, known_hosts, python),
         Identity(identity),
         name or host,
         _addresses(server),
@@ -139,11 +139,11 @@ def enrol(
         ) from None
     known = Identity(identity)
     limits = _limits(cpu, memory, bandwidth)
-    made = _push.enrolment(
+    made = pushing.enrolment(
         known, name, _addresses(server), probed, limits, python=python, keep_nic_names=keep_nic_names
     )
     try:
-        _push.write_out(made, out)
+        pushing.write_out(made, out)
     except OSError as problem:
         raise InvalidValue(what="out", value=str(out), wanted=f"an empty directory ({problem})") from None
     known.save(made.record)
@@ -165,7 +165,7 @@ def remove(
     as_json: Json = False,
 ) -> None:
     """Uninstall the mobility service from a server, delete its files there, and revoke its enrolment."""
-    _push.remove(_push.Access(host, port, user, key, known_hosts, python), Identity(identity), name or host)
+    pushing.remove(pushing.Access(host, port, user, key, known_hosts, python), Identity(identity), name or host)
     text = f"server {name or host} is no longer enrolled; its mobility service is uninstalled"
     _show({"removed": name or host}, [text], as_json=as_json)
 

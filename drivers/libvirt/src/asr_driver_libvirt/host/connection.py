@@ -6,7 +6,6 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import libvirt
 
@@ -14,6 +13,7 @@ from asr_driver_libvirt.host import events
 from asr_driver_libvirt.host.errors import translated
 from asr_driver_libvirt.host.lifecycle import Lifecycle
 from asr_driver_libvirt.settings import DRIVER, SiteSettings
+from asrcore.driver import Closing
 from asrcore.errors import MachineNotFound, SiteUnreachable
 
 __all__ = ["LibvirtHost"]
@@ -28,7 +28,7 @@ OPEN_SECONDS = 15.0
 _Credential = list[int | str | None]
 
 
-class LibvirtHost:
+class LibvirtHost(Closing):
     """What all roles of a site stand on. The connection is shared by all threads; libvirt's calls are thread-safe.
 
     `name` is the site's; `reading`: names of the views whose backup jobs this process reads from.

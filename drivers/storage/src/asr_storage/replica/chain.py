@@ -7,7 +7,7 @@ written.
 
 So that a thousand points do not make a chain of a thousand layers, a run of `SPAN` layers is gathered into one of the
 next level, which takes the place of the run's last layer: later layers use it as their backing file, the points in the
-run keep their own layers. A point then uses at most `SPAN` layers of each level. `layers.py` derives this from a record.
+run keep their own layers. A point then uses at most `SPAN` layers of each level; `layers.py` derives it from a record.
 """
 
 from __future__ import annotations
