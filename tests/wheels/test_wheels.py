@@ -40,7 +40,8 @@ def run(*argv: str | Path, timeout: float = COMMAND_SECONDS, cwd: Path | None = 
 
 def build(source: Path, output: Path) -> Path:
     run(sys.executable, "-m", "build", "--wheel", "--outdir", output, source, timeout=BUILD_SECONDS)
-    return next(output.glob(f"{'asrcore' if source.name == 'core' else f'asr_driver_{source.name}'}-*.whl"))
+    name = {"core": "asrcore", "storage": "asr_storage"}.get(source.name, f"asr_driver_{source.name}")
+    return next(output.glob(f"{name}-*.whl"))
 
 
 @pytest.fixture(scope="session")
@@ -65,18 +66,26 @@ def driver(request: pytest.FixtureRequest) -> str:
     return name
 
 
+def wheel_of(work: Path, part: str) -> Path:
+    """Of a distribution in `drivers/`."""
+    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
+    shutil.copytree(PROJECT / "drivers" / part, work / part, ignore=ours)
+    return build(work / part, work / "dist")
+
+
+@pytest.fixture(scope="session")
+def storage_wheel(work: Path) -> Path:
+    return wheel_of(work, "storage")
+
+
 @pytest.fixture(scope="session")
 def driver_wheel(work: Path, driver: str) -> Path:
-    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
-    shutil.copytree(PROJECT / "drivers" / driver, work / driver, ignore=ours)
-    return build(work / driver, work / "dist")
+    return wheel_of(work, driver)
 
 
 @pytest.fixture(scope="session")
 def physical_wheel(work: Path) -> Path:
-    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
-    shutil.copytree(PROJECT / "drivers/physical", work / "physical", ignore=ours)
-    return build(work / "physical", work / "dist")
+    return wheel_of(work, "physical")
 
 
 def environment(place: Path, *wheels: Path) -> Path:
@@ -92,8 +101,9 @@ def core_alone(core_wheel: Path, work: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def core_and_driver(core_wheel: Path, driver_wheel: Path, work: Path, driver: str) -> Path:
-    return environment(work / f"{driver}-venv", core_wheel, driver_wheel)
+def core_and_driver(core_wheel: Path, storage_wheel: Path, driver_wheel: Path, work: Path, driver: str) -> Path:
+    needed = [storage_wheel] if driver == "libvirt" else []
+    return environment(work / f"{driver}-venv", core_wheel, *needed, driver_wheel)
 
 
 def test_core_wheel_holds_the_library_and_nothing_else(core_wheel: Path) -> None:
@@ -118,6 +128,14 @@ def test_driver_wheel_holds_the_driver_and_its_entry_point(driver_wheel: Path, d
     assert {name.split("/")[0].split("-")[0] for name in names} == {f"asr_driver_{driver}"}
     entry_points = next(archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     assert f"{driver} = asr_driver_{driver}.plugin" in entry_points
+
+
+def test_storage_wheel_holds_no_driver(storage_wheel: Path) -> None:
+    archive = zipfile.ZipFile(storage_wheel)
+    names = archive.namelist()
+    assert "asr_storage/py.typed" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"asr_storage"}
+    assert not any(name.endswith("entry_points.txt") for name in names)
 
 
 def test_core_alone_has_a_command_and_only_its_own_driver(core_alone: Path) -> None:
@@ -147,5 +165,5 @@ def test_physical_driver_beside_the_core_packs_its_agent(
     assert names == {"asr_driver_physical", "asr_mobility"}
     bin_dir = environment(work / "physical-venv", core_wheel, physical_wheel)
     assert "physical" in run(bin_dir / "asr", "driver", "list")
-    run(bin_dir / "python", "-m", "asr_driver_physical", "package", tmp_path / "agent.pyz")
+    run(bin_dir / "asr", "physical", "package", tmp_path / "agent.pyz")
     assert run(sys.executable, "-I", tmp_path / "agent.pyz", "version").strip()
