@@ -86,11 +86,11 @@ def _status_row(item: MachineStatus) -> tuple[str, ...]:
 
 def _machines(context: typer.Context) -> list[MachineStatus]:
     """All protected machines, by name."""
-    from asrcore.vault import Glance, NotAtAGlance  # noqa: PLC0415 - `asr status --help` needs no database
+    from asrcore.vault import NeedsEngine, StatusReader  # noqa: PLC0415 - `asr status --help` needs no database
 
     try:
-        with Glance.open(_session.vault_url(context)) as vault:
+        with StatusReader.open(_session.vault_url(context)) as vault:
             return machines(vault, time.time())
-    except NotAtAGlance:
+    except NeedsEngine:
         with _session.engine(context) as opened:
             return opened.status()

@@ -58,8 +58,8 @@ def _verify(work: Work) -> None:
     work.note("verify", f"{different} bytes differ at point {last.points[-1]}")
     if not work.arguments.repair:
         raise VerifyFailed(machine=protection.name, different=different)
-    again = {disk_id: proof.different for disk_id, proof in last.proofs.items()}
-    repaired = run_cycle(work.context, protection.id, work.watch, keep=True, again=again)
+    resend = {disk_id: proof.different for disk_id, proof in last.proofs.items()}
+    repaired = run_cycle(work.context, protection.id, work.watch, keep=True, resend=resend)
     work.facts.update(repaired_point=repaired.point.id, repaired_bytes=repaired.counts.sent + repaired.counts.zeroed)
     work.note("verify", f"repaired with point {repaired.point.id}")
 
@@ -139,7 +139,7 @@ def _worth_slicing(slices: Sequence[_Slice]) -> bool:
 
 
 def _facts(proof: DiskProof, sums: tuple[str, str] | None) -> dict[str, object]:
-    told: dict[str, object] = {
+    reported: dict[str, object] = {
         "size": proof.size,
         "equal": not proof.different,
         "different_bytes": total(proof.different),
@@ -148,8 +148,8 @@ def _facts(proof: DiskProof, sums: tuple[str, str] | None) -> dict[str, object]:
         "replica_digest": proof.replica_digest,
     }
     if sums is not None:
-        told["source_sha256"], told["replica_sha256"] = sums
-    return told
+        reported["source_sha256"], reported["replica_sha256"] = sums
+    return reported
 
 
 def _interrupted(work: Work) -> Mapping[str, object] | None:

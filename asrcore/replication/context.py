@@ -127,7 +127,7 @@ class Turn:
                 self._freed.notify_all()
 
     def _wait(self, ends: float) -> None:
-        told = ""
+        reported = ""
         while True:
             self._watch.check()
             with self._freed:
@@ -140,11 +140,11 @@ class Turn:
                 left = ends - time.monotonic()
                 if left <= 0:
                     raise MachineBusy(machine=self._machine, work=first.work)
-                if first.work == told:
+                if first.work == reported:
                     self._freed.wait(min(left, _LOOK))
-            if first.work != told:  # reported outside of the lock, because it may be written to the vault
-                told = first.work
-                self._watch.start(f"waiting for {told}", 0)
+            if first.work != reported:  # reported outside of the lock, because it may be written to the vault
+                reported = first.work
+                self._watch.start(f"waiting for {reported}", 0)
 
 
 class Context:

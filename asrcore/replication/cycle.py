@@ -36,7 +36,7 @@ from asrcore.replication.ids import new_id
 from asrcore.replication.record import adopt_sealed, record_sealed
 from asrcore.replication.transfer import Counts, Transfer
 
-__all__ = ["AfterSeal", "CycleResult", "run_cycle", "thin"]
+__all__ = ["AfterSeal", "CycleResult", "apply_retention", "run_cycle"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def run_cycle(
     *,
     keep: bool = False,
     compare: bool = False,
-    again: Mapping[str, Sequence[Extent]] | None = None,
+    resend: Mapping[str, Sequence[Extent]] | None = None,
     after_seal: AfterSeal | None = None,
 ) -> CycleResult:
     """Run one cycle of a machine whose lock is held (see `MachineLocks`).
@@ -82,16 +82,18 @@ def run_cycle(
         _sweep(source, protection)
     try:
         result = _run(
-            context, protection, source, watch, keep=keep, compare=compare, again=again or {}, after_seal=after_seal
+            context, protection, source, watch, keep=keep, compare=compare, resend=resend or {}, after_seal=after_seal
         )
     except TargetFull:
-        thin(context, protection, watch)  # otherwise points past their age would hold the space that is missing
+        apply_retention(
+            context, protection, watch
+        )  # otherwise points past their age would hold the space that is missing
         raise
     # Not in a planned failover: the workload stands still meanwhile.
     tidy = result.point.kept and protection.state is not State.FAILING_OVER
     protection = context.vault.protection(protection_id)
     _sweep(source, protection)
-    thin(context, protection, watch, tidy=tidy)
+    apply_retention(context, protection, watch, tidy=tidy)
     return result
 
 
@@ -103,7 +105,7 @@ def _run(
     *,
     keep: bool,
     compare: bool,
-    again: Mapping[str, Sequence[Extent]],
+    resend: Mapping[str, Sequence[Extent]],
     after_seal: AfterSeal | None,
 ) -> CycleResult:
     adopted = adopt_sealed(context, protection)
@@ -112,10 +114,10 @@ def _run(
             return CycleResult(adopted, protection.pending.mode, Counts(), resumed=True)
         # A point that was sealed before a crash shows that moment; what is asked for now is a view of now.
         protection = context.vault.protection(protection.id)
-    return _Cycle(context, protection, source, watch, keep, compare, again, after_seal).run()
+    return _Cycle(context, protection, source, watch, keep, compare, resend, after_seal).run()
 
 
-def thin(context: Context, protection: Protection, watch: Watch, *, tidy: bool = False) -> None:
+def apply_retention(context: Context, protection: Protection, watch: Watch, *, tidy: bool = False) -> None:
     """Delete the points that the policy no longer keeps. After a failure the next cycle tries again.
 
     With `tidy` the target is called even if there is none to delete: see `Replica.drop_points`.
@@ -157,9 +159,9 @@ def _sweep(source: driver.Source, protection: Protection) -> None:
     reach("cycle.marks-released")
 
 
-def _named(again: Mapping[str, Sequence[Extent]]) -> dict[str, plan.DiskWork]:
+def _named(resend: Mapping[str, Sequence[Extent]]) -> dict[str, plan.DiskWork]:
     """What a source asks to be read again, as work; empty if nothing."""
-    return {disk_id: plan.DiskWork(copy=tuple(union(extents))) for disk_id, extents in again.items() if extents}
+    return {disk_id: plan.DiskWork(copy=tuple(union(extents))) for disk_id, extents in resend.items() if extents}
 
 
 def _mode(protection: Protection) -> CycleMode:
@@ -178,7 +180,7 @@ class _Cycle:
     watch: Watch
     keep: bool
     compare: bool
-    again: Mapping[str, Sequence[Extent]]
+    resend: Mapping[str, Sequence[Extent]]
     after_seal: AfterSeal | None
     replica: driver.Replica = attrs.field(init=False)
     info: driver.ReplicaInfo = attrs.field(init=False)
@@ -277,7 +279,7 @@ class _Cycle:
         elif method is plan.Method.ALL:
             extents = view.allocated()
         work = plan.work_of(fact, method, extents, self.policy.resync_threshold)
-        return plan.work_with(work, fact.size, self.again.get(fact.id, ()))
+        return plan.work_with(work, fact.size, self.resend.get(fact.id, ()))
 
     def _resume(
         self,
@@ -304,7 +306,7 @@ class _Cycle:
                 done=writer.done(disk_id),
                 changed=() if reopened else self._changed(fact, pending.mode, machine.disks[disk_id]),
             )
-            rest[disk_id] = plan.work_with(left, fact.size, self.again.get(disk_id, ()))
+            rest[disk_id] = plan.work_with(left, fact.size, self.resend.get(disk_id, ()))
         if not reopened:
             # Until these are durable the cycle counts as reading from the interrupted view: its mark is kept.
             self._transfer(first, machine, writer)
@@ -402,8 +404,8 @@ class _Cycle:
         writer: driver.CycleWriter,
     ) -> PendingCycle:
         """Read again what the source could not hold still, and record the instant that it then shows."""
-        while again := _named(view.settle().get(self.protection.source_machine, {})):
-            self._transfer(again, machine, writer)
+        while resend := _named(view.settle().get(self.protection.source_machine, {})):
+            self._transfer(resend, machine, writer)
             writer.flush()
             reach("cycle.settling")
         if machine.mark != pending.view_mark or view.taken_at != pending.taken_at:

@@ -213,14 +213,14 @@ def sha256_of_both(view: DiskView, replica: Replica, watch: Watch) -> tuple[str,
     size = view.disk.size
 
     def side(open_reader: Callable[[], DiskReader]) -> str:
-        told = hashlib.sha256()
+        reported = hashlib.sha256()
         with page_buffer(4 * MiB) as buffer, open_reader() as reader:
             for piece in split([Extent(0, size)], len(buffer)):
                 watch.check()
                 reader.read_into(piece.offset, buffer[: piece.length])
-                told.update(buffer[: piece.length])
+                reported.update(buffer[: piece.length])
                 watch.advance(piece.length)
-        return told.hexdigest()
+        return reported.hexdigest()
 
     with ThreadPoolExecutor(1) as pool:
         source = pool.submit(side, view.reader)

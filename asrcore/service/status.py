@@ -16,7 +16,7 @@ from asrcore.units import format_time
 from asrcore.vault import CycleStats, JobState
 
 if TYPE_CHECKING:
-    from asrcore.vault import Glance, Vault
+    from asrcore.vault import StatusReader, Vault
 
 __all__ = ["MachineStatus", "document", "machines"]
 
@@ -38,7 +38,7 @@ class MachineStatus:
     working_on: str
 
 
-def machines(vault: Vault | Glance, now: float) -> list[MachineStatus]:
+def machines(vault: Vault | StatusReader, now: float) -> list[MachineStatus]:
     """All of them, by name, at `now` in seconds since the epoch."""
     protections = vault.protections()
     policies = {policy.name: policy for policy in vault.policies()}

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from asrcore.vault._values import Assigned, Certificate, Changes, CycleStats, Job, JobChanges, JobState, LogEntry
 
 if TYPE_CHECKING:
-    from asrcore.vault._glance import Glance, NotAtAGlance
     from asrcore.vault._move import move
+    from asrcore.vault._status_reader import NeedsEngine, StatusReader
     from asrcore.vault._vault import Vault
 
 __all__ = [
@@ -16,18 +16,18 @@ __all__ = [
     "Certificate",
     "Changes",
     "CycleStats",
-    "Glance",
     "Job",
     "JobChanges",
     "JobState",
     "LogEntry",
-    "NotAtAGlance",
+    "NeedsEngine",
+    "StatusReader",
     "Vault",
     "move",
 ]
 
 
-_PLACES = {"Glance": "_glance", "NotAtAGlance": "_glance", "Vault": "_vault", "move": "_move"}
+_PLACES = {"StatusReader": "_status_reader", "NeedsEngine": "_status_reader", "Vault": "_vault", "move": "_move"}
 
 
 def __getattr__(name: str) -> object:

@@ -170,15 +170,15 @@ class Vault(Cycles, Journal, Certificates):
         """
         if shared and not self.shareable:
             raise InvalidValue(what="vault", value=self.url, wanted=_SHAREABLE)
-        told = f"{holder} (pid {os.getpid()} on {socket.gethostname()}"
-        told += f", since {format_time(since)})" if since is not None else ")"
+        reported = f"{holder} (pid {os.getpid()} on {socket.gethostname()}"
+        reported += f", since {format_time(since)})" if since is not None else ")"
         with ExitStack() as stack:
             try:
                 if self._place.path is not None:
-                    stack.enter_context(_lock.lock_file(self._place.beside(".lock"), told))
+                    stack.enter_context(_lock.lock_file(self._place.beside(".lock"), reported))
                 else:
                     with self._translated():
-                        stack.enter_context(_lock_server.lock_server(self._engine, told, shared=shared))
+                        stack.enter_context(_lock_server.lock_server(self._engine, reported, shared=shared))
             except OSError as problem:
                 raise self._place.unavailable(problem) from problem
             yield

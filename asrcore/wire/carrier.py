@@ -17,10 +17,10 @@ from asrcore.errors import AsrError, InvalidValue, SiteUnreachable, TimedOut
 from asrcore.wire import tls
 from asrcore.wire.frames import Bytes
 
-__all__ = ["Address", "Carrier", "Limits", "Lost"]
+__all__ = ["Address", "Carrier", "ConnectionLost", "Limits"]
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """The connection was closed or lost; the message says how."""
 
 
@@ -105,7 +105,7 @@ class Carrier:
     def answer(cls, plain: socket.socket, peer: str, identity: tls.Identity, limits: Limits) -> Carrier:
         """Take an accepted connection, which is closed if it is refused. The caller has to `check` its role.
 
-        Raises TimedOut, Lost, IdentityUnusable, and what `tls.refusal` gives.
+        Raises TimedOut, ConnectionLost, IdentityUnusable, and what `tls.refusal` gives.
         """
         with _closed_on_error(plain):
             plain.settimeout(limits.connect)
@@ -119,7 +119,7 @@ class Carrier:
         return tls.check_role(self._certificate, self.peer, roles, name)
 
     def send(self, *pieces: Bytes) -> None:
-        """Send all. Raises Lost, TimedOut when nothing moves for `silence` seconds."""
+        """Send all. Raises ConnectionLost, TimedOut when nothing moves for `silence` seconds."""
         for piece in pieces:
             view = memoryview(piece)
             at = 0
@@ -133,7 +133,7 @@ class Carrier:
         while at < len(buffer):
             count = self._attempt(partial(self._connection.recv_into, buffer[at:]), select.POLLIN)
             if not count:
-                raise Lost("the other side closed the connection")
+                raise ConnectionLost("the other side closed the connection")
             at += count
 
     @property
@@ -155,7 +155,7 @@ class Carrier:
             try:
                 with self._lock:
                     if self._broken:
-                        raise Lost("the connection was closed")
+                        raise ConnectionLost("the connection was closed")
                     return call()
             except ssl.SSLWantReadError:
                 direction = select.POLLIN
@@ -164,7 +164,7 @@ class Carrier:
             except ssl.SSLError as problem:
                 raise _lost_or_refused(problem, self.peer) from problem
             except OSError as problem:
-                raise Lost(problem.strerror or str(problem)) from problem
+                raise ConnectionLost(problem.strerror or str(problem)) from problem
             self._wait(direction)
 
     def _wait(self, direction: int) -> None:
@@ -224,18 +224,18 @@ def _shaken(
     except ssl.SSLError as problem:
         _linger(connection)
         found = _lost_or_refused(problem, peer)
-        if isinstance(found, Lost) and not server:
+        if isinstance(found, ConnectionLost) and not server:
             found = SiteUnreachable(site=peer, detail=str(found))
         raise found from problem
     except OSError as problem:
         connection.close()
-        raise (Lost(str(problem)) if server else SiteUnreachable(site=peer, detail=str(problem))) from problem
+        raise (ConnectionLost(str(problem)) if server else SiteUnreachable(site=peer, detail=str(problem))) from problem
     return connection
 
 
-def _lost_or_refused(problem: ssl.SSLError, peer: str) -> AsrError | Lost:
+def _lost_or_refused(problem: ssl.SSLError, peer: str) -> AsrError | ConnectionLost:
     if isinstance(problem, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return Lost("the other side closed the connection")
+        return ConnectionLost("the other side closed the connection")
     return tls.refusal(problem, peer)
 
 

@@ -23,8 +23,8 @@ from blake3 import blake3
 from asrcore.errors import AsrError, Cancelled, FrameRefused
 from asrcore.model.watch import Stopped, Watch
 from asrcore.wire import frames
-from asrcore.wire.carrier import Carrier, Lost
-from asrcore.wire.failures import as_error, farewell, rebuilt, told
+from asrcore.wire.carrier import Carrier, ConnectionLost
+from asrcore.wire.failures import as_error, error_head, goodbye_error, rebuilt
 from asrcore.wire.frames import Bytes, Connection, Frame, ProtocolError
 from asrcore.wire.pace import FRAME, Pace
 from asrcore.wire.packing import COMPRESSION, Packer, unpacked
@@ -257,7 +257,11 @@ class Channel:
         try:
             self._carrier.send(*pieces)
         except BaseException as problem:
-            if isinstance(problem, Lost) and self._receiver.is_alive() and self._receiver != threading.current_thread():
+            if (
+                isinstance(problem, ConnectionLost)
+                and self._receiver.is_alive()
+                and self._receiver != threading.current_thread()
+            ):
                 with self._changed:  # a goodbye may have come, which says why: the receiver reads it, or the end
                     self._changed.wait_for(lambda: self.error, timeout=_LAST_WORD)
             self._ended(problem, sending=True)
@@ -276,7 +280,7 @@ class Channel:
                 if frame is None:
                     continue
                 if frame.type == frames.GOODBYE:
-                    raise farewell(frame.head, self.peer)
+                    raise goodbye_error(frame.head, self.peer)
                 self._take(frame)
         except Exception as problem:  # noqa: BLE001 - whatever it is, it ends this connection and nothing else
             self._ended(problem)
@@ -382,7 +386,7 @@ class Channel:
         return report
 
     def _fail(self, stream: int, call: str, problem: BaseException) -> None:
-        self._say(Frame(frames.ERROR, stream, told(call, problem)))
+        self._say(Frame(frames.ERROR, stream, error_head(call, problem)))
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
@@ -403,16 +407,16 @@ class Channel:
             elif isinstance(problem, _Closing):
                 goodbye = self._wire.goodbye(problem.reason, str(problem))
             self._changed.notify_all()
-        if sending and isinstance(problem, Lost):
+        if sending and isinstance(problem, ConnectionLost):
             return  # what arrived before that is still read: it need not be sent again
         if goodbye and self._carrier.can_send and self._sending.acquire(timeout=1.0):
             try:
                 self._carrier.send(goodbye)
-            except (Lost, AsrError):
+            except (ConnectionLost, AsrError):
                 pass
             finally:
                 self._sending.release()
-        if not isinstance(problem, _Closing | Lost):
+        if not isinstance(problem, _Closing | ConnectionLost):
             _log.info("the connection with %s ended: %s", self.peer, self.error)
         if isinstance(problem, ProtocolError):
             self._carrier.hang_up()
@@ -455,8 +459,8 @@ class Channel:
         """End it before it has started, and send the other side the reason."""
         with self._changed:
             self.error = problem
-            goodbye = self._wire.goodbye(error=told("connecting", problem))
-        with contextlib.suppress(Lost, AsrError):
+            goodbye = self._wire.goodbye(error=error_head("connecting", problem))
+        with contextlib.suppress(ConnectionLost, AsrError):
             self._carrier.send(goodbye)
         self._carrier.hang_up()
         self._finish()
@@ -576,8 +580,8 @@ class _Keeper:
                 channel.keep_alive()
 
 
-def _seconds(told: object, otherwise: float) -> float:
-    return max(1.0, float(told)) if isinstance(told, int | float) else otherwise
+def _seconds(reported: object, otherwise: float) -> float:
+    return max(1.0, float(reported)) if isinstance(reported, int | float) else otherwise
 
 
 def _entropy(count: int) -> bytes:

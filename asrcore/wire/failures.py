@@ -19,10 +19,10 @@ from asrcore.errors import (
 )
 from asrcore.model.watch import Stopped
 from asrcore.wire import frames
-from asrcore.wire.carrier import Lost
+from asrcore.wire.carrier import ConnectionLost
 from asrcore.wire.frames import ProtocolError
 
-__all__ = ["as_error", "farewell", "rebuilt", "told"]
+__all__ = ["as_error", "error_head", "goodbye_error", "rebuilt"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,24 +38,24 @@ def as_error(problem: BaseException, peer: str) -> AsrError:
     return SiteUnreachable(site=peer, detail=str(problem) or type(problem).__name__)
 
 
-def farewell(head: Mapping[str, Any], peer: str) -> Exception:
+def goodbye_error(head: Mapping[str, Any], peer: str) -> Exception:
     """The other side's goodbye as an error."""
     reason, detail = str(head.get("reason", "")), str(head.get("detail", ""))
     if "code" in head:
         return rebuilt(head, "connecting", peer)
     if reason in ("", "stopped"):
-        return Lost(detail or "the other side ended the connection")
+        return ConnectionLost(detail or "the other side ended the connection")
     if reason == "version":
         return PeerVersion(peer=peer, theirs="another", ours=detail)
     return FrameRefused(peer=peer, detail=f"the other side refused a frame: {reason}: {detail}")
 
 
-def told(call: str, problem: BaseException) -> dict[str, Any]:
+def error_head(call: str, problem: BaseException) -> dict[str, Any]:
     """The head of an ERROR. What is not in the catalogue is a defect: the log gets its traceback."""
     if isinstance(problem, AsrError):
         return {**problem.as_dict(), "attributes": {key: _plain(item) for key, item in problem.attributes.items()}}
     if isinstance(problem, Stopped):
-        return told(call, Cancelled(work=call))
+        return error_head(call, Cancelled(work=call))
     _log.error("serving %s", call, exc_info=problem)
     return {"code": "peer-failed", "attributes": {"detail": f"{type(problem).__name__}: {problem}"}}
 
@@ -74,5 +74,5 @@ def rebuilt(head: Mapping[str, Any], call: str, peer: str) -> AsrError:
     if kind is not None:
         with contextlib.suppress(TypeError, ValueError, KeyError, IndexError):
             return kind(**fields)
-    told = {name: str(head.get(name, "")) for name in ("happened", "cause", "action")}
-    return PeerError(peer=peer, code=code, **told)
+    texts = {name: str(head.get(name, "")) for name in ("happened", "cause", "action")}
+    return PeerError(peer=peer, code=code, **texts)

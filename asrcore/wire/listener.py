@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from asrcore.errors import AsrError, CannotListen, CertificateRole
-from asrcore.wire.carrier import Address, Carrier, Limits, Lost
+from asrcore.wire.carrier import Address, Carrier, ConnectionLost, Limits
 from asrcore.wire.channel import Channel, Handler
 from asrcore.wire.tls import Identity, Role
 
@@ -138,7 +138,7 @@ class Listener:
             _log.info("%s connected from %s", component, peer)
             self._accepted(channel)
             channel.start()
-        except (AsrError, Lost) as problem:
+        except (AsrError, ConnectionLost) as problem:
             _log.warning("connection from %s refused: %s", peer, problem)
         except Exception:  # noqa: BLE001 - one connection is not the listener
             _log.exception("accepting a connection from %s failed", peer)

@@ -26,7 +26,7 @@ from asrcore import driver
 from asrcore.hookspecs import hookimpl
 from asrcore.model.point import Consistency, RecoveryPoint
 from asrcore.model.watch import Watch
-from asrcore.replication.cycle import run_cycle, thin
+from asrcore.replication.cycle import apply_retention, run_cycle
 from tests.system import pilot
 
 LINK = Path("/sys/class/net/wan0/statistics/rx_bytes")
@@ -102,7 +102,7 @@ class Worker(pilot.Pilot):
         watch = Watch()
         with self._meter() as report, self.engine.context.locks.hold(protection, "retention", watch, wait=10):
             self.engine.vault.mark_dropping(protection.id, points)
-            thin(self.engine.context, protection, watch)
+            apply_retention(self.engine.context, protection, watch)
         return report
 
     def open_export(self, site: str, machine: str) -> str:

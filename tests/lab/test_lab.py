@@ -134,8 +134,8 @@ def test_audit_shows_damage(lab: Lab, direct: str, damage: str, shows: dict[str,
     before = audit_now(lab, direct)
     lab.command("a", direct, damage if damage.startswith("fill") else f"cd /mnt/lab-ledger && {damage}")
     found = audit_now(lab, direct)
-    mend = "cat /tmp/rows > rows; cat /tmp/area > area; cat /tmp/vdb > /dev/vdb; rm /tmp/rows /tmp/area /tmp/vdb"
-    lab.command("a", direct, f"cd /mnt/lab-ledger && {mend}")
+    put_back = "cat /tmp/rows > rows; cat /tmp/area > area; cat /tmp/vdb > /dev/vdb; rm /tmp/rows /tmp/area /tmp/vdb"
+    lab.command("a", direct, f"cd /mnt/lab-ledger && {put_back}")
     after = audit_now(lab, direct)
     lab.command("a", direct, "resume")
     assert before.intact

@@ -128,8 +128,8 @@ class Demo:
         facts = self.asr.result("failover", "unplanned", NAME, timeout=540)
         self.report["repairs"] = facts["repairs"]
         self.say("failed over; " + "; ".join(facts["repairs"]))
-        told = [item["text"] for item in self.asr("event", "list", NAME) if item["kind"] == "repair"]
-        claim(sorted(told) == sorted(facts["repairs"]), f"the log tells of each repair: {told}")
+        reported = [item["text"] for item in self.asr("event", "list", NAME) if item["kind"] == "repair"]
+        claim(sorted(reported) == sorted(facts["repairs"]), f"the log tells of each repair: {reported}")
         console = self._booted(consoles)
         self.report["unplanned_rto_seconds"] = round(time.monotonic() - started, 1)
         audit = self._audited(console.audits[-1])

@@ -44,10 +44,10 @@ def scene() -> Iterator[Scene]:
 
 def compared(scene: Scene) -> None:
     """Tracking was lost: a delta says so, a comparison makes the replica equal again."""
-    with pytest.raises(AsrFailed) as told:
+    with pytest.raises(AsrFailed) as caught:
         scene.asr("replicate", NAME)
-    assert told.value.error is not None
-    assert told.value.error["code"] == "tracking-lost"
+    assert caught.value.error is not None
+    assert caught.value.error["code"] == "tracking-lost"
     scene.witnessed("resync", NAME, "--now")
 
 

@@ -91,8 +91,8 @@ class Host:
         """As ssh-copy-id does: the other host may come in, and is known."""
         key = other.run("cat /root/.ssh/id_ed25519.pub").strip()
         self.run(f"echo '{key}' >> /root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys")
-        told = other.run(f"dropbearkey -y -f {PRIVATE}/host-key")
-        host_key = next(line for line in told.splitlines() if line.startswith("ssh-"))
+        reported = other.run(f"dropbearkey -y -f {PRIVATE}/host-key")
+        host_key = next(line for line in reported.splitlines() if line.startswith("ssh-"))
         self.run(f"echo '{other.name} {host_key}' >> /root/.ssh/known_hosts")
 
     def serve(self) -> None:
@@ -213,12 +213,12 @@ class Typist:
         self.lab.site_up("a")
         self.lab.restore()
 
-        def told() -> str:
+        def reported() -> str:
             events = host.run(f"asr event list {GUEST}")
             return events if "the machine came back at alpha and was quarantined" in events else ""
 
-        wait_for(told, "alpha's machine is quarantined", timeout=120, poll=1)
-        return told()
+        wait_for(reported, "alpha's machine is quarantined", timeout=120, poll=1)
+        return reported()
 
 
 def test_the_tutorial_to_the_letter(hosts: dict[str, Host]) -> None:

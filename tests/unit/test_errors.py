@@ -53,8 +53,8 @@ def test_survives_pickling(kind: type[AsrError]) -> None:
 @every_error
 def test_as_dict_is_json_with_everything(kind: type[AsrError]) -> None:
     error = sample(kind)
-    told = json.loads(json.dumps(error.as_dict()))
-    assert told == {
+    reported = json.loads(json.dumps(error.as_dict()))
+    assert reported == {
         "code": kind.code,
         "category": kind.category.name.lower(),
         "happened": str(error),

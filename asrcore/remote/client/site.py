@@ -29,8 +29,8 @@ class RemoteSite(Site):
         self._capabilities = status.capabilities
         channel = self._links.channel()
         served = {"served by": f"{channel.component} at {channel.peer}"}
-        if (told := channel.about.get("version")) is not None:
-            served["served by version"] = str(told)
+        if (reported := channel.about.get("version")) is not None:
+            served["served by version"] = str(reported)
         return attrs.evolve(status, details={**status.details, **served})
 
     def _need(self, capability: Capability, operation: str) -> None:

@@ -22,7 +22,7 @@ __all__ = ["RemoteWriter"]
 
 
 @attrs.frozen
-class _Flying:
+class _InFlight:
     """A range that was sent and perhaps not written yet; `number` counts frames of its stream."""
 
     number: int
@@ -39,9 +39,9 @@ class _Lane:
     """One connection's stream and what is in flight on it, oldest first."""
 
     stream: DataStream
-    flying: deque[_Flying] = attrs.field(factory=deque)
+    flying: deque[_InFlight] = attrs.field(factory=deque)
 
-    def land(self) -> None:
+    def acknowledge(self) -> None:
         """Remove what was acknowledged."""
         done = self.stream.acknowledged
         while self.flying and self.flying[0].number <= done:
@@ -84,14 +84,14 @@ class RemoteWriter(CycleWriter):
         except AsrError as problem:
             raise self._lost(index, lane, problem) from problem
         with self._lock:
-            lane.flying.append(_Flying(number, disk_id, start, end))
+            lane.flying.append(_InFlight(number, disk_id, start, end))
 
     def _lane_for(self, disk_id: str, start: int, end: int) -> tuple[int, _Lane]:
         """Where to send a range: the next connection in turn, or the one with an overlapping range in flight, which it
         must not overtake."""
         with self._lock:
             for lane in self._lanes.values():
-                lane.land()
+                lane.acknowledge()
             before = [
                 (index, lane, item.number)
                 for index, lane in self._lanes.items()

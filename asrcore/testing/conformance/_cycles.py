@@ -195,11 +195,11 @@ class CycleConformance(TargetBase):
         target.send(writer, [first])
         writer.flush()
         target.send(writer, [second])
-        told = writer.done(target.first)
+        reported = writer.done(target.first)
         _kill(target, writer)
         with target.open("c1") as writer:
             after = writer.done(target.first)
-            assert _covers(after, *told), "what was reported as durable is missing after a kill"
+            assert _covers(after, *reported), "what was reported as durable is missing after a kill"
             missing = [call for call in (first, second) if not _covers(after, Extent(call.offset, len(call.data)))]
             target.send(writer, missing)
             target.seal(writer, "p1", [first, second])

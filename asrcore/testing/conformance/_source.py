@@ -254,8 +254,8 @@ class TrackingConformance(Base):
         rig.change(rig.machine_id)
         with bench.open(mark) as view:
             disks = _tracked(bench.of(view)).values()
-            told = sum(total(disk.changed()) for disk in disks)
-            assert 0 < told < sum(disk.disk.size for disk in disks) / 2
+            reported = sum(total(disk.changed()) for disk in disks)
+            assert 0 < reported < sum(disk.disk.size for disk in disks) / 2
 
     @needs(source=[SOURCE, TRACKING])
     def test_changes_while_a_view_is_open_belong_to_the_next(self, rig: ConformanceRig, bench: SourceBench) -> None:
@@ -326,8 +326,8 @@ class TrackingConformance(Base):
         disks, mark = self._start(bench)
         rig.discard(rig.machine_id)
         with bench.open(mark) as view:
-            told = [item for disk in _tracked(bench.of(view)).values() for item in disk.changed() if item.zero]
-            assert total(told) >= 64 * KiB
+            reported = [item for disk in _tracked(bench.of(view)).values() for item in disk.changed() if item.zero]
+            assert total(reported) >= 64 * KiB
         self._follow(bench, disks, mark)
 
     @needs(source=[SOURCE, TRACKING])

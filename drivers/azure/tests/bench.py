@@ -193,8 +193,11 @@ def show(size: int, rounds: dict[str, list[Round]], figures: dict[str, float]) -
         seconds = [item.seconds for item in items]
         median = statistics.median(seconds)
         cpu = statistics.median(item.cpu_seconds for item in items)
-        told = (f"{size / MIB / median:.1f}", *(f"{item:.3f}" for item in (median, min(seconds), max(seconds), cpu)))
-        table.add_row(name, *told)
+        reported = (
+            f"{size / MIB / median:.1f}",
+            *(f"{item:.3f}" for item in (median, min(seconds), max(seconds), cpu)),
+        )
+        table.add_row(name, *reported)
     console = Console()
     console.print(table)
     for key, value in figures.items():
@@ -245,8 +248,8 @@ def main() -> None:
     }
     show(len(disk), rounds, figures)
     REPORT.parent.mkdir(exist_ok=True)
-    told = {name: [attrs.asdict(item) for item in items] for name, items in rounds.items()}
-    document = {"machine": facts, "figures": figures, "bytes": len(disk), "rounds": told}
+    reported = {name: [attrs.asdict(item) for item in items] for name, items in rounds.items()}
+    document = {"machine": facts, "figures": figures, "bytes": len(disk), "rounds": reported}
     REPORT.write_text(json.dumps(document, indent=2) + "\n")
     print(REPORT)
 

@@ -105,7 +105,7 @@ def test_who_is_not_told_how_long_is_patient_for_a_while() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "told"),
+    ("code", "message", "reported"),
     [
         (
             "OperationNotAllowed",
@@ -117,6 +117,6 @@ def test_who_is_not_told_how_long_is_patient_for_a_while() -> None:
         ("SkuNotAvailable", "Not here.", "quota-exceeded"),
     ],
 )
-def test_a_quota_is_told_from_a_state(code: str, message: str, told: str) -> None:
+def test_a_quota_is_told_from_a_state(code: str, message: str, reported: str) -> None:
     found: AsrError = translated(refusal(409, code=code, message=message), site="cloud", operation="making a disk")
-    assert found.code == f"azure-{told}"
+    assert found.code == f"azure-{reported}"

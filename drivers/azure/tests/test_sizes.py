@@ -63,7 +63,7 @@ def test_a_rule_names_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "rule", "told"),
+    ("wanted", "rule", "reported"),
     [
         (machine(1, GiB, firmware=UEFI), "Standard_A1_v2", "boots V1 only"),
         (machine(1, GiB), "Standard_D2ds_v5", "boots V2 only"),
@@ -73,10 +73,10 @@ def test_a_rule_names_it() -> None:
         (machine(1, GiB, disks=4), "Standard_B1s", "2 disks"),
     ],
 )
-def test_a_rule_names_what_it_cannot_boot_on(wanted: Machine, rule: str, told: str) -> None:
+def test_a_rule_names_what_it_cannot_boot_on(wanted: Machine, rule: str, reported: str) -> None:
     settings = SiteSettings.parse(GIVEN | {"size_rules": f"web={rule}"})
     assert choose(wanted, OFFERED, settings) is None
-    assert told in why_none(wanted, OFFERED, settings)
+    assert reported in why_none(wanted, OFFERED, settings)
 
 
 def test_a_size_that_the_subscription_may_not_have() -> None:

@@ -21,8 +21,8 @@ def test_qemu_reads_the_size(tmp_path: Path, size: int) -> None:
         file.seek(size)
         file.write(vhd.footer(size, uuid.uuid4()))
     command = ["qemu-img", "info", "--output=json", "-f", "vpc", str(image)]
-    told = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
-    assert told["virtual-size"] == size
+    reported = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    assert reported["virtual-size"] == size
 
 
 def test_a_footer_is_read_back() -> None:

@@ -58,10 +58,10 @@ class Mounts(unittest.TestCase):
 class Ranges(unittest.TestCase):
     def test_too_many_are_joined_and_cover_all(self) -> None:
         runs = [(number * 3, 1) for number in range(120_000)]
-        told = tracker.joined(iter(runs))
-        self.assertLessEqual(len(told), 50_000)
+        reported = tracker.joined(iter(runs))
+        self.assertLessEqual(len(reported), 50_000)
         covered = [False] * 400_000
-        for first, count in told:
+        for first, count in reported:
             for granule in range(first, first + count):
                 self.assertFalse(covered[granule], "twice")
                 covered[granule] = True
@@ -202,12 +202,12 @@ class Channels(unittest.TestCase):
             return {}, b""
 
         asks, _ = self.pair(serve)
-        with self.assertRaises(channel.CallFailed) as told:
+        with self.assertRaises(channel.CallFailed) as reported:
             asks.call("bad", {}, timeout=30)
-        self.assertEqual(told.exception.code, "view-lost")
-        with self.assertRaises(channel.CallFailed) as told:
+        self.assertEqual(reported.exception.code, "view-lost")
+        with self.assertRaises(channel.CallFailed) as reported:
             asks.call("defect", {}, timeout=30)
-        self.assertEqual(told.exception.code, "driver-failed")
+        self.assertEqual(reported.exception.code, "driver-failed")
         self.assertEqual(asks.call("good", {}, timeout=30)[0], {})
 
     def test_several_ask_at_once(self) -> None:
@@ -352,8 +352,8 @@ class Tracking(unittest.TestCase):
             self.assertTrue(again.knows(again.generation, mark))
             again.begin_turn()
             again.take()
-            told = again.changed_since(mark)
-            missed = {7, *range(1024, 4096)} - {first + at for first, count in told for at in range(count)}
+            reported = again.changed_since(mark)
+            missed = {7, *range(1024, 4096)} - {first + at for first, count in reported for at in range(count)}
             self.assertFalse(missed, f"stopped at write {stop}: {len(missed)} granules are lost")
             again.close()
             if ended:

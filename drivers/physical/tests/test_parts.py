@@ -104,9 +104,9 @@ def test_settings() -> None:
 )
 def test_bad_settings_are_named(name: str, value: str) -> None:
     good = {"listen": "10.0.0.1", "identity": "/i", "spool": "/s"}
-    with pytest.raises(InvalidSetting) as told:
+    with pytest.raises(InvalidSetting) as caught:
         SiteSettings.parse({**good, name: value})
-    assert told.value.attributes["setting"] == name
+    assert caught.value.attributes["setting"] == name
 
 
 @pytest.mark.parametrize(
@@ -305,12 +305,12 @@ def test_the_agent_refuses_what_is_no_process_server(shown: str, identity: Ident
         thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
         expected = contextlib.nullcontext() if shown == "good" else pytest.raises(OSError)
-        with expected as told:
+        with expected as reported:
             agent._dial(f"127.0.0.1:{listener.getsockname()[1]}", agent._context(tmp_path)).close()
         thread.join(20)
     why = {"other-authority": "signature failure|self-signed", "expired": "expired", "agent": "purpose|not a process"}
-    if told is not None:
-        assert re.search(why.get(shown, ""), str(told.value)), told.value
+    if reported is not None:
+        assert re.search(why.get(shown, ""), str(reported.value)), reported.value
 
 
 def test_who_is_removed_is_let_go(place: SiteSettings, identity: Identity, gateway: Gateway, tmp_path: Path) -> None:
@@ -365,9 +365,9 @@ def test_a_site_tells_of_certificates_that_end(place: SiteSettings, identity: Id
     identity.save(ServerRecord("box", "00", "aa" * 16, FACTS, None, time.time() + 24 * 3600))
     identity.save(ServerRecord("other", "00", "aa" * 16, FACTS, None, time.time() + 800 * 24 * 3600))
     with closing(PhysicalSite("dc", place)) as site:
-        told = site.status().details["certificates"]
-    assert "box" in told
-    assert "other" not in told
+        reported = site.status().details["certificates"]
+    assert "box" in reported
+    assert "other" not in reported
 
 
 def test_a_second_identity_is_not_made_silently(place: SiteSettings, identity: Identity) -> None:

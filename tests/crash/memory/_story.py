@@ -41,7 +41,7 @@ class Chapter:
     killed: str = ""
     before: Callable[[Stage], None] = lambda stage: None
     again: Verb | None = None
-    mended: Callable[[Stage], None] = lambda stage: None
+    repaired: Callable[[Stage], None] = lambda stage: None
     fails: tuple[type[AsrError], ...] = ()
     gives_up: bool = False
     again_read: int = 0
@@ -398,7 +398,7 @@ CHAPTERS = {
         Chapter("planned", "undo", _planned, _failed_over_planned, before=_life(14)),
         Chapter(
             "aborted", "undo", _planned, _aborted, before=_full, fails=(TargetFull, WrongState),
-            mended=lambda stage: stage.away.make_room(), writes=False,
+            repaired=lambda stage: stage.away.make_room(), writes=False,
         ),
         Chapter("commit", "planned", _commit, _state(State.COMMITTED)),
         Chapter("reprotect", "commit", _reprotect, _protected, before=_works_there),

@@ -68,7 +68,7 @@ def go_on(folder: Path, chapter: Chapter, place: str) -> None:
         invariants.check_always(stage, vault)
         cycle = invariants.interrupted(stage, vault)
     written = _life_in_between(stage, chapter, place) if place else 0
-    chapter.mended(stage)
+    chapter.repaired(stage)
     with stage.engine() as engine:
         engine.start()
         _bring_to_its_end(stage, engine, chapter, after_kill=bool(place))

@@ -124,9 +124,9 @@ def test_a_secret_setting_is_nowhere(tmp_path: Path) -> None:
 def test_who_works_on_a_vault_is_told_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["/usr/bin/asr", "--vault", "postgresql://me:pw1@host/asr", "--vault=postgresql://me:pw2@host/asr", "run"]
     monkeypatch.setattr(sys, "argv", [*words, "--set", "password=pw3", "--set=password=pw4", "-v"])
-    told = engine._holder()
-    assert not [secret for secret in ("pw1", "pw2", "pw3", "pw4") if secret in told]
-    assert told.endswith("asr --vault ... ... run --set ... ... -v")
+    reported = engine._holder()
+    assert not [secret for secret in ("pw1", "pw2", "pw3", "pw4") if secret in reported]
+    assert reported.endswith("asr --vault ... ... run --set ... ... -v")
 
 
 def test_a_file_of_a_setting_that_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -102,12 +102,12 @@ def said_to(office: Office, identity: Identity | None) -> bytes:
 
 def refusal(office: Office, identity: Identity) -> tuple[str, object]:
     """The error that a caller gets, each time, and whose certificate it is about."""
-    told = set()
+    reported = set()
     for _ in range(5):
         with pytest.raises(AsrError) as caught:
             office.get(identity, "/v1/health")
-        told.add((caught.value.code, caught.value.attributes.get("whose")))
-    (found,) = told
+        reported.add((caught.value.code, caught.value.attributes.get("whose")))
+    (found,) = reported
     return found
 
 

@@ -130,12 +130,12 @@ class Told:
     def plugin(self) -> Plugins:
         from asrcore.hookspecs import hookimpl
 
-        told = self
+        reported = self
 
         class Listener:
             @hookimpl
             def asr_job_finished(self, job: FinishedJob) -> None:
-                told.finished.append(job)
+                reported.finished.append(job)
 
         plugins = Plugins()
         assert plugins.register("listener", Listener())

@@ -162,20 +162,20 @@ def test_interrupted_jobs_keep_their_order(path: Path, trace: kit.Trace) -> None
 
 
 def test_an_engine_that_ends_leaves_its_jobs_as_a_kill_would(path: Path, trace: kit.Trace, until: Until) -> None:
-    told = kit.Told()
-    with kit.engine(path, told.plugin()) as jobs:
+    reported = kit.Told()
+    with kit.engine(path, reported.plugin()) as jobs:
         running, waiting = start(jobs, path, "wait"), start(jobs, path, "count")
         until(lambda: "web1 wait.wait" in trace.lines())
     with Vault.open(path) as vault:
         assert vault.job(running.id).state is JobState.RUNNING
         assert vault.job(waiting.id).state is JobState.QUEUED
-    assert told.finished == []
+    assert reported.finished == []
     trace.let_go("web1")
-    with kit.engine(path, told.plugin()) as jobs:
+    with kit.engine(path, reported.plugin()) as jobs:
         assert jobs.wait(running.id, timeout=20).state is JobState.DONE
         assert jobs.wait(waiting.id, timeout=20).state is JobState.DONE
     assert trace.lines() == ["web1 wait.begin", "web1 wait.wait", "web1 wait.wait", "web1 wait.end", *COUNT]
-    assert len(told.finished) == 2
+    assert len(reported.finished) == 2
 
 
 def test_ending_waits_for_a_step_that_does_not_look(path: Path, trace: kit.Trace, until: Until) -> None:

@@ -42,8 +42,8 @@ def test_arguments_reach_the_steps_as_given(path: Path) -> None:
 
 
 def test_an_error_of_the_catalogue_fails_the_job_with_its_own_code(path: Path, trace: kit.Trace) -> None:
-    told = kit.Told()
-    with kit.engine(path, told.plugin()) as jobs:
+    reported = kit.Told()
+    with kit.engine(path, reported.plugin()) as jobs:
         job = start(jobs, path, "verify")
         with pytest.raises(VerifyFailed, match="512 bytes of 'web1' differ") as raised:
             jobs.wait(job.id, timeout=20)
@@ -55,7 +55,7 @@ def test_an_error_of_the_catalogue_fails_the_job_with_its_own_code(path: Path, t
     assert ended.error["code"] == "verify-failed"
     assert json.loads(ended.result or "") == {"different_bytes": 512}, "what a failed step found out is kept"
     assert trace.lines() == ["web1 verify.compare"], "no step after the failed one"
-    (finished,) = told.finished
+    (finished,) = reported.finished
     assert (finished.id, finished.work, finished.machine) == (job.id, "verify", "web1")
     assert finished.outcome is Outcome.FAILED
     assert finished.error == ended.error
@@ -110,8 +110,8 @@ def test_progress_is_seen_but_written_seldom(path: Path) -> None:
 
 
 def test_a_running_job_is_cancelled_by_another_process(path: Path, trace: kit.Trace, until: Until) -> None:
-    told = kit.Told()
-    with kit.engine(path, told.plugin()) as jobs:
+    reported = kit.Told()
+    with kit.engine(path, reported.plugin()) as jobs:
         job = start(jobs, path, "wait")
         until(lambda: "web1 wait.wait" in trace.lines())
         with Vault.open(path) as other:  # that `asr` knows nothing but the vault
@@ -120,7 +120,7 @@ def test_a_running_job_is_cancelled_by_another_process(path: Path, trace: kit.Tr
             jobs.wait(job.id, timeout=20)
         assert not jobs.cancel(job.id), "it has ended"
     assert trace.lines() == ["web1 wait.begin", "web1 wait.wait"]
-    assert [finished.outcome for finished in told.finished] == [Outcome.CANCELLED]
+    assert [finished.outcome for finished in reported.finished] == [Outcome.CANCELLED]
 
 
 def test_a_job_that_waits_for_its_machine_is_cancelled(path: Path, trace: kit.Trace, until: Until) -> None:

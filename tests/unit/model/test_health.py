@@ -173,7 +173,7 @@ def test_every_reason_tells_cause_and_action() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "load", "told"),
+    ("age", "load", "reported"),
     [
         (121, Load(late=17, machines=500, at_a_time=16), True),
         (121, Load(late=16, machines=500, at_a_time=16), False),
@@ -182,10 +182,10 @@ def test_every_reason_tells_cause_and_action() -> None:
     ],
     ids=["saturated", "keeps-up", "nothing-known", "not-late-itself"],
 )
-def test_a_late_machine_says_that_the_service_is_saturated(age: float, load: Load | None, told: bool) -> None:
+def test_a_late_machine_says_that_the_service_is_saturated(age: float, load: Load | None, reported: bool) -> None:
     reasons = {reason.code: reason for reason in assess(WEB, POLICY, newest(age), NOW, load=load).reasons}
-    assert ("service-saturated" in reasons) is told
-    if told:
+    assert ("service-saturated" in reasons) is reported
+    if reported:
         assert "17 of 500 machines are late" in reasons["service-saturated"].what
         assert reasons["service-saturated"].cause
         assert reasons["service-saturated"].action

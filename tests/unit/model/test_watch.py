@@ -11,13 +11,13 @@ from asrcore.model.watch import Stopped, Watch
 
 
 def test_progress_is_reported() -> None:
-    told: list[tuple[str, int, int]] = []
-    watch = Watch(lambda work, done, total: told.append((work, done, total)))
+    reported: list[tuple[str, int, int]] = []
+    watch = Watch(lambda work, done, total: reported.append((work, done, total)))
     watch.start("copy", 100)
     watch.advance(40)
     watch.advance(60)
     watch.start("check", 5)
-    assert told == [("copy", 0, 100), ("copy", 40, 100), ("copy", 100, 100), ("check", 0, 5)]
+    assert reported == [("copy", 0, 100), ("copy", 40, 100), ("copy", 100, 100), ("check", 0, 5)]
 
 
 def test_cancelled_work_ends_at_its_next_step_and_counts_nothing() -> None:

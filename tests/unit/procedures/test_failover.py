@@ -49,11 +49,11 @@ def test_what_was_repaired_is_told(protected: Rig, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(failover, "start_test", lambda *given: repaired(start(*given)))
     monkeypatch.setattr(failover, "promote", lambda *given: repaired(promote(*given)))
-    told = ["root by UUID", "left: an odd thing"]
-    assert facts(protected.engine.failover_test("web"))["repairs"] == told
-    assert facts(protected.engine.failover_unplanned("web"))["repairs"] == told
+    reported = ["root by UUID", "left: an odd thing"]
+    assert facts(protected.engine.failover_test("web"))["repairs"] == reported
+    assert facts(protected.engine.failover_unplanned("web"))["repairs"] == reported
     events = [item.text for item in protected.engine.vault.events(machine="web") if item.kind == "repair"]
-    assert events == [*told, *told]
+    assert events == [*reported, *reported]
 
 
 def test_a_second_test_takes_the_place_of_the_first(protected: Rig) -> None:

@@ -117,9 +117,9 @@ def test_digests_are_those_of_the_whole_disks(rig: Rig) -> None:
     assert (found["equal"], found["different_bytes"]) == (True, 0)
     for disk in ("vda", "vdb"):
         content = rig.machine.read(disk)
-        told = found["disks"][disk]
-        assert told["source_digest"] == told["replica_digest"] == digest_of_disk(content)
-        assert told["size"] == len(content)
+        reported = found["disks"][disk]
+        assert reported["source_digest"] == reported["replica_digest"] == digest_of_disk(content)
+        assert reported["size"] == len(content)
     assert "proved" not in found
 
 
@@ -148,16 +148,16 @@ def test_one_byte_is_found_and_only_its_block_is_sent_again(rig: Rig, offset: in
     assert found["disks"]["vda"]["source_digest"] == digest_of_disk(rig.machine.read("vda"))
     assert found["disks"]["vda"]["source_digest"] != found["disks"]["vda"]["replica_digest"]
     assert found["disks"]["vdb"]["equal"]
-    mended = result(run(rig, repair=True))
-    assert mended["repaired_bytes"] == BLOCK
-    assert rig.content(mended["repaired_point"]) == before
+    repaired = result(run(rig, repair=True))
+    assert repaired["repaired_bytes"] == BLOCK
+    assert rig.content(repaired["repaired_point"]) == before
     assert result(run(rig))["equal"]
 
 
 def test_data_where_the_source_has_a_hole_is_found(rig: Rig) -> None:
     damage(rig, 900 * KiB, b"rubbish", "vdb")
-    mended = result(run(rig, repair=True))
-    assert (mended["different_bytes"], mended["repaired_bytes"]) == (BLOCK, BLOCK)
+    repaired = result(run(rig, repair=True))
+    assert (repaired["different_bytes"], repaired["repaired_bytes"]) == (BLOCK, BLOCK)
     assert rig.content() == rig.truth()
 
 

@@ -30,8 +30,8 @@ from asrcore.remote.master_target import MasterTarget
 from asrcore.testing.memory import MemoryDriver, MemoryWorld
 from asrcore.units import KiB, MiB
 from asrcore.wire import frames
-from asrcore.wire.carrier import Address, Carrier, Limits, Lost
-from asrcore.wire.failures import farewell
+from asrcore.wire.carrier import Address, Carrier, ConnectionLost, Limits
+from asrcore.wire.failures import goodbye_error
 from asrcore.wire.frames import Connection, Frame
 from asrcore.wire.tls import Identity, Role
 from tests.certificates import Authority
@@ -83,7 +83,7 @@ class Intruder:
         """What the other side's goodbye means here."""
         while (frame := self.receive()).type != frames.GOODBYE:
             pass
-        return farewell(frame.head, "the master target")
+        return goodbye_error(frame.head, "the master target")
 
 
 @attrs.define
@@ -183,10 +183,10 @@ def test_a_bad_frame_is_refused(field: Field, case: str) -> None:
     bad = make(intruder)
     before = field.state()
     intruder.carrier.send(bad + bytes(512 * KiB))  # what comes behind it does not keep the reason away
-    told = intruder.last_words()
-    assert isinstance(told, AsrError)
-    assert told.code == "frame-refused"
-    assert f"refused a frame: {reason}: " in str(told)
+    reported = intruder.last_words()
+    assert isinstance(reported, AsrError)
+    assert reported.code == "frame-refused"
+    assert f"refused a frame: {reason}: " in str(reported)
     assert intruder.channel.error is not None
     assert intruder.channel.error.code == "frame-refused"
     assert reason in str(intruder.channel.error)
@@ -199,9 +199,9 @@ def test_a_frame_of_another_connection_is_refused(field: Field) -> None:
     one, two = Intruder(field), Intruder(field)
     before = field.state()
     two.carrier.send(one.data())
-    told = two.last_words()
-    assert isinstance(told, AsrError)
-    assert (told.code, "forged" in str(told)) == ("frame-refused", True)
+    reported = two.last_words()
+    assert isinstance(reported, AsrError)
+    assert (reported.code, "forged" in str(reported)) == ("frame-refused", True)
     assert one.channel.error is None, "who sent it first is not disturbed"
     for intruder in (one, two):
         intruder.carrier.close()
@@ -244,7 +244,7 @@ def test_another_version_is_refused_by_who_serves(field: Field, caplog: pytest.L
     carrier = Carrier.dial(field.target.address, field.identity, [Role.MASTER_TARGET], limits=LIMITS)
     with caplog.at_level(logging.WARNING, "asrcore.wire.listener"):
         carrier.send(of_another_version(Connection(dialled=True).hello()))
-        with pytest.raises(Lost):
+        with pytest.raises(ConnectionLost):
             carrier.fill(memoryview(bytearray(1 << 16)))
         wait_until(lambda: caplog.records, "it is logged")
     carrier.close()

@@ -15,7 +15,7 @@ from tests.unit.rig import Rig
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What each call of `drop_points` was to drop."""
     calls: list[list[str]] = []
     inner = MemoryReplica.drop_points
@@ -28,29 +28,29 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def test_only_a_kept_point_asks_for_order(tmp_path: Path, told: list[list[str]]) -> None:
+def test_only_a_kept_point_asks_for_order(tmp_path: Path, reported: list[list[str]]) -> None:
     rig = Rig(tmp_path, interval=5.0, point_interval=60.0)
     try:
         rig.protect()
-        assert told == [[]]
+        assert reported == [[]]
         rig.clock.now += 5
         rig.engine.replicate("web")  # only the latest state
-        assert told == [[]]
+        assert reported == [[]]
         rig.clock.now += 5
         rig.engine.replicate("web", keep=True)
-        assert told == [[], []]
+        assert reported == [[], []]
         rig.clock.now += 60
         rig.engine.replicate("web")
-        assert told == [[], [], []]
+        assert reported == [[], [], []]
     finally:
         rig.engine.close()
 
 
-def test_a_planned_failover_does_not_wait_for_it(rig: Rig, told: list[list[str]]) -> None:
+def test_a_planned_failover_does_not_wait_for_it(rig: Rig, reported: list[list[str]]) -> None:
     rig.protect()
-    before = len(told)
+    before = len(reported)
     rig.engine.failover_planned("web")
-    assert len(told) == before
+    assert len(reported) == before
 
 
 def test_the_writer_is_closed_last(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

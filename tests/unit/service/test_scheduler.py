@@ -215,22 +215,22 @@ def test_a_replica_is_verified_and_mended_by_itself(service: Service, monkeypatc
 
 
 def test_it_is_told_once_that_the_service_cannot_keep_up_and_that_it_does_again(service: Service) -> None:
-    told = scheduler.Scheduler(service.engine.context, lambda kind, protection, arguments: None)
+    reported = scheduler.Scheduler(service.engine.context, lambda kind, protection, arguments: None)
 
     def events() -> list[str]:
         return [entry.text.partition(":")[0] for entry in service.engine.vault.events(kinds=["service"])]
 
     too_many, some, few = (Load(late, 500, at_a_time=16) for late in (17, 9, 8))
     for now in (0.0, 10.0, 29.0):
-        told._tell_load(too_many, 1000.0 + now)
-    told._tell_load(few, 1029.5)
+        reported._tell_load(too_many, 1000.0 + now)
+    reported._tell_load(few, 1029.5)
     for now in (30.0, 59.0):
-        told._tell_load(too_many, 1000.0 + now)
+        reported._tell_load(too_many, 1000.0 + now)
     assert events() == []
     for now in (61.0, 70.0):
-        told._tell_load(too_many, 1000.0 + now)
+        reported._tell_load(too_many, 1000.0 + now)
     assert events() == ["the service cannot keep up"]
-    told._tell_load(some, 1080.0)
-    told._tell_load(few, 1090.0)
-    told._tell_load(few, 1200.0)
+    reported._tell_load(some, 1080.0)
+    reported._tell_load(few, 1090.0)
+    reported._tell_load(few, 1200.0)
     assert events() == ["the service cannot keep up", "the service keeps up again"]

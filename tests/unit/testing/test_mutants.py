@@ -89,5 +89,5 @@ def test_what_is_not_claimed_is_skipped_with_a_reason(outcomes: dict[str, Outcom
 def test_a_missing_rig_is_explained(outcomes: dict[str, Outcome]) -> None:
     missing = outcomes["TestRigIsMissing"]
     assert missing.passed == set()
-    for told in missing.failed.values():
-        assert "define a fixture named `rig`" in told
+    for reported in missing.failed.values():
+        assert "define a fixture named `rig`" in reported

@@ -24,7 +24,7 @@ from asrcore.errors import (
 from asrcore.remote import RemoteDriver
 from asrcore.remote.master_target import MasterTarget
 from asrcore.testing.memory import MemoryDriver, MemoryWorld
-from asrcore.wire.carrier import Address, Carrier, Limits, Lost
+from asrcore.wire.carrier import Address, Carrier, ConnectionLost, Limits
 from asrcore.wire.channel import Channel
 from asrcore.wire.listener import Listener
 from asrcore.wire.tls import Component, Identity, Role
@@ -245,7 +245,7 @@ def test_a_component_without_our_protocol_is_refused(place: Place) -> None:
         identity = Identity(place.engine())
         carrier = Carrier.dial(place.target.address, identity, [Role.MASTER_TARGET], limits=LIMITS)
         carrier.send(data)
-        with pytest.raises(Lost, match="closed the connection"):
+        with pytest.raises(ConnectionLost, match="closed the connection"):
             carrier.fill(memoryview(bytearray(1 << 16)))
         carrier.close()
     place.connect(place.engine())

@@ -111,8 +111,8 @@ class Story:
 
     def lost(self, place: str, piece: str, **given: Any) -> None:
         """Killed, and never done again."""
-        told = self._do(piece, place, given)
-        assert told == -9, f"{piece} was not killed at {place}: {told}\n{self._errors.read_text()[-3000:]}"
+        reported = self._do(piece, place, given)
+        assert reported == -9, f"{piece} was not killed at {place}: {reported}\n{self._errors.read_text()[-3000:]}"
         self.places.add(f"{piece} {place}")
 
     def killed(self, place: str, piece: str, **given: Any) -> None:

@@ -70,9 +70,9 @@ def test_a_test_has_no_public_address_even_in_a_named_network(rig: FailoverRig, 
 
 
 def test_a_network_that_nobody_named(rig: FailoverRig, target: TargetBench) -> None:
-    with pytest.raises(AsrError) as told:
+    with pytest.raises(AsrError) as caught:
         rig.promote(target, "elsewhere")
-    assert told.value.code == "azure-network-unknown"
+    assert caught.value.code == "azure-network-unknown"
     assert rig.cloud.names() == []
     assert rig.target_site.failover.tests(target.id) == []
 
@@ -145,8 +145,8 @@ def test_nothing_gets_in_or_out_of_a_test_in_no_network(rig: FailoverRig, target
 def test_the_disk_is_the_point(rig: FailoverRig, target: TargetBench) -> None:
     rig.promote(target)
     for disk, size in target.sizes.items():
-        name, told = rig._disks(target.id)[disk]
-        assert told == size
+        name, reported = rig._disks(target.id)[disk]
+        assert reported == size
         with rig.cloud.content.path(f"disks/{name}").open("rb") as file:
             content = file.read()
         assert content[:size] == target.head[disk]
@@ -240,9 +240,9 @@ def test_the_estimate_of_requests_is_near(rig: FailoverRig, target: TargetBench)
     requests = len(rig.storage.proxy.requests) - before
     found = rig.target_site.target.findings(target.description("x"), Policy("p"))
     (cost,) = [item for item in found if item.code == "azure-cost"]
-    told = re.search(r"about (\d+) requests a day", cost.what)
-    assert told is not None
-    estimate = int(told[1]) / (86400 / Policy("p").interval)
+    reported = re.search(r"about (\d+) requests a day", cost.what)
+    assert reported is not None
+    estimate = int(reported[1]) / (86400 / Policy("p").interval)
     assert 0.6 < requests / estimate < 1.5, f"{requests} requests, estimated {estimate}"
 
 
@@ -258,12 +258,12 @@ def test_the_estimate_of_the_first_copy(rig: FailoverRig) -> None:
         for item in rig.target_site.target.findings(bench.description("p1"), Policy("p"))
         if item.code == "azure-cost"
     ]
-    told = re.search(r"(\d+) writes at first", cost)
-    assert told is not None
+    reported = re.search(r"(\d+) writes at first", cost)
+    assert reported is not None
     before = rig.storage.proxy.count("update")
     bench.cycle("p1", *(Data(disk, 0, noise(size)) for disk, size in bench.sizes.items()))
     writes = rig.storage.proxy.count("update") - before
-    assert int(told[1]) <= writes <= int(told[1]) + len(bench.sizes), "a disk's last write is not a whole one"
+    assert int(reported[1]) <= writes <= int(reported[1]) + len(bench.sizes), "a disk's last write is not a whole one"
     bench.close()
     rig.target_site.target.delete_replica(bench.id, 1)
 
@@ -385,9 +385,9 @@ def test_five_snapshots_of_a_disk_are_read_at_once(rig: FailoverRig, target: Tar
         builder.snapshot(f"{name}-r{number}", "nobody", name, target.first, "view")
     for number in range(5):
         arm.grant("snapshots", f"{name}-r{number}", write=False, seconds=60)
-    with pytest.raises(AsrError, match="five snapshots") as told:
+    with pytest.raises(AsrError, match="five snapshots") as caught:
         arm.grant("snapshots", f"{name}-r5", write=False, seconds=60)
-    assert told.value.code == "azure-state-refused"
+    assert caught.value.code == "azure-state-refused"
     arm.grant("snapshots", f"{name}-r4", write=False, seconds=60)  # one of the five again
     arm.revoke("snapshots", f"{name}-r0")
     arm.grant("snapshots", f"{name}-r5", write=False, seconds=60)
@@ -476,7 +476,7 @@ def _spoilt(heard: list[dict[str, Any]], spoil: Callable[[dict[str, Any]], objec
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "reported"),
     [
         (lambda item: item["given"]["properties"].update(colour="red"), "has no property 'colour'"),
         (lambda item: item["given"]["properties"].update(diskState="Ready"), "must be one of"),
@@ -491,8 +491,8 @@ def _spoilt(heard: list[dict[str, Any]], spoil: Callable[[dict[str, Any]], objec
     ],
 )
 def test_what_is_not_as_described_is_told(
-    rig: FailoverRig, target: TargetBench, spoil: Callable[[dict[str, Any]], object], told: str
+    rig: FailoverRig, target: TargetBench, spoil: Callable[[dict[str, Any]], object], reported: str
 ) -> None:
     rig.promote(target)
     (problem,) = _spoilt(rig.cloud.traffic, spoil)
-    assert told in problem
+    assert reported in problem

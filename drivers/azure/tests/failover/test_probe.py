@@ -70,15 +70,15 @@ def test_what_azure_answered_is_kept_without_secrets(rig: FailoverRig, tmp_path:
     checks = list(rig._driver.check(rig.settings, path))
     assert failed(checks) == []
     text = path.read_text()
-    told: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    reported: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    asked = {(item["method"], item["url"].partition("?")[0].rpartition("/")[2], item["status"]) for item in told}
+    asked = {(item["method"], item["url"].partition("?")[0].rpartition("/")[2], item["status"]) for item in reported}
     assert ("POST", "beginGetAccess", 202) in asked
-    assert {404, 409} <= {item["status"] for item in told}, "refusals are what is most worth knowing"
-    assert any(item["headers"].get("x-ms-error-code") == "BlobNotFound" for item in told)
-    assert any("PageList" in (item["body"] or "") for item in told)
-    assert any('"diskState"' in (item["body"] or "") for item in told)
-    assert any("Azure-AsyncOperation" in item["headers"] for item in told)
+    assert {404, 409} <= {item["status"] for item in reported}, "refusals are what is most worth knowing"
+    assert any(item["headers"].get("x-ms-error-code") == "BlobNotFound" for item in reported)
+    assert any("PageList" in (item["body"] or "") for item in reported)
+    assert any('"diskState"' in (item["body"] or "") for item in reported)
+    assert any("Azure-AsyncOperation" in item["headers"] for item in reported)
     for secret in (*rig.cloud._tokens, rig.storage.key, rig.cloud.secret, *rig.cloud.content.tokens):
         assert secret not in text
     assert rig.cloud.content.granted_count > given
@@ -176,10 +176,10 @@ def test_ctrl_c_at_the_command_line(rig: FailoverRig, tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as probe:
         wait_for_machine(rig, probe)
         os.kill(probe.pid, signal.SIGINT)
-        told, _ = probe.communicate(timeout=120)
-    assert probe.returncode == 130, told
-    assert "sign in and see the storage account" in told
-    assert rig.cloud.names() == [], told
+        reported, _ = probe.communicate(timeout=120)
+    assert probe.returncode == 130, reported
+    assert "sign in and see the storage account" in reported
+    assert rig.cloud.names() == [], reported
     assert containers(rig) == []
     assert "beginGetAccess" in answers.read_text()
 

@@ -161,8 +161,8 @@ def debian(tmp_path: Path) -> Path:
 
 def test_a_system_is_made_ready(bench: Bench, debian: Path, tmp_path: Path) -> None:
     bench.seal(debian)
-    told = bench.promote()
-    assert told == (
+    reported = bench.promote()
+    assert reported == (
         "/etc/fstab: /dev/sda1 by UUID",
         "/boot/grub/grub.cfg: root by UUID, kernel console on the serial port",
         "/etc/systemd/network/00-asrcore-azure.network: DHCP on cards of Azure's hypervisor",
@@ -179,7 +179,7 @@ def test_a_system_is_made_ready(bench: Bench, debian: Path, tmp_path: Path) -> N
     assert "kept" in run("debugfs", "-R", "ea_get /etc/fstab user.mine", f"{disk}?offset={START}")
     run("e2fsck", "-f", "-n", f"{disk}?offset={START}")
     assert bench.point() == debian.read_bytes(), "the point is what it was"
-    assert bench.promote() == told, "asked again it tells the same"
+    assert bench.promote() == reported, "asked again it tells the same"
 
 
 def test_a_test_is_made_ready_too(bench: Bench, debian: Path) -> None:
@@ -204,10 +204,10 @@ def test_the_way_home_tells_the_repairs_as_changes(bench: Bench, debian: Path) -
         here, point = bench.disk().read_bytes()[:SIZE], bench.point()
         assert differs
         assert all(here[item.offset : item.end] != point[item.offset : item.end] for item in differs)
-        mended = bytearray(point)
+        repaired = bytearray(point)
         for item in differs:
-            mended[item.offset : item.end] = here[item.offset : item.end]
-        assert bytes(mended) == here
+            repaired[item.offset : item.end] = here[item.offset : item.end]
+        assert bytes(repaired) == here
     bench.site.source.keep_marks(bench.id, [])
 
 
@@ -284,25 +284,25 @@ def _crowded(image: Path) -> str:
 def test_what_is_not_understood_is_left(bench: Bench, debian: Path, harm: Callable[[Path], str]) -> None:
     why = harm(debian)
     bench.seal(debian)
-    (told,) = bench.promote()
-    assert told.startswith("the system was not changed: ")
-    assert why in told
+    (reported,) = bench.promote()
+    assert reported.startswith("the system was not changed: ")
+    assert why in reported
     assert bench.disk().read_bytes()[:SIZE] == debian.read_bytes()
 
 
 def test_without_room_for_a_copy(bench: Bench, debian: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system_disk, "_SPARE", 1 << 60)
     bench.seal(debian)
-    (told,) = bench.promote()
-    assert "no room" in told
+    (reported,) = bench.promote()
+    assert "no room" in reported
     assert bench.disk().read_bytes()[:SIZE] == debian.read_bytes()
 
 
 def test_without_the_tools(bench: Bench, debian: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rootfs._PATH, "PATH", "/nowhere")
     bench.seal(debian)
-    (told,) = bench.promote()
-    assert "is not installed where the engine runs" in told
+    (reported,) = bench.promote()
+    assert "is not installed where the engine runs" in reported
     assert bench.disk().read_bytes()[:SIZE] == debian.read_bytes()
 
 

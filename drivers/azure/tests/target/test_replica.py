@@ -64,8 +64,8 @@ def test_a_blob_is_a_disk_that_qemu_reads(rig: TargetRig, target: TargetBench, t
             image = tmp_path / "disk.vhd"
             image.write_bytes(rig.storage.content(rig.settings["container"], blob, snapshot))
             command = ["qemu-img", "info", "--output=json", "-f", "vpc", str(image)]
-            told = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
-            assert told["virtual-size"] == image.stat().st_size - vhd.FOOTER
+            reported = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+            assert reported["virtual-size"] == image.stat().st_size - vhd.FOOTER
     target.check()
 
 
@@ -227,20 +227,20 @@ def test_the_proxy_is_strict(rig: TargetRig, target: TargetBench) -> None:
     blob = container.get_blob_client("strict")
     blob.create_page_blob(8 * MiB)
     blob.upload_page(bytes(4 * MiB), 0, 4 * MiB)
-    with pytest.raises(HttpResponseError) as told:
+    with pytest.raises(HttpResponseError) as caught:
         blob.upload_page(bytes(4 * MiB + 512), 0, 4 * MiB + 512)
-    assert told.value.status_code == 413
+    assert caught.value.status_code == 413
     container.get_blob_client("large").create_page_blob(8 * TiB)
-    with pytest.raises(HttpResponseError) as told:
+    with pytest.raises(HttpResponseError) as caught:
         container.get_blob_client("larger").create_page_blob(8 * TiB + 512)
-    assert told.value.status_code == 400
+    assert caught.value.status_code == 400
     path = next(path for path in rig.storage.proxy._recent if path.endswith("/strict"))
     blob.get_blob_properties()
     rig.storage.proxy._recent[path].extend([time.monotonic()] * REQUESTS_PER_SECOND)
-    with pytest.raises(HttpResponseError) as told:
+    with pytest.raises(HttpResponseError) as caught:
         blob.get_blob_properties()
-    assert told.value.status_code == 503
-    assert retry_after(told.value) == 1
+    assert caught.value.status_code == 503
+    assert retry_after(caught.value) == 1
     container.get_blob_client("large").get_blob_properties()  # the limit is of one blob
     time.sleep(1.1)
     for name in ("large", "strict"):
@@ -386,9 +386,9 @@ def test_a_lost_answer_at_the_end_is_no_other_writer(
         return answer
 
     monkeypatch.setattr(BlobClient, "set_sequence_number", numbered)
-    with pytest.raises(SiteUnreachable) as told:
+    with pytest.raises(SiteUnreachable) as caught:
         writer.seal(target.seal_spec("p2"))
-    assert told.value.retry
+    assert caught.value.retry
     writer.close()
     before = rig.storage.proxy.sent()
     with target.open("c2") as writer:
@@ -432,9 +432,9 @@ def test_a_lease_of_somebody_else_is_respected(rig: TargetRig, target: TargetBen
     lease = rig.storage.direct.get_blob_client(rig.settings["container"], name)
     BlobLeaseClient(lease).break_lease(lease_break_period=0)
     other = lease.acquire_lease(-1)
-    with pytest.raises(AsrError) as told:
+    with pytest.raises(AsrError) as caught:
         target.open("c2").close()
-    assert told.value.code == "azure-lease-held"
+    assert caught.value.code == "azure-lease-held"
     other.release()
     with target.open("c2") as writer:
         target.seal(writer, "p2", [])
@@ -462,9 +462,9 @@ def test_settings_are_checked(rig: TargetRig) -> None:
 
 
 def test_a_wrong_key_is_told(rig: TargetRig) -> None:
-    with pytest.raises(AsrError) as told:
+    with pytest.raises(AsrError) as caught:
         rig.driver.connect("azure", rig.settings | {"account_key": base64.b64encode(b"x" * 64).decode()})
-    assert told.value.code == "access-denied"
+    assert caught.value.code == "access-denied"
 
 
 def test_a_link_that_is_cut_in_a_cycle(rig: TargetRig, target: TargetBench) -> None:

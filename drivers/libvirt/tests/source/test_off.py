@@ -216,9 +216,9 @@ def test_the_uefi_variables_are_kept_byte_by_byte_from_here_and_over_the_link(
     path = "/var/lib/libvirt/qemu/nvram/efi_VARS.fd"
     for how in (LOCAL, REMOTE):
         engine = engines(**how)
-        told = engine.open(machine=machine, view="nvram")["artifacts"]
+        reported = engine.open(machine=machine, view="nvram")["artifacts"]
         digest = lab.run_in("a", ["sha256sum", path]).stdout.split()[0]
-        assert (told["nvram"]["size"], told["nvram"]["sha256"]) == (540672, digest)
+        assert (reported["nvram"]["size"], reported["nvram"]["sha256"]) == (540672, digest)
         codes = {code for _, code, _ in engine.findings(machine=machine)}
         assert "nvram-unreadable" not in codes
         engine.close(view="nvram")

@@ -57,12 +57,12 @@ def _cached(path: Path) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         pages = -(-len(mapped) // mmap.PAGESIZE)
-        told = (ctypes.c_ubyte * pages)()
+        reported = (ctypes.c_ubyte * pages)()
         start = ctypes.c_char.from_buffer(mapped)
-        failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), told)
+        failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), reported)
         del start
         assert failed == 0, os.strerror(ctypes.get_errno())
-    return sum(page & 1 for page in told)
+    return sum(page & 1 for page in reported)
 
 
 def test_reads_without_the_page_cache(small: Path, opened: Callable[[Path], DirectFile]) -> None:
@@ -228,10 +228,10 @@ def _descriptors(path: Path) -> int:
 
 def _place_on_disk(path: Path, offset: int) -> int:
     """Where the file system has this byte of a file, as filefrag tells it."""
-    told = subprocess.run(
+    reported = subprocess.run(
         ["filefrag", "-e", "-b4096", path], check=True, capture_output=True, text=True, timeout=20
     ).stdout
-    for start, end, place in re.findall(r"^\s*\d+:\s+(\d+)\.\.\s*(\d+):\s+(\d+)\.\.", told, re.MULTILINE):
+    for start, end, place in re.findall(r"^\s*\d+:\s+(\d+)\.\.\s*(\d+):\s+(\d+)\.\.", reported, re.MULTILINE):
         if int(start) <= offset // 4096 <= int(end):
             return (int(place) - int(start)) * 4096 + offset
-    raise AssertionError(f"no place of {offset} in\n{told}")
+    raise AssertionError(f"no place of {offset} in\n{reported}")

@@ -35,8 +35,8 @@ class PhysicalInventory(Inventory):
         connected = record.name in self._servers.gateway.connected()
         if connected:
             with contextlib.suppress(AsrError):
-                told, _ = self._servers.gateway.call(record.name, "machine", {})
-                return machine_of(record, told, PowerState.RUNNING)
+                reported, _ = self._servers.gateway.call(record.name, "machine", {})
+                return machine_of(record, reported, PowerState.RUNNING)
         return self._machine(record, connected)
 
     @staticmethod

@@ -223,7 +223,7 @@ class Channel:
                 self._socket.close()
 
     def _receive_frames(self) -> None:
-        told = heard = time.monotonic()
+        reported = heard = time.monotonic()
         waiting: Header | None = None
         data = bytearray()
         size = 0
@@ -233,8 +233,8 @@ class Channel:
             if got is None:
                 if now - heard > SILENCE_SECONDS:
                     raise OSError(110, f"nothing was received from the peer for {SILENCE_SECONDS:g} s")
-                if now - told > KEEPALIVE_SECONDS and self._link.peer is not None:
-                    told = now
+                if now - reported > KEEPALIVE_SECONDS and self._link.peer is not None:
+                    reported = now
                     self._keep_alive()
                 continue
             if not got:

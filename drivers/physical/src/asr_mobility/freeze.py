@@ -195,7 +195,7 @@ class Freeze:
         finally:
             os.close(ready)
 
-    def _wait_and_thaw(self, told: int, tell: int) -> None:
+    def _wait_and_thaw(self, reported: int, tell: int) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         os.setsid()
@@ -204,8 +204,8 @@ class Freeze:
         end = time.monotonic() + self._limit
         os.write(tell, _READY)
         os.close(tell)
-        readable = select.select([told], [], [], max(0.0, end - time.monotonic()))[0]
-        if readable and os.read(told, 1) == _DONE:
+        readable = select.select([reported], [], [], max(0.0, end - time.monotonic()))[0]
+        if readable and os.read(reported, 1) == _DONE:
             os._exit(0)
         for fd in reversed(self._fds):
             with suppress(OSError):

@@ -251,11 +251,11 @@ class Tracker:
         if last == mark:
             return []
         tags = bytes(tag(turn) for turn in range(mark + 1, last + 1)) if last - mark < _AGES else b""
-        told = re.compile(b"[" + re.escape(tags) + b"]+") if tags else _NOTED
+        reported = re.compile(b"[" + re.escape(tags) + b"]+") if tags else _NOTED
         return joined(
             (at - self._layout.ages + match.start(), match.end() - match.start())
             for at, ages in self._ages()
-            for match in told.finditer(ages)
+            for match in reported.finditer(ages)
         )
 
     def pending(self) -> int:

@@ -22,7 +22,7 @@ CONTEXTS = (BASE_ALLOCATION, DIRTY)
 
 
 @st.composite
-def told(draw: st.DrawFn, context: str, offset: int, flags: list[int]) -> list[BlockStatus]:
+def reported(draw: st.DrawFn, context: str, offset: int, flags: list[int]) -> list[BlockStatus]:
     """FLAGS, one for each byte, told as extents that are cut at random, not only where the flags change."""
     cuts = draw(st.sets(st.integers(1, max(1, len(flags) - 1))))
     ends = {i for i in range(1, len(flags)) if flags[i] != flags[i - 1]} | {c for c in cuts if c < len(flags)}
@@ -35,7 +35,7 @@ def disks(draw: st.DrawFn) -> tuple[int, list[int], list[int], list[BlockStatus]
     size, offset = draw(st.integers(0, 60)), draw(st.integers(0, 1000))
     base = draw(st.lists(st.integers(0, 3), min_size=size, max_size=size))
     dirt = draw(st.lists(st.integers(0, 1), min_size=size, max_size=size))
-    queues = [draw(told(BASE_ALLOCATION, offset, base)), draw(told(DIRTY, offset, dirt))]
+    queues = [draw(reported(BASE_ALLOCATION, offset, base)), draw(reported(DIRTY, offset, dirt))]
     mixed = []
     while any(queues):
         mixed.append(draw(st.sampled_from([queue for queue in queues if queue])).pop(0))

@@ -85,8 +85,8 @@ def test_a_guests_raw_disk_is_raw_whatever_it_holds(tmp_path: Path) -> None:
     header = disk.read_bytes() + bytes(-disk.stat().st_size % 512)  # QEMU counts whole sectors
     disk.write_bytes(header)
     assert read(disk, "raw", len(header)) == header
-    told = img.info(disk, "raw")
-    assert (told.format, told.virtual_size, told.backing_file) == ("raw", len(header), None)
+    reported = img.info(disk, "raw")
+    assert (reported.format, reported.virtual_size, reported.backing_file) == ("raw", len(header), None)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, image: Path) -> None:
@@ -240,11 +240,17 @@ def test_a_block_device_is_served(block_device: Path, tmp_path: Path) -> None:
 
 
 def test_info_of_a_plain_image(image: Path) -> None:
-    told = img.info(image, "qcow2")
-    assert (told.format, told.virtual_size, told.cluster_size) == ("qcow2", SIZE, 64 * KiB)
-    assert (told.backing_file, told.backing_format, told.data_file) == (None, None, None)
-    assert (told.encrypted, told.corrupt, told.dirty, told.snapshots, told.bitmaps) == (False, False, False, (), ())
-    assert 0 < told.actual_size < MiB
+    reported = img.info(image, "qcow2")
+    assert (reported.format, reported.virtual_size, reported.cluster_size) == ("qcow2", SIZE, 64 * KiB)
+    assert (reported.backing_file, reported.backing_format, reported.data_file) == (None, None, None)
+    assert (reported.encrypted, reported.corrupt, reported.dirty, reported.snapshots, reported.bitmaps) == (
+        False,
+        False,
+        False,
+        (),
+        (),
+    )
+    assert 0 < reported.actual_size < MiB
 
 
 def test_info_tells_snapshots_data_file_and_encryption(tmp_path: Path, image: Path) -> None:
@@ -295,9 +301,9 @@ def test_an_overlay_is_merged_and_merging_can_be_repeated(image: Path, tmp_path:
     write(image, "qcow2", b"a" * MiB)
     overlay = tmp_path / "overlay.qcow2"
     img.create(overlay, None, "qcow2", backing=image, backing_fmt="qcow2")
-    told = img.info(overlay, "qcow2")
-    assert (told.virtual_size, told.backing_file, told.backing_format) == (SIZE, str(image), "qcow2")
-    assert told.full_backing_file == str(image)
+    reported = img.info(overlay, "qcow2")
+    assert (reported.virtual_size, reported.backing_file, reported.backing_format) == (SIZE, str(image), "qcow2")
+    assert reported.full_backing_file == str(image)
     write(overlay, "qcow2", b"b" * 100 * KiB, 512 * KiB)
     write(overlay, "qcow2", bytes(64 * KiB), 0)
     wanted = read(overlay, "qcow2")
@@ -327,8 +333,8 @@ def test_rebase_records_another_backing_file(image: Path, tmp_path: Path) -> Non
     write(overlay, "qcow2", b"b" * MiB, 2 * MiB)
     wanted = read(overlay, "qcow2")
     img.rebase_unsafe(overlay, "qcow2", copy, "raw")
-    told = img.info(overlay, "qcow2")
-    assert (told.backing_file, told.backing_format) == (str(copy), "raw")
+    reported = img.info(overlay, "qcow2")
+    assert (reported.backing_file, reported.backing_format) == (str(copy), "raw")
     assert read(overlay, "qcow2") == wanted
     img.rebase_unsafe(overlay, "qcow2", None, None)
     assert img.info(overlay, "qcow2").backing_file is None
@@ -350,13 +356,13 @@ def test_check_tells_sound_leaking_and_corrupt_images_apart(image: Path, tmp_pat
     leaking[l2 : l2 + 8] = bytes(8)  # the first cluster is no longer referred to
     corrupt[l2 : l2 + 8] = corrupt[l2 + 8 : l2 + 16]  # the second one is referred to twice
     image.write_bytes(leaking)
-    told = img.check(image, "qcow2", timeout=60)
-    assert (told.corruptions, told.sound) == (0, True)
-    assert told.leaks == 1
+    reported = img.check(image, "qcow2", timeout=60)
+    assert (reported.corruptions, reported.sound) == (0, True)
+    assert reported.leaks == 1
     image.write_bytes(corrupt)
-    told = img.check(image, "qcow2", timeout=60)
-    assert told.corruptions > 0
-    assert not told.sound
+    reported = img.check(image, "qcow2", timeout=60)
+    assert reported.corruptions > 0
+    assert not reported.sound
     with pytest.raises(QemuError, match="does not support"):
         img.check(tmp_path / "disk.qcow2", "raw", timeout=60)
 

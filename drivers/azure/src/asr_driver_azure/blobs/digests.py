@@ -40,14 +40,14 @@ class DigestTable:
         if found is None:
             return None
         head, _, body = found[0].partition(b"\n")
-        told = json.loads(head)
+        reported = json.loads(head)
         extents, digests, at = [], {}, 0
-        for offset, length in told["extents"]:
+        for offset, length in reported["extents"]:
             count = -(-length // DIGEST_BLOCK) * DIGEST_SIZE
             extents.append(Extent(offset, length))
             digests[offset] = body[at : at + count]
             at += count
-        return cls(int(told["size"]), extents, digests)
+        return cls(int(reported["size"]), extents, digests)
 
     def save(self, container: Container, owner: str, disk_id: str) -> None:
         """Keep it."""

@@ -66,7 +66,7 @@ class PageBlob:
         self.snapshot = str(client.snapshot or "")
 
     def _run(self, operation: str, call: Callable[[], T], *, write: bool = False) -> T:
-        def told() -> T:
+        def reported() -> T:
             try:
                 return call()
             except HttpResponseError as error:
@@ -74,7 +74,7 @@ class PageBlob:
                     raise Fenced(errors.code_of(error)) from error
                 raise
 
-        return self._calls.run(f"{operation} {self.name}", told, where=self._where if write else "")
+        return self._calls.run(f"{operation} {self.name}", reported, where=self._where if write else "")
 
     # -- life
 

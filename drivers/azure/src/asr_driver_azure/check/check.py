@@ -92,14 +92,14 @@ class _Probe:
     def _timed(self, name: str, step: Callable[[], str]) -> Check:
         started = time.monotonic()
         try:
-            told, passed = step(), True
+            reported, passed = step(), True
         except AsrError as problem:
-            told, passed = f"[{problem.code}] {problem}", False
+            reported, passed = f"[{problem.code}] {problem}", False
         except AssertionError as problem:
-            told, passed = str(problem), False
+            reported, passed = str(problem), False
         except Exception as problem:  # noqa: BLE001 - an unexpected failure is reported as a failed step, too
-            told, passed = f"{type(problem).__name__}: {problem}", False
-        return Check(name, passed, time.monotonic() - started, told)
+            reported, passed = f"{type(problem).__name__}: {problem}", False
+        return Check(name, passed, time.monotonic() - started, reported)
 
     def _others(self) -> str:
         return ", ".join(sweep_probes(self._site.account)) or "none found"

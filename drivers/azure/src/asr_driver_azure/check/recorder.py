@@ -43,7 +43,7 @@ class Recorder:
         text = "json" in kind or "xml" in kind
         if text and hasattr(given, "read"):
             given.read()  # long operations return a stream; it may be read first here
-        told = {
+        reported = {
             "at": round(time.time(), 3),
             "method": asked.method,
             "url": without_secrets(asked.url),
@@ -55,7 +55,7 @@ class Recorder:
         }
         with self._lock:
             if not self._file.closed:
-                self._file.write(json.dumps(told) + "\n")
+                self._file.write(json.dumps(reported) + "\n")
                 self._file.flush()
 
     def close(self) -> None:

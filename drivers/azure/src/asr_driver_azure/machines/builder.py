@@ -37,7 +37,7 @@ from asr_driver_azure.machines.record import (
     repairs_blob,
     tags_for,
 )
-from asr_driver_azure.repair.system_disk import Mending
+from asr_driver_azure.repair.system_disk import Repair
 from asr_driver_azure.settings import Network
 from asrcore import codec
 from asrcore.crashpoint import reach
@@ -126,12 +126,12 @@ class Builder:
     def _recorded(self, owner: str) -> tuple[tuple[str, ...], list[Extent]]:
         """The repairs, and where they changed the disk."""
         found = self._account.container.read(repairs_blob(owner))
-        told = json.loads(found[0]) if found else {"repairs": [], "extents": []}
-        return tuple(told["repairs"]), [Extent(offset, length) for offset, length in told["extents"]]
+        reported = json.loads(found[0]) if found else {"repairs": [], "extents": []}
+        return tuple(reported["repairs"]), [Extent(offset, length) for offset, length in reported["extents"]]
 
     def _record(self, owner: str, repairs: Sequence[str], extents: Sequence[Extent]) -> None:
-        told = {"repairs": repairs, "extents": [[item.offset, item.length] for item in extents]}
-        self._account.container.write(repairs_blob(owner), json.dumps(told).encode())
+        reported = {"repairs": repairs, "extents": [[item.offset, item.length] for item in extents]}
+        self._account.container.write(repairs_blob(owner), json.dumps(reported).encode())
 
     def _repairs(self, description: Description) -> bool:
         """Whether to repair the system disk: only a Linux system from another platform needs it."""
@@ -177,21 +177,21 @@ class Builder:
         _, touched = self._recorded(owner)
         extents = union(extents, touched)
         repair = repair and self._state(name) in _UPLOADED_TO
-        with Mending(size, extents, blob.read_into) if repair else nullcontext() as mending:
+        with Repair(size, extents, blob.read_into) if repair else nullcontext() as repairing:
 
             def finish(access: Access, pieces: list[Extent], digests: dict[int, bytes]) -> DigestTable:
-                if mending is None:
+                if repairing is None:
                     self._record(owner, (), touched)
                     return DigestTable(size, pieces, digests)
-                repaired = mending.finish(pieces, digests)
-                self._record(owner, repaired.told, union(touched, repaired.differs))
+                repaired = repairing.finish(pieces, digests)
+                self._record(owner, repaired.reported, union(touched, repaired.differs))
                 reach("azure.repairs.recorded")
                 for run in repaired.differs:
                     watch.check()
-                    access.put(run.offset, mending.read(run))
+                    access.put(run.offset, repairing.read(run))
                 return repaired.digests
 
-            keep = mending.keep if mending is not None else None
+            keep = repairing.keep if repairing is not None else None
             self._upload(name, owner, disk_id, blob, size, extents, watch, keep, finish)
 
     def _upload(

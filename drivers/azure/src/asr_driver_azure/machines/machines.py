@@ -155,9 +155,9 @@ class Machines:
         for number, name in enumerate(names):
             resource = self._arm.get("disks", name) or {}
             size = int(resource.get("properties", {}).get("diskSizeBytes", 0))
-            told = int(tags_of(resource).get(TAG_SIZE, 0))
+            reported = int(tags_of(resource).get(TAG_SIZE, 0))
             # A size that the driver rounded up is reported as protected; one that was enlarged since is not.
-            size = told if 0 < told <= size < told + _PADDING else size
+            size = reported if 0 < reported <= size < reported + _PADDING else size
             found.append((tags_of(resource).get(TAG_DISK) or (f"lun{number - 1}" if number else "os"), name, size))
         return found
 

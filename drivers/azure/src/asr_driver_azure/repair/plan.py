@@ -113,7 +113,7 @@ def _menu(guest: Guest, changes: list[Change], left: list[str]) -> None:
     for path in MENUS:
         done: set[str] = set()
 
-        def mended(found: re.Match[str], done: set[str] = done) -> str:
+        def repaired(found: re.Match[str], done: set[str] = done) -> str:
             entry = found[0]
             root = _ROOT.search(entry)
             uuid = _uuid(guest, root[0]) if root else None
@@ -127,7 +127,7 @@ def _menu(guest: Guest, changes: list[Change], left: list[str]) -> None:
 
         text = guest.files.get(path, "")
         entries += len(_ENTRY.findall(text))
-        changed = _ENTRY.sub(mended, text)
+        changed = _ENTRY.sub(repaired, text)
         if done:
             changes.append(Change(path, changed, ", ".join(sorted(done, reverse=True))))
     if not entries:

@@ -148,8 +148,8 @@ def partitions(size: int, read: Callable[[int, memoryview], None]) -> list[Parti
             fetch(start, min(start + _TABLE, start + length))
             words = ("-p", "-o", "export", "--offset", str(start), "--size", str(length), image.path)
             lines = image.run("blkid", *words, good=(0, 2, 8)).splitlines()  # 2: nothing known there; 8: several things
-            told = dict(line.split("=", 1) for line in lines if "=" in line)
-            found.append(Partition(number, start, length, told.get("TYPE", ""), told.get("UUID", "")))
+            reported = dict(line.split("=", 1) for line in lines if "=" in line)
+            found.append(Partition(number, start, length, reported.get("TYPE", ""), reported.get("UUID", "")))
         return found
 
 

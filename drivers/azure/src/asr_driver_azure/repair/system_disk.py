@@ -18,7 +18,7 @@ from asrcore.driver import DIGEST_BLOCK, block_digests, different_blocks
 from asrcore.model.extent import Extent, align, intersect, split, subtract, total, union
 from asrcore.units import MiB, format_size
 
-__all__ = ["Mending", "Repaired"]
+__all__ = ["Repair", "Repaired"]
 
 _EXT = ("ext2", "ext3", "ext4")
 _ODD = (NotUnderstood, OSError, ValueError, KeyError)
@@ -28,15 +28,15 @@ _SPARE = 256 * MiB  # left free in the file system of the copies; repairs need a
 
 @attrs.frozen
 class Repaired:
-    """`told`: what was changed and what was not, for people. `differs`: where the copy is no longer what was uploaded,
-    in pieces of at most one put. `digests`: of the disk with that."""
+    """`reported`: what was changed and what was not, for people. `differs`: where the copy is no longer what was
+    uploaded, in pieces of at most one put. `digests`: of the disk with that."""
 
-    told: tuple[str, ...]
+    reported: tuple[str, ...]
     differs: tuple[Extent, ...]
     digests: DigestTable
 
 
-class Mending:
+class Repair:
     """The repair of one disk. The copies are unnamed files in the directory for temporary files, only of stored data.
 
     Whatever goes wrong leaves the disk as it was uploaded.
@@ -92,8 +92,11 @@ class Mending:
             system.write(made.changes)
         except _ODD as problem:
             return Repaired((f"the system was not changed: {problem}",), (), before)
-        told = (*(f"{item.path}: {item.what}" for item in made.changes), *(f"unchanged: {item}" for item in made.left))
-        return self._differing(told, place, image, sent, before) if made.changes else Repaired(told, (), before)
+        reported = (
+            *(f"{item.path}: {item.what}" for item in made.changes),
+            *(f"unchanged: {item}" for item in made.left),
+        )
+        return self._differing(reported, place, image, sent, before) if made.changes else Repaired(reported, (), before)
 
     def read(self, extent: Extent) -> bytes:
         """Of the copy, as it is now."""
@@ -112,7 +115,7 @@ class Mending:
         return roots[0]
 
     def _differing(
-        self, told: tuple[str, ...], place: Extent, image: Image, sent: Sequence[Extent], before: DigestTable
+        self, reported: tuple[str, ...], place: Extent, image: Image, sent: Sequence[Extent], before: DigestTable
     ) -> Repaired:
         def former(piece: Extent) -> bytes:
             return b"".join(before.of(block) for block in range(piece.offset, piece.end, DIGEST_BLOCK))
@@ -125,7 +128,7 @@ class Mending:
         for piece in inside:
             after[piece.offset] = block_digests(memoryview(self.read(piece)))
             differs += different_blocks(piece, after[piece.offset], former(piece))
-        return Repaired(told, tuple(differs), DigestTable(self._size, outside + inside, after))
+        return Repaired(reported, tuple(differs), DigestTable(self._size, outside + inside, after))
 
     def __enter__(self) -> Self:
         return self

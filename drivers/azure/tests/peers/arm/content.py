@@ -75,11 +75,11 @@ class Content:
         with path.open("r+b") as file:
             file.seek(size)
             try:
-                told = vhd.parse(file.read())
+                reported = vhd.parse(file.read())
             except ValueError as problem:
                 raise Refusal(409, "InvalidVhd", f"{owner}: {problem}") from problem
-            if told != size:
-                raise Refusal(409, "InvalidVhd", f"{owner}: the footer tells {told} bytes, the disk has {size}")
+            if reported != size:
+                raise Refusal(409, "InvalidVhd", f"{owner}: the footer tells {reported} bytes, the disk has {size}")
             file.truncate(size)
 
     # -- SAS
@@ -167,8 +167,8 @@ class Content:
             data = os.pread(file.fileno(), end - start, start)
         with self._lock:
             self.read += len(data)
-        told = {"Content-Range": f"bytes {start}-{start + len(data) - 1}/{size}"}
-        return 206, self._headers(size) | told, data
+        reported = {"Content-Range": f"bytes {start}-{start + len(data) - 1}/{size}"}
+        return 206, self._headers(size) | reported, data
 
     def _pages(self, owner: str, headers: Any, size: int) -> bytes:
         start, end = _span(headers, size)

@@ -73,8 +73,8 @@ class GuestFreeze:
 
     def _has_vss(self) -> bool:
         with contextlib.suppress(libvirt.libvirtError):
-            told = self._domain.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_OS, 0)
-            return told.get("os.id") == "mswindows"
+            reported = self._domain.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_OS, 0)
+            return reported.get("os.id") == "mswindows"
         return False
 
     def expected(self) -> Consistency:

@@ -13,30 +13,31 @@ from asrcore.model.machine import Description, Disk, Firmware, Machine, Nic, Pow
 __all__ = ["description_of", "machine_of"]
 
 
-def machine_of(server: ServerRecord, told: Mapping[str, Any], power: PowerState) -> Machine:
+def machine_of(server: ServerRecord, reported: Mapping[str, Any], power: PowerState) -> Machine:
     """`told`: what the agent reports of the machine. A disk's bus is one from which its system can boot on any
     platform; a card's network is the card's name, since the server does not know what it is plugged into."""
     bus = boot_bus(server.facts)
     return Machine(
-        id=told["id"],
+        id=reported["id"],
         name=server.name,
-        cpus=told["cpus"],
-        memory=_rounded(told["memory"]),
-        firmware=Firmware(told["firmware"]),
+        cpus=reported["cpus"],
+        memory=_rounded(reported["memory"]),
+        firmware=Firmware(reported["firmware"]),
         disks=tuple(
-            Disk(id=item["id"], size=item["size"], bus=bus, location=f"/dev/{item['name']}") for item in told["disks"]
+            Disk(id=item["id"], size=item["size"], bus=bus, location=f"/dev/{item['name']}")
+            for item in reported["disks"]
         ),
-        nics=tuple(Nic(mac=item["mac"], network=item["name"], model="virtio") for item in told["nics"]),
+        nics=tuple(Nic(mac=item["mac"], network=item["name"], model="virtio") for item in reported["nics"]),
         power=power,
-        os=told["os"],
-        secure_boot=told["secure_boot"],
-        tpm=told["tpm"],
+        os=reported["os"],
+        secure_boot=reported["secure_boot"],
+        tpm=reported["tpm"],
     )
 
 
-def description_of(server: ServerRecord, told: Mapping[str, Any]) -> Description:
+def description_of(server: ServerRecord, reported: Mapping[str, Any]) -> Description:
     """Neutral values only: any target creates a machine of its platform from them."""
-    return Description(machine_of(server, told, PowerState.RUNNING), DRIVER)
+    return Description(machine_of(server, reported, PowerState.RUNNING), DRIVER)
 
 
 def _rounded(memory: int) -> int:

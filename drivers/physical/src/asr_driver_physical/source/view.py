@@ -192,13 +192,13 @@ class _DiskView(DiskView):
     hashes_at_source = True
     digest = Digest.BLAKE2B
 
-    def __init__(self, view: _View, number: int, told: Mapping[str, Any], unmarked: bool) -> None:
+    def __init__(self, view: _View, number: int, reported: Mapping[str, Any], unmarked: bool) -> None:
         self.view, self.number = view, number
-        self.disk = Disk(id=told["id"], size=told["size"], bus="", location=f"/dev/{told['name']}")
-        self.tracking = Tracking.NONE if unmarked else Tracking(told["tracking"])
-        self.reason = told["reason"]
+        self.disk = Disk(id=reported["id"], size=reported["size"], bus="", location=f"/dev/{reported['name']}")
+        self.tracking = Tracking.NONE if unmarked else Tracking(reported["tracking"])
+        self.reason = reported["reason"]
         self.held: list[Extent] = []
-        self._changed = _extents(told["changed"])
+        self._changed = _extents(reported["changed"])
 
     def changed(self) -> list[Extent]:
         if self.tracking is not Tracking.CHANGED:

@@ -104,7 +104,7 @@ def merge_status(
     tracks = {BASE_ALLOCATION: (zeroes, _STATE_ZERO)} if allocation else {}
     if bitmap is not None:
         tracks[dirty_bitmap_context(bitmap)] = (dirt, _STATE_DIRTY)
-    told = dict.fromkeys(tracks, offset)
+    reported = dict.fromkeys(tracks, offset)
     # start, dirty and zero of the extent that may still grow, which ends at `position`
     start = position = offset
     dirty = zero = False
@@ -112,9 +112,9 @@ def merge_status(
         context, begin, size, flags = extent
         if context not in tracks:
             continue
-        if begin != told[context] or size <= 0:
-            raise ValueError(f"{extent} does not follow what ended at {told[context]}")
-        told[context] = begin + size
+        if begin != reported[context] or size <= 0:
+            raise ValueError(f"{extent} does not follow what ended at {reported[context]}")
+        reported[context] = begin + size
         track, mask = tracks[context]
         track.append((begin + size, flags & mask != 0))
         while position < limit and zeroes and dirt:

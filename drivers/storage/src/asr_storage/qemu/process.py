@@ -23,9 +23,9 @@ class QemuError(Exception):
     """A QEMU tool failed. `exit_code` is None if it did not get so far; `output` is what it printed."""
 
     def __init__(self, what: str, *, command: Sequence[str], exit_code: int | None, output: str) -> None:
-        told = output.strip()[-_TOLD:]
+        reported = output.strip()[-_TOLD:]
         ended = "" if exit_code is None else f" (exit code {exit_code})"
-        super().__init__(f"{what}{ended}: {told or 'it printed nothing'}")
+        super().__init__(f"{what}{ended}: {reported or 'it printed nothing'}")
         self.what = what
         self.command = tuple(command)
         self.exit_code = exit_code
@@ -128,12 +128,12 @@ def run(command: Sequence[str], *, what: str, timeout: float, accept: Sequence[i
             if process.returncode is None:
                 process.kill()
                 process.wait()
-        told, complaints = read_back(output), read_back(errors)
+        reported, complaints = read_back(output), read_back(errors)
     if code is None:
         raise QemuTimeout(f"{what}: not done in {timeout:g} s", command=command, exit_code=None, output=complaints)
     if code not in accept:
-        raise QemuError(what, command=command, exit_code=code, output=complaints or told)
-    return code, told
+        raise QemuError(what, command=command, exit_code=code, output=complaints or reported)
+    return code, reported
 
 
 def read_back(output: IO[bytes]) -> str:

@@ -1,7 +1,7 @@
 """What `asr status` shows, read from a vault's file by plain SQL (see docs/decisions/0050-status-at-a-glance.md).
 
 Only the plain case is handled here: a file of the current version whose rows are valid. Everything else raises
-`NotAtAGlance`; then use `Vault`, which handles all cases and reports their errors.
+`NeedsEngine`; then use `Vault`, which handles all cases and reports their errors.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from asrcore.vault._lock import UseLock, holder_of_file
 from asrcore.vault._values import CycleStats, Job, JobState
 from asrcore.vault._versions import APPLICATION_ID, HEADER_SIZE, REVISIONS, VERSION_TABLE, application_id
 
-__all__ = ["Glance", "NotAtAGlance"]
+__all__ = ["NeedsEngine", "StatusReader"]
 
 _SECONDS = 5.0
 
 
-class NotAtAGlance(Exception):
+class NeedsEngine(Exception):
     """Use `Vault` instead; the message gives the reason, for debugging."""
 
 
-class Glance:
+class StatusReader:
     """One state of a SQLite vault: its methods are those of `Vault`, and read the same."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
@@ -44,20 +44,20 @@ class Glance:
     @classmethod
     @contextmanager
     def open(cls, url_or_path: str | os.PathLike[str]) -> Iterator[Self]:
-        """For the block. Raises NotAtAGlance, in the block also where a row cannot be read.
+        """For the block. Raises NeedsEngine, in the block also where a row cannot be read.
 
         Not for a process that works on the vault: to read the file's header drops SQLite's locks of it (POSIX).
         """
         text = os.fspath(url_or_path)
         if "://" in text:
-            raise NotAtAGlance("a URL")
+            raise NeedsEngine("a URL")
         try:
             path = Path(os.path.realpath(Path(text).expanduser()))
             if not path.is_file():
-                raise NotAtAGlance("no file")
+                raise NeedsEngine("no file")
             with path.open("rb") as file:  # before SQLite touches it, or a lock is made beside it
                 if application_id(file.read(HEADER_SIZE)) != APPLICATION_ID:
-                    raise NotAtAGlance("no vault")
+                    raise NeedsEngine("no vault")
             use = UseLock(path.with_name(path.name + ".users"))
             try:
                 # Not read-only: closing the last connection writes the journal back into the file.
@@ -70,7 +70,7 @@ class Glance:
             finally:
                 use.close()
         except (sqlite3.Error, OSError, RuntimeError, ValueError, KeyError, TypeError, AsrError) as problem:
-            raise NotAtAGlance(str(problem)) from problem
+            raise NeedsEngine(str(problem)) from problem
 
     def _rows(self, statement: str, *values: object) -> list[dict[str, Any]]:
         return self._connection.execute(statement, values).fetchall()
@@ -130,9 +130,9 @@ class Glance:
         return found
 
     def servers(self) -> list[Server]:
-        """None: several share a vault on a database server only. Raises NotAtAGlance where some are recorded."""
+        """None: several share a vault on a database server only. Raises NeedsEngine where some are recorded."""
         if self._rows("SELECT 1 FROM servers LIMIT 1"):
-            raise NotAtAGlance("process servers are recorded")
+            raise NeedsEngine("process servers are recorded")
         return []
 
     def engine_holder(self) -> str | None:
@@ -142,10 +142,10 @@ class Glance:
 
 def _check(connection: sqlite3.Connection) -> None:
     if connection.execute("PRAGMA application_id").fetchall() != [{"application_id": APPLICATION_ID}]:
-        raise NotAtAGlance("no vault")  # the file was replaced since its header was read
+        raise NeedsEngine("no vault")  # the file was replaced since its header was read
     versions = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall()
     if versions != [{"version_num": REVISIONS[-1]}]:
-        raise NotAtAGlance("another version")
+        raise NeedsEngine("another version")
 
 
 def _as_mapping(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> dict[str, Any]:

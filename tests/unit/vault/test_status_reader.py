@@ -16,7 +16,7 @@ from asrcore.errors import AsrError
 from asrcore.model.protection import TestRun
 from asrcore.model.state import Event
 from asrcore.service import status
-from asrcore.vault import Glance, Job, JobState, NotAtAGlance, Vault, _glance, _lock
+from asrcore.vault import Job, JobState, NeedsEngine, StatusReader, Vault, _lock, _status_reader
 from asrcore.vault._versions import REVISIONS, VERSION_TABLE
 from tests.unit.vault.samples import cycle, machine, record
 
@@ -25,7 +25,7 @@ NOW = 5000.0
 
 def assert_same(path: Path, vault: Vault) -> None:
     """All that can be read at a glance is what the vault says."""
-    with Glance.open(path) as seen:
+    with StatusReader.open(path) as seen:
         assert seen.protections() == vault.protections()
         assert [item.pending for item in seen.protections()] == [item.pending for item in vault.protections()]
         assert seen.policies() == vault.policies()
@@ -96,7 +96,7 @@ def test_whatever_was_recorded(made_once: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_it_sees_one_state_and_keeps_nobody_from_working(path: Path) -> None:
-    with Vault.open(path) as vault, Glance.open(path) as seen:
+    with Vault.open(path) as vault, StatusReader.open(path) as seen:
         before = seen.protections()
         vault.add_protection(machine(2))
         assert seen.protections() == before != vault.protections()
@@ -108,7 +108,7 @@ def sql(path: Path, statement: str) -> None:
 
 
 def refuses(place: str | Path) -> str:
-    with pytest.raises(NotAtAGlance) as caught, Glance.open(place) as seen:
+    with pytest.raises(NeedsEngine) as caught, StatusReader.open(place) as seen:
         status.machines(seen, NOW)
     return str(caught.value)
 
@@ -123,13 +123,13 @@ def test_what_is_not_plain_is_left_to_the_vault(path: Path, tmp_path: Path, monk
     assert refuses(tmp_path / "text.db") == refuses(tmp_path / "other.db") == "no vault"
     assert sorted(tmp_path.iterdir()) == there
     with monkeypatch.context() as patch:
-        patch.setattr(_glance, "REVISIONS", ("0001", "next"))
+        patch.setattr(_status_reader, "REVISIONS", ("0001", "next"))
         assert "another version" in refuses(path)
     use = _lock.UseLock(path.with_name(path.name + ".users"))
     use.alone()
     assert "asr vault move" in refuses(path)
     use.close()
-    with Glance.open(path) as seen:
+    with StatusReader.open(path) as seen:
         assert len(status.machines(seen, NOW)) == 1
 
 
@@ -143,7 +143,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_no_vault(
         other.replace(path)
         return _lock.UseLock(at)
 
-    monkeypatch.setattr(_glance, "UseLock", lock)
+    monkeypatch.setattr(_status_reader, "UseLock", lock)
     assert refuses(path) == "no vault"
 
 
@@ -166,6 +166,6 @@ def test_nothing_is_said_of_what_cannot_be_read(path: Path, damage: str) -> None
 
 
 def test_status_is_the_same_whoever_reads(path: Path) -> None:
-    with Engine.open(str(path)) as engine, Glance.open(path) as seen:
+    with Engine.open(str(path)) as engine, StatusReader.open(path) as seen:
         now = engine.context.clock()
         assert status.machines(seen, now) == status.machines(engine.vault, now)
