@@ -42,8 +42,8 @@ def _names(text: str) -> list[str]:
 
 def measure(names: Sequence[str], rounds: int, few: int, *, quick: bool, profile: bool) -> list[Result]:
     """Run the sections; what belongs to them is gone afterwards, also after Ctrl-C, but for the disk's template."""
+    from tests.bench._cluster import field
     from tests.bench._disk import build_disk
-    from tests.bench._field import field
 
     disk = build_disk(build_images(_say), _say)
     results = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.bench._field import ENGINE, SOURCE, Field
+from tests.bench._cluster import ENGINE, SOURCE, Cluster
 from tests.lab import _places
 from tests.lab._run import run
 
@@ -41,7 +41,7 @@ def _unpacked() -> Path:
     return place / "usr/sbin/sshd"
 
 
-def server(field: Field) -> str:
+def server(field: Cluster) -> str:
     """Make keys and accounts at site b, and bring the client's key to site a. Returns the command of a server that ends
     after one connection: so what it costs is known."""
     here = field.lab.host_path(ENGINE, HOME)
@@ -68,7 +68,7 @@ def server(field: Field) -> str:
     return f"{_unpacked()} -d -f {HOME}/config || test $? = 255"
 
 
-def client(field: Field, command: str) -> str:
+def client(field: Cluster, command: str) -> str:
     """The command that runs a shell command at site b from site a, with its input."""
     options = f"-F none -q -i {HOME}/user -p {PORT} -o BatchMode=yes -o UserKnownHostsFile={HOME}/known"
     return f"ssh {options} root@{field.lab.sites[ENGINE].address} '{command}'"

@@ -3,7 +3,7 @@
     python -m tests.bench._worker VAULT
 
 It works through the library as `asr` does; nothing here knows a shorter way. The verbs are those of
-`tests.system.pilot`, and these.
+`tests.system.engine_process`, and these.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from asrcore.hookspecs import hookimpl
 from asrcore.model.point import Consistency, RecoveryPoint
 from asrcore.model.watch import Watch
 from asrcore.replication.cycle import apply_retention, run_cycle
-from tests.system import pilot
+from tests.system import engine_process
 
 LINK = Path("/sys/class/net/wan0/statistics/rx_bytes")
 OURS = ("/asrcore/", "/asr_driver_libvirt/")
@@ -36,7 +36,7 @@ WAITING = ("follow", "_work_on_queue", "look", "sample")
 """Functions that only wait for what others do."""
 
 
-class Worker(pilot.Pilot):
+class Worker(engine_process.EngineProcess):
     """Verbs that measure. A measurement is {"seconds", "cpu_seconds", "peak_rss", "link_bytes", ...}.
 
     `from_view_seconds`: from the instant of the frozen view until the vault had recorded its point. `sealed_seconds`:
@@ -167,4 +167,4 @@ def _cpu() -> float:
 
 
 if __name__ == "__main__":
-    pilot.main(Worker)
+    engine_process.main(Worker)

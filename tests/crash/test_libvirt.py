@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from asrcore.model.policy import Rung
-from tests.crash._field import TARGETS, Asr, Field
+from tests.crash._cluster import TARGETS, Asr, Cluster
 from tests.lab import Lab
 
 # A guard against what hangs: a story has 45 kills and a dozen boots, which take 1000 s where a processor is slow.
@@ -98,7 +98,7 @@ def tell(kind: str) -> list[str]:
         asr("site", "add", "b", "--driver", "libvirt", "--set=uri=qemu:///system", place)
         # The service does nothing by itself but to go on with what was interrupted.
         asr("policy", "create", "gold", "--interval", "1h", "--point-every", "1h", "--keep", "24h")
-        field = Field(lab, asr, kind)
+        field = Cluster(lab, asr, kind)
         for chapter in (enable, delta, retention, resync, failover_test, failover_planned_and_undone, commit):
             begun = time.monotonic()
             chapter(field)
@@ -106,23 +106,23 @@ def tell(kind: str) -> list[str]:
     return [*said, *field.killed_at]
 
 
-def places(field: Field, names: list[str]) -> list[str]:
+def places(field: Cluster, names: list[str]) -> list[str]:
     other = CHAIN if field.target == "xfs" else REFLINK
     return [name for name in names if name.partition(":")[0] not in other]
 
 
-def enable(field: Field) -> None:
+def enable(field: Cluster) -> None:
     command = ["protect", "--from", "a", "--to", "b", "--policy", "gold", field.name]
     field.chain(command, places(field, ENABLE))
 
 
-def delta(field: Field) -> None:
+def delta(field: Cluster) -> None:
     field.live()
     field.chain(["replicate", "--keep", field.name], places(field, DELTA))
     field.verify()
 
 
-def retention(field: Field) -> None:
+def retention(field: Cluster) -> None:
     """The policy becomes one that thins at once to the oldest point of a day."""
     with field.library() as engine:
         policy = engine.vault.policy("gold")
@@ -134,19 +134,19 @@ def retention(field: Field) -> None:
         engine.vault.update_policy(policy)
 
 
-def resync(field: Field) -> None:
+def resync(field: Cluster) -> None:
     field.live()
     field.chain(["resync", "--now", field.name], RESYNC)
 
 
-def failover_test(field: Field) -> None:
+def failover_test(field: Cluster) -> None:
     field.chain(["failover", "test", field.name], TEST)
     field.audited("b", boots=1, test=True)
     assert field.lab.state("a", field.name) == "running"
     field.chain(["failover", "cleanup", field.name], CLEANUP)
 
 
-def failover_planned_and_undone(field: Field) -> None:
+def failover_planned_and_undone(field: Cluster) -> None:
     field.live()
     boots = len(field.lab.console("a", field.name).ready)
     field.chain(["failover", "planned", field.name], PLANNED)
@@ -158,7 +158,7 @@ def failover_planned_and_undone(field: Field) -> None:
     field.verify()
 
 
-def commit(field: Field) -> None:
+def commit(field: Cluster) -> None:
     field.asr("failover", "planned", field.name)
     down = field.lab.console("a", field.name).down[-1]
     assert field.audited("b", boots=2).last == down.last

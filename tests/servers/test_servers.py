@@ -11,7 +11,7 @@ import pytest
 
 from tests.postgres import cluster
 from tests.servers import worker
-from tests.servers._field import INTERVAL, Field
+from tests.servers._cluster import INTERVAL, Cluster
 
 MACHINES = 200
 PATIENCE = 120
@@ -20,19 +20,19 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster() as server:
-        made = Field(server.create(), tmp_path_factory.mktemp("field"), MACHINES)
+        made = Cluster(server.create(), tmp_path_factory.mktemp("field"), MACHINES)
         yield made
         made.close()
 
 
-def all_have_points_since(field: Field, since: float, machines: set[str]) -> bool:
+def all_have_points_since(field: Cluster, since: float, machines: set[str]) -> bool:
     newest = field.newest()
     return all(newest[machine].taken_at > since for machine in machines)
 
 
-def ages_when_replaced(field: Field, machines: set[str], since: float) -> list[float]:
+def ages_when_replaced(field: Cluster, machines: set[str], since: float) -> list[float]:
     """Seconds from `since` to the first point after it, of each machine."""
     first = []
     for machine in machines:
@@ -41,7 +41,7 @@ def ages_when_replaced(field: Field, machines: set[str], since: float) -> list[f
     return first
 
 
-def check_one_at_a_time(field: Field) -> None:
+def check_one_at_a_time(field: Cluster) -> None:
     """The epochs of a replica's seals never go back, and each belongs to one server."""
     servers: dict[tuple[str, int], set[str]] = defaultdict(set)
     newest: dict[str, int] = defaultdict(int)
@@ -52,7 +52,7 @@ def check_one_at_a_time(field: Field) -> None:
     assert all(len(names) == 1 for names in servers.values())
 
 
-def test_one_is_killed(field: Field) -> None:
+def test_one_is_killed(field: Cluster) -> None:
     with field.server("one") as one, field.server("two") as two:
         with field.written_to():
             field.wait(lambda: len(field.held_by("one")) >= 90 and len(field.held_by("two")) >= 90, PATIENCE)
@@ -80,7 +80,7 @@ def test_one_is_killed(field: Field) -> None:
         field.check_equal(protection)
 
 
-def test_one_is_paused_and_wakes_up(field: Field) -> None:
+def test_one_is_paused_and_wakes_up(field: Cluster) -> None:
     with field.server("three") as three, field.server("four") as four:
         with field.written_to():
             field.wait(lambda: len(field.held_by("three")) >= 90 and len(field.held_by("four")) >= 90, PATIENCE)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab
-from tests.system.rig import Pilot, Rig
+from tests.system.rig import EngineProcess, Rig
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +21,10 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def rig(lab: Lab) -> Iterator[Rig]:
     """The lab with an engine at site b that knows both sites."""
-    pilot = Pilot(lab)
+    engine = EngineProcess(lab)
     try:
-        rig = Rig(lab, pilot)
+        rig = Rig(lab, engine)
         rig.set_up()
         yield rig
     finally:
-        pilot.close()
+        engine.close()

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.lab import Lab
 from tests.lab._console import Audit
-from tests.system.cockpit import Cockpit
+from tests.system.asr_cli import AsrCli
 
 GUEST = "web1"
 INTERVAL = 5.0
@@ -43,7 +43,7 @@ class Demo:
     def __init__(self, lab: Lab, kind: str) -> None:
         self.lab = lab
         self.kind = kind
-        self.asr = Cockpit(lab, "b")
+        self.asr = AsrCli(lab, "b")
         self.report: dict[str, Any] = {"guest": kind, "interval_seconds": INTERVAL}
         self.audits: list[Audit] = []
         self.begun = time.monotonic()

@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.lab import Lab
 from tests.lab._console import Audit, Console, parse_console
-from tests.system.cockpit import Cockpit
+from tests.system.asr_cli import AsrCli
 from tests.system.demo import Claim, claim, conclude
 
 GUEST = "web1"
@@ -86,7 +86,7 @@ class Demo:
     def __init__(self, lab: Lab, kind: str, directory: Path) -> None:
         self.lab = lab
         self.kind = kind
-        self.asr = Cockpit(lab, SITE)
+        self.asr = AsrCli(lab, SITE)
         self.directory = directory
         self.report: dict[str, Any] = {"guest": kind}
         self.audits: list[Audit] = []

@@ -22,7 +22,7 @@ from typing import Any
 from tests.lab import Audit, Lab
 from tests.lab._run import LabError
 from tests.lab._server import give_address
-from tests.system.cockpit import AsrFailed
+from tests.system.asr_cli import AsrFailed
 from tests.system.demo import Claim, claim, conclude
 from tests.system.physical import NAME, Scene
 

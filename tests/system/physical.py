@@ -22,8 +22,8 @@ from tests.lab._kvm import kvm_boots
 from tests.lab._run import LabError
 from tests.lab._server import audit, boot_audit, ssh
 from tests.lab._site import wait_until
-from tests.system import notary
-from tests.system.cockpit import ASR, Cockpit
+from tests.system import disk_witness
+from tests.system.asr_cli import ASR, AsrCli
 
 __all__ = ["NAME", "Scene"]
 
@@ -44,9 +44,9 @@ class Scene:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.server = Server(lab, "a", NAME)
-        self.asr = Cockpit(lab, "a")
+        self.asr = AsrCli(lab, "a")
         self._target: subprocess.Popen[bytes] | None = None
-        self._notary: subprocess.Popen[bytes] | None = None
+        self._disk_witness: subprocess.Popen[bytes] | None = None
         self._listener: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Scene:
@@ -60,7 +60,7 @@ class Scene:
         self._stop_listening()
         self.stop_target()
         self.server.cut_power()
-        self._stop_notary()
+        self._stop_disk_witness()
 
     # -- the process server and the master target
 
@@ -109,7 +109,7 @@ class Scene:
         site = self.lab.sites["a"]
         self.lab.cut()
         self.server.plug(out=True)
-        self._stop_notary()
+        self._stop_disk_witness()
         site.disk_loses_power("xfs")
         killed = {pid for pid in site.processes() if pid != site.anchor() and _is_python(pid)}
         for pid in killed:
@@ -119,7 +119,7 @@ class Scene:
         self._stop_listening()
         self.server.plug(out=False)
         self.lab.restore()
-        self._start_notary()
+        self._start_disk_witness()
         self.listen()
 
     def set_up(self, *, interval: str = "5s", freeze_limit: str = "60s", silence: str = "30s") -> None:
@@ -179,25 +179,31 @@ class Scene:
 
     def place_witness(self) -> None:
         """Let the service run with the witness from now on, until the server is restarted."""
-        self._start_notary()
+        self._start_disk_witness()
         self.server.ssh("mkdir -p /run/witness && cat > /run/witness/witness.py", text=WITNESS.read_text())
         drop_in = "/run/systemd/system/asr-mobility.service.d"
         self.server.ssh(f"mkdir -p {drop_in} && cat > {drop_in}/witness.conf", text=DROP_IN)
         self.server.ssh("systemctl daemon-reload && systemctl restart asr-mobility", timeout=120)
 
-    def _start_notary(self) -> None:
-        if self._notary is None:
-            command: list[str] = [sys.executable, "-m", "tests.system.notary", "10.78.0.1", str(notary.PORT)]
+    def _start_disk_witness(self) -> None:
+        if self._disk_witness is None:
+            command: list[str] = [
+                sys.executable,
+                "-m",
+                "tests.system.disk_witness",
+                "10.78.0.1",
+                str(disk_witness.PORT),
+            ]
             command += [f"{name}={path}" for name, path in self.server.images_inside.items()]
-            self._notary = self.lab.popen_in("a", command, stderr=None)
-            assert self._notary.stdout is not None
-            assert self._notary.stdout.readline() == b"ready\n"
+            self._disk_witness = self.lab.popen_in("a", command, stderr=None)
+            assert self._disk_witness.stdout is not None
+            assert self._disk_witness.stdout.readline() == b"ready\n"
 
-    def _stop_notary(self) -> None:
-        if self._notary is not None:
-            self._notary.kill()
-            self._notary.communicate(timeout=10)
-            self._notary = None
+    def _stop_disk_witness(self) -> None:
+        if self._disk_witness is not None:
+            self._disk_witness.kill()
+            self._disk_witness.communicate(timeout=10)
+            self._disk_witness = None
 
     def remove_witness(self) -> None:
         """Let the service run alone again."""
@@ -220,7 +226,7 @@ class Scene:
             self.server.ssh("rm -f /run/witness/on")
         seen = json.loads(self.server.ssh("cat /run/witness/seen").stdout)
         assert seen["late"] == 0, f"something was written while the server was frozen: {seen}"
-        found = {disk: notary.digest_of_file(path) for disk, path in self.heads().items()}
+        found = {disk: disk_witness.digest_of_file(path) for disk, path in self.heads().items()}
         assert found == seen["disks"], f"the replica is not what was frozen: {found} {seen}"
         return facts
 

@@ -1,4 +1,4 @@
-"""What the system tests share: guests at site a, replicas at site b, an engine at site b led by `pilot.py`."""
+"""What the system tests share: guests at site a, replicas at site b, an engine at site b led by `engine_process.py`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 from tests.lab import BlankDisk, Console, Kind, Lab
 from tests.lab._console import parse_console
 from tests.lab._run import run
-from tests.system.pilot import content_of, disk_digest_of
+from tests.system.engine_process import content_of, disk_digest_of
 
-__all__ = ["MIB", "TARGETS", "EngineError", "Pilot", "Rig", "wait_for"]
+__all__ = ["MIB", "TARGETS", "EngineError", "EngineProcess", "Rig", "wait_for"]
 
 MIB = 1 << 20
 TARGETS = {"xfs": "/srv/xfs", "ext4": "/srv/ext4", "small": "/srv/small", "small-xfs": "/srv/small-xfs"}
@@ -49,11 +49,11 @@ def wait_for(true: Callable[[], Any], what: str, timeout: float = 60, poll: floa
     return found
 
 
-class Pilot:
-    """The engine at a site. `module`: what runs there, `tests.system.pilot` or what has more verbs."""
+class EngineProcess:
+    """The engine at a site. `module`: what runs there, `tests.system.engine_process` or what has more verbs."""
 
     def __init__(
-        self, lab: Lab, vault: str = "/srv/asr-pilot.db", module: str = "tests.system.pilot", site: str = "b"
+        self, lab: Lab, vault: str = "/srv/asr-engine.db", module: str = "tests.system.engine_process", site: str = "b"
     ) -> None:
         self.log = lab.host_path(site, f"{vault}.log")
         with self.log.open("ab") as log:
@@ -82,7 +82,7 @@ class Pilot:
             more = os.read(fd, 1 << 20) if ready else b""
             if not more:
                 why = "ended" if ready else f"no answer within {timeout:g} s"
-                raise AssertionError(f"pilot, {verb}: {why}\n{self.log.read_text()[-4000:]}")
+                raise AssertionError(f"engine process, {verb}: {why}\n{self.log.read_text()[-4000:]}")
             self._received += more
         line, _, self._received = self._received.partition(b"\n")
         return dict(json.loads(line))
@@ -103,16 +103,16 @@ class Pilot:
 class Rig:
     """The lab with its engine, and what tests do and look at."""
 
-    def __init__(self, lab: Lab, pilot: Pilot) -> None:
+    def __init__(self, lab: Lab, engine: EngineProcess) -> None:
         self.lab = lab
-        self.pilot = pilot
+        self.engine = engine
 
     def set_up(self) -> None:
         """Sites and the usual policy."""
-        self.pilot("add_site", "a", "libvirt", {"uri": self.lab.sites["a"].remote_uri})
+        self.engine("add_site", "a", "libvirt", {"uri": self.lab.sites["a"].remote_uri})
         for name, directory in TARGETS.items():
-            self.pilot("add_site", name, "libvirt", {"uri": "qemu:///system", "replica_dir": directory})
-        self.pilot("add_policy", "still")
+            self.engine("add_site", name, "libvirt", {"uri": "qemu:///system", "replica_dir": directory})
+        self.engine("add_policy", "still")
 
     # -- guests ----------------------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class Rig:
 
     def release(self, name: str) -> None:
         """Take away what the vault and the targets have of a guest, if they have."""
-        known = [item["protection"] for item in self.pilot("status") if item["protection"]["name"] == name]
+        known = [item["protection"] for item in self.engine("status") if item["protection"]["name"] == name]
         if known and known[0]["state"] in ("failed-over", "failing-over"):
             self.job("failover_undo", name)
         if known:
@@ -186,7 +186,7 @@ class Rig:
         return found
 
     def source_content(self, name: str) -> dict[str, str]:
-        """Content of each disk of a guest that is off (see `pilot.content_of`)."""
+        """Content of each disk of a guest that is off (see `engine_process.content_of`)."""
         assert self.lab.state("a", name) == "shut off"
         return {disk: content_of(str(path), fmt) for disk, (path, fmt) in self.sources(name).items()}
 
@@ -198,8 +198,8 @@ class Rig:
 
     def job(self, verb: str, *arguments: Any, timeout: float = ANSWER_SECONDS, **options: Any) -> dict[str, Any]:
         """Run a verb that is a job to its end; returns its facts. Raises EngineError."""
-        job = self.pilot(verb, *arguments, **options)
-        facts = self.pilot("wait", job["id"], timeout, timeout=timeout + 10)
+        job = self.engine(verb, *arguments, **options)
+        facts = self.engine("wait", job["id"], timeout, timeout=timeout + 10)
         assert isinstance(facts, dict)
         return facts
 
@@ -213,7 +213,7 @@ class Rig:
 
     def protection(self, name: str) -> dict[str, Any]:
         """The vault's record of the machine."""
-        return dict(self.pilot("protection", name))
+        return dict(self.engine("protection", name))
 
     def state(self, name: str) -> str:
         """The machine's state in the vault."""
@@ -221,7 +221,7 @@ class Rig:
 
     def points(self, name: str) -> list[str]:
         """Ids of its points, oldest first."""
-        return [point["id"] for point in self.pilot("points", name)]
+        return [point["id"] for point in self.engine("points", name)]
 
     # -- replicas --------------------------------------------------------------------------------------------------
 

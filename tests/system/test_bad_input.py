@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab
-from tests.system.cockpit import AsrFailed, Cockpit
+from tests.system.asr_cli import AsrCli, AsrFailed
 from tests.system.rig import wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
@@ -61,16 +61,16 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def asr(lab: Lab) -> Iterator[Cockpit]:
-    cockpit = Cockpit(lab, vault="/srv/asr-input/vault.db")
-    cockpit.init()
-    cockpit("policy", "create", "gold")
-    yield cockpit
-    cockpit.kill_service()
+def asr(lab: Lab) -> Iterator[AsrCli]:
+    asr = AsrCli(lab, vault="/srv/asr-input/vault.db")
+    asr.init()
+    asr("policy", "create", "gold")
+    yield asr
+    asr.kill_service()
 
 
-def place(asr: Cockpit, path: str = "") -> Path:
-    """Where the host finds a file of the cockpit's site; the vault unless told otherwise."""
+def place(asr: AsrCli, path: str = "") -> Path:
+    """Where the host finds a file of the command's site; by default the vault."""
     return asr.lab.sites["b"].disk_dir / (path or asr.vault).lstrip("/")
 
 
@@ -83,7 +83,7 @@ def records(vault: Path) -> str:
         connection.close()
 
 
-def failing(asr: Cockpit, *words: str) -> AsrFailed:
+def failing(asr: AsrCli, *words: str) -> AsrFailed:
     """Run a verb that must fail; it prints the error for people as well."""
     with pytest.raises(AsrFailed) as failed:
         asr(*words)
@@ -91,7 +91,7 @@ def failing(asr: Cockpit, *words: str) -> AsrFailed:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_refused_with_its_code_and_nothing_changed(asr: Cockpit, case: str) -> None:
+def test_refused_with_its_code_and_nothing_changed(asr: AsrCli, case: str) -> None:
     words, code, exit_code = CASES[case]
     before = records(place(asr))
     failed = failing(asr, *words)
@@ -104,13 +104,13 @@ def test_refused_with_its_code_and_nothing_changed(asr: Cockpit, case: str) -> N
 
 
 @pytest.mark.parametrize("words", [("nonsense",), ("status", "--nonsense"), ("protect",), ("failover",)], ids=" ".join)
-def test_words_that_are_not_a_verb(asr: Cockpit, words: tuple[str, ...]) -> None:
+def test_words_that_are_not_a_verb(asr: AsrCli, words: tuple[str, ...]) -> None:
     done = asr.run(*words)
     assert done.returncode == USAGE
     assert "Usage" in done.stdout + done.stderr
 
 
-def test_replica_directory_that_is_not_there(asr: Cockpit) -> None:
+def test_replica_directory_that_is_not_there(asr: AsrCli) -> None:
     """It is mounted, never made by us: the site is taken, a machine is refused."""
     asr.lab.define_guest("a", "bios-disk", "homeless")
     try:
@@ -155,7 +155,7 @@ SPOILT = {"newer": (newer, "vault-too-new"), "text": (text, "not-a-vault"), "for
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_file_that_is_no_vault_of_ours(asr: Cockpit, kind: str) -> None:
+def test_file_that_is_no_vault_of_ours(asr: AsrCli, kind: str) -> None:
     """Reading verbs, writing verbs and `init` all leave it alone."""
     spoil, code = SPOILT[kind]
     path = place(asr, f"/srv/asr-input/{kind}.db")
@@ -171,7 +171,7 @@ def test_file_that_is_no_vault_of_ours(asr: Cockpit, kind: str) -> None:
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
 
 
-def test_torn_vault(asr: Cockpit) -> None:
+def test_torn_vault(asr: AsrCli) -> None:
     path = place(asr, "/srv/asr-input/torn.db")
     copy_of_vault(asr, path)
     torn(path)
@@ -183,7 +183,7 @@ def test_torn_vault(asr: Cockpit) -> None:
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
 
 
-def copy_of_vault(asr: Cockpit, path: Path) -> None:
+def copy_of_vault(asr: AsrCli, path: Path) -> None:
     """A whole copy, its journal included."""
     source = sqlite3.connect(f"file:{place(asr)}?mode=ro", uri=True)
     target = sqlite3.connect(path)
@@ -193,7 +193,7 @@ def copy_of_vault(asr: Cockpit, path: Path) -> None:
     target.close()
 
 
-def test_no_vault_and_one_too_many(asr: Cockpit) -> None:
+def test_no_vault_and_one_too_many(asr: AsrCli) -> None:
     done = asr.run("--vault", "/srv/nowhere/vault.db", "status", "--json")
     assert done.returncode == VAULT
     assert json.loads(done.stdout)["error"]["code"] == "vault-not-found"
@@ -205,7 +205,7 @@ def test_no_vault_and_one_too_many(asr: Cockpit) -> None:
     assert records(place(asr)) == before
 
 
-def test_second_engine_on_a_vault(asr: Cockpit) -> None:
+def test_second_engine_on_a_vault(asr: AsrCli) -> None:
     """The first one works on; the second names it and ends."""
     asr.start_service()
     wait_for(lambda: "replicating with" in asr.log(), "the service runs", timeout=30)
@@ -234,7 +234,7 @@ def test_wrong_credentials() -> None:
         lab.run_in("a", ["mount", "--bind", "/srv/sasl.conf", "/etc/sasl2/libvirt.conf"])
         lab.site_down("a")
         lab.site_up("a")
-        asr = Cockpit(lab)
+        asr = AsrCli(lab)
         asr.run("init").check_returncode()
         before = records(place(asr))
         given = ["--set", f"uri={site.remote_uri}", "--set", "user=eve", "--set", "password=guess"]

@@ -41,7 +41,7 @@ def detach(rig: Rig) -> None:
 
 def equal_cycle(rig: Rig, name: str = NAME, mode: str = "delta") -> dict[str, str]:
     """A point that equals the frozen source; its content by disk."""
-    cycle = rig.pilot("frozen_cycle", name)
+    cycle = rig.engine("frozen_cycle", name)
     assert cycle["mode"] == mode
     found = rig.content(name, cycle["point"])
     assert found == cycle["content"]
@@ -60,7 +60,7 @@ def test_disk_added_and_removed(changing: Rig) -> None:
     found = equal_cycle(rig)
     assert "vdd" in found
     with_disk = rig.points(NAME)[-1]
-    assert rig.pilot("cycles", NAME)[-1]["bytes_sent"] < 8 * MIB  # tracked from its first cycle on
+    assert rig.engine("cycles", NAME)[-1]["bytes_sent"] < 8 * MIB  # tracked from its first cycle on
     with rig.tested(NAME) as console:
         assert console.hardware[-1].disks["vdd"] == 48 * MIB
         assert console.audits[-1].intact
@@ -127,7 +127,7 @@ def test_shut_down_renamed_and_started(rig: Rig) -> None:
     rig.settled("renamed")
     sent = _replicated(rig, name)
     assert sent < rig.allocated("renamed") / 2
-    assert rig.pilot("machine", "a", rig.protection(name)["source_machine"])["name"] == "renamed"
+    assert rig.engine("machine", "a", rig.protection(name)["source_machine"])["name"] == "renamed"
     equal_cycle(rig, name)
     with rig.tested(name) as console:
         assert console.audits[-1].intact

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 def test_filesystem_consistency_with_and_without_the_agent(rig: Rig) -> None:
     lab, name = rig.lab, rig.guest("frozen", rate=20)
-    rig.pilot("add_policy", "quiet", consistency="filesystem")
+    rig.engine("add_policy", "quiet", consistency="filesystem")
     rig.protect(name, policy="quiet")
     rig.rows(name, 5)
     frozen = rig.replicate(name)
@@ -25,12 +25,12 @@ def test_filesystem_consistency_with_and_without_the_agent(rig: Rig) -> None:
     assert without["consistency"] == "crash"
     rig.rows(name, 5)
 
-    said = {point["id"]: point["consistency"] for point in rig.pilot("points", name)}
+    said = {point["id"]: point["consistency"] for point in rig.engine("points", name)}
     assert said[frozen["point"]] == "filesystem"
     assert said[without["point"]] == "crash"
     with rig.tested(name, frozen["point"]) as console:
         assert console.audits[-1].intact
         assert console.audits[-1].rows > 0
-    codes = {item["code"] for item in rig.pilot("readiness", name, source="a", target="xfs", policy="quiet")}
+    codes = {item["code"] for item in rig.engine("readiness", name, source="a", target="xfs", policy="quiet")}
     assert "guest-agent-missing" in codes
     rig.forget(name)

@@ -20,7 +20,7 @@ import pytest
 
 from tests.docs._markdown import PROJECT, blocks
 from tests.lab import Kind, Lab
-from tests.system.own import PRIVATE, keep_apart
+from tests.system.private_mounts import PRIVATE, keep_apart
 from tests.system.rig import wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]

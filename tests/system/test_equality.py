@@ -52,7 +52,7 @@ def test_frozen_source_equals_point_under_load(equal: Equal) -> None:
     assert kinds == {".raw"}
     for _ in range(2):
         rig.rows(name, 5)
-        cycle = rig.pilot("frozen_cycle", name)
+        cycle = rig.engine("frozen_cycle", name)
         assert cycle["mode"] == "delta"
         assert set(cycle["content"]) == set(DISKS)
         assert rig.content(name, cycle["point"]) == cycle["content"]
@@ -89,7 +89,7 @@ def test_damaged_replica_is_found_and_mended(equal: Equal) -> None:
 def test_thin_source_makes_a_thin_replica(equal: Equal) -> None:
     """As it was right after the initial copy."""
     rig, name = equal.rig, equal.name
-    size = sum(disk["size"] for disk in rig.pilot("machine", "a", rig.protection(name)["source_machine"])["disks"])
+    size = sum(disk["size"] for disk in rig.engine("machine", "a", rig.protection(name)["source_machine"])["disks"])
     assert equal.source_bytes < size / 8  # else the test could not tell
     assert equal.facts["bytes_sent"] < equal.source_bytes * 1.2
     assert equal.taken < equal.source_bytes * 1.2 + 8 * MIB

@@ -50,7 +50,7 @@ def test_points_by_id_and_time_and_undo(rig: Rig) -> None:
         lab.command("a", name, "resume")
     rig.rows(name, 3)
     at_home = lab.console("a", name).hardware[-1]
-    taken = {point["id"]: point["taken_at"] for point in rig.pilot("points", name)}
+    taken = {point["id"]: point["taken_at"] for point in rig.engine("points", name)}
 
     with pytest.raises(EngineError) as failed:
         rig.job("failover_unplanned", name, point="2001-01-01T00:00:00Z")
@@ -113,5 +113,5 @@ def _goes_on(rig: Rig, name: str) -> None:
     except EngineError as error:
         assert error.code == "tracking-lost"  # noqa: PT017 - one of two good ends
         rig.job("resync", name, now=True)
-    cycle = rig.pilot("frozen_cycle", name)
+    cycle = rig.engine("frozen_cycle", name)
     assert rig.content(name, cycle["point"]) == cycle["content"]

@@ -22,12 +22,12 @@ def test_link_cut_in_the_initial_copy(rig: Rig) -> None:
     lab.slow(40)
     try:
         before = received(rig)
-        job = rig.pilot("protect", name, source="a", target="xfs", policy="still")
+        job = rig.engine("protect", name, source="a", target="xfs", policy="still")
         wait_for(lambda: received(rig) > before + 28 * MIB, "half of it is copied")
         lab.cut()
         begun = time.monotonic()
         with pytest.raises(EngineError) as failed:
-            rig.pilot("wait", job["id"], 80)
+            rig.engine("wait", job["id"], 80)
         assert time.monotonic() - begun < 60
         assert failed.value.code in ("site-unreachable", "view-lost", "timed-out")
         assert failed.value.exit_code == 6
@@ -41,9 +41,9 @@ def test_link_cut_in_the_initial_copy(rig: Rig) -> None:
     assert lab.state("a", name) == "running"
     facts = rig.job("replicate", name)
     assert rig.state(name) == "protected"
-    sent = rig.pilot("cycles", name)[-1]["bytes_sent"]
+    sent = rig.engine("cycles", name)[-1]["bytes_sent"]
     assert sent < 40 * MIB, facts  # of the 48 and what else the disks hold
-    cycle = rig.pilot("frozen_cycle", name)
+    cycle = rig.engine("frozen_cycle", name)
     assert rig.content(name, cycle["point"]) == cycle["content"]
     first = rig.points(name)[0]
     with rig.tested(name, first) as console:
@@ -61,11 +61,11 @@ def test_link_cut_in_a_delta(rig: Rig) -> None:
     lab.slow(24)
     try:
         so_far = received(rig)
-        job = rig.pilot("replicate", name, keep=True)
+        job = rig.engine("replicate", name, keep=True)
         wait_for(lambda: received(rig) > so_far + 14 * MIB, "part of it is copied")
         lab.cut(carrier=False)
         with pytest.raises(EngineError) as failed:
-            rig.pilot("wait", job["id"], 80)
+            rig.engine("wait", job["id"], 80)
         assert failed.value.exit_code == 6
         assert failed.value.seconds < 60
         assert rig.points(name) == [old]
@@ -77,14 +77,14 @@ def test_link_cut_in_a_delta(rig: Rig) -> None:
     assert facts["resumed"]
     assert facts["mode"] == "delta"
     assert facts["bytes_sent"] < 26 * MIB
-    cycle = rig.pilot("frozen_cycle", name)
+    cycle = rig.engine("frozen_cycle", name)
     assert rig.content(name, cycle["point"]) == cycle["content"]
     rig.forget(name)
 
 
 def _settled(rig: Rig) -> bool:
     try:
-        rig.pilot("site_status", "a")
+        rig.engine("site_status", "a")
     except EngineError as error:
         assert error.exit_code == 6  # noqa: PT017 - it takes a while
         return False

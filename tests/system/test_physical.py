@@ -14,9 +14,9 @@ import pytest
 
 from tests.lab import Lab
 from tests.lab._site import wait_until
-from tests.system.apart import sent_bytes
-from tests.system.cockpit import AsrFailed
+from tests.system.asr_cli import AsrFailed
 from tests.system.physical import NAME, Scene
+from tests.system.two_sites import sent_bytes
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab import Kind, Lab
 from tests.lab._run import run
-from tests.system.cockpit import AsrFailed, Cockpit
+from tests.system.asr_cli import AsrCli, AsrFailed
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -39,11 +39,11 @@ CODES = {
 
 
 @pytest.fixture(scope="module")
-def asr(lab: Lab) -> Cockpit:
-    cockpit = Cockpit(lab, vault="/srv/asr-refusal/vault.db")
-    cockpit.init()
-    cockpit("policy", "create", "gold", "--interval", "5min")
-    return cockpit
+def asr(lab: Lab) -> AsrCli:
+    asr = AsrCli(lab, vault="/srv/asr-refusal/vault.db")
+    asr.init()
+    asr("policy", "create", "gold", "--interval", "5min")
+    return asr
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def odd(lab: Lab) -> Iterator[str]:
     lab.remove_guest("a", NAME)
 
 
-def refused(asr: Cockpit, lab: Lab, code: str) -> None:
+def refused(asr: AsrCli, lab: Lab, code: str) -> None:
     """`asr protect` names the code, and leaves nothing anywhere."""
     site, replicas = lab.sites["a"], lab.host_path("b", "/srv/xfs/replicas")
 
@@ -74,12 +74,12 @@ def refused(asr: Cockpit, lab: Lab, code: str) -> None:
     assert asr("status") == []
 
 
-def test_internal_snapshot(asr: Cockpit, lab: Lab, odd: str) -> None:
+def test_internal_snapshot(asr: AsrCli, lab: Lab, odd: str) -> None:
     lab.sites["a"].virsh("snapshot-create-as", odd, "before-upgrade")
     refused(asr, lab, "machine-has-snapshots")
 
 
-def test_external_snapshot(asr: Cockpit, lab: Lab, odd: str) -> None:
+def test_external_snapshot(asr: AsrCli, lab: Lab, odd: str) -> None:
     lab.sites["a"].virsh("snapshot-create-as", odd, "before-upgrade", "--disk-only")
     refused(asr, lab, "machine-has-snapshots")
     for left in lab.host_path("a", "/srv/images").glob("odd*before-upgrade"):
@@ -87,13 +87,13 @@ def test_external_snapshot(asr: Cockpit, lab: Lab, odd: str) -> None:
 
 
 @pytest.mark.parametrize("disk", ODD_DISKS)
-def test_unsupported_disk(asr: Cockpit, lab: Lab, odd: str, disk: str) -> None:
+def test_unsupported_disk(asr: AsrCli, lab: Lab, odd: str, disk: str) -> None:
     run(["qemu-img", "create", "-q", "-f", "qcow2", lab.host_path("a", "/srv/images/odd-x.img"), "16M"])
     lab.sites["a"].virsh("attach-device", odd, "/dev/stdin", "--config", text=ODD_DISKS[disk])
     refused(asr, lab, CODES[disk])
 
 
-def test_check_shows_the_findings_and_the_rest_is_protected(asr: Cockpit, lab: Lab, odd: str) -> None:
+def test_check_shows_the_findings_and_the_rest_is_protected(asr: AsrCli, lab: Lab, odd: str) -> None:
     """What was refused is protected once it is mended: the refusals did no harm."""
     lab.sites["a"].virsh("attach-device", odd, "/dev/stdin", "--config", text=ODD_DISKS["vmdk"])
     shown = asr("protect", odd, "--from", "a", "--to", "b", "--policy", "gold", "--check")["findings"]

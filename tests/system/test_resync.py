@@ -41,7 +41,7 @@ def test_killed_qemu_is_compared_not_sent_again(rig: Rig, target: str, started: 
     assert 0 < facts["bytes_sent"] < rig.allocated(name) / 2
     assert rig.state(name) == "protected"
     if started:
-        cycle = rig.pilot("frozen_cycle", name)
+        cycle = rig.engine("frozen_cycle", name)
         assert cycle["mode"] == "delta"
         assert rig.content(name, cycle["point"]) == cycle["content"]
     else:
@@ -64,7 +64,7 @@ def test_resync_of_an_equal_machine_sends_next_to_nothing(rig: Rig) -> None:
     rig.protect(name)
     rig.paused(name)
     rig.replicate(name)
-    assert rig.pilot("resync", name) is None
+    assert rig.engine("resync", name) is None
     assert rig.state(name) == "resync-pending"
     assert rig.protection(name)["resync_reason"]
     facts = rig.job("resync", name, now=True)

@@ -18,7 +18,7 @@ HOUR = 3600.0
 @pytest.mark.parametrize("target", ["xfs", "ext4"])
 def test_dropped_points_are_gone_and_kept_ones_boot(rig: Rig, target: str) -> None:
     lab, name, policy = rig.lab, rig.guest(f"kept-{target}"), f"ladder-{target}"
-    rig.pilot(
+    rig.engine(
         "add_policy", policy, interval=5.0, point_interval=5.0, keep=24 * HOUR, ladder=[(HOUR, BUCKET)]
     )  # fmt: skip
     rig.protect(name, target, policy)
@@ -30,17 +30,17 @@ def test_dropped_points_are_gone_and_kept_ones_boot(rig: Rig, target: str) -> No
         rows[point], content[point] = row, rig.content(name)
         lab.command("a", name, "resume")
         rig.rows(name, 3)
-    points = rig.pilot("points", name)
+    points = rig.engine("points", name)
     first_of: dict[int, str] = {}
     for item in points:
         first_of.setdefault(math.floor(item["taken_at"] / BUCKET), item["id"])
     used = rig.used(target)
 
-    rig.pilot("clock_ahead", 2 * HOUR)
+    rig.engine("clock_ahead", 2 * HOUR)
     try:
         newest = rig.replicate(name)["point"]
     finally:
-        rig.pilot("clock_ahead", 0.0)
+        rig.engine("clock_ahead", 0.0)
     left = rig.points(name)
     assert left == [*first_of.values(), newest]
     assert len(left) < len(points)
@@ -50,11 +50,11 @@ def test_dropped_points_are_gone_and_kept_ones_boot(rig: Rig, target: str) -> No
     if target == "ext4":
         assert rig.used(target) < used + 4 * MIB
 
-    rig.pilot("clock_ahead", 30 * HOUR)
+    rig.engine("clock_ahead", 30 * HOUR)
     try:
         last = rig.replicate(name)["point"]
     finally:
-        rig.pilot("clock_ahead", 0.0)
+        rig.engine("clock_ahead", 0.0)
     assert rig.points(name) == [last]
     _only_these_are_stored(rig, name, [last])
     with rig.tested(name, last) as console:

@@ -68,11 +68,11 @@ def test_full_target(rig: Rig, target: str) -> None:
 
     facts = rig.replicate(name)
     assert facts["resumed"]
-    assert rig.pilot("cycles", name)[-1]["id"] == pending
+    assert rig.engine("cycles", name)[-1]["id"] == pending
     assert facts["bytes_sent"] < 18 * MIB
     assert rig.protection(name)["error"] is None
     assert {point: rig.content(name, point) for point in old} == before
-    cycle = rig.pilot("frozen_cycle", name)
+    cycle = rig.engine("frozen_cycle", name)
     assert rig.content(name, cycle["point"]) == cycle["content"]
     rig.forget(name)
 
@@ -92,7 +92,7 @@ def test_read_only_target(rig: Rig, target: str) -> None:
         known = rig.protection(name)
         assert known["state"] == "protected"
         assert (known["attempt"], known["retry_at"]) == (1, None)  # it is not tried again by itself
-        health = next(item for item in rig.pilot("status") if item["protection"]["name"] == name)["health"]
+        health = next(item for item in rig.engine("status") if item["protection"]["name"] == name)["health"]
         assert "error" in {reason["severity"] for reason in health["reasons"]}
         assert everything(rig.home(name)) == stored
         assert rig.points(name) == old
@@ -103,6 +103,6 @@ def test_read_only_target(rig: Rig, target: str) -> None:
     known = rig.protection(name)
     assert (known["attempt"], known["error"]) == (0, None)
     assert rig.content(name, old[0]) == before
-    cycle = rig.pilot("frozen_cycle", name)
+    cycle = rig.engine("frozen_cycle", name)
     assert rig.content(name, cycle["point"]) == cycle["content"]
     rig.forget(name)

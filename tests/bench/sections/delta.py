@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from asrcore.units import MiB
-from tests.bench._apart import APART, NOT_APART, two_sites
+from tests.bench._cluster import BORG, BORG_CHUNKS, PLACE, SOURCE, Cluster, synced
 from tests.bench._disk import DISK_SIZE
-from tests.bench._field import BORG, BORG_CHUNKS, PLACE, SOURCE, Field, synced
 from tests.bench._stats import OURS, Measured, Result, median, ratio, sealed
+from tests.bench._two_sites import APART, NOT_APART, two_sites
 
 TITLE = "Delta of 5 % in random blocks and 100 MiB in a row"
 SCATTERED = DISK_SIZE // 20
@@ -19,7 +19,7 @@ REPOSITORY = f"{PLACE}/borg"
 COPY, MIRROR = "/srv/copy.raw", f"{PLACE}/mirror.raw"
 
 
-def measure(field: Field) -> Result:
+def measure(field: Cluster) -> Result:
     """Against virtnbdbackup of an equal guest, and borg and rsync of a raw file with the same changes. What goes over
     the wire is told of an engine beside a third such guest and a master target at the other site."""
     with ExitStack() as stack:
@@ -67,7 +67,7 @@ def measure(field: Field) -> Result:
     return Result("delta", TITLE, rounds, figures)
 
 
-def _virtnbdbackup(field: Field, guest: str, level: str) -> Measured:
+def _virtnbdbackup(field: Cluster, guest: str, level: str) -> Measured:
     """It runs at the guest's own site, since its remote mode wants SSH: a unix socket instead of the link, to its
     advantage. It writes to a file system made as the replicas' is."""
     options = f"-S /srv/images -f /run/virtnbdbackup.sock -n -o {BACKUP}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from tests.bench._field import Field
+from tests.bench._cluster import Cluster
 from tests.bench._stats import OURS, Result
 
 TITLE = "Idle cycle of a running guest"
@@ -12,7 +12,7 @@ CYCLES = 20
 QUICK_CYCLES = 8
 
 
-def measure(field: Field) -> Result:
+def measure(field: Cluster) -> Result:
     """One after the other, as the replication service runs them; the first is not counted."""
     with field.guest("idle") as guest:
         field.rig.protect(guest)

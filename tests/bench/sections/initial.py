@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import attrs
 
-from tests.bench._field import BORG, BORG_CHUNKS, PLACE, SOURCE, TARGET, Field, synced
+from tests.bench._cluster import BORG, BORG_CHUNKS, PLACE, SOURCE, TARGET, Cluster, synced
 from tests.bench._stats import OURS, Measured, Result, ratio
 
 TITLE = "Initial copy of a running guest"
 OUTPUT = f"{PLACE}/peer"
 
 
-def measure(field: Field) -> Result:
+def measure(field: Cluster) -> Result:
     """Against nbdcopy and qemu-img from an export of the same guest, and borg, cp and dd from the same file."""
     raw = field.disk.raw
     with field.guest("initial") as guest:

@@ -11,7 +11,7 @@ from statistics import median
 import attrs
 
 from asrcore.units import MiB
-from tests.bench._field import BORG, BORG_CHUNKS, ENGINE, PLACE, SOURCE, Field, synced
+from tests.bench._cluster import BORG, BORG_CHUNKS, ENGINE, PLACE, SOURCE, Cluster, synced
 from tests.bench._stats import OURS, Measured, Result
 from tests.lab._site import wait_until
 
@@ -29,7 +29,7 @@ KERNEL_RUNS = b"LAB-"
 REPOSITORY, COPY = f"{PLACE}/borg", "/srv/copy.raw"
 
 
-def measure(field: Field) -> Result:
+def measure(field: Cluster) -> Result:
     """Boots of random points, in turn with plain starts of the same guest; then points are dropped."""
     count = QUICK_POINTS if field.quick else POINTS
     dropped = QUICK_DROPPED if field.quick else DROPPED
@@ -79,7 +79,7 @@ def _until_kernel(find: Callable[[], Path | None]) -> None:
     wait_until(runs, "the guest's kernel has started", BOOT_SECONDS, POLL_SECONDS)
 
 
-def _test(field: Field, guest: str, point: str) -> Measured:
+def _test(field: Cluster, guest: str, point: str) -> Measured:
     """From the command to the kernel of the replica's machine: the command as it is typed, start-up included."""
     place = field.lab.host_path(ENGINE, "/srv/console")
     before = set(place.glob("*"))
@@ -94,7 +94,7 @@ def _test(field: Field, guest: str, point: str) -> Measured:
     return Measured(seconds)
 
 
-def _start(field: Field, guest: str) -> Measured:
+def _start(field: Cluster, guest: str) -> Measured:
     """From `virsh start` at the guest's own site to its kernel."""
     console = field.lab.host_path(SOURCE, f"/srv/console/{guest}.log")
     console.write_bytes(b"")
@@ -106,7 +106,7 @@ def _start(field: Field, guest: str) -> Measured:
     return Measured(seconds)
 
 
-def _borg_archives(field: Field, count: int) -> Callable[[], Measured]:
+def _borg_archives(field: Cluster, count: int) -> Callable[[], Measured]:
     """So many archives with the same change from one to the next; deletes one and gives its space back."""
     copy = field.lab.host_path(ENGINE, COPY)
     field.lab.run_in(ENGINE, ["cp", "--sparse=always", field.disk.raw, COPY], timeout=600)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from tests.bench._apart import APART, NOT_APART, two_sites
+from tests.bench._cluster import PLACE, Cluster, evict, synced
 from tests.bench._disk import DISK_SIZE
-from tests.bench._field import PLACE, Field, evict, synced
 from tests.bench._stats import OURS, Measured, Result, median, ratio, sealed
+from tests.bench._two_sites import APART, NOT_APART, two_sites
 
 TITLE = "Resync of a replica that differs by 1 %, until it is whole again"
 COPY, MIRROR, COLD = "/srv/copy.raw", "mirror.raw", "cold.raw"
 SCATTERED = DISK_SIZE // 100
 
 
-def measure(field: Field) -> Result:
+def measure(field: Cluster) -> Result:
     """Against rsync of a raw file with the same changes. What goes over the wire is told of an engine beside another
     such guest and a master target at the other site: each hashes its own side.
 

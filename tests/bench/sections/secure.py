@@ -7,11 +7,11 @@ import time
 
 import attrs
 
-from tests.bench._field import ENGINE, PLACE, SOURCE, Field, synced
+from tests.bench._cluster import ENGINE, PLACE, SOURCE, Cluster, synced
 from tests.bench._stats import OURS, Measured, Result, ratio
 from tests.lab._site import wait_until
-from tests.system.apart import MasterTargetProcess, master_target, paired, sent_bytes
-from tests.system.rig import Pilot
+from tests.system.rig import EngineProcess
+from tests.system.two_sites import MasterTargetProcess, master_target, paired, sent_bytes
 
 TITLE = "Copy across the link: zstd and TLS"
 OUTPUT = f"{PLACE}/received"
@@ -20,7 +20,7 @@ KEYS = "/srv/tls"
 PEER = "zstd | socat TLS | zstd"
 
 
-def measure(field: Field) -> Result:
+def measure(field: Cluster) -> Result:
     """Ours: an engine at the guest's site, a master target at the other. The peer: a pipe of programs."""
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=bench"
     field.peer(f"mkdir {KEYS}; cd {KEYS}; {make} -keyout key -out certificate; cat key certificate > both")
@@ -37,7 +37,7 @@ def measure(field: Field) -> Result:
     return Result("secure", TITLE, rounds, {"secure_copy_vs_zstd_tls_pipe": ratio(rounds, PEER)})
 
 
-def _ours(field: Field, engine: Pilot, target: MasterTargetProcess, guest: str) -> Measured:
+def _ours(field: Cluster, engine: EngineProcess, target: MasterTargetProcess, guest: str) -> Measured:
     """The initial copy by way of the master target: from the frozen view until its point is in the vault."""
     cpu, sent = target.cpu_seconds, sent_bytes(field.lab)
     done = field.measured("measured", "protect", guest, source="a", target="there", policy="still", worker=engine)
@@ -53,7 +53,7 @@ def _ours(field: Field, engine: Pilot, target: MasterTargetProcess, guest: str) 
     )
 
 
-def _pipe(field: Field, guest: str) -> Measured:
+def _pipe(field: Cluster, guest: str) -> Measured:
     """nbdcopy at the guest's site into `zstd -1 -T2` into socat with TLS; `zstd -d` into a file at the other.
 
     Timed from the sender's start until the receiver has made its file durable.

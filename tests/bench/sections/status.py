@@ -18,7 +18,7 @@ from asrcore.model.protection import CycleMode, PendingCycle, Protection, Site
 from asrcore.model.state import Event
 from asrcore.units import MiB
 from asrcore.vault import CycleStats, Vault
-from tests.bench._field import Field
+from tests.bench._cluster import Cluster
 from tests.bench._stats import OURS, Measured, Result
 
 TITLE = "`asr status` with 50 machines"
@@ -29,7 +29,7 @@ QUICK_POINTS = 12
 RUNS = 10
 
 
-def measure(field: Field) -> Result:
+def measure(field: Cluster) -> Result:
     """On a vault with as many records as a day leaves; in memory, as making it costs thousands of transactions."""
     asr = Path(sys.executable).with_name("asr")
     # As pip leaves an installed package; a checkout may have none, and none may be written (PYTHONDONTWRITEBYTECODE).

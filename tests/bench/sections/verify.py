@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench._field import TARGET, Field, evict
+from tests.bench._cluster import TARGET, Cluster, evict
 from tests.bench._stats import OURS, Measured, Result, ratio
 from tests.system.rig import TARGETS
 
@@ -12,7 +12,7 @@ TITLE = "Verification of an equal replica"
 PEER = "qemu-img compare"
 
 
-def measure(field: Field) -> Result:
+def measure(field: Cluster) -> Result:
     """Against qemu-img compare of the same export and the same replica, which both read from its disk. What memory
     still has of it proves nothing of the disk, but the peer is shown with that, too."""
     with field.guest("verify") as guest:

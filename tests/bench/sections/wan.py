@@ -9,11 +9,11 @@ import attrs
 
 from asrcore.units import MiB
 from tests.bench import _ssh as ssh
-from tests.bench._field import ENGINE, PLACE, SOURCE, Field, synced
+from tests.bench._cluster import ENGINE, PLACE, SOURCE, Cluster, synced
 from tests.bench._stats import OURS, Measured, Result, median, ratio
 from tests.lab._site import wait_until
-from tests.system.apart import copied_with_cuts, master_target, paired, sent_bytes
-from tests.system.rig import Pilot
+from tests.system.rig import EngineProcess
+from tests.system.two_sites import copied_with_cuts, master_target, paired, sent_bytes
 
 TITLE = "A change of 60 MiB over 100 Mbit/s"
 MBIT = 100
@@ -22,7 +22,7 @@ RSYNC_PORT = 10873
 RSYNC, PIPE = "rsync -z", "zstd -3 of the disk | ssh"
 
 
-def measure(field: Field) -> Result:
+def measure(field: Cluster) -> Result:
     """Against rsync -z of a raw file with the same change, and the whole disk through ssh (once: it takes long)."""
     lab = field.lab
     config = "[bench]\npath = /srv/xfs\nread only = no\nuse chroot = no\nuid = root\ngid = root\n"
@@ -71,7 +71,7 @@ def measure(field: Field) -> Result:
     return Result("wan", TITLE, rounds, figures)
 
 
-def _counted(field: Field, work: Callable[[], Measured]) -> Measured:
+def _counted(field: Cluster, work: Callable[[], Measured]) -> Measured:
     """What it sent over the link, told in `link_bytes`."""
     before = sent_bytes(field.lab)
     done = work()
@@ -80,7 +80,7 @@ def _counted(field: Field, work: Callable[[], Measured]) -> Measured:
     return attrs.evolve(done, more={**done.more, "link_bytes": sent})
 
 
-def _pipe(field: Field) -> Measured:
+def _pipe(field: Cluster) -> Measured:
     send = f"zstd -3 -T2 -q -c {COPY} | {ssh.client(field, synced(f'zstd -d -q -f --sparse -o {PLACE}/{MIRROR}'))}"
     with field.begun(ssh.server(field), ENGINE) as receiver:
         listening = ["ss", "-Hltn", f"sport = :{ssh.PORT}"]
@@ -91,7 +91,7 @@ def _pipe(field: Field) -> Measured:
         return Measured(seconds, sent.cpu_seconds + received.cpu_seconds)
 
 
-def _resent(field: Field, engine: Pilot) -> float:
+def _resent(field: Cluster, engine: EngineProcess) -> float:
     """A copy that is cut ten times, against one that is not."""
     uncut, cut = copied_with_cuts(field.rig, engine, name := "cut-often")
     field.say(f"    {uncut / MiB:.1f} MiB on the wire, {cut / MiB:.1f} MiB with ten cuts")

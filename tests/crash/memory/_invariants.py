@@ -16,7 +16,7 @@ from asrcore.model.protection import CycleMode, Protection
 from asrcore.model.state import State
 from asrcore.testing.memory._content import BLOCK
 from asrcore.vault import Vault
-from tests.crash.memory._stage import MACHINE, Stage
+from tests.crash.memory._workspace import MACHINE, Workspace
 
 __all__ = ["Interrupted", "check_always", "check_at_rest", "check_resumed", "content", "interrupted"]
 
@@ -24,13 +24,13 @@ _GOING = (State.COMMITTING, State.COMMITTED, State.DISABLING)
 """The replica goes, or is gone: at a commit its content becomes the machine's."""
 
 
-def _replica(stage: Stage, protection: Protection) -> driver.Replica | None:
+def _replica(stage: Workspace, protection: Protection) -> driver.Replica | None:
     """Through the driver, as the engine has it. None: it is not there."""
     site = _site(stage, protection.target_site)
     return site.target.replica(protection.replica_id) if protection.replica_id in site.target.replicas() else None
 
 
-def _site(stage: Stage, name: str) -> driver.Site:
+def _site(stage: Workspace, name: str) -> driver.Site:
     from asrcore.testing.memory import MemoryDriver
 
     return MemoryDriver().connect(name, {"world": stage.worlds[name].name})
@@ -50,7 +50,7 @@ def content(replica: driver.Replica, point: driver.StoredPoint) -> dict[str, str
 # -- at any time -----------------------------------------------------------------------------------------------------
 
 
-def check_always(stage: Stage, vault: Vault) -> None:
+def check_always(stage: Workspace, vault: Vault) -> None:
     """What holds right after a kill, before anything was started again, and ever after."""
     for protection in vault.protections():
         _points_are_whole(stage, vault, protection)
@@ -59,7 +59,7 @@ def check_always(stage: Stage, vault: Vault) -> None:
         _one_copy_runs(stage, protection)
 
 
-def _points_are_whole(stage: Stage, vault: Vault, protection: Protection) -> None:
+def _points_are_whole(stage: Workspace, vault: Vault, protection: Protection) -> None:
     """Invariants 1, 5 and 6."""
     points = {point.id: point for point in vault.points(protection.id)}
     replica = _replica(stage, protection)
@@ -92,12 +92,12 @@ def _points_are_whole(stage: Stage, vault: Vault, protection: Protection) -> Non
             )
 
 
-def _tampered(stage: Stage, taken_at: float) -> bool:
+def _tampered(stage: Workspace, taken_at: float) -> bool:
     first, last = stage.notes.get("tampered", (float("inf"), 0.0))
     return bool(first <= taken_at < last)
 
 
-def _mark_belongs_to_head(stage: Stage, protection: Protection) -> None:
+def _mark_belongs_to_head(stage: Workspace, protection: Protection) -> None:
     """Invariant 2: all that differs from the head lies within what the source's mark tells."""
     if protection.mark is None or protection.state is State.DISABLING or stage.notes.get("tracking lost"):
         return
@@ -122,7 +122,7 @@ def _mark_belongs_to_head(stage: Stage, protection: Protection) -> None:
             assert differs <= set(dirty[disk_id].blocks or ()), f"a delta from {protection.mark} would miss changes"
 
 
-def _epochs_only_rise(stage: Stage, protection: Protection) -> None:
+def _epochs_only_rise(stage: Workspace, protection: Protection) -> None:
     """Invariant 4."""
     assert protection.epoch >= stage.notes.get("epoch", 0)
     replica = _replica(stage, protection)
@@ -134,7 +134,7 @@ def _epochs_only_rise(stage: Stage, protection: Protection) -> None:
     stage.note(**{"epoch": protection.epoch, "replica epochs": seen})
 
 
-def _one_copy_runs(stage: Stage, protection: Protection) -> None:
+def _one_copy_runs(stage: Workspace, protection: Protection) -> None:
     """Invariant 4: never two, but while the source could not be reached and its fence is owed."""
     running = stage.running_at()
     assert len(running) <= 1 or protection.fence_due, f"runs at {running}"
@@ -143,7 +143,7 @@ def _one_copy_runs(stage: Stage, protection: Protection) -> None:
 # -- when nothing is under way -----------------------------------------------------------------------------------------
 
 
-def check_at_rest(stage: Stage, vault: Vault) -> None:
+def check_at_rest(stage: Workspace, vault: Vault) -> None:
     """What holds besides when the interrupted work has come to its end."""
     protections = vault.protections()
     _nothing_is_left(stage, vault, protections)
@@ -159,7 +159,7 @@ def check_at_rest(stage: Stage, vault: Vault) -> None:
                 assert world.machine(MACHINE).fence is None
 
 
-def _nothing_is_left(stage: Stage, vault: Vault, protections: Iterable[Protection]) -> None:
+def _nothing_is_left(stage: Workspace, vault: Vault, protections: Iterable[Protection]) -> None:
     expected_replicas: dict[str, set[str]] = {name: set() for name in stage.worlds}
     tests: dict[str, set[str]] = {name: set() for name in stage.worlds}
     for protection in protections:
@@ -180,7 +180,7 @@ def _nothing_is_left(stage: Stage, vault: Vault, protections: Iterable[Protectio
             assert set(state.machines) - {MACHINE} == tests[name], f"machines at {name}"
 
 
-def _old_owners_are_refused(stage: Stage, protection: Protection) -> None:
+def _old_owners_are_refused(stage: Workspace, protection: Protection) -> None:
     """Invariant 4: a replica takes nothing of an older epoch. At epoch 1 there was no other owner yet."""
     replica = _replica(stage, protection)
     if replica is None:
@@ -201,7 +201,7 @@ def _old_owners_are_refused(stage: Stage, protection: Protection) -> None:
     assert replica.info() == info
 
 
-def _moved(stage: Stage, protection: Protection) -> None:
+def _moved(stage: Workspace, protection: Protection) -> None:
     """The machine runs at the target with the content of the failover's point; the old one is quarantined."""
     assert protection.target_site in stage.running_at()
     taken_at = stage.notes["failover taken at"]
@@ -233,7 +233,7 @@ class Interrupted:
     pieces: int
 
 
-def interrupted(stage: Stage, vault: Vault) -> Interrupted | None:
+def interrupted(stage: Workspace, vault: Vault) -> Interrupted | None:
     """The cycle that the kill interrupted, if one was."""
     protection = next(iter(vault.protections()), None)
     pending = protection.pending if protection else None

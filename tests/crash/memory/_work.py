@@ -17,8 +17,8 @@ from asrcore.testing.memory._content import BLOCK
 from asrcore.units import KiB
 from asrcore.vault import Job
 from tests.crash.memory import _invariants as invariants
-from tests.crash.memory._stage import MACHINE, Stage
-from tests.crash.memory._story import CHAPTERS, Chapter
+from tests.crash.memory._scenario import CHAPTERS, Chapter
+from tests.crash.memory._workspace import MACHINE, Workspace
 
 __all__ = ["VERBS"]
 
@@ -41,7 +41,7 @@ def _small_steps() -> None:
 
 def prepare(folder: Path, chapter: Chapter, place: str) -> None:
     """What happens before a chapter, and what has ended before it."""
-    stage = Stage(folder) if folder.exists() else Stage.make(folder)
+    stage = Workspace(folder) if folder.exists() else Workspace.make(folder)
     chapter.before(stage)
     with stage.vault() as vault:
         stage.note(ended=[job.id for job in vault.jobs() if job.state.ended])
@@ -50,7 +50,7 @@ def prepare(folder: Path, chapter: Chapter, place: str) -> None:
 def live(folder: Path, chapter: Chapter, place: str) -> None:
     """The chapter, up to `place` if there is one: there the process is killed."""
     _small_steps()
-    stage = Stage(folder)
+    stage = Workspace(folder)
     os.environ["ASRCORE_CRASH_AT" if place else "ASRCORE_CRASH_LOG"] = place or str(folder / "reached")
     with stage.engine() as engine:
         engine.start()
@@ -63,7 +63,7 @@ def live(folder: Path, chapter: Chapter, place: str) -> None:
 def go_on(folder: Path, chapter: Chapter, place: str) -> None:
     """A new engine after the kill, or after the chapter if there was none: all must come to its end."""
     _small_steps()
-    stage = Stage(folder)
+    stage = Workspace(folder)
     with stage.vault() as vault:
         invariants.check_always(stage, vault)
         cycle = invariants.interrupted(stage, vault)
@@ -83,7 +83,7 @@ def go_on(folder: Path, chapter: Chapter, place: str) -> None:
         os._exit(0)  # nothing is left to be seen; ending DBOS in order would cost a quarter of the time
 
 
-def _life_in_between(stage: Stage, chapter: Chapter, place: str) -> int:
+def _life_in_between(stage: Workspace, chapter: Chapter, place: str) -> int:
     """The guest goes on while no engine runs; the view it was being read from is there afterwards, or is not."""
     with stage.vault() as vault:
         site = stage.lives_at(next(iter(vault.protections()), None))
@@ -96,7 +96,7 @@ def _life_in_between(stage: Stage, chapter: Chapter, place: str) -> int:
     return _DIRTY
 
 
-def _bring_to_its_end(stage: Stage, engine: Engine, chapter: Chapter, *, after_kill: bool) -> None:
+def _bring_to_its_end(stage: Workspace, engine: Engine, chapter: Chapter, *, after_kill: bool) -> None:
     mine = [job for job in engine.vault.jobs() if job.id not in stage.notes["ended"]]
     if after_kill and not mine:
         job = (chapter.again or chapter.verb)(stage, engine)
@@ -113,7 +113,7 @@ def _wait(engine: Engine, chapter: Chapter, jobs: list[Job]) -> None:
                 raise
 
 
-def _live_on(stage: Stage, engine: Engine) -> int:
+def _live_on(stage: Workspace, engine: Engine) -> int:
     """The machine's life after it: whatever the state, protection can be had from here, and it is a delta again.
 
     Returns bytes that the guest may have changed meanwhile.
@@ -143,7 +143,7 @@ def _live_on(stage: Stage, engine: Engine) -> int:
     return _DIRTY
 
 
-def _check_delta(stage: Stage, engine: Engine) -> None:
+def _check_delta(stage: Workspace, engine: Engine) -> None:
     protection = engine.vault.protection(MACHINE)
     invariants.check_always(stage, engine.vault)
     invariants.check_at_rest(stage, engine.vault)

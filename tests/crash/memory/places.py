@@ -6,8 +6,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.crash.memory._lanes import Lanes, Story
-from tests.crash.memory._story import CHAPTERS
+from tests.crash.memory._scenario import CHAPTERS
+from tests.crash.memory._workers import Story, Workers
 
 __all__ = ["cases", "committed", "render"]
 
@@ -91,7 +91,7 @@ def cases() -> list[tuple[str, str]]:
 
 def main() -> None:
     """Tell the story undisturbed and write down what it reaches."""
-    with tempfile.TemporaryDirectory() as base, Lanes(1) as lanes:
+    with tempfile.TemporaryDirectory() as base, Workers(1) as lanes:
         story = Story(Path(base), lanes)
         FILE.write_text(render({name: story.places(name) for name in CHAPTERS}))
 

@@ -21,8 +21,8 @@ import pytest
 
 import asrcore
 from tests.crash.memory import places
-from tests.crash.memory._lanes import Lanes, Outcome, Story
-from tests.crash.memory._story import CHAPTERS
+from tests.crash.memory._scenario import CHAPTERS
+from tests.crash.memory._workers import Outcome, Story, Workers
 
 pytestmark = pytest.mark.crash
 
@@ -55,7 +55,7 @@ def story() -> Iterator[Story]:
     # In memory where there is some: a kill is no power failure, so nothing hangs on the disk's own flushes.
     quick = Path("/dev/shm")
     base = Path(tempfile.mkdtemp(prefix="asr-crash-", dir=quick if os.access(quick, os.W_OK) else None))
-    with Lanes(LANES) as lanes:
+    with Workers(LANES) as lanes:
         yield Story(base, lanes)
     shutil.rmtree(base)
 

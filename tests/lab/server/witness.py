@@ -1,6 +1,5 @@
 """The mobility service with a witness, for tests: while the file systems are frozen, and nothing is left to be taken,
-it has a notary outside of the server (`tests.system.notary`) look at the disks, and writes down the digests that it
-gets. The service itself is the one that was installed, unchanged.
+it asks a witness outside of the server (`tests.system.disk_witness`) for digests of the disks, and writes them down. The service itself is the one that was installed, unchanged.
 
 Run on the server in the place of the service. It looks only while /run/witness/on is there; while /run/witness/hang is,
 it stays in the freeze for as many seconds as that file says.
@@ -22,15 +21,15 @@ sys.path.insert(0, "/opt/asr-mobility/asr-mobility.pyz")
 from asr_mobility import service
 from asr_mobility.__main__ import main
 
-NOTARY = ("10.78.0.1", 9400)
+DISK_WITNESS = ("10.78.0.1", 9400)
 DIRECTORY = Path("/run/witness")
 
 
 def digests(names: dict[str, str]) -> dict[str, str]:
-    """Of disks by the kernel's name, as the notary sees them."""
-    with socket.create_connection(NOTARY, 30) as notary:
-        notary.sendall(json.dumps(names).encode() + b"\n")
-        with notary.makefile() as answer:
+    """Of disks by the kernel's name, as the witness sees them."""
+    with socket.create_connection(DISK_WITNESS, 30) as witness:
+        witness.sendall(json.dumps(names).encode() + b"\n")
+        with witness.makefile() as answer:
             return dict(json.loads(answer.readline()))
 
 

@@ -11,7 +11,7 @@ from asrcore.pki.enrolment import fetch_text
 from asrcore.remote import RemoteDriver
 from asrcore.wire.tls import Identity
 from tests.postgres import Cluster
-from tests.unit.cli.desk import Desk
+from tests.unit.cli.cli_runner import CliRunner
 from tests.unit.service.waiting import wait_until
 
 
@@ -19,7 +19,7 @@ from tests.unit.service.waiting import wait_until
 @pytest.mark.parametrize("database", ["file", "server"])
 def test_all_roles_in_one_process(tmp_path: Path, database: str, postgres: Cluster) -> None:
     url = postgres.create() if database == "server" else str(tmp_path / "vault.db")
-    desk = Desk(tmp_path, url)
+    desk = CliRunner(tmp_path, url)
     desk.asr("init")
     own = desk.authority()
     target, engine, ann = (tmp_path / name for name in ("target", "engine", "ann"))

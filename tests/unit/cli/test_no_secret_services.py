@@ -17,7 +17,7 @@ from asrcore.pki import enrolment
 from asrcore.pki.enrolment import fetch_text
 from asrcore.wire.tls import Identity
 from tests.postgres import Cluster
-from tests.unit.cli.desk import Desk
+from tests.unit.cli.cli_runner import CliRunner
 
 OF_HOME, OF_AWAY, WRONG = "S3cr3t-key-of-home", "S3cr3t-key-of-away", "Wr0ng-key-of-home"
 PASSWORD = "Pa55word-of-the-vault"
@@ -47,7 +47,7 @@ class Deployment:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
-        self.desk = Desk(folder, url.replace("postgres@", f"postgres:{PASSWORD}@"))
+        self.desk = CliRunner(folder, url.replace("postgres@", f"postgres:{PASSWORD}@"))
         self.desk.home.configure(key=OF_HOME)
         self.desk.away.configure(key=OF_AWAY)
         self.tokens: list[str] = []

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.jobs import kit
+from tests.unit.jobs import job_procedures
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("jobs") / "vault.db"
-    kit.make_vault(path)
+    job_procedures.make_vault(path)
     return path
 
 
@@ -26,8 +26,8 @@ def path(made_once: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trace(path: Path) -> kit.Trace:
-    return kit.Trace(path)
+def trace(path: Path) -> job_procedures.Trace:
+    return job_procedures.Trace(path)
 
 
 @pytest.fixture

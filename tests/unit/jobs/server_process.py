@@ -15,7 +15,7 @@ from asrcore.plugins import Plugins
 from asrcore.replication.context import Context
 from asrcore.service.member import Identity, Member
 from asrcore.vault import Vault
-from tests.unit.jobs import kit
+from tests.unit.jobs import job_procedures
 
 LEASE = 3.0
 
@@ -30,7 +30,11 @@ def main(url: str, folder: str, name: str) -> None:
     with Vault.open(url) as vault, vault.engine_lock(name, shared=True):
         member = Member(vault, Identity(name, f"s-{name}", "here", lease=LEASE), lost)
         member.join(stop)
-        jobs = Jobs(Context(vault, Plugins()), kit.procedures(kit.Trace(Path(folder) / "vault")), f"s-{name}")
+        jobs = Jobs(
+            Context(vault, Plugins()),
+            job_procedures.procedures(job_procedures.Trace(Path(folder) / "vault")),
+            f"s-{name}",
+        )
         try:
             jobs.start()
             print("ready", flush=True)

@@ -16,7 +16,7 @@ from asrcore.model.watch import Watch
 from asrcore.plugins import Plugins
 from asrcore.replication.context import Context, MachineLocks
 from asrcore.vault import Job, JobState, Vault
-from tests.unit.jobs import kit
+from tests.unit.jobs import job_procedures
 from tests.unit.jobs.test_run import start
 
 Until = Callable[[Callable[[], bool]], None]
@@ -30,26 +30,26 @@ def is_cancelled(watch: Watch) -> bool:
     return False
 
 
-def test_jobs_of_one_machine_run_one_after_the_other_in_order(path: Path, trace: kit.Trace) -> None:
-    submitted = [kit.submit(path, "count", now=1000.0 + number) for number in range(4)]
-    with kit.engine(path) as jobs:
+def test_jobs_of_one_machine_run_one_after_the_other_in_order(path: Path, trace: job_procedures.Trace) -> None:
+    submitted = [job_procedures.submit(path, "count", now=1000.0 + number) for number in range(4)]
+    with job_procedures.engine(path) as jobs:
         ended = [jobs.wait(job.id, timeout=20) for job in submitted]
     assert trace.lines() == [f"web1 count.{step}" for step in ("one", "two", "three", "four")] * 4
     times = [moment for job in ended for moment in (job.started_at or 0, job.ended_at or 0)]
     assert times == sorted(times)
 
 
-def test_jobs_of_two_machines_run_beside_each_other(path: Path, trace: kit.Trace, until: Until) -> None:
-    with kit.engine(path) as jobs:
-        both = [start(jobs, path, "wait", machine) for machine in kit.MACHINES]
+def test_jobs_of_two_machines_run_beside_each_other(path: Path, trace: job_procedures.Trace, until: Until) -> None:
+    with job_procedures.engine(path) as jobs:
+        both = [start(jobs, path, "wait", machine) for machine in job_procedures.MACHINES]
         until(lambda: {"web1 wait.wait", "web2 wait.wait"} <= set(trace.lines()))
-        for machine in kit.MACHINES:
+        for machine in job_procedures.MACHINES:
             trace.let_go(machine)
         assert {jobs.wait(job.id, timeout=20).state for job in both} == {JobState.DONE}
 
 
-def test_a_job_waits_for_a_cycle_and_says_so(path: Path, trace: kit.Trace, until: Until) -> None:
-    with kit.engine(path) as jobs, Vault.open(path) as vault:
+def test_a_job_waits_for_a_cycle_and_says_so(path: Path, trace: job_procedures.Trace, until: Until) -> None:
+    with job_procedures.engine(path) as jobs, Vault.open(path) as vault:
         locks, web1 = jobs._context.locks, vault.protection("web1")
         with locks.hold(web1, "a replication cycle", Watch()):
             job = start(jobs, path, "count")
@@ -58,9 +58,9 @@ def test_a_job_waits_for_a_cycle_and_says_so(path: Path, trace: kit.Trace, until
         assert jobs.wait(job.id, timeout=20).state is JobState.DONE
 
 
-def test_urgent_work_cancels_a_cycle(path: Path, trace: kit.Trace, until: Until) -> None:
+def test_urgent_work_cancels_a_cycle(path: Path, trace: job_procedures.Trace, until: Until) -> None:
     trace.let_go("web1")
-    with kit.engine(path) as jobs, Vault.open(path) as vault:
+    with job_procedures.engine(path) as jobs, Vault.open(path) as vault:
         watch, web1 = Watch(), vault.protection("web1")
         with jobs._context.locks.hold(web1, "a replication cycle", watch):
             job = start(jobs, path, "urgent")
@@ -69,9 +69,9 @@ def test_urgent_work_cancels_a_cycle(path: Path, trace: kit.Trace, until: Until)
 
 
 def test_urgent_work_cancels_the_running_job_and_passes_the_waiting_one(
-    path: Path, trace: kit.Trace, until: Until
+    path: Path, trace: job_procedures.Trace, until: Until
 ) -> None:
-    with kit.engine(path) as jobs:
+    with job_procedures.engine(path) as jobs:
         running = start(jobs, path, "wait")
         until(lambda: "web1 wait.wait" in trace.lines())
         waiting = start(jobs, path, "count")
@@ -84,8 +84,8 @@ def test_urgent_work_cancels_the_running_job_and_passes_the_waiting_one(
     assert trace.lines()[2:4] == ["web1 urgent.wait", "web1 urgent.end"]
 
 
-def test_urgent_work_waits_for_urgent_work(path: Path, trace: kit.Trace, until: Until) -> None:
-    with kit.engine(path) as jobs, Vault.open(path) as vault:
+def test_urgent_work_waits_for_urgent_work(path: Path, trace: job_procedures.Trace, until: Until) -> None:
+    with job_procedures.engine(path) as jobs, Vault.open(path) as vault:
         first = start(jobs, path, "urgent")
         until(lambda: "web1 urgent.wait" in trace.lines())
         second = start(jobs, path, "urgent")
@@ -107,12 +107,12 @@ def test_urgent_work_waits_for_urgent_work(path: Path, trace: kit.Trace, until: 
     ],
 )
 def test_a_test_runs_beside_replication_only(
-    path: Path, trace: kit.Trace, until: Until, holds: str, wants: str, beside: bool
+    path: Path, trace: job_procedures.Trace, until: Until, holds: str, wants: str, beside: bool
 ) -> None:
     def has_begun(vault: Vault, job: Job) -> bool:
         return vault.job(job.id).state is JobState.RUNNING
 
-    with kit.engine(path) as jobs, Vault.open(path) as vault:
+    with job_procedures.engine(path) as jobs, Vault.open(path) as vault:
         first = start(jobs, path, holds)
         until(lambda: has_begun(vault, first))
         second = start(jobs, path, wants)
@@ -124,8 +124,8 @@ def test_a_test_runs_beside_replication_only(
         assert [jobs.wait(job.id, timeout=20).state for job in (first, second)] == [JobState.DONE] * 2
 
 
-def test_a_cycle_runs_beside_a_test(path: Path, trace: kit.Trace, until: Until) -> None:
-    with kit.engine(path) as jobs, Vault.open(path) as vault:
+def test_a_cycle_runs_beside_a_test(path: Path, trace: job_procedures.Trace, until: Until) -> None:
+    with job_procedures.engine(path) as jobs, Vault.open(path) as vault:
         job = start(jobs, path, "test")
         until(lambda: "web1 test.wait" in trace.lines())
         with jobs._context.locks.hold(vault.protection("web1"), "a replication cycle", Watch()):
@@ -135,7 +135,7 @@ def test_a_cycle_runs_beside_a_test(path: Path, trace: kit.Trace, until: Until) 
 
 
 def test_what_was_cancelled_leaves_nothing_locked(path: Path, until: Until) -> None:
-    with kit.engine(path) as jobs, Vault.open(path) as vault:
+    with job_procedures.engine(path) as jobs, Vault.open(path) as vault:
         for job in [start(jobs, path, "wait"), start(jobs, path, "wait")]:
             jobs.cancel(job.id)
             with pytest.raises(Cancelled):
@@ -153,9 +153,9 @@ def test_jobs_are_for_the_holder_of_the_lock(path: Path) -> None:
 
 def test_one_engine_in_a_process(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.db"
-    kit.make_vault(other)
-    with kit.engine(path) as jobs:
-        with pytest.raises(RuntimeError, match="another engine runs in this process"), kit.engine(other):
+    job_procedures.make_vault(other)
+    with job_procedures.engine(path) as jobs:
+        with pytest.raises(RuntimeError, match="another engine runs in this process"), job_procedures.engine(other):
             pass
         assert jobs.wait(start(jobs, path, "count").id, timeout=20).state is JobState.DONE
 

@@ -15,7 +15,7 @@ from asrcore.plugins import Plugins
 from asrcore.procedures.procedure import Arguments
 from asrcore.replication.context import Context
 from asrcore.vault import Job, JobState, Vault
-from tests.unit.jobs import kit
+from tests.unit.jobs import job_procedures
 
 Until = Callable[[Callable[[], bool]], None]
 
@@ -25,8 +25,8 @@ def start(jobs: Jobs, path: Path, kind: str, machine: str = "web1") -> Job:
         return jobs.submit(kind, vault.protection(machine))
 
 
-def test_steps_run_in_order_and_facts_become_the_result(path: Path, trace: kit.Trace) -> None:
-    with kit.engine(path) as jobs:
+def test_steps_run_in_order_and_facts_become_the_result(path: Path, trace: job_procedures.Trace) -> None:
+    with job_procedures.engine(path) as jobs:
         job = jobs.wait(start(jobs, path, "count").id, timeout=20)
     assert trace.lines() == ["web1 count.one", "web1 count.two", "web1 count.three", "web1 count.four"]
     assert (job.state, job.step, json.loads(job.result or "")) == (JobState.DONE, "four", {"steps": 4})
@@ -41,9 +41,9 @@ def test_arguments_reach_the_steps_as_given(path: Path) -> None:
         assert arguments_of(vault.job(job.id)) == arguments
 
 
-def test_an_error_of_the_catalogue_fails_the_job_with_its_own_code(path: Path, trace: kit.Trace) -> None:
-    reported = kit.Told()
-    with kit.engine(path, reported.plugin()) as jobs:
+def test_an_error_of_the_catalogue_fails_the_job_with_its_own_code(path: Path, trace: job_procedures.Trace) -> None:
+    reported = job_procedures.Told()
+    with job_procedures.engine(path, reported.plugin()) as jobs:
         job = start(jobs, path, "verify")
         with pytest.raises(VerifyFailed, match="512 bytes of 'web1' differ") as raised:
             jobs.wait(job.id, timeout=20)
@@ -62,7 +62,7 @@ def test_an_error_of_the_catalogue_fails_the_job_with_its_own_code(path: Path, t
 
 
 def test_a_defect_fails_the_job_with_its_traceback(path: Path) -> None:
-    with kit.engine(path) as jobs:
+    with job_procedures.engine(path) as jobs:
         job = start(jobs, path, "defect")
         with pytest.raises(JobFailed, match="ZeroDivisionError: a defect"):
             jobs.wait(job.id, timeout=20)
@@ -75,28 +75,28 @@ def test_a_defect_fails_the_job_with_its_traceback(path: Path) -> None:
 
 
 def test_an_unknown_kind_fails(path: Path) -> None:
-    with kit.engine(path) as jobs, pytest.raises(JobFailed, match="knows no jobs of kind 'dance'"):
+    with job_procedures.engine(path) as jobs, pytest.raises(JobFailed, match="knows no jobs of kind 'dance'"):
         jobs.wait(start(jobs, path, "dance").id, timeout=20)
 
 
-def test_a_job_of_a_machine_that_is_gone_fails(path: Path, trace: kit.Trace) -> None:
-    job = kit.submit(path, "count")
+def test_a_job_of_a_machine_that_is_gone_fails(path: Path, trace: job_procedures.Trace) -> None:
+    job = job_procedures.submit(path, "count")
     with Vault.open(path) as vault:
         vault.remove_protection("m-web1")
-    with kit.engine(path) as jobs, pytest.raises(NotFound, match="machine 'web1' is not in the vault"):
+    with job_procedures.engine(path) as jobs, pytest.raises(NotFound, match="machine 'web1' is not in the vault"):
         jobs.wait(job.id, timeout=20)
     assert trace.lines() == []
 
 
 def test_facts_that_are_no_json_are_written_as_text(path: Path) -> None:
-    with kit.engine(path) as jobs:
+    with job_procedures.engine(path) as jobs:
         job = jobs.wait(start(jobs, path, "unwritable").id, timeout=20)
     assert json.loads(job.result or "") == {"path": "/x"}
 
 
 def test_progress_is_seen_but_written_seldom(path: Path) -> None:
     seen: list[Job] = []
-    with kit.engine(path) as jobs:
+    with job_procedures.engine(path) as jobs:
         job = jobs.wait(start(jobs, path, "copy").id, seen.append, timeout=20)
     assert (job.progress_done, job.progress_total, job.progress_work) == (1000, 1000, "copying")
     done = [job.progress_done for job in seen if job.progress_work == "copying"]
@@ -109,9 +109,9 @@ def test_progress_is_seen_but_written_seldom(path: Path) -> None:
 # -- cancelling --------------------------------------------------------------------------------------------------------
 
 
-def test_a_running_job_is_cancelled_by_another_process(path: Path, trace: kit.Trace, until: Until) -> None:
-    reported = kit.Told()
-    with kit.engine(path, reported.plugin()) as jobs:
+def test_a_running_job_is_cancelled_by_another_process(path: Path, trace: job_procedures.Trace, until: Until) -> None:
+    reported = job_procedures.Told()
+    with job_procedures.engine(path, reported.plugin()) as jobs:
         job = start(jobs, path, "wait")
         until(lambda: "web1 wait.wait" in trace.lines())
         with Vault.open(path) as other:  # that `asr` knows nothing but the vault
@@ -123,8 +123,8 @@ def test_a_running_job_is_cancelled_by_another_process(path: Path, trace: kit.Tr
     assert [finished.outcome for finished in reported.finished] == [Outcome.CANCELLED]
 
 
-def test_a_job_that_waits_for_its_machine_is_cancelled(path: Path, trace: kit.Trace, until: Until) -> None:
-    with kit.engine(path) as jobs:
+def test_a_job_that_waits_for_its_machine_is_cancelled(path: Path, trace: job_procedures.Trace, until: Until) -> None:
+    with job_procedures.engine(path) as jobs:
         first, second = start(jobs, path, "wait"), start(jobs, path, "count")
         with Vault.open(path) as vault:
             until(lambda: vault.job(second.id).step == "waiting for wait")
@@ -137,10 +137,10 @@ def test_a_job_that_waits_for_its_machine_is_cancelled(path: Path, trace: kit.Tr
     assert not [line for line in trace.lines() if "count" in line]
 
 
-def test_a_job_cancelled_while_no_engine_ran_never_begins(path: Path, trace: kit.Trace) -> None:
-    job = kit.submit(path, "count")
+def test_a_job_cancelled_while_no_engine_ran_never_begins(path: Path, trace: job_procedures.Trace) -> None:
+    job = job_procedures.submit(path, "count")
     with Vault.open(path) as vault:
         vault.request_cancel(job.id)
-    with kit.engine(path) as jobs, pytest.raises(Cancelled):
+    with job_procedures.engine(path) as jobs, pytest.raises(Cancelled):
         jobs.wait(job.id, timeout=20)
     assert trace.lines() == []

@@ -17,7 +17,7 @@ from asrcore.jobs import enqueue, follow
 from asrcore.procedures.procedure import Arguments
 from asrcore.vault import Job, JobState, Vault, _schema
 from tests.postgres import Cluster
-from tests.unit.jobs import kit
+from tests.unit.jobs import job_procedures
 
 Until = Callable[[Callable[[], bool]], None]
 
@@ -31,8 +31,8 @@ class Field:
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url, self.folder = url, folder
-        self.trace = kit.Trace(folder / "vault")
-        kit.make_vault(url)
+        self.trace = job_procedures.Trace(folder / "vault")
+        job_procedures.make_vault(url)
         self.vault = Vault.open(url)
 
     def submit(self, kind: str, machine: str = "web1") -> Job:
@@ -143,7 +143,7 @@ def test_one_engine_goes_on_with_what_servers_left(field: Field, until: Until) -
     from asrcore.replication.context import Context
 
     with field.vault.engine_lock("a test"):
-        jobs = Jobs(Context(field.vault, Plugins()), kit.procedures(field.trace))
+        jobs = Jobs(Context(field.vault, Plugins()), job_procedures.procedures(field.trace))
         try:
             jobs.start()
             assert jobs.wait(job.id, timeout=PATIENCE).state is JobState.DONE

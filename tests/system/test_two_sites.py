@@ -13,9 +13,9 @@ import pytest
 from tests.lab import Lab
 from tests.lab._console import parse_console
 from tests.lab._lab import ADDRESSES
-from tests.system.apart import MasterTargetProcess, copied_with_cuts, master_target, paired, sent_bytes
-from tests.system.pilot import content_of
-from tests.system.rig import MIB, EngineError, Pilot, Rig, wait_for
+from tests.system.engine_process import content_of
+from tests.system.rig import MIB, EngineError, EngineProcess, Rig, wait_for
+from tests.system.two_sites import MasterTargetProcess, copied_with_cuts, master_target, paired, sent_bytes
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
@@ -27,12 +27,12 @@ def target(lab: Lab) -> Iterator[MasterTargetProcess]:
 
 
 @pytest.fixture
-def engine(lab: Lab, target: MasterTargetProcess) -> Iterator[Pilot]:
+def engine(lab: Lab, target: MasterTargetProcess) -> Iterator[EngineProcess]:
     with paired(lab, target, nbd=f"tcp:{ADDRESSES['a']}") as made:  # `frozen_cycle` reads there, too
         yield made
 
 
-def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: Pilot, target: MasterTargetProcess) -> None:
+def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: EngineProcess, target: MasterTargetProcess) -> None:
     """Initial copy with the link cut in the middle of it, a delta, equality, and a test failover that boots."""
     lab, name = rig.lab, rig.guest("apart", rate=2)
     lab.command("a", name, "fill /mnt/lab-scratch/big 0 48")
@@ -66,7 +66,7 @@ def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: Pilot, target: Mast
 
 
 def test_a_copy_cut_ten_times_resends_at_most_a_hundredth(
-    rig: Rig, engine: Pilot, target: MasterTargetProcess, record_property: Callable[[str, object], None]
+    rig: Rig, engine: EngineProcess, target: MasterTargetProcess, record_property: Callable[[str, object], None]
 ) -> None:
     """By the link's own counter, against a copy of the same disk that nobody cuts; at 100 Mbit/s."""
     uncut, cut = copied_with_cuts(rig, engine, name := "cut-often")
@@ -79,12 +79,12 @@ def test_a_copy_cut_ten_times_resends_at_most_a_hundredth(
     rig.lab.remove_guest("a", name)
 
 
-def job_facts(engine: Pilot, verb: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+def job_facts(engine: EngineProcess, verb: str, *arguments: Any, **options: Any) -> dict[str, Any]:
     job = engine(verb, *arguments, **options)
     return dict(engine("wait", job["id"], 90.0))
 
 
-def replicated(engine: Pilot, name: str) -> dict[str, Any] | None:
+def replicated(engine: EngineProcess, name: str) -> dict[str, Any] | None:
     try:
         return job_facts(engine, "replicate", name, keep=True)
     except EngineError as error:
@@ -92,19 +92,19 @@ def replicated(engine: Pilot, name: str) -> dict[str, Any] | None:
         return None
 
 
-def home(rig: Rig, engine: Pilot, name: str) -> Path:
+def home(rig: Rig, engine: EngineProcess, name: str) -> Path:
     """The replica's directory at site b."""
     return rig.lab.host_path("b", f"/srv/xfs/replicas/{engine('protection', name)['replica_id']}")
 
 
-def content(rig: Rig, engine: Pilot, name: str) -> dict[str, str]:
+def content(rig: Rig, engine: EngineProcess, name: str) -> dict[str, str]:
     """Of the newest point, as qemu-img reads the replica's files."""
     place = home(rig, engine, name)
     images = json.loads((place / "replica.json").read_text())["points"][-1]["images"]
     return {disk: content_of(str(place / image), "raw") for disk, image in images.items()}
 
 
-def came_up(rig: Rig, engine: Pilot, name: str) -> Any:
+def came_up(rig: Rig, engine: EngineProcess, name: str) -> Any:
     """A test failover that has come up; it is cleaned up."""
     consoles = rig.lab.host_path("b", "/srv/console")
     before = set(consoles.glob("*"))

@@ -1,6 +1,6 @@
-"""A notary for the lab's physical server: outside of it, he tells what is on its disks while the server holds still.
+"""A witness for the lab's physical server: from outside, it reports what is on its disks while the server holds still.
 
-    python -m tests.system.notary ADDRESS PORT NAME=IMAGE...
+    python -m tests.system.disk_witness ADDRESS PORT NAME=IMAGE...
 
 A request is a line of JSON, names of the server's block devices by any key; the answer is a line, their digests by the
 same keys. QEMU keeps nothing of a disk to itself: what the server has written is in the image's file.

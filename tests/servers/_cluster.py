@@ -31,7 +31,7 @@ from asrcore.procedures.procedure import Arguments, Work
 from asrcore.testing.memory import MemoryMachine, MemoryWorld
 from asrcore.units import HOUR, KiB
 
-__all__ = ["INTERVAL", "LEASE", "Field"]
+__all__ = ["INTERVAL", "LEASE", "Cluster"]
 
 ROOT = Path(__file__).parents[2]
 INTERVAL = 20.0
@@ -40,7 +40,7 @@ DISK = 64 * KiB
 WORLDS = 20
 
 
-class Field:
+class Cluster:
     """`folder` holds worlds and traces; `truth` is what the test itself knows."""
 
     def __init__(self, url: str, folder: Path, machines: int) -> None:

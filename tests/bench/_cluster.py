@@ -23,10 +23,10 @@ from tests.bench._disk import DATA_START, DISK_SIZE, BenchDisk
 from tests.bench._stats import Measured, order
 from tests.lab import Kind, Lab, LabError
 from tests.lab._run import run
-from tests.system.cockpit import ASR
-from tests.system.rig import Pilot, Rig
+from tests.system.asr_cli import ASR
+from tests.system.rig import EngineProcess, Rig
 
-__all__ = ["BORG", "ENGINE", "PLACE", "SOURCE", "TARGET", "Field", "PeerFailed", "evict", "field", "synced"]
+__all__ = ["BORG", "ENGINE", "PLACE", "SOURCE", "TARGET", "Cluster", "PeerFailed", "evict", "field", "synced"]
 
 SOURCE, ENGINE = "a", "b"
 """Sites of the lab: guests run at the one, engine and replicas are at the other."""
@@ -47,7 +47,7 @@ class PeerFailed(Exception):
 
 
 @attrs.define
-class Field:
+class Cluster:
     """Made by `field`. `disk`: what every guest's disk begins as. `few`: rounds of what takes long. `quick`: only who
     is in a ratio of time."""
 
@@ -67,9 +67,9 @@ class Field:
     _lent: bool = False
 
     @property
-    def worker(self) -> Pilot:
+    def worker(self) -> EngineProcess:
         """Our engine."""
-        return self.rig.pilot
+        return self.rig.engine
 
     def path(self, name: str) -> Path:
         """The host's way to a file beside the replicas."""
@@ -155,7 +155,7 @@ class Field:
         """A verb of the engine that is a job, from the call to its end."""
         return self.measured("measured", verb, *arguments, **options)
 
-    def measured(self, verb: str, *arguments: Any, worker: Pilot | None = None, **options: Any) -> Measured:
+    def measured(self, verb: str, *arguments: Any, worker: EngineProcess | None = None, **options: Any) -> Measured:
         """A verb of the worker (by default our engine at site b) that measures."""
         report = (worker or self.worker)(verb, *arguments, timeout=PEER_SECONDS, **options)
         for place, samples in report.get("profile", {}).items():
@@ -275,16 +275,16 @@ def _make_room(lab: Lab, site: str) -> None:
 @contextmanager
 def field(
     disk: BenchDisk, rounds: int, few: int, say: Callable[[str], None], *, quick: bool, profile: bool
-) -> Iterator[Field]:
+) -> Iterator[Cluster]:
     """The lab with our engine at site b."""
     with Lab(f"bench-{os.getpid()}", say) as lab:
         for site in lab.sites:
             _make_room(lab, site)
-        pilot = Pilot(lab, VAULT, "tests.bench._worker")
+        engine = EngineProcess(lab, VAULT, "tests.bench._worker")
         try:
-            rig = Rig(lab, pilot)
+            rig = Rig(lab, engine)
             rig.set_up()
-            pilot("profile", profile)
-            yield Field(lab, rig, disk, say, rounds, few, quick, disk.blocks(), disk.pool(), profile)
+            engine("profile", profile)
+            yield Cluster(lab, rig, disk, say, rounds, few, quick, disk.blocks(), disk.pool(), profile)
         finally:
-            pilot.close()
+            engine.close()

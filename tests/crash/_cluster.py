@@ -20,10 +20,10 @@ from asrcore.model.protection import Protection
 from asrcore.plugins import Plugins
 from tests.lab import Audit, Kind, Lab
 from tests.lab._console import parse_console
-from tests.system.pilot import content_of
+from tests.system.engine_process import content_of
 from tests.system.rig import wait_for
 
-__all__ = ["Asr", "Field"]
+__all__ = ["Asr", "Cluster"]
 
 VAULT = "/srv/asr-crash.db"
 TARGETS = {"xfs": "/srv/xfs", "ext4": "/srv/ext4"}
@@ -97,7 +97,7 @@ class Asr:
         assert self.wait(pid, 30) == 0, self.said()
 
 
-class Field:
+class Cluster:
     """One guest with its replica of one kind; `points` remembers what each point held when it was first seen."""
 
     def __init__(self, lab: Lab, asr: Asr, target: str) -> None:

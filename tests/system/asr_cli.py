@@ -14,7 +14,7 @@ from typing import Any
 from asrcore.engine import Engine
 from tests.lab import Lab
 
-__all__ = ["AsrFailed", "Cockpit"]
+__all__ = ["AsrCli", "AsrFailed"]
 
 VAULT = "/srv/asr/vault.db"
 ASR = Path(sys.executable).with_name("asr")
@@ -32,7 +32,7 @@ class AsrFailed(Exception):
             self.error = None
 
 
-class Cockpit:
+class AsrCli:
     """One vault, at one site at a time; `site` is where the engine runs."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """Procedures that leave a trace in files, an engine around them, and the same as a process that can be killed.
 
-`python -m tests.unit.jobs.kit VAULT run` is an engine that runs until its input ends; `... VAULT submit KIND MACHINE`
-only records a job, as `asr` does beside a service.
+`python -m tests.unit.jobs.job_procedures VAULT run` is an engine that runs until its input ends;
+`... VAULT submit KIND MACHINE` only records a job, as `asr` does beside a service.
 """
 
 from __future__ import annotations

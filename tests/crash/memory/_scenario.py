@@ -19,11 +19,11 @@ from asrcore.replication import transfer
 from asrcore.testing.memory._content import BLOCK
 from asrcore.units import HOUR, KiB
 from asrcore.vault import Job
-from tests.crash.memory._stage import MACHINE, Stage
+from tests.crash.memory._workspace import MACHINE, Workspace
 
 __all__ = ["CHAPTERS", "Chapter"]
 
-Verb = Callable[[Stage, Engine], Job | None]
+Verb = Callable[[Workspace, Engine], Job | None]
 
 
 @attrs.frozen
@@ -37,11 +37,11 @@ class Chapter:
     name: str
     after: str
     verb: Verb
-    reaches: Callable[[Stage, Engine], bool]
+    reaches: Callable[[Workspace, Engine], bool]
     killed: str = ""
-    before: Callable[[Stage], None] = lambda stage: None
+    before: Callable[[Workspace], None] = lambda stage: None
     again: Verb | None = None
-    repaired: Callable[[Stage], None] = lambda stage: None
+    repaired: Callable[[Workspace], None] = lambda stage: None
     fails: tuple[type[AsrError], ...] = ()
     gives_up: bool = False
     again_read: int = 0
@@ -50,7 +50,7 @@ class Chapter:
     """Whether the guest may write between kill and restart."""
 
 
-def _state(wanted: State) -> Callable[[Stage, Engine], bool]:
+def _state(wanted: State) -> Callable[[Workspace, Engine], bool]:
     return lambda stage, engine: engine.vault.protection(MACHINE).state is wanted
 
 
@@ -60,19 +60,19 @@ _protected = _state(State.PROTECTED)
 # -- protection ----------------------------------------------------------------------------------------------------
 
 
-def _protect(stage: Stage, engine: Engine) -> Job:
+def _protect(stage: Workspace, engine: Engine) -> Job:
     return engine.protect(MACHINE, source="a", target="b", policy="gold")
 
 
-def _protect_again(stage: Stage, engine: Engine) -> Job:
+def _protect_again(stage: Workspace, engine: Engine) -> Job:
     """The machine may be known already, its job not: then it is gone on with, as the service does."""
     return engine.replicate(MACHINE) if engine.vault.protections() else _protect(stage, engine)
 
 
-def _life(seed: int, hours: float = 0.1) -> Callable[[Stage], None]:
+def _life(seed: int, hours: float = 0.1) -> Callable[[Workspace], None]:
     """The guest writes where it lives."""
 
-    def live(stage: Stage) -> None:
+    def live(stage: Workspace) -> None:
         stage.clock.forward(hours * HOUR)
         with stage.vault() as vault:
             protection = next(iter(vault.protections()), None)
@@ -83,10 +83,10 @@ def _life(seed: int, hours: float = 0.1) -> Callable[[Stage], None]:
     return live
 
 
-def _view_lost(seed: int) -> Callable[[Stage], None]:
+def _view_lost(seed: int) -> Callable[[Workspace], None]:
     """The guest writes, and what the interrupted cycle was reading from is gone."""
 
-    def live(stage: Stage) -> None:
+    def live(stage: Workspace) -> None:
         _life(seed)(stage)
         for world in stage.worlds.values():
             with world.change() as state:
@@ -96,18 +96,18 @@ def _view_lost(seed: int) -> Callable[[Stage], None]:
     return live
 
 
-def _going_on(stage: Stage, engine: Engine) -> Job | None:
+def _going_on(stage: Workspace, engine: Engine) -> Job | None:
     """Nothing new: the engine that was started goes on with what was interrupted."""
     return next(iter(engine.vault.jobs(active=True)), None)
 
 
-def _weaker_guest(stage: Stage) -> None:
+def _weaker_guest(stage: Workspace) -> None:
     """Its agent has died: points are less consistent from now on, and have to say so."""
     stage.machine("a").configure(consistency=Consistency.CRASH)
     _life(3)(stage)
 
 
-def _three_cycles(stage: Stage, engine: Engine) -> Callable[[], bool]:
+def _three_cycles(stage: Workspace, engine: Engine) -> Callable[[], bool]:
     """Of 70 s each: the point of the second is not kept, the third takes its place."""
     heads = [engine.vault.protection(MACHINE).head_point]
     stage.clock.forward(70)
@@ -122,14 +122,14 @@ def _three_cycles(stage: Stage, engine: Engine) -> Callable[[], bool]:
     return there
 
 
-def _until_quarantined(stage: Stage, engine: Engine) -> Callable[[], bool]:
+def _until_quarantined(stage: Workspace, engine: Engine) -> Callable[[], bool]:
     return lambda: _quarantined(stage, engine)
 
 
-def _serve(until: Callable[[Stage, Engine], Callable[[], bool]]) -> Verb:
+def _serve(until: Callable[[Workspace, Engine], Callable[[], bool]]) -> Verb:
     """`asr run` until something has happened."""
 
-    def serve(stage: Stage, engine: Engine) -> None:
+    def serve(stage: Workspace, engine: Engine) -> None:
         stop, there = threading.Event(), until(stage, engine)
 
         def watch() -> None:
@@ -148,17 +148,17 @@ def _serve(until: Callable[[Stage, Engine], Callable[[], bool]]) -> Verb:
     return serve
 
 
-def _replicate(stage: Stage, engine: Engine) -> Job:
+def _replicate(stage: Workspace, engine: Engine) -> Job:
     return engine.replicate(MACHINE, keep=True)
 
 
-def _restless(stage: Stage) -> None:
+def _restless(stage: Workspace) -> None:
     """The source cannot hold a disk still: it is read as it lives, and settled at the end."""
     stage.machine("a").configure(holds_still=False)
     _life(21)(stage)
 
 
-def _replicate_restless(stage: Stage, engine: Engine) -> Job:
+def _replicate_restless(stage: Workspace, engine: Engine) -> Job:
     """The guest writes while the copy is under way."""
     copy = transfer.Transfer.copy
     wrote: list[int] = []
@@ -173,28 +173,28 @@ def _replicate_restless(stage: Stage, engine: Engine) -> Job:
     return _replicate(stage, engine)
 
 
-def _thinned(stage: Stage, engine: Engine) -> bool:
+def _thinned(stage: Workspace, engine: Engine) -> bool:
     """After 30 hours only what is younger is left."""
     now = stage.clock()
     return _protected(stage, engine) and all(now - point.taken_at < 24 * HOUR for point in engine.points(MACHINE))
 
 
-def _lose_tracking(stage: Stage) -> None:
+def _lose_tracking(stage: Workspace) -> None:
     _life(6)(stage)
     stage.machine("a").lose_tracking()
     stage.note(**{"tracking lost": True})
 
 
-def _resync(stage: Stage, engine: Engine) -> Job | None:
+def _resync(stage: Workspace, engine: Engine) -> Job | None:
     return engine.resync(MACHINE, now=True)
 
 
-def _resynced(stage: Stage, engine: Engine) -> bool:
+def _resynced(stage: Workspace, engine: Engine) -> bool:
     stage.note(**{"tracking lost": False})
     return _protected(stage, engine)
 
 
-def _tamper(stage: Stage) -> None:
+def _tamper(stage: Workspace) -> None:
     """Storage at the target goes bad, in the head and in the point that is the same file."""
     _life(8)(stage)
     with stage.away.change() as state:
@@ -207,11 +207,11 @@ def _tamper(stage: Stage) -> None:
     stage.note(tampered=(first, float("inf")))
 
 
-def _repair(stage: Stage, engine: Engine) -> Job:
+def _repair(stage: Workspace, engine: Engine) -> Job:
     return engine.verify(MACHINE, repair=True)
 
 
-def _repaired(stage: Stage, engine: Engine) -> bool:
+def _repaired(stage: Workspace, engine: Engine) -> bool:
     """The newest point is the one that was mended."""
     first, _ = stage.notes["tampered"]
     stage.note(tampered=(first, engine.points(MACHINE)[-1].taken_at))
@@ -221,15 +221,15 @@ def _repaired(stage: Stage, engine: Engine) -> bool:
 # -- tests ---------------------------------------------------------------------------------------------------------
 
 
-def _test(stage: Stage, engine: Engine) -> Job:
+def _test(stage: Workspace, engine: Engine) -> Job:
     return engine.failover_test(MACHINE, point=engine.points(MACHINE)[0].id)
 
 
-def _test_latest(stage: Stage, engine: Engine) -> Job:
+def _test_latest(stage: Workspace, engine: Engine) -> Job:
     return engine.failover_test(MACHINE)
 
 
-def _tested(stage: Stage, engine: Engine) -> bool:
+def _tested(stage: Workspace, engine: Engine) -> bool:
     """The test machine holds what its point holds, apart from all others."""
     run = engine.vault.protection(MACHINE).test
     assert run is not None
@@ -244,7 +244,7 @@ def _tested(stage: Stage, engine: Engine) -> bool:
     return _protected(stage, engine)
 
 
-def _scribble(stage: Stage) -> None:
+def _scribble(stage: Workspace) -> None:
     """The test machine writes; that must never be seen anywhere else."""
     with stage.vault() as vault:
         run = vault.protection(MACHINE).test
@@ -253,35 +253,35 @@ def _scribble(stage: Stage) -> None:
     _life(10)(stage)
 
 
-def _cleaned(stage: Stage, engine: Engine) -> bool:
+def _cleaned(stage: Workspace, engine: Engine) -> bool:
     return engine.vault.protection(MACHINE).test is None and _protected(stage, engine)
 
 
 # -- failover ------------------------------------------------------------------------------------------------------
 
 
-def _cut(stage: Stage) -> None:
+def _cut(stage: Workspace) -> None:
     _life(12)(stage)
     stage.home.cut()
 
 
-def _older(stage: Stage, engine: Engine) -> Job:
+def _older(stage: Workspace, engine: Engine) -> Job:
     """Not to the newest point: what the source wrote since is given up."""
     return engine.failover_unplanned(MACHINE, point=engine.points(MACHINE)[0].id)
 
 
-def _latest(stage: Stage, engine: Engine) -> Job:
+def _latest(stage: Workspace, engine: Engine) -> Job:
     return engine.failover_unplanned(MACHINE)
 
 
-def _failed_over(stage: Stage, engine: Engine) -> bool:
+def _failed_over(stage: Workspace, engine: Engine) -> bool:
     protection = engine.vault.protection(MACHINE)
     point = next(point for point in engine.points(MACHINE) if point.id == protection.failover_point)
     stage.note(**{"failover taken at": point.taken_at})
     return protection.state is State.FAILED_OVER
 
 
-def _failed_over_planned(stage: Stage, engine: Engine) -> bool:
+def _failed_over_planned(stage: Workspace, engine: Engine) -> bool:
     """Nothing is lost: what runs is what the source held when it stopped."""
     moved = _failed_over(stage, engine)
     source = engine.vault.protection(MACHINE).source_site
@@ -289,12 +289,12 @@ def _failed_over_planned(stage: Stage, engine: Engine) -> bool:
     return moved
 
 
-def _failed_over_owing(stage: Stage, engine: Engine) -> bool:
+def _failed_over_owing(stage: Workspace, engine: Engine) -> bool:
     assert engine.vault.protection(MACHINE).fence_due
     return _failed_over(stage, engine)
 
 
-def _failed_over_to_newest(stage: Stage, engine: Engine) -> bool:
+def _failed_over_to_newest(stage: Workspace, engine: Engine) -> bool:
     """To what the target had sealed last, though the engine died before it could write that down."""
     with stage.away.look() as state:
         (replica,) = state.replicas.values()
@@ -303,32 +303,32 @@ def _failed_over_to_newest(stage: Stage, engine: Engine) -> bool:
     return engine.vault.protection(MACHINE).failover_point == newest and _failed_over_owing(stage, engine)
 
 
-def _return(stage: Stage) -> None:
+def _return(stage: Workspace) -> None:
     stage.home.restore()
 
 
-def _quarantined(stage: Stage, engine: Engine) -> bool:
+def _quarantined(stage: Workspace, engine: Engine) -> bool:
     return _failed_over(stage, engine) and not engine.vault.protection(MACHINE).fence_due
 
 
-def _undo(stage: Stage, engine: Engine) -> Job:
+def _undo(stage: Workspace, engine: Engine) -> Job:
     return engine.failover_undo(MACHINE)
 
 
-def _undone(stage: Stage, engine: Engine) -> bool:
+def _undone(stage: Workspace, engine: Engine) -> bool:
     return _protected(stage, engine) and stage.running_at() == ["a"] and stage.power("b") is None
 
 
-def _planned(stage: Stage, engine: Engine) -> Job:
+def _planned(stage: Workspace, engine: Engine) -> Job:
     return engine.failover_planned(MACHINE)
 
 
-def _full(stage: Stage) -> None:
+def _full(stage: Workspace) -> None:
     _life(15)(stage)
     stage.away.fill(100)
 
 
-def _aborted(stage: Stage, engine: Engine) -> bool:
+def _aborted(stage: Workspace, engine: Engine) -> bool:
     """A planned failover whose last delta fails leaves the machine where it was, running.
 
     Killed before it had failed, it goes on and succeeds, for the target has room by then.
@@ -338,15 +338,15 @@ def _aborted(stage: Stage, engine: Engine) -> bool:
     return _undone(stage, engine)
 
 
-def _commit(stage: Stage, engine: Engine) -> Job:
+def _commit(stage: Workspace, engine: Engine) -> Job:
     return engine.failover_commit(MACHINE)
 
 
-def _reprotect(stage: Stage, engine: Engine) -> Job:
+def _reprotect(stage: Workspace, engine: Engine) -> Job:
     return engine.reprotect(MACHINE)
 
 
-def _works_there(stage: Stage) -> None:
+def _works_there(stage: Workspace) -> None:
     """The machine works at the site it failed over to."""
     with stage.vault() as vault:
         site = vault.protection(MACHINE).target_site
@@ -354,23 +354,23 @@ def _works_there(stage: Stage) -> None:
     stage.write(site, 16)
 
 
-def _committed_back(stage: Stage, engine: Engine) -> bool:
+def _committed_back(stage: Workspace, engine: Engine) -> bool:
     """The first site's own disks are kept, whatever was done to the machine there."""
     assert stage.home.left_disks == [f"{MACHINE}/vda", f"{MACHINE}/vdb"]
     return _state(State.COMMITTED)(stage, engine)
 
 
-def _unprotect(stage: Stage, engine: Engine) -> Job:
+def _unprotect(stage: Workspace, engine: Engine) -> Job:
     return engine.unprotect(MACHINE)
 
 
-def _unprotected(stage: Stage, engine: Engine) -> bool:
+def _unprotected(stage: Workspace, engine: Engine) -> bool:
     """Nothing is left at either site but the machine."""
     assert stage.machine("a").marks == stage.machine("a").views == []
     return engine.vault.protections() == [] and stage.running_at() == ["a"]
 
 
-def _unprotect_again(stage: Stage, engine: Engine) -> Job | None:
+def _unprotect_again(stage: Workspace, engine: Engine) -> Job | None:
     return _unprotect(stage, engine) if engine.vault.protections() else None
 
 

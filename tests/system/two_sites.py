@@ -17,8 +17,8 @@ import pytest
 from tests.certificates import Authority
 from tests.lab import BlankDisk, Kind, Lab
 from tests.lab._lab import ADDRESSES
-from tests.system.cockpit import ASR
-from tests.system.rig import MIB, EngineError, Pilot, Rig, wait_for
+from tests.system.asr_cli import ASR
+from tests.system.rig import MIB, EngineError, EngineProcess, Rig, wait_for
 
 __all__ = [
     "CUTS",
@@ -91,17 +91,17 @@ def master_target(lab: Lab, replica_dir: str = "/srv/xfs", silence: str = "30s")
 
 @contextmanager
 def paired(
-    lab: Lab, target: MasterTargetProcess, module: str = "tests.system.pilot", nbd: str = "unix"
-) -> Iterator[Pilot]:
+    lab: Lab, target: MasterTargetProcess, module: str = "tests.system.engine_process", nbd: str = "unix"
+) -> Iterator[EngineProcess]:
     """An engine at site a with sites `a`, here, and `there`, the master target; policy `still`."""
-    pilot = Pilot(lab, f"/srv/apart-{time.monotonic_ns()}.db", module, "a")
+    engine = EngineProcess(lab, f"/srv/apart-{time.monotonic_ns()}.db", module, "a")
     try:
-        pilot("add_site", "a", "libvirt", {"uri": "qemu:///system", "nbd": nbd})
-        pilot("add_site", "there", "remote", target.settings)
-        pilot("add_policy", "still")
-        yield pilot
+        engine("add_site", "a", "libvirt", {"uri": "qemu:///system", "nbd": nbd})
+        engine("add_site", "there", "remote", target.settings)
+        engine("add_policy", "still")
+        yield engine
     finally:
-        pilot.close()
+        engine.close()
 
 
 def _reset_connections(lab: Lab) -> None:
@@ -111,7 +111,7 @@ def _reset_connections(lab: Lab) -> None:
     assert f":{PORT}" in killed, "there was no connection to be cut"
 
 
-def _copied(lab: Lab, engine: Pilot, guest: str, size: int, cuts: int) -> int:
+def _copied(lab: Lab, engine: EngineProcess, guest: str, size: int, cuts: int) -> int:
     """Protect a guest whose disks have so many bytes that do not compress, and cut the copy's connections `cuts` times,
     evenly. Returns what left site a by the link, retransmissions included."""
     begun = sent_bytes(lab)
@@ -129,7 +129,7 @@ def _copied(lab: Lab, engine: Pilot, guest: str, size: int, cuts: int) -> int:
     return sent_bytes(lab) - begun
 
 
-def copied_with_cuts(rig: Rig, engine: Pilot, name: str) -> tuple[int, int]:
+def copied_with_cuts(rig: Rig, engine: EngineProcess, name: str) -> tuple[int, int]:
     """Copy a guest's disk of 256 MiB that does not compress at 100 Mbit/s, first uncut, then cut ten times.
 
     Returns what each copy put on the wire, in bytes. The guest, which rests, stays and is protected.

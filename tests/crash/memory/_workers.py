@@ -16,14 +16,14 @@ from typing import Self
 
 import attrs
 
-from tests.crash.memory._story import CHAPTERS
+from tests.crash.memory._scenario import CHAPTERS
 
-__all__ = ["Lanes", "Outcome", "Story"]
+__all__ = ["Outcome", "Story", "Workers"]
 
 ROOT = Path(__file__).parents[3]
 
 
-class Lanes:
+class Workers:
     """`count` workers; a request takes the next free one. A context manager."""
 
     def __init__(self, count: int) -> None:
@@ -80,7 +80,7 @@ class Outcome:
 class Story:
     """Chapters under `base`. Thread-safe."""
 
-    def __init__(self, base: Path, lanes: Lanes) -> None:
+    def __init__(self, base: Path, lanes: Workers) -> None:
         self._base = base
         self._lanes = lanes
         self._lock = threading.RLock()

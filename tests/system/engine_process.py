@@ -1,9 +1,9 @@
 """The library inside a site, led over its standard input: one engine for many tests, without a start for each verb.
 
-    python -m tests.system.pilot VAULT
+    python -m tests.system.engine_process VAULT
 
 A request is a line of JSON: {"verb": ..., "arguments": [...], "options": {...}}. A verb is a method of `Engine`, or of
-`Pilot` below. The answer is a line, {"answer": ...} or {"error": ..., "exit_code": ...}; a job's is its record.
+`EngineProcess` below. The answer is a line, {"answer": ...} or {"error": ..., "exit_code": ...}; a job's is its record.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COPY_SECONDS = 60.0
 BLOCK = 64 << 10
 
 
-class Pilot:
+class EngineProcess:
     """Verbs beside those of `Engine`."""
 
     def __init__(self, url: str) -> None:
@@ -147,28 +147,28 @@ def _as_raw(image: str, fmt: str) -> Iterator[BufferedReader]:
             yield file
 
 
-def _answer(pilot: Pilot, line: str) -> dict[str, Any]:
+def _answer(process: EngineProcess, line: str) -> dict[str, Any]:
     request = json.loads(line)
     verb = request["verb"]
-    called = getattr(pilot, verb) if hasattr(type(pilot), verb) else getattr(pilot.engine, verb)
+    called = getattr(process, verb) if hasattr(type(process), verb) else getattr(process.engine, verb)
     try:
         return {"answer": plain(called(*request["arguments"], **request["options"]))}
     except AsrError as error:
         return {"error": error.as_dict(), "exit_code": error.category.value}
 
 
-def main(kind: type[Pilot] = Pilot) -> None:
+def main(kind: type[EngineProcess] = EngineProcess) -> None:
     """Answer until the input ends; `kind` may have further verbs."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("sqlalchemy", "alembic", "dbos"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    pilot = kind(sys.argv[1])
+    process = kind(sys.argv[1])
     answers = sys.stdout
     sys.stdout = sys.stderr
     print(json.dumps({"answer": "ready"}), file=answers, flush=True)
-    with pilot.engine:
+    with process.engine:
         for line in sys.stdin:
-            print(json.dumps(_answer(pilot, line)), file=answers, flush=True)
+            print(json.dumps(_answer(process, line)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

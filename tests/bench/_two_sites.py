@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import attrs
 
-from tests.bench._field import PLACE, Field
+from tests.bench._cluster import PLACE, Cluster
 from tests.bench._stats import Measured
-from tests.system.apart import master_target, paired, sent_bytes
+from tests.system.two_sites import master_target, paired, sent_bytes
 
 __all__ = ["APART", "NOT_APART", "two_sites"]
 
@@ -20,7 +20,7 @@ PROTECT_SECONDS = 120.0
 
 
 @contextmanager
-def two_sites(field: Field, guest: str) -> Iterator[Callable[..., Measured]]:
+def two_sites(field: Cluster, guest: str) -> Iterator[Callable[..., Measured]]:
     """Protects the guest, and yields what runs a verb of it to its end: CPU of both processes, `link_bytes` that left
     the guest's site."""
     with (

@@ -26,7 +26,7 @@ from asrcore.testing.memory import MemoryMachine, MemoryWorld
 from asrcore.units import KiB, MiB
 from asrcore.vault import Vault
 
-__all__ = ["MACHINE", "Clock", "Stage", "Truth"]
+__all__ = ["MACHINE", "Clock", "Truth", "Workspace"]
 
 MACHINE = "web"
 POLICY = Policy(
@@ -62,7 +62,7 @@ class Truth:
     consistency: Consistency
 
 
-class Stage:
+class Workspace:
     """Opens a folder, or makes it. Reading and writing the worlds past the engine is what guest and storage do."""
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class Stage:
         self.notes: dict[str, Any] = self._read_notes()
 
     @classmethod
-    def make(cls, folder: Path) -> Stage:
+    def make(cls, folder: Path) -> Workspace:
         """A vault, sites `a` and `b`, and the machine at `a`, running."""
         folder.mkdir()
         stage = cls(folder)

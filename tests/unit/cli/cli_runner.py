@@ -20,7 +20,7 @@ from asrcore.testing.memory import MemoryMachine, MemoryWorld
 from asrcore.units import MiB
 from tests.unit.service.waiting import wait_until
 
-__all__ = ["Desk", "Service"]
+__all__ = ["CliRunner", "Service"]
 
 ROOT = Path(__file__).parents[3]
 CODE = """
@@ -57,7 +57,7 @@ class Service:
         return found[0]
 
 
-class Desk:
+class CliRunner:
     """A directory with a vault and two memory worlds, `home` with a machine `web` and `away`."""
 
     def __init__(self, folder: Path, vault: str) -> None:
