@@ -1,5 +1,6 @@
 """The mobility service with a witness, for tests: while the file systems are frozen, and nothing is left to be taken,
-it asks a witness outside of the server (`tests.system.disk_witness`) for digests of the disks, and writes them down. The service itself is the one that was installed, unchanged.
+it asks a witness outside of the server (`tests.system.disk_witness`) for digests of the disks, and writes them down. The
+service itself is the one that was installed, unchanged.
 
 Run on the server in the place of the service. It looks only while /run/witness/on is there; while /run/witness/hang is,
 it stays in the freeze for as many seconds as that file says.
