@@ -499,6 +499,14 @@ class VerifyFailed(AsrError):
     action = "`asr verify {machine} --repair` sends these blocks again; then check the target's storage."
 
 
+class DemoFailed(AsrError):
+    code = "demo-failed"
+    category = Category.INTEGRITY
+    happened = "a check of `asr demo` failed: {claim}"
+    cause = "A step ended, but its result is not what the engine promises. Your vault and machines are not involved."
+    action = "This is a defect: run `asr demo` again, and report it with the output of both runs."
+
+
 # -- vault and jobs --------------------------------------------------------------------------------------------------
 
 
