@@ -32,6 +32,11 @@ class Verb:
 
 
 VERBS = {
+    "demo": Verb(
+        "_demo",
+        _SET_UP,
+        "Try everything in seconds, without root: protect, test, lose a site, fail over, fail back. Touches no vault.",
+    ),
     "init": Verb("_setup", _SET_UP, "Create the vault that --vault names. Keep it at the recovery site."),
     "doctor": Verb("_drivers", _SET_UP, "Check what this host lacks, and show the commands that install it."),
     "driver": Verb("_drivers", _SET_UP, "Drivers: list them, or test one at a real site."),
