@@ -59,6 +59,19 @@ def measure(names: Sequence[str], rounds: int, few: int, *, quick: bool, profile
     return results
 
 
+def prepare() -> int:
+    """Install and make all that a measurement needs, while the archive of packages can be reached."""
+    from tests.bench._disk import build_disk
+    from tests.bench._ssh import unpacked
+
+    if missing := missing_packages([*PACKAGES, *SSHD_NEEDS]):
+        _say(f"installing the peers: {' '.join(missing)}")
+        install_packages(missing)
+    unpacked()
+    build_disk(build_images(_say), _say)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", default=[], type=_names, help=f"sections, by comma: {', '.join(SECTIONS)}")
@@ -69,10 +82,10 @@ def main() -> int:
         "--rounds", type=int, default=0, help=f"{ROUNDS}; with --quick {QUICK_ROUNDS}, and 1 of what takes long"
     )
     parser.add_argument("--profile", action="store_true", help="also tell where our engine's time goes; ours is slower")
+    parser.add_argument("--prepare", action="store_true", help="install the peers, make the disk, and measure nothing")
     arguments = parser.parse_args()
-    if missing := missing_packages([*PACKAGES, *SSHD_NEEDS]):
-        _say(f"installing the peers: {' '.join(missing)}")
-        install_packages(missing)
+    if arguments.prepare:
+        return prepare()
     compileall.compile_dir(Path(asrcore.__file__).parent, quiet=1)  # as pip does; Python may be told not to by itself
     names = arguments.only or (QUICK_SECTIONS if arguments.quick else SECTIONS)
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)

@@ -9,7 +9,7 @@ from tests.bench._cluster import ENGINE, SOURCE, Cluster
 from tests.lab import _places
 from tests.lab._run import run
 
-__all__ = ["PORT", "client", "server"]
+__all__ = ["PORT", "client", "server", "unpacked"]
 
 PORT = 10022
 HOME = "/srv/sshd"
@@ -26,7 +26,7 @@ PidFile none
 """
 
 
-def _unpacked() -> Path:
+def unpacked() -> Path:
     """sshd of the package, unpacked in build/bench; it stays there."""
     place = _places.PROJECT / "build/bench/openssh-server"
     if not place.exists():
@@ -65,7 +65,7 @@ def server(field: Cluster) -> str:
         address, key = field.lab.sites[ENGINE].address, (here / "host.pub").read_text()
         (there / "known").write_text(f"[{address}]:{PORT} {key}")
     # It ends with 255 when its client hangs up; what went wrong, the client knows.
-    return f"{_unpacked()} -d -f {HOME}/config || test $? = 255"
+    return f"{unpacked()} -d -f {HOME}/config || test $? = 255"
 
 
 def client(field: Cluster, command: str) -> str:

@@ -10,8 +10,9 @@ import time
 from tests.lab._images import build_images
 from tests.lab._kvm import kvm_boots
 from tests.lab._lab import Lab, lab_names
-from tests.lab._packages import install_packages, missing_packages
+from tests.lab._packages import GROUPS, install_packages, missing_packages
 from tests.lab._run import LabError
+from tests.lab._server_image import build_server_image
 
 DEFAULT_NAME = "lab"
 
@@ -20,18 +21,27 @@ def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
+def _group(name: str) -> str:
+    if name not in GROUPS:
+        raise argparse.ArgumentTypeError(f"no group {name!r}; there are: {', '.join(GROUPS)}")
+    return name
+
+
 def _packages(arguments: argparse.Namespace) -> int:
-    missing = missing_packages()
+    names = [name for group in arguments.group or GROUPS for name in GROUPS[group]]
+    missing = missing_packages(names)
     if arguments.install and missing:
         _say(f"installing {' '.join(missing)}")
         install_packages(missing)
-        missing = missing_packages()
+        missing = missing_packages(names)
     print(" ".join(missing) or "nothing is missing")
     return 1 if missing else 0
 
 
 def _images(arguments: argparse.Namespace) -> int:
     images = build_images(_say)
+    if arguments.server:
+        print(build_server_image(_say).directory)
     print(images.directory)
     print("guests run on KVM" if kvm_boots(images) else "guests are emulated (TCG): KVM does not boot a guest here")
     return 0
@@ -75,9 +85,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     verbs = parser.add_subparsers(required=True)
     packages = verbs.add_parser("packages", help="which Debian packages are missing")
+    packages.add_argument("group", nargs="*", type=_group, help=f"{', '.join(GROUPS)}; by default all")
     packages.add_argument("--install", action="store_true", help="install them with apt")
     packages.set_defaults(call=_packages)
-    verbs.add_parser("images", help="build the guests' images").set_defaults(call=_images)
+    images = verbs.add_parser("images", help="build the guests' images")
+    images.add_argument("--server", action="store_true", help="and the physical server's")
+    images.set_defaults(call=_images)
     up = verbs.add_parser("up", help="make a lab that stays until `down`; one that is up is left as it is")
     up.set_defaults(call=_up)
     down = verbs.add_parser("down", help="remove a lab and all that belongs to it")

@@ -6,50 +6,55 @@ from collections.abc import Sequence
 
 from tests.lab._run import run
 
-PACKAGES = (
-    # hypervisor and firmware
-    "libvirt-clients",
-    "libvirt-daemon-driver-qemu",
-    "libvirt-daemon-system",
-    "ovmf",
-    "qemu-system-x86",
-    "qemu-utils",
-    # libvirt-python, the libnbd binding, and a server other than QEMU to test it with
-    "libnbd0",
-    "libvirt-dev",
-    "nbdkit",
-    "pkg-config",
-    # the sites: network, replica directories
-    "iproute2",
-    "iptables",
-    "util-linux",
-    "xfsprogs",
-    # SSH from site to site, with a server that no installation starts
-    "dropbear-bin",
-    "openssh-client",
-    "openssh-sftp-server",
-    # the vault of several servers: tests start a cluster of their own
-    "postgresql",
-    # the guests' disks
-    "busybox-static",
-    "dosfstools",
-    "e2fsprogs",
-    "fdisk",
-    "gcc",
-    "grub-common",
-    "grub-efi-amd64-bin",
-    "grub-pc-bin",
-    "libc6-dev",
-    "mtools",
-    # the physical server: a whole Debian, with LVM
-    "lvm2",
-    "mmdebstrap",
-)
+GROUPS = {
+    # libvirt-python comes as source
+    "build": ("gcc", "libc6-dev", "libvirt-dev", "pkg-config"),
+    "lab": (
+        # hypervisor and firmware
+        "libvirt-clients",
+        "libvirt-daemon-driver-qemu",
+        "libvirt-daemon-system",
+        "ovmf",
+        "qemu-system-x86",
+        "qemu-utils",
+        # what the driver's binding loads
+        "libnbd0",
+        # the sites: network, replica directories
+        "iproute2",
+        "iptables",
+        "util-linux",
+        "xfsprogs",
+        # the guests' disks
+        "busybox-static",
+        "dosfstools",
+        "e2fsprogs",
+        "fdisk",
+        "gcc",
+        "grub-common",
+        "grub-efi-amd64-bin",
+        "grub-pc-bin",
+        "libc6-dev",
+        "mtools",
+    ),
+    # the physical server: a whole Debian with LVM, reached by SSH
+    "server": ("lvm2", "mmdebstrap", "openssh-client"),
+    "tests": (
+        # a server other than QEMU to test the libnbd binding with
+        "nbdkit",
+        # SSH from site to site, with a server that no installation starts
+        "dropbear-bin",
+        "openssh-client",
+        "openssh-sftp-server",
+        # the vault of several servers: tests start a cluster of their own
+        "postgresql",
+    ),
+}
+"""By what they are for; a target of the Makefile names the groups that it needs."""
 
 INSTALL_SECONDS = 900.0
 
 
-def missing_packages(names: Sequence[str] = PACKAGES) -> list[str]:
+def missing_packages(names: Sequence[str]) -> list[str]:
     """Those of the packages that are not installed."""
     asked = run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names], check=False)
     present = {line.split()[0] for line in asked.stdout.splitlines() if line.endswith(" installed")}

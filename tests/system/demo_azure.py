@@ -106,6 +106,7 @@ class Demo:
     def run(self) -> None:
         """The whole story."""
         self.peers = Peers(self.lab, self.directory)
+        self.say("the storage account and the management server answer")
         try:
             self.protect()
             self.prove_equality()

@@ -74,6 +74,7 @@ class Demo:
     def run(self) -> None:
         """The whole story."""
         self.peers = Peers(self.lab, self.directory, SITE)
+        self.say("the storage account and the management server answer")
         try:
             self.set_up()
             self.protect()

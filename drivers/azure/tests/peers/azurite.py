@@ -27,12 +27,17 @@ INSTALL_SECONDS = 540.0
 START_SECONDS = 120.0
 
 
+def installed() -> bool:
+    """Whether it is there."""
+    return _MAIN.exists() and _NODE.exists()
+
+
 def install() -> None:
     """Install it, if it is not; several at once wait for the first."""
-    if _MAIN.exists() and _NODE.exists():
+    if installed():
         return
     with _locked.locked(HOME / "lock"):
-        if _MAIN.exists() and _NODE.exists():
+        if installed():
             return
         npm = ["npm", "install", "--prefix", str(HOME / VERSION), "--no-audit", "--no-fund", "--ignore-scripts"]
         # The versions are exact, so what npm has already is as good; else a registry that fails is asked again soon.
@@ -58,7 +63,8 @@ class Azurite:
     """One server with its data in `directory`; with `tls` over HTTPS, vouched for by `ca_file`. `with` ends it."""
 
     def __init__(self, directory: Path, *, tls: bool = False) -> None:
-        install()
+        # Not installed here: a demo's Azurite runs in a network namespace, from which npm asked its registry in vain.
+        assert installed(), "Azurite is not installed: run `.ci/setup azurite`"
         directory.mkdir(parents=True, exist_ok=True)
         self.key = base64.b64encode(secrets.token_bytes(64)).decode()
         self._log = directory / "azurite.log"
@@ -114,5 +120,6 @@ class Azurite:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--installed"]:
+        sys.exit(not installed())
     install()
-    print(_MAIN, file=sys.stderr)
