@@ -1,13 +1,20 @@
 """Does one thing to a replica in a process of its own: inside a site of the lab, and to be killed at named steps.
 
-python drive.py SITE_URI REPLICA_DIR COMMAND [ARGUMENT...]
+The words of a command are SITE_URI REPLICA_DIR COMMAND [ARGUMENT...]; `driven.py` sends them.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from asr_driver_libvirt.settings import SiteSettings
 from asr_driver_libvirt.site import LibvirtSite
@@ -171,16 +178,56 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    uri, replica_dir, command, *arguments = sys.argv[1:]
+def main(words: Sequence[str]) -> int:
+    """One command; its result is printed. Returns the exit code."""
+    uri, replica_dir, command, *arguments = words
     site = LibvirtSite("site", SiteSettings.parse({"uri": uri, "replica_dir": replica_dir}))
     try:
         with site:
             print(json.dumps(COMMANDS[command](site, *arguments)))
     except AsrError as problem:
         print(json.dumps({"error": problem.code, "text": str(problem)}))
-        sys.exit(3)
+        return 3
+    return 0
+
+
+def serve() -> None:
+    """Run each line of the input, `[environment, words]`, in a fork; the answer is `[status, output, errors]`.
+
+    This process has one thread and no connection, so a fork is as good as a new process. To start Python and to import
+    the driver costs more than most commands.
+    """
+    gc.freeze()
+    for line in sys.stdin:
+        environment, words = json.loads(line)
+        assert threading.active_count() == 1, "a fork takes one thread only"
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            pid = os.fork()
+            if pid == 0:
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                os.dup2(output.fileno(), 1)
+                os.dup2(errors.fileno(), 2)
+                os.environ.update(environment)
+                _child(words)
+            _, status = os.waitpid(pid, 0)
+            texts = []
+            for file in (output, errors):
+                file.seek(0)
+                texts.append(file.read().decode(errors="replace"))
+        print(json.dumps([os.waitstatus_to_exitcode(status), *texts]), flush=True)
+
+
+def _child(words: Sequence[str]) -> NoReturn:
+    status = 1
+    try:
+        status = main(words)
+    except BaseException:  # noqa: BLE001 - printed, as the interpreter would; the fork ends either way
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":
-    main()
+    serve()

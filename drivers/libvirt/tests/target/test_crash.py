@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from asr_storage.replica.chain import SPAN
 from asr_storage.replica.store import ReplicaKind
 from asrcore.units import KiB, MiB
+from drivers.libvirt.tests.target.driven import COMMAND, Driven
 
 pytestmark = pytest.mark.crash
 
@@ -62,8 +62,8 @@ DELETE = ["target.delete.begin", "target.delete.done"]
 class Crashing:
     """A replica directory and machines' states m1, m2, ..., as `drive.py` takes them."""
 
-    def __init__(self, replica_dir: Path, work: Path, drive: Any, site: Any) -> None:
-        self.replica_dir, self.work, self.drive, self.site = replica_dir, work, drive, site
+    def __init__(self, replica_dir: Path, work: Path, drive: Any, site: Any, driven: Driven) -> None:
+        self.replica_dir, self.work, self.drive, self.site, self.driven = replica_dir, work, drive, site, driven
 
     def state(self, number: int) -> str:
         """A state of the machine: half of its blocks change from one to the next, some become zeroes."""
@@ -85,14 +85,10 @@ class Crashing:
 
     def run(self, *arguments: str, crash_at: str = "", log: Path | None = None) -> int:
         """In a process of its own; its exit code."""
-        environment = {**os.environ, "ASRCORE_CRASH_AT": crash_at}
-        if log is not None:
-            environment["ASRCORE_CRASH_LOG"] = str(log)
-        script = Path(__file__).with_name("drive.py")
-        command = [sys.executable, str(script), "qemu:///system", str(self.replica_dir), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        return done.returncode
+        replica_dir = str(self.replica_dir)
+        status, _, errors = self.driven("qemu:///system", replica_dir, *arguments, crash_at=crash_at, log=log)
+        assert status in (0, -signal.SIGKILL), errors
+        return status
 
     def here(self, command: str, *arguments: str) -> Any:
         """In this process."""
@@ -110,9 +106,15 @@ class Crashing:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+@pytest.fixture(scope="module")
+def driven() -> Iterator[Driven]:
+    with Driven(subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as made:
+        yield made
+
+
 @pytest.fixture
-def crashing(replica_dir: Path, tmp_path: Path, drive: Any, tools: Any) -> Crashing:
-    return Crashing(replica_dir, tmp_path, drive, tools.site_at(replica_dir))
+def crashing(replica_dir: Path, tmp_path: Path, drive: Any, tools: Any, driven: Driven) -> Crashing:
+    return Crashing(replica_dir, tmp_path, drive, tools.site_at(replica_dir), driven)
 
 
 def names(log: Path) -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 import pytest
 
 from asr_driver_libvirt.xml.domain import parse_domain
+from drivers.libvirt.tests.target.driven import COMMAND, Driven
 from tests.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-DRIVE = Path(__file__).with_name("drive.py")
 DIRS = {"chain": "/srv/ext4", "reflink": "/srv/xfs"}
 
 TEST_STEPS = [
@@ -59,21 +58,27 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def driven(lab: Lab) -> Iterator[Driven]:
+    process = lab.popen_in("b", COMMAND, stdin=subprocess.PIPE, stderr=None)
+    with Driven(process) as made:
+        yield made
+
+
 class Bench:
     """Site b with a replica directory, and states m1, m2 of guest g1, which lives at site a."""
 
-    def __init__(self, lab: Lab, work: Path, directory: str) -> None:
-        self.lab, self.work, self.directory = lab, work, directory
+    def __init__(self, lab: Lab, work: Path, directory: str, driven: Driven) -> None:
+        self.lab, self.work, self.directory, self.driven = lab, work, directory, driven
 
     def drive(self, *arguments: str, crash_at: str = "") -> Any:
         """One operation by a process inside site b; None if it was killed."""
-        command: list[str | Path] = [sys.executable, DRIVE, "qemu:///system", self.directory, *arguments]
-        done = self.lab.run_in("b", command, check=False, timeout=120, env={"ASRCORE_CRASH_AT": crash_at})
-        if done.returncode == -signal.SIGKILL or done.returncode == 128 + signal.SIGKILL:
+        status, output, errors = self.driven("qemu:///system", self.directory, *arguments, crash_at=crash_at)
+        if status == -signal.SIGKILL:
             assert crash_at, "killed by something else"
             return None
-        assert done.returncode in (0, 3), done.stderr
-        return json.loads(done.stdout)
+        assert status in (0, 3), errors
+        return json.loads(output)
 
     def virsh(self, *arguments: str, text: str | None = None) -> str:
         return self.lab.run_in("b", ["virsh", *arguments], text=text).stdout
@@ -174,8 +179,8 @@ def states(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=sorted(DIRS))
-def bench(lab: Lab, states: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
-    made = Bench(lab, states, DIRS[request.param])
+def bench(lab: Lab, states: Path, driven: Driven, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(lab, states, DIRS[request.param], driven)
     made.clear()
     yield made
     made.clear()
@@ -430,13 +435,13 @@ def test_findings_of_a_good_and_a_bad_site(bench: Bench, tmp_path: Path) -> None
 # -- UEFI ---------------------------------------------------------------------------------------------------------
 
 
-def test_uefi_machine_boots_from_its_own_nvram(lab: Lab, tmp_path: Path) -> None:
+def test_uefi_machine_boots_from_its_own_nvram(lab: Lab, driven: Driven, tmp_path: Path) -> None:
     lab.define_guest("a", "uefi", "u1", rate=20)
     lab.start("a", "u1")
     lab.shutdown("a", "u1")
     snapshot(lab, "u1", tmp_path / "m1")
     nvram = (tmp_path / "m1" / "nvram").read_bytes()
-    bench = Bench(lab, tmp_path, DIRS["reflink"])
+    bench = Bench(lab, tmp_path, DIRS["reflink"], driven)
     bench.clear()
     bench.drive("create", "r1", bench.state(1))
     bench.drive("cycle", "r1", bench.state(1), "c1", "p1", "keep")
