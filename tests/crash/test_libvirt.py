@@ -171,6 +171,7 @@ def commit(field: Cluster) -> None:
     assert field.audited("b", boots=3).last >= last.row
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", list(TARGETS))
 def test_story(kind: str, stories: Mapping[str, Future[list[str]]]) -> None:
     print("\n".join(stories[kind].result()))

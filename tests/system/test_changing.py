@@ -102,6 +102,7 @@ def test_disk_grown(changing: Rig) -> None:
     assert rig.content(NAME, old) == before
 
 
+@pytest.mark.long
 def test_shut_down_renamed_and_started(rig: Rig) -> None:
     lab, site, name = rig.lab, rig.lab.sites["a"], "called"
     rig.guest(name, Kind.BIOS_DISK)

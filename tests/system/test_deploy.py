@@ -223,6 +223,7 @@ class Typist:
         return printed
 
 
+@pytest.mark.long
 def test_the_page_to_the_letter(hosts: dict[str, Host]) -> None:
     lab = hosts["a"].lab
     lab.define_guest("a", Kind.BIOS_DIRECT, GUEST)

@@ -51,6 +51,7 @@ def test_link_cut_in_the_initial_copy(rig: Rig) -> None:
     rig.forget(name)
 
 
+@pytest.mark.long
 def test_link_cut_in_a_delta(rig: Rig) -> None:
     """Also the other way to lose a link: the cable is unplugged. The delta goes on, the older point is whole."""
     lab, name = rig.lab, rig.guest("cut-delta", rate=2)

@@ -18,7 +18,7 @@ from tests.system.asr_cli import AsrFailed
 from tests.system.physical import NAME, Scene
 from tests.system.two_sites import sent_bytes
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(900)]
 
 HOT = (
     "while :; do test -e /run/calm || "

@@ -10,7 +10,13 @@ from tests.system.rig import EngineError, Rig
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
-@pytest.mark.parametrize(("target", "started"), [("xfs", True), ("ext4", False)], ids=["xfs-started-again", "ext4-off"])
+@pytest.mark.parametrize(
+    ("target", "started"),
+    [
+        pytest.param("xfs", True, id="xfs-started-again"),
+        pytest.param("ext4", False, id="ext4-off", marks=pytest.mark.long),
+    ],
+)
 def test_killed_qemu_is_compared_not_sent_again(rig: Rig, target: str, started: bool) -> None:
     lab = rig.lab
     name = rig.guest(f"killed-{target}", rate=20)

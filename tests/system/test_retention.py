@@ -15,7 +15,7 @@ BUCKET = 600.0
 HOUR = 3600.0
 
 
-@pytest.mark.parametrize("target", ["xfs", "ext4"])
+@pytest.mark.parametrize("target", ["xfs", pytest.param("ext4", marks=pytest.mark.long)])
 def test_dropped_points_are_gone_and_kept_ones_boot(rig: Rig, target: str) -> None:
     lab, name, policy = rig.lab, rig.guest(f"kept-{target}"), f"ladder-{target}"
     rig.engine(

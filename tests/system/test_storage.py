@@ -37,7 +37,7 @@ def everything(home: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("target", ["small-xfs", "small"])
+@pytest.mark.parametrize("target", ["small-xfs", pytest.param("small", marks=pytest.mark.long)])
 def test_full_target(rig: Rig, target: str) -> None:
     lab, name = rig.lab, rig.guest(f"full-{target}", rate=2)
     lab.command("a", name, "fill /mnt/lab-scratch/first 0 24")
@@ -77,7 +77,7 @@ def test_full_target(rig: Rig, target: str) -> None:
     rig.forget(name)
 
 
-@pytest.mark.parametrize("target", ["small-xfs", "small"])
+@pytest.mark.parametrize("target", ["small-xfs", pytest.param("small", marks=pytest.mark.long)])
 def test_read_only_target(rig: Rig, target: str) -> None:
     lab, name = rig.lab, rig.guest(f"fixed-{target}", rate=5)
     rig.protect(name, target)

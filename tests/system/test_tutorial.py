@@ -221,6 +221,7 @@ class Typist:
         return reported()
 
 
+@pytest.mark.long
 def test_the_tutorial_to_the_letter(hosts: dict[str, Host]) -> None:
     lab = hosts["alpha"].lab
     lab.define_guest("a", Kind.BIOS_DIRECT, GUEST, autostart=True)

@@ -65,6 +65,7 @@ def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: EngineProcess, targ
     assert target.peak_rss < 256 * MIB
 
 
+@pytest.mark.long
 def test_a_copy_cut_ten_times_resends_at_most_a_hundredth(
     rig: Rig, engine: EngineProcess, target: MasterTargetProcess, record_property: Callable[[str, object], None]
 ) -> None:

@@ -12,10 +12,10 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -76,7 +76,17 @@ def outcome(story: Story, request: pytest.FixtureRequest) -> Iterator[Callable[[
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+def marked(cases: Iterable[tuple[str, str]]) -> Iterator[Any]:
+    """`long`: a place that an earlier case has, in another chapter or reached for the first time."""
+    seen = set()
+    for case in cases:
+        name = case[1].partition(":")[0]
+        yield pytest.param(case, id=case_id(case), marks=[pytest.mark.long] if name in seen else [])
+        if name:
+            seen.add(name)
+
+
+@pytest.mark.parametrize("case", list(marked(CASES)))
 def test_killed(case: tuple[str, str], outcome: Callable[[str, str], Outcome]) -> None:
     chapter, place = case
     found = outcome(chapter, place)
