@@ -19,7 +19,7 @@ from asrcore.testing.conformance import (
 from drivers.libvirt.tests.conformance.rig import LibvirtRig
 from tests.lab import Lab
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 
 class TestChain(SiteConformance, CycleConformance, PointConformance, ReplicationConformance, FailoverConformance):

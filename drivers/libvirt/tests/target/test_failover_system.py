@@ -186,6 +186,10 @@ def bench(lab: Lab, states: Path, driven: Driven, request: pytest.FixtureRequest
     made.clear()
 
 
+BY_KIND = pytest.mark.parametrize("bench", ["reflink", pytest.param("chain", marks=pytest.mark.long)], indirect=True)
+"""For what kills at the same steps for either kind of replica."""
+
+
 def audited(text: str) -> str:
     """The first audit in a console."""
     return next(line for line in text.splitlines() if "LAB-AUDIT" in line)
@@ -240,6 +244,7 @@ def test_a_test_outlives_the_kept_point_that_it_stands_on(bench: Bench) -> None:
     assert bench.drive("read", "r1", "p3", bench.state(1)) == "equal"
 
 
+@BY_KIND
 def test_kill_at_each_step_of_a_test(bench: Bench) -> None:
     bench.replica("r1")
     for step in TEST_STEPS:
@@ -326,6 +331,7 @@ def test_only_a_fenced_twin_is_put_aside(bench: Bench) -> None:
     assert bench.files("machines") == []
 
 
+@BY_KIND
 def test_kill_at_each_step_of_promote_and_undo(bench: Bench) -> None:
     bench.replica("r1")
     bench.twin(fenced=True)
@@ -435,6 +441,7 @@ def test_findings_of_a_good_and_a_bad_site(bench: Bench, tmp_path: Path) -> None
 # -- UEFI ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_uefi_machine_boots_from_its_own_nvram(lab: Lab, driven: Driven, tmp_path: Path) -> None:
     lab.define_guest("a", "uefi", "u1", rate=20)
     lab.start("a", "u1")
