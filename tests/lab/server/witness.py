@@ -1,5 +1,5 @@
 """The mobility service with a witness, for tests: while the file systems are frozen, and nothing is left to be taken,
-it asks a witness outside of the server (`tests.system.disk_witness`) for digests of the disks, and writes them down. The
+it asks a witness outside of the server (`tests.system.disk_witness`) for digests of the disks, and keeps them. The
 service itself is the one that was installed, unchanged.
 
 Run on the server in the place of the service. It looks only while /run/witness/on is there; while /run/witness/hang is,
