@@ -145,9 +145,9 @@ class FolderRig(ConformanceRig):
 
     @contextmanager
     def read_only_target(self) -> Iterator[None]:
-        folders = [self.away, *(path for path in self.away.rglob("*") if path.is_dir())]
-        for folder in folders:
-            folder.chmod(0o555)
+        paths = [self.away, *self.away.rglob("*")]
+        for path in paths:
+            path.chmod(0o555)
         root = os.geteuid() == 0
         if root:
             os.seteuid(_NOBODY)  # for root a folder is never read-only
@@ -156,8 +156,8 @@ class FolderRig(ConformanceRig):
         finally:
             if root:
                 os.seteuid(0)
-            for folder in folders:
-                folder.chmod(0o755)
+            for path in paths:
+                path.chmod(0o755)
 
     @contextmanager
     def unreachable_target(self) -> Iterator[None]:

@@ -39,7 +39,7 @@ from asrcore.model.extent import Extent, subtract, union
 from asrcore.model.machine import Description
 from asrcore.model.watch import Watch
 
-__all__ = ["FolderReplica", "Record"]
+__all__ = ["FolderReplica", "FolderWriter", "Record"]
 
 
 @attrs.frozen
