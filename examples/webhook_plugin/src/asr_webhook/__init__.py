@@ -1,0 +1,1 @@
+"""A plug-in for asrcore: events as JSON, posted to a URL."""
