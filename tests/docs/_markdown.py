@@ -27,6 +27,7 @@ def pages() -> list[Path]:
         *PROJECT.glob("docs/**/*.md"),
         *PROJECT.glob("drivers/*/README.md"),
     ]
+    found += PROJECT.glob("examples/*/README.md")
     return sorted(path for path in found if path.is_file())
 
 
