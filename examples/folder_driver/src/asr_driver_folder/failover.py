@@ -48,6 +48,7 @@ class FolderFailover(Failover):
                     files.build(new / image.name, size, (image, files.data(image)))
                     watch.check()
                 (new / "made-of").write_text(replica.id)
+                files.sync(new / "made-of")
                 files.save(new / "machine.json", machine)
                 self._place.move(new, folder)
         return Instance(machine.id, machine.name)
