@@ -257,11 +257,8 @@ class Channel:
         try:
             self._carrier.send(*pieces)
         except BaseException as problem:
-            if (
-                isinstance(problem, ConnectionLost)
-                and self._receiver.is_alive()
-                and self._receiver != threading.current_thread()
-            ):
+            receiver = self._receiver
+            if isinstance(problem, ConnectionLost) and receiver.is_alive() and receiver != threading.current_thread():
                 with self._changed:  # a goodbye may have come, which says why: the receiver reads it, or the end
                     self._changed.wait_for(lambda: self.error, timeout=_LAST_WORD)
             self._ended(problem, sending=True)

@@ -23,7 +23,8 @@ from asrcore.model.extent import Extent
 from asrcore.model.machine import Description
 from asrcore.model.point import Consistency
 from asrcore.model.watch import Watch
-from asrcore.remote import RemoteDriver, RemoteSite, calls, server
+from asrcore.remote import RemoteDriver, calls, server
+from asrcore.remote.client.site import RemoteSite
 from asrcore.remote.server import SiteServer
 from asrcore.testing.memory import MemoryDriver, MemoryWorld
 from asrcore.testing.memory.world import MemoryMachine
