@@ -53,11 +53,8 @@ def loaded_by(*words: str) -> set[str]:
 
 
 DATABASE = {"sqlalchemy", "sqlite3"}
-PLUGINS = {
-    "asr_driver_libvirt",
-    "blake3",
-    "pluggy",
-}  # with the contract; a driver imports what its sites need when it connects to one
+# With the contract, and the commands of `asr physical`; a driver imports what its sites need when it connects to one.
+PLUGINS = {"asr_driver_libvirt", "blake3", "cryptography", "pluggy"}
 
 
 @pytest.mark.parametrize("words", [["failover", "--help"], ["status", "--help"]], ids=" ".join)
