@@ -1,1 +1,1 @@
-"""Test, planned and unplanned failover, undo, commit, re-protect."""
+"""What a person starts, as durable steps: protect, replicate, verify, fail over, undo, commit, re-protect."""

@@ -25,6 +25,7 @@ def create_replica(work: Work) -> driver.Replica:
 
 
 def note_repairs(work: Work, instance: driver.Instance) -> None:
+    """Record what the target changed on the machine's disks so that it boots there."""
     if instance.repairs:
         work.facts["repairs"] = list(instance.repairs)
     for repair in instance.repairs:
