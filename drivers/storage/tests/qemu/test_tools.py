@@ -66,7 +66,7 @@ def alive(pid: int) -> bool:
 # --- qemu-nbd ---
 
 
-@pytest.mark.parametrize("name", ["plain", "a,b=c", "nbd:unix:x", "json:{}", "with space", "n"])
+@pytest.mark.parametrize("name", ["plain", "a,b=c", "nbd:unix:x", "json:{}", "with space", "ünï"])
 def test_any_file_name_is_just_a_file_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path(name)
