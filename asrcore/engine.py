@@ -20,11 +20,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import attrs
 
+from asrcore.closing import Closing
 from asrcore.errors import (
     AlreadyExists,
     AmbiguousName,
@@ -57,7 +57,7 @@ __all__ = ["Engine", "MachineStatus"]
 _log = logging.getLogger(__name__)
 
 
-class Engine:
+class Engine(Closing):
     """One vault and the engine that works on it. Safe to use from several threads; not to be shared by processes."""
 
     def __init__(self, vault: Vault, loaded: Plugins | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -142,14 +142,6 @@ class Engine:
         self._working.close()
         self.context.close()
         self.vault.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- sites and policies ------------------------------------------------------------------------------------------
 

@@ -8,13 +8,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, MutableMapping
-from types import TracebackType
 from typing import Any, Self
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from asrcore.closing import Closing
 from asrcore.errors import AsrError, CannotListen, CertificateMissing, CertificateRole
 from asrcore.wire.carrier import Address
 from asrcore.wire.tls import Component, Identity, component_of
@@ -79,7 +79,7 @@ class _Handshake(ssl.SSLObject):
         raise ssl.SSLWantReadError  # what is to be sent is sent then, the alert
 
 
-class WebServer:
+class WebServer(Closing):
     """Serves an ASGI application from `start` on, in a separate thread. A new certificate or revocation list in the
     identity's directory applies from the next connection on."""
 
@@ -152,8 +152,3 @@ class WebServer:
     def __enter__(self) -> Self:
         self.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -7,13 +7,12 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import Self
 
 from sqlalchemy import Engine, inspect
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from asrcore.closing import Closing
 from asrcore.errors import InvalidValue, NotAVault, VaultNotFound, VaultTooNew
 from asrcore.units import format_time
 from asrcore.vault import _lock, _lock_server
@@ -33,7 +32,7 @@ _open: Counter[tuple[int, int]] = Counter()
 _SHAREABLE = "postgresql://USER@HOST/DATABASE where several process servers share it"
 
 
-class Vault(Cycles, Journal, Certificates):
+class Vault(Cycles, Journal, Certificates, Closing):
     """Everything that must survive a crash: sites, policies, protected machines, points, jobs, the log.
 
     Safe to use from several threads and processes; every method is one transaction, durable when it returns.
@@ -144,14 +143,6 @@ class Vault(Cycles, Journal, Certificates):
             if self._use is not None:
                 self._use.alone()
             yield
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- one engine ------------------------------------------------------------------------------------------------
 

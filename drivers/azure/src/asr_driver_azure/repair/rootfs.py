@@ -14,11 +14,11 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 import attrs
 
 from asr_driver_azure.repair.plan import DIRECTORIES, FILES, FSTAB, Change, Guest
+from asrcore.driver import Closing
 from asrcore.model.extent import Extent
 from asrcore.units import MiB
 
@@ -45,7 +45,7 @@ class NotUnderstood(Exception):
     """The disk holds no root file system that can be changed here; the message says why."""
 
 
-class Image:
+class Image(Closing):
     """A sparse file of `size` bytes that has no name: it is deleted with the process, however that ends."""
 
     def __init__(self, size: int) -> None:
@@ -103,14 +103,8 @@ class Image:
         return done.stdout.decode(errors="surrogateescape")
 
     def close(self) -> None:
-        """It is gone."""
+        """Delete the file."""
         self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @attrs.frozen

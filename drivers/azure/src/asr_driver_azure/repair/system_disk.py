@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Self
 
 import attrs
 
@@ -14,7 +13,7 @@ from asr_driver_azure.blobs.digests import DigestTable
 from asr_driver_azure.blobs.pageblob import MOST
 from asr_driver_azure.repair.plan import plan
 from asr_driver_azure.repair.rootfs import Image, NotUnderstood, Partition, RootFs, partitions
-from asrcore.driver import DIGEST_BLOCK, block_digests, different_blocks
+from asrcore.driver import DIGEST_BLOCK, Closing, block_digests, different_blocks
 from asrcore.model.extent import Extent, align, intersect, split, subtract, total, union
 from asrcore.units import MiB, format_size
 
@@ -36,7 +35,7 @@ class Repaired:
     digests: DigestTable
 
 
-class Repair:
+class Repair(Closing):
     """The repair of one disk. The copies are unnamed files in the directory for temporary files, only of stored data.
 
     Whatever goes wrong leaves the disk as it was uploaded.
@@ -130,8 +129,6 @@ class Repair:
             differs += different_blocks(piece, after[piece.offset], former(piece))
         return Repaired(reported, tuple(differs), DigestTable(self._size, outside + inside, after))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Delete the copies."""
         self._opened.close()

@@ -24,6 +24,7 @@ import attrs
 from asr_storage.nbd import _ffi, _tcp, _watchdog
 from asr_storage.nbd.errors import NbdContextMissing, NbdError, NbdExportMissing, NbdTimeout
 from asr_storage.nbd.status import BlockStatus, Coverage
+from asrcore.driver import Closing
 from asrcore.errors import HostIncomplete
 from asrcore.units import KiB, MiB
 
@@ -63,7 +64,7 @@ class TlsFiles:
     directory: Path
 
 
-class NbdClient:
+class NbdClient(Closing):
     """One connection to one export. A thread at a time; others wait. `abort` is for any thread.
 
     `timeout` (seconds) is how long the server may be silent while an answer is due, so a slow link is no error and
@@ -406,14 +407,6 @@ class NbdClient:
             self._lib.nbd_close(handle)
         if self._socket is not None:
             self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
