@@ -9,7 +9,8 @@ import importlib.metadata
 import inspect
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -76,16 +77,25 @@ class Plugins:
 
     def connect(self, driver: str, name: str, settings: Mapping[str, str]) -> contract.Site:
         """Connect to a site with settings as they were entered. Raises as `driver` and `Driver.connect` do."""
-        chosen = self.driver(driver)
-        known = {setting.name: setting for setting in chosen.info.settings}
-        for setting_name in settings:
-            if setting_name not in known:
-                names = ", ".join(sorted(known))
-                raise InvalidSetting(setting=setting_name, driver=driver, problem=f"unknown; there are: {names}")
-        for setting in known.values():
+        chosen = self._accepting(driver, settings)
+        for setting in chosen.info.settings:
             if setting.required and not settings.get(setting.name):
                 raise InvalidSetting(setting=setting.name, driver=driver, problem="is required")
         return chosen.connect(name, settings)
+
+    def check(self, driver: str, settings: Mapping[str, str], record: Path | None = None) -> Generator[contract.Check]:
+        """Test a driver at a site with settings as they were entered. Raises as `driver` and `Driver.check` do."""
+        return self._accepting(driver, settings).check(settings, record)
+
+    def _accepting(self, driver: str, settings: Mapping[str, str]) -> contract.Driver:
+        """The driver, if it has all these settings: drivers leave that check to this place."""
+        chosen = self.driver(driver)
+        known = {setting.name for setting in chosen.info.settings}
+        for name in settings:
+            if name not in known:
+                names = ", ".join(sorted(known))
+                raise InvalidSetting(setting=name, driver=driver, problem=f"unknown; there are: {names}")
+        return chosen
 
     def register(self, name: str, plugin: object, distribution: str = "") -> bool:
         """Take a plug-in (a module or any object with hooks) into use; False if it was refused (see `broken`)."""

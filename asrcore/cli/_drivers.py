@@ -58,9 +58,11 @@ def driver_check(
 
     What the test creates is deleted afterwards.
     """
-    found = plugins.load().driver(name)
+    loaded = plugins.load()
     checks = []
-    with closing(found.check(parsed(settings), record)) as going:  # if interrupted, it deletes what it has created
+    with closing(
+        loaded.check(name, parsed(settings), record)
+    ) as going:  # if interrupted, it deletes what it has created
         for item in going:
             checks.append(item)
             if not as_json:

@@ -99,7 +99,7 @@ class Driver(ABC):
 
     @abstractmethod
     def connect(self, name: str, settings: Mapping[str, str]) -> Site:
-        """Connect to a site; `name` is for messages.
+        """Connect to a site; `name` is for messages. `settings` has no names but those of `info.settings`.
 
         Raises InvalidSetting, SiteUnreachable, AccessDenied, HostIncomplete.
         """

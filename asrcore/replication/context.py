@@ -190,7 +190,7 @@ class Context:
                 known = self._sites.get(name)
             if known is not None and known[0] == record:
                 return known[1]
-            site = self.plugins.driver(record.driver).connect(name, record.settings)
+            site = self.plugins.connect(record.driver, name, record.settings)
             with self._lock:
                 self._sites[name] = (record, site)
         if known is not None:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 import attrs
@@ -16,7 +16,7 @@ import pytest
 from asrcore import driver as contract
 from asrcore import hookspecs, plugins
 from asrcore.cli import main
-from asrcore.errors import DriverIncompatible, DriverNotFound
+from asrcore.errors import DriverIncompatible, DriverNotFound, InvalidSetting
 from asrcore.model.event import FailoverKind, FinishedJob, Outcome
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.health import Health
@@ -91,6 +91,61 @@ def test_driver_of_an_entry_point_is_found(install: Install) -> None:
 def test_unknown_driver_is_a_catalogued_error() -> None:
     with pytest.raises(DriverNotFound, match="there is no driver 'nope'"):
         plugins.Plugins().driver("nope")
+
+
+class Reached(Exception):
+    """The driver was asked."""
+
+
+class Strict(contract.Driver):
+    """Has one required setting and one that is not; raises Reached when it is asked for anything."""
+
+    info = contract.DriverInfo(
+        "strict",
+        "Strict",
+        "1.0",
+        contract.API,
+        frozenset(),
+        settings=(contract.Setting("uri", "where", required=True), contract.Setting("user", "who")),
+    )
+
+    def connect(self, name: str, settings: Mapping[str, str]) -> contract.Site:
+        raise Reached
+
+    def check(self, settings: Mapping[str, str], record: Path | None = None) -> Generator[contract.Check]:
+        raise Reached
+
+    @hookspecs.hookimpl
+    def asr_register_drivers(self) -> list[contract.Driver]:
+        return [self]
+
+
+@pytest.fixture
+def strict() -> plugins.Plugins:
+    loaded = plugins.Plugins()
+    assert loaded.register("strict", Strict()), loaded.broken
+    return loaded
+
+
+def test_unknown_settings_never_reach_a_driver(strict: plugins.Plugins) -> None:
+    given = {"uri": "here", "colour": "red"}
+    for asked in (lambda: strict.connect("strict", "a", given), lambda: strict.check("strict", given)):
+        with pytest.raises(InvalidSetting, match="'colour' of driver strict: unknown; there are: uri, user") as caught:
+            asked()
+        assert caught.value.attributes["setting"] == "colour"
+
+
+@pytest.mark.parametrize("given", [{}, {"uri": ""}, {"user": "me"}])
+def test_a_driver_is_connected_with_all_required_settings_only(strict: plugins.Plugins, given: dict[str, str]) -> None:
+    with pytest.raises(InvalidSetting, match="'uri' of driver strict: is required"):
+        strict.connect("strict", "a", given)
+
+
+def test_known_settings_reach_the_driver(strict: plugins.Plugins) -> None:
+    with pytest.raises(Reached):
+        strict.connect("strict", "a", {"uri": "here"})
+    with pytest.raises(Reached):
+        strict.check("strict", {})  # the driver says first whether it has such checks
 
 
 BROKEN = {

@@ -47,9 +47,6 @@ class MemoryDriver(Driver):
 
     def connect(self, name: str, settings: Mapping[str, str]) -> MemorySite:
         """See `Driver.connect`."""
-        unknown = set(settings) - {setting.name for setting in self.info.settings}
-        if unknown:
-            raise InvalidSetting(driver="memory", setting=min(unknown), problem="there is no such setting")
         wanted = settings.get("world", "")
         if not wanted:
             raise InvalidSetting(driver="memory", setting="world", problem="it is required")

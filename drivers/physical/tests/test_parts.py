@@ -98,7 +98,6 @@ def test_settings() -> None:
         ("listen", "10.0.0.1:99999"),
         ("identity", "relative"),
         ("spool_limit", "much"),
-        ("what", "ever"),
         ("spool", ""),
     ],
 )

@@ -454,7 +454,6 @@ def test_settings_are_checked(rig: TargetRig) -> None:
         {"networks": "lan"},
         {"networks": "lan=a/b+open"},
         {"size_rules": "web"},
-        {"colour": "red"},
         {"ca_file": "missing.pem"},
     ):
         with pytest.raises(InvalidSetting):
