@@ -23,7 +23,8 @@ from asrcore.model.event import FinishedJob, Outcome
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Stopped, Watch
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
-from asrcore.replication.context import Context, Lock, Turn
+from asrcore.replication.context import Context
+from asrcore.replication.locks import Lock, Turn
 from asrcore.vault import Job, JobChanges, JobState
 
 __all__ = ["Durably", "Run"]

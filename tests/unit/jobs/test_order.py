@@ -14,7 +14,8 @@ from asrcore.jobs import Jobs
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Watch
 from asrcore.plugins import Plugins
-from asrcore.replication.context import Context, MachineLocks
+from asrcore.replication.context import Context
+from asrcore.replication.locks import MachineLocks
 from asrcore.vault import Job, JobState, Vault
 from tests.unit.jobs import job_procedures
 from tests.unit.jobs.test_run import start
