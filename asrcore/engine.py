@@ -40,7 +40,7 @@ from asrcore.procedures.procedure import Arguments
 from asrcore.replication.context import Context
 from asrcore.replication.ids import new_id
 from asrcore.service import status
-from asrcore.service.member import Identity, Member
+from asrcore.service.member import Member, ServerIdentity
 from asrcore.service.status import MachineStatus
 from asrcore.vault import Job, Vault
 
@@ -106,7 +106,7 @@ class Engine(Closing):
         self.start()
         Scheduler(self.context, self._submit).run(stop)
 
-    def serve(self, identity: Identity, stop: threading.Event) -> None:
+    def serve(self, identity: ServerIdentity, stop: threading.Event) -> None:
         """Be one of the process servers that share this vault, until `stop` is set (`asr process-server`): run the
         cycles and jobs of the machines that are assigned to it.
 

@@ -14,7 +14,7 @@ from asrcore.cli import _output, _session
 from asrcore.errors import Category, InvalidValue
 from asrcore.replication.ids import new_id
 from asrcore.service import logs
-from asrcore.service.member import Identity
+from asrcore.service.member import ServerIdentity
 from asrcore.units import parse_duration
 
 __all__ = [
@@ -88,12 +88,12 @@ def exit_for_certain(stop: threading.Event) -> None:
     os._exit(Category.CONFLICT.value)
 
 
-def server_identity(name: str, sites: list[str] | None, lease: str) -> Identity:
+def server_identity(name: str, sites: list[str] | None, lease: str) -> ServerIdentity:
     host = socket.gethostname()
     seconds = parse_duration(lease, "lease")
     if not _SHORTEST_LEASE <= seconds <= _LONGEST_LEASE:
         raise InvalidValue(what="lease", value=lease, wanted="3s to 1h")
-    return Identity(name or host, new_id("s"), f"{host}, pid {os.getpid()}", sites or None, seconds)
+    return ServerIdentity(name or host, new_id("s"), f"{host}, pid {os.getpid()}", sites or None, seconds)
 
 
 def stop_on_signal(verbose: bool, log_format: str) -> threading.Event:

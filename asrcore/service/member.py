@@ -17,7 +17,7 @@ from asrcore.errors import AsrError, ServerNameTaken, ServerReplaced
 from asrcore.service.assign import assign
 from asrcore.vault import Vault
 
-__all__ = ["BEATS", "LEASE", "Identity", "Member"]
+__all__ = ["BEATS", "LEASE", "Member", "ServerIdentity"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ BEATS = 5
 
 
 @attrs.frozen
-class Identity:
+class ServerIdentity:
     """Who a process server is: its name, the session of this process, its host, and the sites it reaches (None: all).
     `lease` in seconds."""
 
@@ -42,7 +42,7 @@ class Identity:
 class Member:
     """`lost` is called once, in another thread, when others have taken over this server's machines: it must end."""
 
-    def __init__(self, vault: Vault, identity: Identity, lost: Callable[[ServerReplaced], None]) -> None:
+    def __init__(self, vault: Vault, identity: ServerIdentity, lost: Callable[[ServerReplaced], None]) -> None:
         self._vault = vault
         self._identity = identity
         self._lost = lost

@@ -18,7 +18,7 @@ from asrcore.errors import ServerReplaced
 from asrcore.hookspecs import hookimpl
 from asrcore.plugins import Plugins
 from asrcore.replication.ids import new_id
-from asrcore.service.member import Identity
+from asrcore.service.member import ServerIdentity
 from asrcore.testing.memory import MemoryDriver, MemorySite
 from asrcore.testing.memory._session import Session
 from asrcore.testing.memory._target import MemoryReplica, MemoryTarget, MemoryWriter
@@ -72,7 +72,7 @@ def main(url: str, folder: str, name: str, lease: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with Engine.open(url, plugins) as engine:
         try:
-            engine.serve(Identity(name, new_id("s"), "here", lease=float(lease)), stop)
+            engine.serve(ServerIdentity(name, new_id("s"), "here", lease=float(lease)), stop)
         except ServerReplaced as problem:
             logging.getLogger(__name__).error("%s", problem)
             sys.exit(GIVEN_UP)

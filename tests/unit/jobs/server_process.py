@@ -13,7 +13,7 @@ from asrcore.errors import ServerReplaced
 from asrcore.jobs import Jobs
 from asrcore.plugins import Plugins
 from asrcore.replication.context import Context
-from asrcore.service.member import Identity, Member
+from asrcore.service.member import Member, ServerIdentity
 from asrcore.vault import Vault
 from tests.unit.jobs import job_procedures
 
@@ -28,7 +28,7 @@ def main(url: str, folder: str, name: str) -> None:
         stop.set()
 
     with Vault.open(url) as vault, vault.engine_lock(name, shared=True):
-        member = Member(vault, Identity(name, f"s-{name}", "here", lease=LEASE), lost)
+        member = Member(vault, ServerIdentity(name, f"s-{name}", "here", lease=LEASE), lost)
         member.join(stop)
         jobs = Jobs(
             Context(vault, Plugins()),
