@@ -1,7 +1,8 @@
 """The error catalogue: every expected failure, with a stable code, a cause and a next action.
 
 An error is a class: its template says what happened, its attributes fill the template, its code never changes.
-Anything that is not an `AsrError` and reaches a person is a defect and shows a traceback.
+Anything that is not an `AsrError` and reaches a person is a defect and shows a traceback. The classes, `Category` and
+`catalogue` are public; a list of their names in `__all__` would only repeat the module.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 from enum import Enum
 from string import Formatter
 from typing import Any, ClassVar, final
-
-__all__ = ["AsrError", "Category", "catalogue"]  # and every error class: completed at the end of the module
 
 
 class Category(Enum):
@@ -676,6 +675,3 @@ class Cancelled(AsrError):
     happened = "{work} was cancelled"
     cause = "Cancellation was requested."
     action = "Run the command again; it resumes where it stopped."
-
-
-__all__ += sorted(kind.__name__ for kind in _catalogue.values())  # noqa: PLE0605 - the classes above, by construction
