@@ -16,10 +16,7 @@ def _facts(result: CycleResult) -> dict[str, object]:
         "point": result.point.id,
         "mode": result.mode.value,
         "consistency": result.point.consistency.value,
-        "bytes_read": result.counts.read,
-        "bytes_sent": result.counts.sent,
-        "bytes_zeroed": result.counts.zeroed,
-        "bytes_same": result.counts.same,
+        **result.counts.facts(),
         "resumed": result.resumed,
     }
 

@@ -80,13 +80,7 @@ def _compare(work: Work) -> None:
         return
     result = run_cycle(work.context, protection.id, work.watch, keep=True)
     reach("reprotect.compared")
-    work.facts.update(
-        point=result.point.id,
-        bytes_read=result.counts.read,
-        bytes_sent=result.counts.sent,
-        bytes_same=result.counts.same,
-        bytes_zeroed=result.counts.zeroed,
-    )
+    work.facts.update(point=result.point.id, **result.counts.facts())
     work.note("reprotect", f"equal again after {result.counts.sent} bytes sent")
 
 

@@ -46,10 +46,7 @@ def record_sealed(
         taken_at=stored.taken_at,
         started_at=started,
         sealed_at=stored.sealed_at,
-        bytes_read=counts.read,
-        bytes_sent=counts.sent,
-        bytes_zeroed=counts.zeroed,
-        bytes_same=counts.same,
+        **counts.facts(),
     )
     event = _EVENTS.get(protection.state)
     recorded = context.vault.record_point(

@@ -62,6 +62,15 @@ class Counts:
             self.zeroed += zeroed
             self.same += same
 
+    def facts(self) -> dict[str, int]:
+        """The counts by their names in a job's result and in the record of a cycle."""
+        return {
+            "bytes_read": self.read,
+            "bytes_sent": self.sent,
+            "bytes_zeroed": self.zeroed,
+            "bytes_same": self.same,
+        }
+
 
 @attrs.define
 class Transfer:
