@@ -1,1 +1,1 @@
-"""`make bench`: what asrcore does, measured side by side with the tools people use today."""
+"""`make bench`: asrcore measured side by side with the tools in common use."""

@@ -20,7 +20,7 @@ from tests.lab._run import LabError
 
 PACKAGES = ("virtnbdbackup", "borgbackup", "nbdkit", "libnbd-bin", "rsync", "socat", "zstd", "qemu-utils")
 SSHD_NEEDS = ("openssh-client", "libwrap0", "libgssapi-krb5-2")
-"""Beside what every Debian has; sshd itself is not installed (see `_ssh`)."""
+"""In addition to what every Debian has; sshd itself is not installed (see `_ssh`)."""
 SECTIONS = ("initial", "delta", "resync", "verify", "idle", "secure", "points", "status", "wan")
 QUICK_SECTIONS = SECTIONS[:-1]
 """A slow link makes `wan` slow."""
@@ -33,7 +33,7 @@ def _say(text: str) -> None:
 
 
 def _names(text: str) -> list[str]:
-    """Sections by comma or blank. Raises ValueError, which argparse tells."""
+    """Section names separated by commas or blanks. Raises ArgumentTypeError for an unknown one."""
     names = text.replace(",", " ").split()
     if unknown := [name for name in names if name not in SECTIONS]:
         raise argparse.ArgumentTypeError(f"no section {unknown[0]!r}; there are: {', '.join(SECTIONS)}")
@@ -41,7 +41,7 @@ def _names(text: str) -> list[str]:
 
 
 def measure(names: Sequence[str], rounds: int, few: int, *, quick: bool, profile: bool) -> list[Result]:
-    """Run the sections; what belongs to them is gone afterwards, also after Ctrl-C, but for the disk's template."""
+    """Run the sections. Everything they made is deleted afterwards, also after Ctrl-C, except the disk's template."""
     from tests.bench._cluster import field
     from tests.bench._disk import build_disk
 
@@ -60,7 +60,7 @@ def measure(names: Sequence[str], rounds: int, few: int, *, quick: bool, profile
 
 
 def prepare() -> int:
-    """Install and make all that a measurement needs, while the archive of packages can be reached."""
+    """Install and build everything that a measurement needs, while the package archive can be reached."""
     from tests.bench._disk import build_disk
     from tests.bench._ssh import unpacked
 
@@ -74,19 +74,24 @@ def prepare() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", default=[], type=_names, help=f"sections, by comma: {', '.join(SECTIONS)}")
+    parser.add_argument("--only", default=[], type=_names, help=f"comma-separated sections: {', '.join(SECTIONS)}")
     parser.add_argument(
-        "--quick", action="store_true", help="fewer rounds, peers and points, guests shared, without wan: 3 minutes"
+        "--quick", action="store_true", help="fewer rounds, peers and points, shared guests, no wan section: 3 minutes"
     )
     parser.add_argument(
-        "--rounds", type=int, default=0, help=f"{ROUNDS}; with --quick {QUICK_ROUNDS}, and 1 of what takes long"
+        "--rounds",
+        type=int,
+        default=0,
+        help=f"default {ROUNDS}; with --quick {QUICK_ROUNDS}, and 1 for slow contenders",
     )
-    parser.add_argument("--profile", action="store_true", help="also tell where our engine's time goes; ours is slower")
-    parser.add_argument("--prepare", action="store_true", help="install the peers, make the disk, and measure nothing")
+    parser.add_argument(
+        "--profile", action="store_true", help="also sample where asrcore spends its time, which slows it down"
+    )
+    parser.add_argument("--prepare", action="store_true", help="install the peers and make the disk, without measuring")
     arguments = parser.parse_args()
     if arguments.prepare:
         return prepare()
-    compileall.compile_dir(Path(asrcore.__file__).parent, quiet=1)  # as pip does; Python may be told not to by itself
+    compileall.compile_dir(Path(asrcore.__file__).parent, quiet=1)  # as pip does; PYTHONDONTWRITEBYTECODE may be set
     names = arguments.only or (QUICK_SECTIONS if arguments.quick else SECTIONS)
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     few = arguments.rounds or (1 if arguments.quick else ROUNDS)
@@ -100,7 +105,7 @@ def main() -> int:
         print("bench: interrupted; nothing is left running", file=sys.stderr)
         return 130
     if names is QUICK_SECTIONS:
-        results.append(Result("wan", "A slow link", {}, missing=["all of it: it takes long"]))
+        results.append(Result("wan", "A slow link", {}, missing=["all of it: too slow for --quick"]))
     for path in write(results, machine_facts(quick=arguments.quick)):
         _say(f"written: {path}")
     _say(f"done after {time.monotonic() - begun:.0f} s")

@@ -18,14 +18,14 @@ PIECE = 1 * MiB
 
 @attrs.frozen
 class Change:
-    """Bytes from `offset` on become `content(pool)`; `seed` tells one round's change from another's."""
+    """Bytes from `offset` on become `content(pool)`; `seed` makes one round's change differ from another's."""
 
     offset: int
     length: int
     seed: int
 
     def content(self, pool: bytes) -> bytes:
-        """A stretch of the pool, with a stamp in each block, so that no block is what it was before."""
+        """A stretch of the pool with a stamp in each block, so that every block differs from its former content."""
         start = random.Random(f"{self.seed}/{self.offset}").randrange(max(1, len(pool) - self.length))
         data = bytearray(pool[start : start + self.length].ljust(self.length, b"."))
         for at in range(0, self.length, BLOCK):
@@ -38,8 +38,8 @@ def plan_change(
 ) -> list[Change]:
     """`scattered` bytes in random blocks of 64 KiB and, apart from them, `sequential` bytes in a row.
 
-    `blocks`: offsets of the blocks that hold data: a disk in use is overwritten where it has something. `size`: the
-    disk's; nothing before `first` is touched. All in bytes. No two changes overlap.
+    `blocks`: offsets of the blocks that contain data: a disk in use is overwritten where it has data. `size`: the
+    disk's; nothing before `first` is changed. All in bytes. No two changes overlap.
     """
     dice = random.Random(seed)
     run: range = range(0)
@@ -51,7 +51,7 @@ def plan_change(
     eligible = [at for at in blocks if at >= first and at not in run and at + BLOCK <= size]
     count = scattered // BLOCK
     if count > len(eligible):
-        raise ValueError(f"{count} blocks wanted, {len(eligible)} there")
+        raise ValueError(f"{count} blocks requested, {len(eligible)} available")
     return [*(Change(at, BLOCK, seed) for at in dice.sample(eligible, count)), *changes]
 
 

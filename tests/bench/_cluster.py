@@ -1,4 +1,5 @@
-"""Where it is measured: the lab's two sites, guests that run from the bench's disk, our engine, and the peers."""
+"""The environment of the measurements: the lab's two sites, guests that run from the bench's disk, asrcore's engine,
+and the peers."""
 
 from __future__ import annotations
 
@@ -29,11 +30,11 @@ from tests.system.rig import EngineProcess, Rig
 __all__ = ["BORG", "ENGINE", "PLACE", "SOURCE", "TARGET", "Cluster", "PeerFailed", "evict", "field", "synced"]
 
 SOURCE, ENGINE = "a", "b"
-"""Sites of the lab: guests run at the one, engine and replicas are at the other."""
+"""Sites of the lab: guests run at the first, engine and replicas at the second."""
 TARGET = "xfs"
 VAULT = "/srv/asr-bench.db"
 PLACE = "/srv/xfs"
-"""The replicas' file system; what the peers write goes there as well."""
+"""The replicas' file system; the peers write to it as well."""
 SHARED = "shared"
 BORG = f"BORG_BASE_DIR={PLACE}/borg-own BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes borg"
 BORG_CHUNKS = "--chunker-params fixed,1048576"
@@ -43,13 +44,13 @@ MONITOR_COMMAND = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
 
 
 class PeerFailed(Exception):
-    """A peer did not do its work; what it printed is in the message."""
+    """A peer failed; its output is in the message."""
 
 
 @attrs.define
 class Cluster:
-    """Made by `field`. `disk`: what every guest's disk begins as. `few`: rounds of what takes long. `quick`: only who
-    is in a ratio of time."""
+    """Made by `field`. `disk`: the initial content of every guest's disk. `few`: rounds of slow contenders. `quick`:
+    only contenders that are part of a ratio of time."""
 
     lab: Lab
     rig: Rig
@@ -62,26 +63,27 @@ class Cluster:
     pool: bytes
     profiles: bool = False
     profile: dict[str, int] = attrs.field(factory=dict)
-    """With --profile: samples of our engine by the place where it was, summed over the rounds of a section."""
+    """With --profile: samples of asrcore's engine by code location, summed over the rounds of a section."""
     _seed: int = 0
     _lent: bool = False
 
     @property
     def worker(self) -> EngineProcess:
-        """Our engine."""
+        """asrcore's engine."""
         return self.rig.engine
 
     def path(self, name: str) -> Path:
-        """The host's way to a file beside the replicas."""
+        """The host's path to a file next to the replicas."""
         return self.lab.host_path(ENGINE, f"{PLACE}/{name}")
 
     # -- guests ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def guest(self, name: str) -> Iterator[str]:
-        """A running guest at site a whose only disk is the bench's; its workload rests. It is gone afterwards.
+        """A running guest at site a whose only disk is the bench's; its workload is paused. It is deleted afterwards.
 
-        With `quick` sections share one, each as the one before left it: a boot takes longer than a round.
+        With `quick` the sections share one guest, in the state the previous section left it: a boot takes longer than a
+        round.
         """
         lend = self.quick and not self._lent
         if lend:
@@ -94,7 +96,7 @@ class Cluster:
             self.lab.command(SOURCE, name, "pause")
             self.lab.command(SOURCE, name, "sync")
         yield name
-        # After an error or Ctrl-C the whole lab goes.
+        # After an error or Ctrl-C the whole lab is deleted.
         if lend:
             self.rig.release(name)
             self._lent = False
@@ -110,8 +112,8 @@ class Cluster:
     def change(self, guests: Sequence[str], files: Sequence[Path], *, scattered: int, sequential: int = 0) -> int:
         """Make the same change in running guests' disks and in raw files; returns its bytes.
 
-        QEMU itself writes it into the guest's disk, by `qemu-io` on its monitor: its bitmaps and its backup see what
-        they would see of the guest's own writes. An emulated processor would need minutes for it.
+        QEMU itself writes it into the guest's disk, by `qemu-io` on its monitor, so its bitmaps and its backup see the
+        same as for the guest's own writes. An emulated processor would need minutes for it.
         """
         self._seed += 1
         changes = plan_change(
@@ -132,7 +134,7 @@ class Cluster:
         device = "/machine/peripheral/virtio-disk0/virtio-backend"
         inside = f"/srv/images/{domain.name()}-change.bin"
         block = self.lab.host_path(SOURCE, inside)
-        log = self.lab.sites[SOURCE].disk_dir / f"log/qemu/{domain.name()}.log"  # where qemu-io's output goes
+        log = self.lab.sites[SOURCE].disk_dir / f"log/qemu/{domain.name()}.log"  # receives qemu-io's output
         before = log.stat().st_size
         for offset, data in contents(changes, self.pool):
             block.write_bytes(data)
@@ -146,30 +148,30 @@ class Cluster:
             raise LabError(f"QEMU of {domain.name()} wrote {wrote} of {len(changes)} blocks, see {log}")
 
     def asr(self, *words: str) -> subprocess.Popen[bytes]:
-        """Start an `asr` command beside our engine, as somebody types it there."""
+        """Start an `asr` command next to asrcore's engine, as an operator types it there."""
         return self.lab.popen_in(ENGINE, [ASR, "--vault", VAULT, *words, "--json"], stdout=subprocess.DEVNULL)
 
     # -- measuring -------------------------------------------------------------------------------------------------
 
     def ours(self, verb: str, *arguments: Any, **options: Any) -> Measured:
-        """A verb of the engine that is a job, from the call to its end."""
+        """A verb of the engine that is a job, timed from the call to its end."""
         return self.measured("measured", verb, *arguments, **options)
 
     def measured(self, verb: str, *arguments: Any, worker: EngineProcess | None = None, **options: Any) -> Measured:
-        """A verb of the worker (by default our engine at site b) that measures."""
+        """A verb of the worker (by default the engine at site b) that measures."""
         report = (worker or self.worker)(verb, *arguments, timeout=PEER_SECONDS, **options)
         for place, samples in report.get("profile", {}).items():
             self.profile[place] = self.profile.get(place, 0) + samples
         return _measured(report)
 
     def peer(self, script: str, site: str = ENGINE) -> Measured:
-        """A shell script inside a site, to its end; it says itself what it syncs. Raises PeerFailed."""
+        """Run a shell script inside a site to its end; the script itself syncs what it writes. Raises PeerFailed."""
         with self.begun(script, site) as finish:
             return finish()
 
     @contextmanager
     def begun(self, script: str, site: str) -> Iterator[Callable[[], Measured]]:
-        """A shell script that runs beside what is done here; call what is given to wait for its end."""
+        """A shell script that runs in the background; call the result to wait for its end."""
         with tempfile.TemporaryFile() as log:
             command = ["bash", "-eo", "pipefail", "-c", script]
             begun = time.monotonic()
@@ -189,11 +191,11 @@ class Cluster:
                 yield finish
             finally:
                 if process.returncode is None:
-                    process.kill()  # what it started goes with the lab
+                    process.kill()  # what it started is killed with the lab
                     process.wait()
 
     def reader(self, guest: str, script: str) -> Measured:
-        """A peer's script that reads the guest's frozen disk at `$URI`, from the export that our cycles read."""
+        """A peer's script that reads the guest's frozen disk at `$URI`, from the export that asrcore's cycles read."""
         uri = self.worker("open_export", SOURCE, guest)
         done = self.peer(f"URI={shlex.quote(uri)}; {script}")
         self.worker("close_export", SOURCE, guest)
@@ -210,7 +212,8 @@ class Cluster:
         before: Callable[[], object] = lambda: None,
         rounds: int | None = None,
     ) -> dict[str, list[Measured]]:
-        """Each contender once a round, another one first each time; nothing is left to be written when one begins."""
+        """Each contender once a round, with a different one first each time; all dirty pages are written before one
+        starts."""
         found: dict[str, list[Measured]] = {name: [] for name in contenders}
         total = rounds or self.rounds
         for number in range(total):
@@ -224,12 +227,12 @@ class Cluster:
 
 
 def synced(script: str) -> str:
-    """The script, and then what it left in memory is made durable."""
+    """The script, followed by a sync of what it wrote."""
     return f"{script} && sync -f {PLACE}"
 
 
 def _measured(report: dict[str, Any]) -> Measured:
-    """What the worker measured."""
+    """The worker's measurement."""
     facts = {key: float(value) for key, value in report.get("facts", {}).items() if "bytes" in key}
     return Measured(
         report["seconds"],
@@ -247,7 +250,7 @@ def _measured(report: dict[str, Any]) -> Measured:
 
 
 def evict(path: Path) -> None:
-    """Let go of what memory has of a file: whoever reads it next reads its disk."""
+    """Drop a file from the page cache: the next reader reads from disk."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -259,10 +262,10 @@ def _write_file(path: Path, changes: Sequence[Change], pool: bytes) -> None:
 
 
 def _make_room(lab: Lab, site: str) -> None:
-    """Grow the replicas' file system, a file itself, and allocate all of it: no round pays for the file's growth.
-
-    The loop device then hands on what it gets, as a disk does. Else all that is written would be copied into the host's
-    page cache as well, which is measured instead of the disk: its first use of a page is several times slower.
+    """Grow the replicas' file system, which is a file, and allocate all of it, so that no round pays for the file's
+    growth. The loop device then passes writes on, as a disk does. Otherwise all writes would be copied into the host's
+    page cache as well, and the cache would be measured instead of the disk: the first use of a page is several times
+    slower.
     """
     backing = lab.sites[site].disk_dir / f"{TARGET}.img"
     run(["fallocate", "-l", str(REPLICA_BYTES), backing], timeout=PEER_SECONDS)
@@ -276,7 +279,7 @@ def _make_room(lab: Lab, site: str) -> None:
 def field(
     disk: BenchDisk, rounds: int, few: int, say: Callable[[str], None], *, quick: bool, profile: bool
 ) -> Iterator[Cluster]:
-    """The lab with our engine at site b."""
+    """The lab with asrcore's engine at site b."""
     with Lab(f"bench-{os.getpid()}", say) as lab:
         for site in lab.sites:
             _make_room(lab, site)

@@ -1,4 +1,4 @@
-"""The disk that everything is measured on: 4 GiB, half allocated, made of this machine's own files."""
+"""The disk that everything is measured on: 4 GiB, half allocated, made from this machine's own files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DATA_START", "DISK_SIZE", "BenchDisk", "build_disk"]
 
 DISK_SIZE = 4096 * MiB
 DATA_START = 256 * MiB
-"""Before it lies the lab's own boot disk, so that the guest boots from the disk that is measured."""
+"""The disk starts with the lab's boot disk, so that the guest boots from the disk that is measured."""
 TREE_BYTES = 1400 * MiB
 RANDOM_BYTES = 512 * MiB
 FILE_SYSTEM = 3072 * MiB
@@ -31,12 +31,12 @@ VERSION = "2"
 
 @attrs.frozen
 class BenchDisk:
-    """`raw`: the disk as a sparse file, not to be written to."""
+    """`raw`: the disk as a sparse file; must not be written to."""
 
     raw: Path
 
     def blocks(self) -> list[int]:
-        """Offsets of the blocks of 64 KiB that hold data."""
+        """Offsets of the blocks of 64 KiB that contain data."""
         found: list[int] = []
         with self.raw.open("rb") as file:
             for start, end in _data(file.fileno()):
@@ -45,11 +45,11 @@ class BenchDisk:
         return found
 
     def allocated(self) -> int:
-        """Bytes that the file takes."""
+        """Bytes allocated to the file."""
         return self.raw.stat().st_blocks * 512
 
     def pool(self) -> bytes:
-        """What changed blocks are made of: content of the file tree, which compresses as files do."""
+        """The content of changed blocks: content of the file tree, which compresses as files do."""
         parts, left = [], POOL_BYTES
         with self.raw.open("rb") as file:
             for start, end in _data(file.fileno()):
@@ -62,7 +62,7 @@ class BenchDisk:
 
 
 def _data(fd: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the parts that are no holes."""
+    """(start, end) of the parts that are not holes."""
     at, size = 0, os.fstat(fd).st_size
     while at < size:
         try:
@@ -74,12 +74,12 @@ def _data(fd: int) -> Iterator[tuple[int, int]]:
 
 
 def build_disk(images: _images.Images, say: Callable[[str], None]) -> BenchDisk:
-    """Return the disk, building it if it is not there. An interrupted build leaves none behind."""
+    """Return the disk, building it if it is not there. An interrupted build leaves no disk behind."""
     directory = _places.PROJECT / "build" / "bench"
     final = directory / f"disk-{VERSION}-{images.directory.name}.raw"
     if final.exists():
         return BenchDisk(final)
-    say("disk: 4 GiB, half of it a file tree and 512 MiB that do not compress (once; it stays in build/bench)")
+    say("disk: 4 GiB, half of it a file tree and 512 MiB of incompressible data (made once, kept in build/bench)")
     work = directory / "work"
     shutil.rmtree(work, ignore_errors=True)
     (work / "tree").mkdir(parents=True)
@@ -100,7 +100,7 @@ def build_disk(images: _images.Images, say: Callable[[str], None]) -> BenchDisk:
 
 
 def _fill_tree(directory: Path) -> None:
-    """Files of this machine's /usr, in order, until there are enough bytes; a second time if it has too few."""
+    """Files of this machine's /usr, in order, until there are enough bytes; repeated if there are too few."""
     left, turn = TREE_BYTES, 0
     while left > 0:
         before = left

@@ -1,4 +1,4 @@
-"""What was measured, as a table, as build/bench.json and as build/bench.svg."""
+"""The results as a table, as build/bench.json and as build/bench.svg."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AIMS: Mapping[str, str] = {
     "wan_delta_vs_rsync": "> 1",
     "wan_bytes_vs_zstd_ssh": "> 1",
     "wan_resent_ratio": "<= 1.01: with ten cuts",
-    "wan_bytes_vs_rsync": "about 1: rsync compares both disks to find what a bitmap tells",
+    "wan_bytes_vs_rsync": "about 1: rsync compares both disks to find what asrcore reads from a bitmap",
     "delta_vs_virtnbdbackup": ">= 3, aim 5",
     "delta_bytes_read_ratio": "<= 1.05",
     "delta_bytes_wire_ratio": "<= 0.6",
@@ -39,11 +39,11 @@ AIMS: Mapping[str, str] = {
     "idle_cycle_cpu_seconds": "< 0.05",
     "status_seconds_50_machines": "< 0.3",
 }
-"""All keys of the figures, and what they should be."""
+"""All keys of the figures, and their targets."""
 
 
 def machine_facts(*, quick: bool) -> dict[str, object]:
-    """What it was measured on."""
+    """The machine and the versions that were measured."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
@@ -72,7 +72,7 @@ def _printed(command: Sequence[str]) -> str:
 def show(result: Result) -> None:
     """A table on the terminal."""
     table = Table(title=result.title, title_justify="left")
-    for column in ("", "median s", "from", "to", "CPU s", "times ours"):
+    for column in ("", "median s", "from", "to", "CPU s", "times asrcore"):
         table.add_column(column, justify="left" if not column else "right")
     ours = median(result.rounds[OURS]) if result.rounds.get(OURS) else 0.0
     for name, items in result.rounds.items():
@@ -89,7 +89,7 @@ def show(result: Result) -> None:
 
 
 def show_profile(samples: Mapping[str, int], lines: int = 12) -> None:
-    """Where our engine's threads were found most often, waiting included."""
+    """The code locations where asrcore's threads were sampled most often, waiting included."""
     total = sum(samples.values()) or 1
     for place, count in sorted(samples.items(), key=lambda item: -item[1])[:lines]:
         print(f"  {100 * count / total:5.1f} %  {place}")

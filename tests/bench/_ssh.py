@@ -1,4 +1,5 @@
-"""Debian's sshd for a peer that sends through ssh: unpacked, not installed, since an installed one starts by itself."""
+"""Debian's sshd for a peer that sends through ssh: unpacked, not installed, since an installed one starts
+automatically."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ PidFile none
 
 
 def unpacked() -> Path:
-    """sshd of the package, unpacked in build/bench; it stays there."""
+    """sshd of the package, unpacked in build/bench and kept there."""
     place = _places.PROJECT / "build/bench/openssh-server"
     if not place.exists():
         work = place.with_name("openssh-server.new")
@@ -42,15 +43,15 @@ def unpacked() -> Path:
 
 
 def server(field: Cluster) -> str:
-    """Make keys and accounts at site b, and bring the client's key to site a. Returns the command of a server that ends
-    after one connection: so what it costs is known."""
+    """Make keys and accounts at site b, and copy the client's key to site a. Returns the command of a server that exits
+    after one connection, so that its cost can be measured."""
     here = field.lab.host_path(ENGINE, HOME)
     if not here.exists():
         here.mkdir()
         for key in ("host", "user"):
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", here / key])
         (here / "config").write_text(CONFIG)
-        # sshd wants an account to drop its rights to, and of root that it is not locked; only this site sees them.
+        # sshd needs an account to drop its privileges to, and an unlocked root account; only this site sees them.
         (here / "passwd").write_text(
             Path("/etc/passwd").read_text() + f"sshd:x:65533:65534::{HOME}:/usr/sbin/nologin\n"
         )
@@ -64,11 +65,11 @@ def server(field: Cluster) -> str:
         shutil.copy(here / "user", there)
         address, key = field.lab.sites[ENGINE].address, (here / "host.pub").read_text()
         (there / "known").write_text(f"[{address}]:{PORT} {key}")
-    # It ends with 255 when its client hangs up; what went wrong, the client knows.
+    # It exits with status 255 when its client hangs up; the client reports errors.
     return f"{unpacked()} -d -f {HOME}/config || test $? = 255"
 
 
 def client(field: Cluster, command: str) -> str:
-    """The command that runs a shell command at site b from site a, with its input."""
+    """The command that runs a shell command at site b from site a, with its standard input."""
     options = f"-F none -q -i {HOME}/user -p {PORT} -o BatchMode=yes -o UserKnownHostsFile={HOME}/known"
     return f"ssh {options} root@{field.lab.sites[ENGINE].address} '{command}'"

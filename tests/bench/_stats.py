@@ -11,13 +11,13 @@ __all__ = ["OURS", "TIDIED", "Measured", "Result", "document", "median", "order"
 
 OURS = "asrcore"
 TIDIED = "asrcore, tidied up"
-"""Ours until its job had ended: with what is done after the point, in the time to the next cycle."""
+"""asrcore until its job has ended: includes the work after the point, which is done before the next cycle."""
 
 
 @attrs.frozen
 class Measured:
-    """One round of one contender. `cpu_seconds`: of the contender's processes and threads, QEMU's not counted;
-    `peak_rss`: bytes, 0 where it was not looked at; `more`: further numbers, such as bytes sent."""
+    """One round of one contender. `cpu_seconds`: of the contender's processes and threads, without QEMU's; `peak_rss`:
+    bytes, 0 where it was not measured; `more`: further numbers, such as bytes sent."""
 
     seconds: float
     cpu_seconds: float = 0.0
@@ -27,8 +27,8 @@ class Measured:
 
 @attrs.frozen
 class Result:
-    """What a section found: `rounds` by contender, `figures` by key of build/bench.json, `missing`: what was not
-    measured and why."""
+    """The results of a section: `rounds` by contender, `figures` by key of build/bench.json, `missing`: what was not
+    measured, and why."""
 
     section: str
     title: str
@@ -38,7 +38,8 @@ class Result:
 
 
 def sealed(rounds: Mapping[str, Sequence[Measured]], *names: str) -> dict[str, list[Measured]]:
-    """The rounds with ours (and `names`, where there) only until the recovery point was there, and ours as it was."""
+    """The rounds with asrcore's time (and that of `names`, if present) only until the recovery point existed, and
+    asrcore's full time in addition."""
     result = {name: list(items) for name, items in rounds.items()}
     for name in {OURS, *names} & rounds.keys():
         result[name] = [attrs.evolve(item, seconds=item.more["sealed_seconds"]) for item in rounds[name]]
@@ -51,13 +52,15 @@ def median(rounds: Sequence[Measured], field: str = "") -> float:
 
 
 def ratio(rounds: Mapping[str, Sequence[Measured]], peer: str, field: str = "") -> float:
-    """How many times faster we are than the peer: its median by ours. `field`: compares that one of ours instead."""
+    """How many times faster asrcore is than the peer: the peer's median divided by asrcore's. `field`: compares that
+    number instead."""
     return median(rounds[peer]) / median(rounds[OURS], field)
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """The contenders in the order of a round: each is first in turn, as what comes first finds other caches, and every
-    second round backwards, so that nobody always comes after the same: each finds the memory as the one before left it.
+    """The contenders in the order of a round. Each is first in turn, because the first one finds different caches.
+    Every second round is reversed, so that no contender always follows the same one: each finds the memory as the
+    previous one left it.
     """
     start = number // 2 % len(names) if names else 0
     turned = [*names[start:], *names[:start]]

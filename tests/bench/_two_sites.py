@@ -1,4 +1,5 @@
-"""Ours at two sites: an engine beside the guest, a master target at the other, TLS and compression in between."""
+"""asrcore at two sites: an engine at the guest's site, a master target at the other, TLS and compression between
+them."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ __all__ = ["APART", "NOT_APART", "two_sites"]
 
 APART = "asrcore, two sites"
 """The contender's name."""
-NOT_APART = f"{APART}, and bytes on the wire: they take long"
+NOT_APART = f"{APART}, and bytes on the wire: too slow for --quick"
 PROTECT_SECONDS = 120.0
 
 
 @contextmanager
 def two_sites(field: Cluster, guest: str) -> Iterator[Callable[..., Measured]]:
-    """Protects the guest, and yields what runs a verb of it to its end: CPU of both processes, `link_bytes` that left
-    the guest's site."""
+    """Protect the guest, and yield a function that runs a verb on it to its end. It measures the CPU time of both
+    processes and `link_bytes`, the bytes that left the guest's site."""
     with (
         master_target(field.lab, PLACE) as target,
         paired(field.lab, target, "tests.bench._worker") as engine,

@@ -1,8 +1,8 @@
-"""The engine that is measured: a process of its own inside a site, led over its standard input.
+"""The engine that is measured: a separate process inside a site, controlled over its standard input.
 
     python -m tests.bench._worker VAULT
 
-It works through the library as `asr` does; nothing here knows a shorter way. The verbs are those of
+It uses the library as `asr` does, without shortcuts. The verbs are those of
 `tests.system.engine_process`, and these.
 """
 
@@ -33,14 +33,14 @@ LINK = Path("/sys/class/net/wan0/statistics/rx_bytes")
 OURS = ("/asrcore/", "/asr_driver_libvirt/")
 SAMPLE_SECONDS = 0.005
 WAITING = ("follow", "_work_on_queue", "look", "sample")
-"""Functions that only wait for what others do."""
+"""Functions that only wait for other threads or processes."""
 
 
 class Worker(engine_process.EngineProcess):
     """Verbs that measure. A measurement is {"seconds", "cpu_seconds", "peak_rss", "link_bytes", ...}.
 
-    `from_view_seconds`: from the instant of the frozen view until the vault had recorded its point. `sealed_seconds`:
-    from the command until then; what tidies up for the next cycle comes later.
+    `from_view_seconds`: from the instant of the frozen view until the vault has recorded its point. `sealed_seconds`:
+    from the command until then; the clean-up for the next cycle comes later.
     """
 
     _view: driver.FrozenView | None = None
@@ -54,18 +54,19 @@ class Worker(engine_process.EngineProcess):
 
     @hookimpl
     def asr_recovery_point_created(self, point: RecoveryPoint) -> None:
-        """A point is durable at the target and stands in the vault."""
+        """A point is durable at the target and recorded in the vault."""
         self._recorded, self._recorded_at = time.time() - point.taken_at, time.monotonic()
 
     def profile(self, on: bool) -> None:
-        """Whether measurements tell where the time went; it costs some of it."""
+        """Whether to sample where the time is spent, which takes some time itself."""
         self._profile = on
 
     @contextmanager
     def _meter(self) -> Iterator[dict[str, Any]]:
-        """Seconds, CPU seconds of all our threads and of the programs we started, peak memory, bytes from the link."""
+        """Seconds, CPU seconds of all threads of this process and of the programs it started, peak memory, bytes from
+        the link."""
         report: dict[str, Any] = {}
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         with _sampled(report) if self._profile else nullcontext():
             link, cpu, begun = int(LINK.read_text()), _cpu(), time.monotonic()
             yield report
@@ -106,7 +107,7 @@ class Worker(engine_process.EngineProcess):
         return report
 
     def open_export(self, site: str, machine: str) -> str:
-        """Freeze a machine as a cycle does, for others to read: the NBD URI of its only disk."""
+        """Freeze a machine as a cycle does, for a peer to read; returns the NBD URI of its only disk."""
         connected = self.engine.context.site(site)
         (found,) = [item for item in connected.inventory.machines() if item.name == machine]
         request = driver.ViewRequest(found.id, "bench", None)
@@ -119,7 +120,7 @@ class Worker(engine_process.EngineProcess):
         return f"nbd://{server.get('name')}:{server.get('port')}/vda"
 
     def close_export(self, site: str, machine: str) -> None:
-        """Let go what `open_export` holds, of a machine that is not protected."""
+        """Release what `open_export` holds, for a machine that is not protected."""
         view, self._view = self._view, None
         if view is None:
             return
@@ -133,7 +134,8 @@ class Worker(engine_process.EngineProcess):
 
 @contextmanager
 def _sampled(report: dict[str, Any]) -> Iterator[None]:
-    """Look every 5 ms where each thread of ours is: at the innermost line of asrcore or a driver, and what it calls."""
+    """Sample every 5 ms where each thread is: at the innermost line of asrcore or a driver, and what that line
+    calls."""
     found: Counter[str] = Counter()
     ended = threading.Event()
 

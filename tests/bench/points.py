@@ -1,4 +1,4 @@
-"""Recovery points by the thousand: what a cycle, a drop and a boot cost as a replica grows.
+"""Thousands of recovery points: the cost of a cycle, of deleting points and of a boot as a replica grows.
 
 python -m tests.bench.points growth|shapes|boot [KIND...]    needs root; prints JSON, times in seconds
 
@@ -57,14 +57,14 @@ Times = dict[str, list[float]]
 
 @contextlib.contextmanager
 def _mounted(file_system: str, size: int = 24 * GiB) -> Iterator[Path]:
-    """A file system of its own on a sparse file."""
+    """A separate file system on a sparse file."""
     with tempfile.TemporaryDirectory(prefix="asr-bench-") as name, mounted(Path(name), file_system, size) as mount:
         yield mount
 
 
 @attrs.define
 class _Made:
-    """A replica under measurement. Seconds of each operation are noted in `times`."""
+    """A replica under measurement. Seconds of each operation are recorded in `times`."""
 
     replica: Replica
     disks: dict[str, int]
@@ -94,7 +94,7 @@ class _Made:
             seal = SealSpec(f"p{self.cycles}", float(self.cycles), Consistency.CRASH, keep, self.description)
             with self.timed("seal_kept" if keep else "seal"):
                 writer.seal(seal)
-            with self.timed("apply"):  # which is what is left to do at a close
+            with self.timed("apply"):  # the only work left at a close
                 writer.close()
         if keep:  # as the engine does: see Replica.drop_points
             with self.timed("tidy"):
@@ -116,7 +116,7 @@ class _Made:
         return [point.id for point in self.replica.info().points if point.kept]
 
     def medians(self) -> dict[str, float]:
-        """Of what was noted since the last call."""
+        """Medians of what was recorded since the last call."""
         result = {what: round(statistics.median(values), 4) for what, values in sorted(self.times.items())}
         self.times.clear()
         return result
@@ -136,7 +136,7 @@ def _make(directory: Path, size: int, extents: int, replica_id: str = "r1") -> _
 
 
 def _rounds(made: _Made) -> dict[str, float]:
-    """Medians of the operations on a replica as it is; it has a few points more afterwards."""
+    """Medians of the operations on a replica in its present state; it has a few more points afterwards."""
     for _ in range(ROUNDS):
         made.small(keep=False)
         made.small(keep=True)
@@ -159,7 +159,7 @@ def growth(kind: str, counts: Sequence[int] = COUNTS, size: int = 4 * GiB, exten
         made = _make(directory, size, extents)
         for count in counts:
             before = -1
-            while len(made.kept) < count and len(made.kept) > before:  # no more: the kind holds no more
+            while len(made.kept) < count and len(made.kept) > before:  # not growing: this kind's limit is reached
                 before = len(made.kept)
                 made.small(keep=True)
             tidying = made.times["tidy"] or [0.0]
@@ -210,7 +210,7 @@ def _boot_description(work: Path) -> Description:
 
 
 def _inside_build(site: LibvirtSite, work: Path, points: int, extents: int) -> None:
-    """A replica of the guest in `work` with so many points, which all have the guest's content."""
+    """A replica of the guest in `work` with this many points, all with the guest's content."""
     description = _boot_description(work)
     disks = {disk.id: disk.size for disk in description.machine.disks}
     replica = site.target.create_replica(ReplicaSpec("r1", _GUEST, 1, description), Watch())
@@ -226,7 +226,7 @@ def _inside_build(site: LibvirtSite, work: Path, points: int, extents: int) -> N
     choice = random.Random(3)
 
     def again(number: int, disk_id: str) -> list[tuple[str, int, bytes]]:
-        """The same content once more, in small pieces: the structure changes, the guest does not."""
+        """The same content again in small pieces: the structure changes, the content does not."""
         blocks = disks[disk_id] // _WRITE
         places = [choice.randrange(blocks) * _WRITE for _ in range(number)]
         return [(disk_id, place, content[disk_id][place : place + _WRITE]) for place in places]
@@ -239,7 +239,7 @@ def _inside_build(site: LibvirtSite, work: Path, points: int, extents: int) -> N
 
 
 def _first_bytes(console: Path, since: int, limit: float = 60.0) -> float:
-    """When the guest's kernel said something."""
+    """When the guest's kernel first wrote to its console."""
     end = time.perf_counter() + limit
     while time.perf_counter() < end:
         with contextlib.suppress(FileNotFoundError):
@@ -293,7 +293,7 @@ def _inside(replica_dir: str, work: str, points: str, extents: str, rounds: str)
 def boot(
     kind: str, points: int = 500, extents: int = 0, rounds: int = ROUNDS, replica_dir: str = ""
 ) -> dict[str, object]:
-    """Seconds from the command to the first words of the guest's kernel, for tests of points and `virsh start`.
+    """Seconds from the command to the first output of the guest's kernel, for tests of points and `virsh start`.
 
     `..._extra` is the median of the differences. `extents`: random 4 KiB rewrites of the largest disk.
     """
@@ -301,7 +301,7 @@ def boot(
         work = Path(name)
         lab.define_guest("b", Kind.BIOS_DIRECT, _GUEST, rate=20)
         xml = lab.run_in("b", ["virsh", "dumpxml", "--inactive", _GUEST]).stdout
-        # The kernel speaks at once, so that its start can be seen.
+        # The kernel prints immediately, so that its start can be seen.
         xml = xml.replace("quiet loglevel=3", "earlyprintk=serial,ttyS0,115200")
         lab.run_in("b", ["virsh", "define", "/dev/stdin"], text=xml)
         (work / "domain.xml").write_text(xml)
@@ -341,7 +341,7 @@ def main() -> None:
         options[name] = int(value)
     kinds = [word for word in arguments if "=" not in word]
     if os.geteuid() != 0:
-        sys.exit("needs root: file systems are mounted, guests started")
+        sys.exit("must be run as root: it mounts file systems and starts guests")
     print(json.dumps([work[what](kind, **options) for kind in kinds or KINDS], indent=1))
 
 

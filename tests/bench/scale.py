@@ -1,9 +1,9 @@
-"""The replication service under many machines of the memory driver: RPO, cycles, CPU and memory.
+"""The replication service with many machines of the memory driver: RPO, cycles, CPU and memory.
 
     python -m tests.bench.scale --machines 500 --seconds 180 [--noisy 5] [--hanging 5] [--latency 0.25]
 
-The service runs in a process of its own, so that its CPU time and memory are its own. What the memory driver takes is
-counted in: it stands for the work that a real driver does in this process.
+The service runs in a separate process, so that its CPU time and memory can be measured. The memory driver's share is
+included: it stands for the work that a real driver does in this process.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ WRITE_EVERY = 10.0  # seconds between two writes of 4 KiB by a machine
 def measure(
     machines: int, seconds: float, *, noisy: int = 0, hanging: int = 0, latency: float = 0.0
 ) -> dict[str, float]:
-    """Let the service protect so many machines at an interval of 30 s, for so long after two rounds to warm up.
+    """Let the service protect this many machines at an interval of 30 s, for `seconds` after two rounds of warm-up.
 
-    `noisy` of them change 40 % of their disk every 10 s, `hanging` ones have a source that does not answer for 20 s.
-    `latency`: seconds until a source has frozen a view; 0.25 is what an idle cycle of a libvirt guest takes.
+    `noisy` of them change 40 % of their disk every 10 s, `hanging` of them have a source that does not answer for 20 s.
+    `latency`: seconds until a source has frozen a view; an idle cycle of a libvirt guest takes 0.25.
     Figures: `rpo_p50_seconds`, `rpo_p95_seconds`, `rpo_max_seconds` of the age that the newest point of a quiet machine
     had when the next one was sealed (or at the end); `cycles_per_second`; `cpu_seconds_per_machine_hour`;
     `rss_bytes`, `rss_bytes_per_machine` (what machines add to an empty engine); `rss_growth_ratio` during the
-    measurement; `saturated` (0 or 1): whether health says that the service cannot keep up.
+    measurement; `saturated` (0 or 1): whether health reports that the service cannot keep up.
     """
     options = {"machines": machines, "seconds": seconds, "noisy": noisy, "hanging": hanging, "latency": latency}
     command = [sys.executable, "-m", "tests.bench.scale", "--child"]
@@ -105,7 +105,7 @@ def _engine(folder: Path) -> Iterator[Engine]:
     with Engine.create(str(folder / "vault.db"), plugins) as engine:
         MemoryWorld("away")
         engine.add_site("b", "memory", {"world": "away"})
-        # Points come and go at the same rate from the fourth minute on.
+        # From the fourth minute on, points are made and deleted at the same rate.
         engine.vault.add_policy(Policy("gold", INTERVAL, 2 * INTERVAL, keep=4 * INTERVAL, resync_window=ALWAYS))
         yield engine
 
@@ -137,7 +137,7 @@ def _protected(engine: Engine, world: MemoryWorld, site: str, names: list[str]) 
 
 
 def _write(machines: list[MemoryMachine], noisy: list[MemoryMachine], stop: threading.Event) -> None:
-    """What the guests do meanwhile."""
+    """The guests' writes during the measurement."""
     dice = random.Random(7)
     pause = WRITE_EVERY / max(1, len(machines))
     while True:
@@ -150,7 +150,7 @@ def _write(machines: list[MemoryMachine], noisy: list[MemoryMachine], stop: thre
 
 
 def _rss() -> int:
-    """Bytes of this process that are in memory now."""
+    """Resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -212,7 +212,7 @@ def _child(machines: int, seconds: float, *, noisy: int, hanging: int, latency: 
 
 
 def _ages(engine: Engine, machines: list[str], begun: float, ended: float) -> tuple[list[float], int]:
-    """The oldest that each newest point became, and how many cycles were sealed."""
+    """The greatest age that each newest point reached, and the number of sealed cycles."""
     ages: list[float] = []
     cycles = 0
     for machine in machines:

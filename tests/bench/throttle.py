@@ -1,4 +1,4 @@
-"""Does the bandwidth limit hold? Initial copies of machines of one policy, at the same time, against the clock.
+"""Whether the bandwidth limit holds: simultaneous initial copies of machines of one policy, timed.
 
 python -m tests.bench.throttle --rate 20Mbit --seconds 20 --machines 2
 """
@@ -24,7 +24,7 @@ __all__ = ["measure"]
 
 
 def measure(rate: str = "20Mbit", seconds: float = 20.0, machines: int = 2) -> dict[str, float]:
-    """Copy what the rate allows in so many seconds, shared by several machines, with the real transfer.
+    """Copy what the rate allows in this many seconds, shared by several machines, with the real transfer.
 
     Figures: `throttle_ratio` (bytes per second from the first to the last piece, by the rate; 1 is exact),
     `sent_bytes`, `took_seconds`.

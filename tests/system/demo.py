@@ -1,8 +1,8 @@
-"""The main job, shown on a real guest: protected, lost, carried on at the other site, brought home.
+"""The main scenario on a real guest: protect, test failover, unplanned failover, re-protect and failback.
 
     python -m tests.system.demo [--kind bios-disk] [--report build/demo-report.json]
 
-Everything it says was measured in this run. Exit 0 only if every claim holds.
+Every figure is measured in this run. Exits with status 0 only if every claim holds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WATCHED_CYCLES = 10
 
 
 class Claim(Exception):
-    """Something that the demo claims does not hold."""
+    """A claim of the demo does not hold."""
 
 
 def claim(holds: bool, what: str) -> None:
@@ -38,7 +38,7 @@ def claim(holds: bool, what: str) -> None:
 
 
 class Demo:
-    """Runs the story in order; `report` collects the figures."""
+    """Runs the scenario in order; `report` collects the figures."""
 
     def __init__(self, lab: Lab, kind: str) -> None:
         self.lab = lab
@@ -61,7 +61,7 @@ class Demo:
         return time.monotonic() - started
 
     def run(self) -> None:
-        """The whole story."""
+        """The whole scenario."""
         try:
             self.protect()
             self.replicate()
@@ -80,7 +80,7 @@ class Demo:
     def protect(self) -> None:
         """A running guest gets its replica."""
         lab, asr = self.lab, self.asr
-        self.say(f"site a: guest {GUEST} ({self.kind}) boots and begins its ledger")
+        self.say(f"site a: guest {GUEST} ({self.kind}) boots and starts writing its ledger")
         lab.define_guest("a", self.kind, GUEST, autostart=True)
         lab.start("a", GUEST)
         lab.wait_row("a", GUEST, 30)
@@ -100,7 +100,7 @@ class Demo:
         )
 
     def replicate(self) -> None:
-        """Deltas at the policy's interval, the true RPO sampled all the while."""
+        """Deltas at the policy's interval, with the actual RPO sampled continuously."""
         self.asr.start_service()
         with self.asr.library() as library:
             self.wait(lambda: library.status()[0].protection.state.value == "protected", "protected")
@@ -128,7 +128,7 @@ class Demo:
         )
 
     def test_failover(self) -> None:
-        """A point boots in isolation while replication goes on."""
+        """A recovery point boots in isolation while replication continues."""
         lab, asr = self.lab, self.asr
         cycles = self._cycles()
         consoles = set(self._consoles("b"))
@@ -146,13 +146,13 @@ class Demo:
         self._audited(self._console_of(fresh[0]), "test failover")
         networks = lab.run_in("b", ["virsh", "domiflist", name]).stdout
         claim("asr-test" in networks and " lab " not in networks, f"the test is isolated:\n{networks}")
-        self.wait(lambda: self._cycles() >= cycles + 2, "replication goes on beside the test")
+        self.wait(lambda: self._cycles() >= cycles + 2, "replication continues during the test")
         asr("failover", "cleanup", GUEST)
         left = lab.run_in("b", ["virsh", "list", "--all", "--name"]).stdout.split()
-        claim(name not in left, "the clean-up leaves no test machine")
+        claim(name not in left, "clean-up deletes the test machine")
         self.say(
             f"test failover booted in {self.report['test_failover_boot_seconds']} s on an isolated network, "
-            "ledger intact, replication went on; cleaned up"
+            "ledger intact, replication continued; cleaned up"
         )
 
     def prove_equality(self) -> None:
@@ -165,14 +165,14 @@ class Demo:
         self.say(f"verified: {len(facts['disks'])} disks equal the frozen source by SHA-256")
 
     def lose_the_site(self) -> None:
-        """The source dies in the middle of its work."""
+        """The source fails under load."""
         lab, asr = self.lab, self.asr
         lab.cut()
         lab.site_down("a")
         last = lab.console("a", GUEST).last_ack
         claim(last is not None, "the guest acknowledged rows")
         assert last is not None
-        self.say(f"site a burns: QEMU killed, link cut; the last acknowledged row was {last.row}")
+        self.say(f"site a fails: QEMU killed, link cut; last acknowledged row: {last.row}")
         started = time.monotonic()
         facts = asr.result("failover", "unplanned", GUEST)
         lab.wait_ready("b", GUEST)
@@ -181,27 +181,27 @@ class Demo:
         self.report["unplanned_rows_lost"] = max(0, last.row - audit.last)
         self.report["unplanned_seconds_lost"] = round(max(0.0, last.time - audit.last_time), 2)
         self.say(
-            f"failed over to point {facts['point']}: working after {self.report['unplanned_rto_seconds']} s, ledger "
+            f"failed over to point {facts['point']}: ready after {self.report['unplanned_rto_seconds']} s, ledger "
             f"intact to row {audit.last}; lost {self.report['unplanned_rows_lost']} rows "
             f"({self.report['unplanned_seconds_lost']} s)"
         )
         asr("failover", "commit", GUEST)
         lab.wait_row("b", GUEST, audit.last + 20)
-        self.say("committed; the ledger grows at site b")
+        self.say("committed; the guest keeps writing at site b")
 
     def first_site_returns(self) -> None:
-        """The lost host comes back with its guest, which must not go on."""
+        """The failed host comes back and starts its guest, which must be quarantined."""
         lab, asr = self.lab, self.asr
-        claim(asr.status(GUEST)["quarantine_owed"], "the quarantine is owed while the site is away")
+        claim(asr.status(GUEST)["quarantine_owed"], "the quarantine is pending while the site is down")
         lab.site_up("a")
         lab.restore()
-        self.say("site a is back, and its guest started with the host")
+        self.say("site a is back, and its guest was started with the host")
         self.wait(lambda: not asr.status(GUEST)["quarantine_owed"], "the old guest is quarantined", timeout=120, poll=1)
         claim(lab.state("a", GUEST) == "shut off", "the old guest is off")
-        self.say("the old guest at site a is quarantined: off, and kept from starting with its host")
+        self.say("the old guest at site a is quarantined: shut off, and no longer started with its host")
 
     def reprotect(self) -> None:
-        """The other way round: the engine moves to the new recovery site, only differences travel."""
+        """Reverse direction: the engine moves to the new recovery site, and only differences are sent."""
         asr = self.asr
         asr.stop_service()
         asr.move_to("a")
@@ -212,14 +212,14 @@ class Demo:
         claim(facts["bytes_sent"] < self.report["initial_copy_bytes"], "re-protect sends less than a full copy")
         self.say(
             f"re-protected b > a: {facts['bytes_sent'] / 2**20:.1f} MiB sent, "
-            f"{facts['bytes_same'] / 2**20:.0f} MiB were equal already"
+            f"{facts['bytes_same'] / 2**20:.0f} MiB were already equal"
         )
         asr.start_service()
         cycles = self._cycles()
-        self.wait(lambda: self._cycles() >= cycles + 2, "deltas in the other direction")
+        self.wait(lambda: self._cycles() >= cycles + 2, "deltas in the reverse direction")
 
     def go_home(self) -> None:
-        """Planned failover: nothing may be lost."""
+        """Planned failover: no data may be lost."""
         lab, asr = self.lab, self.asr
         boots = len(lab.console("a", GUEST).ready)
         started = time.monotonic()
@@ -227,16 +227,18 @@ class Demo:
         lab.wait_ready("a", GUEST, boots=boots + 1)
         self.report["planned_rto_seconds"] = round(time.monotonic() - started, 2)
         console = lab.console("b", GUEST)
-        claim(bool(console.down), "the guest at b shut down in order")
+        claim(bool(console.down), "the guest at site b shut down cleanly")
         last = console.down[-1].last
         audit = self._audited_at("a", "planned failover")
         self.report["planned_rows_lost"] = last - audit.last
-        claim(audit.last == last, f"a planned failover loses nothing: {audit.last} of {last}")
-        self.say(f"planned failover home in {self.report['planned_rto_seconds']} s: all {audit.rows} rows are there")
+        claim(audit.last == last, f"a planned failover loses no data: row {audit.last} of {last}")
+        self.say(
+            f"planned failover back to site a in {self.report['planned_rto_seconds']} s: all {audit.rows} rows are there"
+        )
         asr("failover", "commit", GUEST)
 
     def protect_again(self) -> None:
-        """As at the beginning."""
+        """Re-protect in the first direction, as at the start."""
         asr = self.asr
         asr.stop_service()
         asr.move_to("b")
@@ -247,9 +249,11 @@ class Demo:
         self.wait(lambda: self._cycles() >= cycles + 2, "deltas in the first direction")
         status = asr.status(GUEST)
         claim(status["state"] == "protected" and status["direction"] == "forward", f"protected again: {status}")
-        self.say(f"re-protected a > b with {facts['bytes_sent'] / 2**20:.1f} MiB; epoch {status['epoch']}; as it began")
+        self.say(
+            f"re-protected a > b with {facts['bytes_sent'] / 2**20:.1f} MiB; epoch {status['epoch']}; initial state"
+        )
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- observing -------------------------------------------------------------------------------------------------
 
     def _cycles(self) -> int:
         with self.asr.library() as library:
@@ -275,7 +279,7 @@ class Demo:
 
 
 def conclude(report: dict[str, Any], path: Path, begun: float, failed: str) -> int:
-    """Write a demo's report, in one step, and show it; the exit code. `failed`: what does not hold."""
+    """Write a demo's report atomically and print it; returns the exit code. `failed`: the claim that does not hold."""
     report["seconds"] = round(time.monotonic() - begun, 1)
     report["holds"] = not failed
     text = json.dumps(report, indent=2)
@@ -304,7 +308,7 @@ def main() -> int:
         except Claim as problem:
             failed = str(problem)
             print(
-                f"\nDOES NOT HOLD: {failed}\n--- the service's last words:\n{demo.asr.log()[-4000:]}", file=sys.stderr
+                f"\nDOES NOT HOLD: {failed}\n--- end of the service's log:\n{demo.asr.log()[-4000:]}", file=sys.stderr
             )
     return conclude(demo.report, given.report, begun, failed)
 

@@ -1,10 +1,10 @@
-"""A real guest replicated to "Azure", run there, and brought home.
+"""A real guest is replicated to an emulated Azure, fails over to it, and fails back.
 
     python -m tests.system.demo_azure [--report build/demo-azure-report.json]
 
-The guest runs at a site of the lab, the engine beside it. Azure is the peers of the driver's tests: Azurite behind a
-strict proxy for storage, the tests' own management server, and QEMU for what it starts. Everything it says was measured
-in this run. Exit 0 only if every claim holds.
+The guest and the engine run at one site of the lab. Azure is emulated by the driver's tests: Azurite behind a strict
+proxy for storage, a management server, and QEMU for the machines. Every figure is measured in this run. Exits with
+status 0 only if every claim holds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REACTION_SECONDS = 240.0
 
 
 class Peers:
-    """Azurite, proxy and cloud, in a process inside a site: its loopback is where they are reached."""
+    """Azurite, proxy and cloud, in a process inside a site; they listen on its loopback interface."""
 
     def __init__(self, lab: Lab, directory: Path, site: str = SITE) -> None:
         self._log = (directory / "peers.log").open("wb")
@@ -53,11 +53,11 @@ class Peers:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise AssertionError(f"the peers ended:\n{(self._directory / 'peers.log').read_text()[-3000:]}")
+            raise AssertionError(f"the emulated Azure exited:\n{(self._directory / 'peers.log').read_text()[-3000:]}")
         return json.loads(line)
 
     def state(self) -> dict[str, Any]:
-        """What there is in the cloud, past the driver."""
+        """The state of the cloud, read without the driver."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
@@ -65,11 +65,11 @@ class Peers:
         return state
 
     def consoles(self) -> set[Path]:
-        """Of all machines that ran."""
+        """The consoles of all machines that ran."""
         return set((self._directory / "machines").glob("*.console"))
 
     def close(self) -> None:
-        """End them."""
+        """Stop them."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -81,7 +81,7 @@ class Peers:
 
 
 class Demo:
-    """Runs the story in order; `report` collects the figures."""
+    """Runs the scenario in order; `report` collects the figures."""
 
     def __init__(self, lab: Lab, kind: str, directory: Path) -> None:
         self.lab = lab
@@ -104,7 +104,7 @@ class Demo:
             time.sleep(0.2)
 
     def run(self) -> None:
-        """The whole story."""
+        """The whole scenario."""
         self.peers = Peers(self.lab, self.directory)
         self.say("the storage account and the management server answer")
         try:
@@ -120,7 +120,7 @@ class Demo:
     # -- chapters --------------------------------------------------------------------------------------------------
 
     def protect(self) -> None:
-        """A running guest gets its page blobs."""
+        """The initial copy of a running guest to page blobs."""
         lab, asr = self.lab, self.asr
         lab.define_guest(SITE, self.kind, GUEST)
         lab.start(SITE, GUEST)
@@ -149,7 +149,7 @@ class Demo:
         self.say(f"a delta of {delta['bytes_sent'] // 1024} KiB; blobs equal the frozen source by SHA-256")
 
     def test_failover(self) -> None:
-        """A point boots from a managed disk that was made of the blobs, in a network that leads nowhere."""
+        """A recovery point boots from a managed disk made from the blobs, in an isolated network."""
         before, consoles = self.peers.state()["resources"], self.peers.consoles()
         started = time.monotonic()
         self.asr.result("failover", "test", GUEST)
@@ -158,18 +158,18 @@ class Demo:
         self.audited(parse_console(console.read_text(errors="replace")).audits[-1], "test failover")
         state = self.peers.state()
         ours = [name for name in state["cards"] if name.startswith("asr-test")]
-        claim(bool(ours), "the test machine has a card")
+        claim(bool(ours), "the test machine has a network interface")
         for card in ours:
             network = state["cards"][card].partition("/")[0]
-            claim(network.startswith("asr-test"), f"the card is in a network of the test's own, not in {network}")
+            claim(network.startswith("asr-test"), f"the interface is in a test network, not in {network}")
         rules = [rule for name, found in state["rules"].items() if name.startswith("asr-test") for rule in found]
-        claim(rules == ["Deny", "Deny"], f"nothing goes in or out: {rules}")
+        claim(rules == ["Deny", "Deny"], f"all traffic is denied: {rules}")
         self.asr("failover", "cleanup", GUEST)
-        claim(self.peers.state()["resources"] == before, "the clean-up leaves no resource")
+        claim(self.peers.state()["resources"] == before, "clean-up deletes every resource of the test")
         self.say(f"test failover booted in {self.report['test_failover_boot_seconds']} s, isolated; cleaned up")
 
     def unplanned(self) -> None:
-        """The guest is lost in the middle of its work; it goes on in the cloud."""
+        """The guest is lost under load and fails over to the cloud."""
         lab, asr = self.lab, self.asr
         rows = self.home().last_ack
         assert rows is not None
@@ -187,11 +187,11 @@ class Demo:
         asr("failover", "commit", GUEST)
         self.wait(lambda: bool(self.cloud().acks) and self.cloud().acks[-1].row > audit.last + 20, "rows in the cloud")
         self.say(
-            f"failed over; {self.report['unplanned_rows_lost']} rows lost; committed; the ledger grows in the cloud"
+            f"failed over; {self.report['unplanned_rows_lost']} rows lost; committed; the guest writes in the cloud"
         )
 
     def way_back(self) -> None:
-        """Replication home: what differs, then deltas by snapshot diffs."""
+        """Replication back to the first site: the differences, then deltas from snapshot diffs."""
         asr = self.asr
         before = self.peers.state()["read_bytes"]
         facts = asr.result("reprotect", GUEST)
@@ -201,12 +201,12 @@ class Demo:
         self.report["reverse_delta_bytes"] = delta["bytes_sent"]
         self.report["failback_bytes"] = self.peers.state()["read_bytes"] - before
         self.say(
-            f"re-protected: {facts['bytes_sent'] // 1024} KiB written at home; then a delta of "
-            f"{delta['bytes_sent'] // 1024} KiB by the diff of two snapshots"
+            f"re-protected: {facts['bytes_sent'] // 1024} KiB written at the first site; then a delta of "
+            f"{delta['bytes_sent'] // 1024} KiB from the diff of two snapshots"
         )
 
     def go_home(self) -> None:
-        """Planned failover: nothing may be lost."""
+        """Planned failover: no data may be lost."""
         lab, asr = self.lab, self.asr
         before = self.peers.state()["read_bytes"]
         boots = len(self.home().ready)
@@ -214,34 +214,34 @@ class Demo:
         lab.wait_ready(SITE, GUEST, boots=boots + 1)
         self.report["failback_bytes"] += self.peers.state()["read_bytes"] - before
         down = self.cloud().down
-        claim(bool(down), "the guest in the cloud shut down in order")
+        claim(bool(down), "the guest in the cloud shut down cleanly")
         audit = self.audited(self.home().audits[-1], "failback")
         lost = self.report["failback_rows_lost"] = down[-1].last - audit.last
-        claim(lost == 0, f"a planned failback loses nothing: {audit.last} of {down[-1].last}")
+        claim(lost == 0, f"a planned failback loses no data: row {audit.last} of {down[-1].last}")
         read, size = self.report["failback_bytes"], self.report["disk_bytes"]
         self.report["last_delta_bytes"] = facts["last_delta_bytes"]
         sent = sum(self.report[key] for key in ("reprotect_bytes_sent", "reverse_delta_bytes", "last_delta_bytes"))
-        claim(read < 1.25 * sent, f"what left the cloud is what differed: {read} bytes for {sent} that were sent home")
-        claim(read < size / 4, f"and is little: {read} bytes of {size}")
+        claim(read < 1.25 * sent, f"only differences are read from the cloud: {read} bytes for {sent} bytes sent back")
+        claim(read < size / 4, f"that is less than a quarter of the disks: {read} bytes of {size}")
         asr("failover", "commit", GUEST)
-        self.say(f"home again: all {audit.rows} rows are there; {read / 2**20:.1f} MiB left the cloud")
+        self.say(f"failed back: all {audit.rows} rows are there; {read / 2**20:.1f} MiB were read from the cloud")
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- observing -------------------------------------------------------------------------------------------------
 
     def home(self) -> Console:
-        """What the guest said at its home."""
+        """The guest's console at the first site."""
         return self.lab.console(SITE, GUEST)
 
     def cloud(self) -> Console:
-        """What it said in the cloud."""
+        """Its console in the cloud."""
         return parse_console(self.console.read_text(errors="replace"))
 
     def grows(self, row: int) -> None:
-        """The ledger in the cloud comes as far as this row."""
+        """Wait until the ledger in the cloud has reached this row."""
         self.wait(lambda: any(ack.row > row for ack in self.cloud().acks), f"row {row} in the cloud")
 
     def booted(self, before: set[Path]) -> Path:
-        """The console of a machine that has come up since."""
+        """The console of a machine that has booted since."""
         found: list[Path] = []
 
         def ready() -> bool:
@@ -252,7 +252,7 @@ class Demo:
         return found[0]
 
     def audited(self, audit: Audit, when: str) -> Audit:
-        """The ledger is whole."""
+        """Claim that the ledger is intact."""
         self.audits.append(audit)
         self.report["ledger_intact"] = all(item.intact for item in self.audits)
         claim(audit.intact and audit.rows > 0, f"the ledger is intact after the {when}: {audit}")

@@ -1,10 +1,10 @@
-"""A physical server replicated to "Azure" through a process server, lost, and carried on there.
+"""A physical server is replicated to an emulated Azure through a process server, and fails over to it.
 
     python -m tests.system.demo_azure_physical [--report build/demo-azure-physical-report.json]
 
-Once it is protected the server gets a boot menu and an fstab that know its root by a name that no other machine gives
-it, and no console on its serial port: as it is, it would not come up in Azure. Azure is the peers of the driver's
-tests, as in `demo_azure`. Everything it says was measured in this run. Exit 0 only if every claim holds.
+Once it is protected, the server's boot menu and fstab are changed to name its root by a device name that exists on this
+server only, and its serial console is removed: without repairs it would not boot in Azure. Azure is emulated by the
+driver's tests, as in `demo_azure`. Every figure is measured in this run. Exits with status 0 only if every claim holds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ grep -q '^/dev/nvme0n1p2 / ' /etc/fstab
 sync
 """
 
-# What each point holds, past the driver: SHA-256 of all pieces of its snapshots that hold a page, by blob and snapshot.
+# The content of each point, read without the driver: SHA-256 of all pieces of its snapshots that contain a page, by
+# blob and snapshot.
 POINTS = """
 import hashlib, json, sys
 from azure.storage.blob import BlobServiceClient
@@ -59,7 +60,7 @@ print(json.dumps(found))
 
 
 class Demo:
-    """Runs the story in order; `report` collects the figures."""
+    """Runs the scenario in order; `report` collects the figures."""
 
     def __init__(self, scene: Scene, directory: Path) -> None:
         self.scene, self.lab, self.asr, self.server = scene, scene.lab, scene.asr, scene.server
@@ -72,7 +73,7 @@ class Demo:
         print(f"[{time.monotonic() - self.begun:6.1f} s] {text}", flush=True)
 
     def run(self) -> None:
-        """The whole story."""
+        """The whole scenario."""
         self.peers = Peers(self.lab, self.directory, SITE)
         self.say("the storage account and the management server answer")
         try:
@@ -85,7 +86,7 @@ class Demo:
     # -- chapters --------------------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        """A process server beside the server, and the cloud as its target."""
+        """A process server next to the server, with the cloud as its target."""
         asr = self.asr
         asr.run("init").check_returncode()
         listening = ["--set=listen=10.78.0.1", f"--set=identity={IDENTITY}", "--set=spool=/srv/asr/spool"]
@@ -96,7 +97,7 @@ class Demo:
         asr("policy", "create", "gold", *words)
         self.report["server_boot_seconds"] = round(self.server.start(timeout=BOOT_SECONDS), 1)
         self.server.wait_row(30)
-        self.say("the server runs; its process server knows the cloud")
+        self.say("the server runs; the cloud is added as a site of its process server")
 
     def protect(self) -> None:
         """Push, initial copy, one delta under load."""
@@ -107,20 +108,22 @@ class Demo:
         facts = self.asr.result("protect", NAME, *words, timeout=540)
         self.report["initial_copy_bytes"] = facts["bytes_sent"]
         self.report["initial_copy_seconds"] = round(time.monotonic() - started, 1)
-        self.say(f"pushed; protected under load: {facts['bytes_sent'] / 2**20:.0f} MiB are page blobs")
+        self.say(f"pushed; protected under load: {facts['bytes_sent'] / 2**20:.0f} MiB copied to page blobs")
         self.server.ssh(NAMED)
-        self.say("somebody names its root /dev/nvme0n1p2, to boot loader and fstab, and takes the serial console away")
+        self.say(
+            "changed on the server: boot loader and fstab name the root /dev/nvme0n1p2, the serial console is removed"
+        )
         row = self._last_row()
         self.server.wait_row(row + 20)
         delta = self.asr.result("replicate", NAME)
         claim(delta["mode"] == "delta", f"the second cycle is a delta: {delta}")
         self.report["delta_bytes"] = delta["bytes_sent"]
         self.report["delta_consistency"] = delta["consistency"]
-        claim(0 < delta["bytes_sent"] < facts["bytes_sent"] / 4, "a delta is what changed")
+        claim(0 < delta["bytes_sent"] < facts["bytes_sent"] / 4, "a delta sends only what changed")
         self.say(f"a delta of {delta['bytes_sent'] // 1024} KiB, consistency {delta['consistency']}")
 
     def lose_the_server(self) -> None:
-        """The power goes; the copy carries on, repaired; the point is what it was."""
+        """The server loses power; the repaired copy boots; the recovery point is unchanged."""
         self.server.cut_power()
         before = self._points()
         last = self.server.console().last_ack
@@ -130,24 +133,24 @@ class Demo:
         self.report["repairs"] = facts["repairs"]
         self.say("failed over; " + "; ".join(facts["repairs"]))
         reported = [item["text"] for item in self.asr("event", "list", NAME) if item["kind"] == "repair"]
-        claim(sorted(reported) == sorted(facts["repairs"]), f"the log tells of each repair: {reported}")
+        claim(sorted(reported) == sorted(facts["repairs"]), f"the log reports each repair: {reported}")
         console = self._booted(consoles)
         self.report["unplanned_rto_seconds"] = round(time.monotonic() - started, 1)
         audit = self._audited(console.audits[-1])
         self.report["unplanned_rows_lost"] = max(0, last.row - audit.last)
-        claim("Command line:" in console.text, "the kernel speaks on the serial port")
-        claim("root=UUID=" in console.text, "its root is known by UUID")
+        claim("Command line:" in console.text, "the kernel writes to the serial port")
+        claim("root=UUID=" in console.text, "its root is named by UUID")
         self.report["points_unchanged"] = self._points() == before
-        claim(self.report["points_unchanged"], "the recovery points are byte for byte what they were")
+        claim(self.report["points_unchanged"], "the recovery points are unchanged, byte for byte")
         self.say(
-            f"it came up after {self.report['unplanned_rto_seconds']} s, ledger intact to row {audit.last}; lost "
-            f"{self.report['unplanned_rows_lost']} rows; {len(before)} snapshots of the points are what they were"
+            f"it booted after {self.report['unplanned_rto_seconds']} s, ledger intact to row {audit.last}; lost "
+            f"{self.report['unplanned_rows_lost']} rows; {len(before)} snapshots of the points are unchanged"
         )
         self.asr("failover", "commit", NAME)
         wait_until(lambda: self._row_there() > audit.last + 20, "rows in the cloud", BOOT_SECONDS, 0.5)
-        self.say(f"committed; the ledger grows in the cloud (row {self._row_there()})")
+        self.say(f"committed; the server keeps writing in the cloud (row {self._row_there()})")
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- observing -------------------------------------------------------------------------------------------------
 
     def _last_row(self) -> int:
         last = self.server.console().last_ack

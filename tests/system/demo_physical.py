@@ -1,8 +1,8 @@
-"""A physical server: protected by push, replicated to another site, lost, and carried on there as a virtual machine.
+"""A physical server: protected by push, replicated to another site, lost, and failed over to a virtual machine there.
 
     python -m tests.system.demo_physical [--report build/demo-physical-report.json]
 
-Everything it says was measured in this run. Exit 0 only if every claim holds.
+Every figure is measured in this run. Exits with status 0 only if every claim holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INTERVAL = 5.0
 WATCHED_CYCLES = 8
 PAGE = 4096
 
-# Small synchronous writes, as of a database's log: how many in so many seconds.
+# Small synchronous writes, like those of a database's log: writes per second.
 WORK = """\
 import os, time
 fd = os.open("/srv/data/work", os.O_RDWR | os.O_CREAT, 0o600)
@@ -41,7 +41,7 @@ while time.monotonic() < end:
     done += 1
 print(done / 6)
 """
-# The service itself, with granules of a larger disk.
+# The mobility service, with the granules of a larger disk.
 COARSE = """\
 import sys
 sys.path.insert(0, "/opt/asr-mobility/asr-mobility.pyz")
@@ -54,7 +54,7 @@ HOT = "while :; do dd if=/dev/urandom of=/srv/plain/hot bs=64k count=64 conv=not
 
 
 class Demo:
-    """Runs the story in order; `report` collects the figures."""
+    """Runs the scenario in order; `report` collects the figures."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene, self.lab, self.asr, self.server = scene, scene.lab, scene.asr, scene.server
@@ -68,7 +68,7 @@ class Demo:
         print(f"[{time.monotonic() - self.begun:6.1f} s] {text}", flush=True)
 
     def run(self) -> None:
-        """The whole story."""
+        """The whole scenario."""
         self.set_up()
         self.protect()
         self.replicate()
@@ -90,7 +90,7 @@ class Demo:
         self.report["server_boot_seconds"] = round(self.server.start(timeout=400), 1)
         self.server.wait_row(30)
         self._alone = self._work()
-        self.say(f"its ledger runs; it writes {self._alone:.0f} small blocks a second without us")
+        self.say(f"its ledger runs; without replication it writes {self._alone:.0f} small blocks a second")
 
     def protect(self) -> None:
         """Push, then the initial copy under load."""
@@ -109,13 +109,13 @@ class Demo:
         self.report["initial_copy_seconds"] = round(time.monotonic() - started, 1)
         self.say(
             f"protected under load: {facts['bytes_sent'] / 2**20:.0f} MiB sent in "
-            f"{self.report['initial_copy_seconds']} s; the replica is what was frozen, byte for byte"
+            f"{self.report['initial_copy_seconds']} s; the replica equals the frozen disks, byte for byte"
         )
         for _ in range(2):
             self.scene.witnessed("replicate", NAME)
             self.equal += 1
         self.report["replica_equals_source"] = True
-        self.say("two deltas: equal to the frozen disks again")
+        self.say("after two deltas the replica equals the frozen disks again")
 
     def replicate(self) -> None:
         """Deltas at the policy's interval."""
@@ -143,13 +143,13 @@ class Demo:
         self.report["freeze_seconds"] = [round(item, 3) for item in freezes]
         self.report["freeze_seconds_max"] = round(max(freezes), 3)
         self.say(
-            f"{len(deltas)} deltas; RPO p95 {self.report['rpo_seconds_p95']} s; the agent takes "
+            f"{len(deltas)} deltas; RPO p95 {self.report['rpo_seconds_p95']} s; the agent uses "
             f"{self.report['agent_cpu_percent']} % of the emulated processor and "
             f"{now['memory_bytes'] / 2**20:.0f} MiB; the longest freeze was {self.report['freeze_seconds_max']} s"
         )
 
     def costs(self) -> None:
-        """What the workload loses, and what is sent beyond what changed."""
+        """The slowdown of the workload, and how much more is sent than changed."""
         beside = self._work()
         slower = round(100 * (1 - beside / self._alone), 1)
         self.report["workload_per_second"] = {"alone": round(self._alone, 1), "replicated": round(beside, 1)}
@@ -158,12 +158,12 @@ class Demo:
         self.report["delta_bytes_changed"], self.report["delta_bytes_sent"] = changed, sent
         self.report["delta_sent_per_changed"] = round(sent / changed, 2)
         self.say(
-            f"small synchronous writes beside it: {beside:.0f} a second ({slower} % fewer); "
-            f"{count} deltas sent {self.report['delta_sent_per_changed']} x what differs in pages of 4 KiB"
+            f"small synchronous writes during replication: {beside:.0f} a second ({slower} % fewer); "
+            f"{count} deltas sent {self.report['delta_sent_per_changed']} x the bytes that differ in 4 KiB pages"
         )
 
     def coarser(self) -> None:
-        """The same with granules of 16 KiB, as disks of more than 64 GiB have them."""
+        """The same with granules of 16 KiB, which disks of more than 64 GiB have."""
         drop_in = "/run/systemd/system/asr-mobility.service.d"
         self.server.ssh(f"mkdir -p /run/coarse {drop_in} && cat > /run/coarse/agent.py", text=COARSE)
         line = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /run/coarse/agent.py run\n"
@@ -177,41 +177,45 @@ class Demo:
             self._wait(lambda: len(library.vault.cycles(machine)) >= before + cycles, "cycles", cycles * INTERVAL * 6)
         sent, changed, count = self._sent_and_changed()
         self.report["delta_sent_per_changed_16k"] = round(sent / changed, 2)
-        self.say(f"with granules of 16 KiB {count} deltas sent {self.report['delta_sent_per_changed_16k']} x")
+        self.say(
+            f"with granules of 16 KiB {count} deltas sent {self.report['delta_sent_per_changed_16k']} x those bytes"
+        )
 
     def refuse(self) -> None:
-        """What a physical server cannot do is refused with the reason and the alternative."""
+        """An operation that a physical server does not support is refused with the reason and the alternative."""
         done = self.asr.run("failover", "planned", NAME, "--json")
         error = json.loads(done.stdout)["error"]
-        claim(done.returncode == 5 and error["code"] == "no-planned-failover", f"a planned one is refused: {error}")
+        claim(
+            done.returncode == 5 and error["code"] == "no-planned-failover", f"a planned failover is refused: {error}"
+        )
         self.say(f"a planned failover is refused: {error['action']}")
 
     def test_failover(self) -> None:
-        """A point boots in isolation while replication goes on."""
+        """A recovery point boots in isolation while replication continues."""
         give_address(self.lab, "b")
         started = time.monotonic()
         self.asr.result("failover", "test", NAME)
         audit = self._audited(self.scene.wait_there(), "test failover")
         self.report["test_failover_boot_seconds"] = round(time.monotonic() - started, 1)
         silent = self.scene.there("systemctl show -p ActiveState,ExecMainStatus asr-mobility").stdout
-        claim("ExecMainStatus=78" in silent, f"the copy's agent knows that it is a copy: {silent}")
+        claim("ExecMainStatus=78" in silent, f"the copy's agent detects that it runs on a copy: {silent}")
         self.asr("failover", "cleanup", NAME)
         self.say(
             f"test failover: it booted in {self.report['test_failover_boot_seconds']} s, network up, ledger intact to "
-            f"row {audit.last}; its agent saw that it is a copy and stayed silent; cleaned up"
+            f"row {audit.last}; its agent detected that it runs on a copy and did not connect; cleaned up"
         )
 
     def lose_the_server(self) -> None:
-        """The power goes; the copy carries on."""
+        """The server loses power; the copy takes over."""
         with self.asr.library() as library:
             machine = library.status()[0].protection.id
             cycles = len(library.vault.cycles(machine))
-            self._wait(lambda: len(library.vault.cycles(machine)) >= cycles + 2, "replication goes on", timeout=120)
+            self._wait(lambda: len(library.vault.cycles(machine)) >= cycles + 2, "replication continues", timeout=120)
         self.server.cut_power()
         last = self.server.console().last_ack
         claim(last is not None, "the server acknowledged rows")
         assert last is not None
-        self.say(f"the server loses its power; the last acknowledged row was {last.row}")
+        self.say(f"the server loses power; last acknowledged row: {last.row}")
         started = time.monotonic()
         self.asr.result("failover", "unplanned", NAME)
         audit = self._audited(self.scene.wait_there(), "unplanned failover")
@@ -226,15 +230,18 @@ class Demo:
         self.asr("failover", "commit", NAME)
         rows = self.scene.audit_there()
         self._audited(rows, "commit")
-        claim(rows.last > audit.last, "the ledger grows at site b")
-        self.say(f"committed; the ledger grows at site b (row {rows.last})")
+        claim(rows.last > audit.last, "the server keeps writing at site b")
+        self.say(f"committed; the server keeps writing at site b (row {rows.last})")
         done = self.asr.run("reprotect", NAME, "--json")
         error = json.loads(done.stdout)["error"]
-        claim(done.returncode == 5 and error["code"] == "no-failback", f"failback to metal is refused: {error}")
-        self.say(f"failback to the server itself is refused: {error['action']}")
+        claim(
+            done.returncode == 5 and error["code"] == "no-failback",
+            f"failback to the physical server is refused: {error}",
+        )
+        self.say(f"failback to the physical server is refused: {error['action']}")
 
     def go_home(self) -> None:
-        """The alternative: as a virtual machine, to a libvirt site at the first place."""
+        """The alternative: failback as a virtual machine to a libvirt site at the first location."""
         self.asr("unprotect", NAME)
         home = ["--set", "uri=qemu:///system", "--set", "replica_dir=/srv/xfs"]
         self.asr("site", "add", "home", "--driver", "libvirt", *home)
@@ -256,7 +263,7 @@ class Demo:
 
         looking = threading.Thread(target=look)
         looking.start()
-        # Its small Debian does not listen to the power button: it is shut down from inside, as an operator would.
+        # Its minimal Debian ignores the power button, so it is shut down from inside, as an operator would do it.
         button = threading.Timer(10, lambda: self.scene.there("systemctl --no-block poweroff", check=False))
         button.start()
         started = time.monotonic()
@@ -273,16 +280,16 @@ class Demo:
         self.report["failback_rows_lost"] = max(0, last - audit.last)
         self.say(
             f"planned failover to site a: it answers there after {self.report['failback_rto_seconds']} s; row {last} "
-            f"was the last that was seen at site b, ledger intact to row {audit.last}: "
+            f"was the last one seen at site b, ledger intact to row {audit.last}: "
             f"{self.report['failback_rows_lost']} rows lost"
         )
-        claim(self.report["failback_rows_lost"] == 0, "a planned failover loses nothing")
+        claim(self.report["failback_rows_lost"] == 0, "a planned failover loses no data")
         self.asr("failover", "commit", NAME)
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- observing -------------------------------------------------------------------------------------------------
 
     def _sent_and_changed(self) -> tuple[int, int, int]:
-        """Bytes that the newest deltas sent, bytes that differ between their points, and how many these are."""
+        """Bytes sent by the newest deltas, bytes that differ between their points, and the number of deltas."""
         with self.asr.library() as library:
             machine = library.status()[0].protection.id
             sent = {point.id: point.bytes_sent for point in library.vault.points(machine)}
@@ -300,7 +307,7 @@ class Demo:
         return statistics.median(rounds)
 
     def _changed_pages(self) -> dict[str, int]:
-        """Bytes of differing pages between each kept point and the one before it, by the point."""
+        """Bytes of the pages that differ between each kept point and the one before it, by point."""
         points = self.scene.points()[-WATCHED_CYCLES:]
         result = {}
         for (_, before), (point_id, after) in itertools.pairwise(points):
@@ -344,7 +351,7 @@ def main() -> int:
         except (AssertionError, AsrFailed, Claim, LabError) as problem:
             failed = str(problem)
             print(
-                f"\nDOES NOT HOLD: {failed}\n--- the service's last words:\n{demo.asr.log()[-4000:]}", file=sys.stderr
+                f"\nDOES NOT HOLD: {failed}\n--- end of the service's log:\n{demo.asr.log()[-4000:]}", file=sys.stderr
             )
     return conclude(demo.report, given.report, begun, failed)
 

@@ -20,8 +20,8 @@ COPY, MIRROR = "/srv/copy.raw", f"{PLACE}/mirror.raw"
 
 
 def measure(field: Cluster) -> Result:
-    """Against virtnbdbackup of an equal guest, and borg and rsync of a raw file with the same changes. What goes over
-    the wire is told of an engine beside a third such guest and a master target at the other site."""
+    """Against virtnbdbackup of an equal guest, and borg and rsync of a raw file with the same changes. Bytes on the
+    wire are measured with an engine at the site of a third such guest and a master target at the other site."""
     with ExitStack() as stack:
         guests = [stack.enter_context(field.guest(name)) for name in ("delta", "delta-peer")]
         guest, other = guests
@@ -68,7 +68,7 @@ def measure(field: Cluster) -> Result:
 
 
 def _virtnbdbackup(field: Cluster, guest: str, level: str) -> Measured:
-    """It runs at the guest's own site, since its remote mode wants SSH: a unix socket instead of the link, to its
-    advantage. It writes to a file system made as the replicas' is."""
+    """It runs at the guest's site, since its remote mode needs SSH: it uses a unix socket instead of the link, which is
+    to its advantage. It writes to a file system made like the replicas'."""
     options = f"-S /srv/images -f /run/virtnbdbackup.sock -n -o {BACKUP}"
     return field.peer(synced(f"virtnbdbackup -d {guest} -l {level} {options}"), SOURCE)

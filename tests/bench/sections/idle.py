@@ -13,7 +13,7 @@ QUICK_CYCLES = 8
 
 
 def measure(field: Cluster) -> Result:
-    """One after the other, as the replication service runs them; the first is not counted."""
+    """Cycles one after the other, as the replication service runs them; the first is not counted."""
     with field.guest("idle") as guest:
         field.rig.protect(guest)
         field.worker("cycle", guest)

@@ -1,4 +1,4 @@
-"""The initial copy of a running guest, zeroes found, durable."""
+"""The initial copy of a running guest, with zero detection, until durable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def measure(field: Cluster) -> Result:
         def ours() -> Measured:
             done = field.ours("protect", guest, source=SOURCE, target=TARGET, policy="still")
             field.rig.job("unprotect", guest)
-            # The peers are handed an export; so ours counts from the frozen view to the point in the vault.
+            # The peers are given an export, so asrcore is timed from the frozen view to the point in the vault.
             return attrs.evolve(
                 done, seconds=done.more["from_view_seconds"], more={**done.more, "job_seconds": done.seconds}
             )

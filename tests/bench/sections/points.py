@@ -1,4 +1,4 @@
-"""Recovery points by the hundred: boot of any of them, and retention."""
+"""Hundreds of recovery points: boot of any of them, and retention."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ QUICK_DROPPED = 5
 BOOT_SECONDS = 90.0
 POLL_SECONDS = 0.005
 KERNEL_RUNS = b"LAB-"
-"""The guest's first words: its kernel has started and runs the first process."""
+"""The guest's first output: its kernel has started and runs the first process."""
 REPOSITORY, COPY = f"{PLACE}/borg", "/srv/copy.raw"
 
 
 def measure(field: Cluster) -> Result:
-    """Boots of random points, in turn with plain starts of the same guest; then points are dropped."""
+    """Boots of random points, in turn with plain starts of the same guest; then points are deleted."""
     count = QUICK_POINTS if field.quick else POINTS
     dropped = QUICK_DROPPED if field.quick else DROPPED
     with field.guest("points") as guest:
@@ -70,7 +70,7 @@ def measure(field: Cluster) -> Result:
 
 
 def _until_kernel(find: Callable[[], Path | None]) -> None:
-    """Wait until the console that is found shows that the kernel has started."""
+    """Wait until the console shows that the kernel has started."""
 
     def runs() -> bool:
         path = find()
@@ -80,7 +80,8 @@ def _until_kernel(find: Callable[[], Path | None]) -> None:
 
 
 def _test(field: Cluster, guest: str, point: str) -> Measured:
-    """From the command to the kernel of the replica's machine: the command as it is typed, start-up included."""
+    """From the command to the kernel of the replica's machine: the command as an operator types it, start-up
+    included."""
     place = field.lab.host_path(ENGINE, "/srv/console")
     before = set(place.glob("*"))
     begun = time.monotonic()
@@ -107,7 +108,7 @@ def _start(field: Cluster, guest: str) -> Measured:
 
 
 def _borg_archives(field: Cluster, count: int) -> Callable[[], Measured]:
-    """So many archives with the same change from one to the next; deletes one and gives its space back."""
+    """This many archives with the same change from one to the next; deletes one and frees its space."""
     copy = field.lab.host_path(ENGINE, COPY)
     field.lab.run_in(ENGINE, ["cp", "--sparse=always", field.disk.raw, COPY], timeout=600)
     field.peer(f"{BORG} init -e none {REPOSITORY}")

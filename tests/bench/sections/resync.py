@@ -10,16 +10,17 @@ from tests.bench._disk import DISK_SIZE
 from tests.bench._stats import OURS, Measured, Result, median, ratio, sealed
 from tests.bench._two_sites import APART, NOT_APART, two_sites
 
-TITLE = "Resync of a replica that differs by 1 %, until it is whole again"
+TITLE = "Resync of a replica that differs by 1 %, until it is consistent again"
 COPY, MIRROR, COLD = "/srv/copy.raw", "mirror.raw", "cold.raw"
 SCATTERED = DISK_SIZE // 100
 
 
 def measure(field: Cluster) -> Result:
-    """Against rsync of a raw file with the same changes. What goes over the wire is told of an engine beside another
-    such guest and a master target at the other site: each hashes its own side.
+    """Against rsync of a raw file with the same changes. Bytes on the wire are measured with an engine at the site of
+    another such guest and a master target at the other site: each hashes its own side.
 
-    Our replica is read from its disk. rsync reads its mirror from memory, where it left it, and a second one from disk.
+    asrcore's replica is read from disk. rsync reads its mirror from the page cache, where it left it, and a second
+    mirror from disk.
     """
     with ExitStack() as stack:
         guests = [guest := stack.enter_context(field.guest("resync"))]

@@ -1,4 +1,4 @@
-"""The copy across a link: hashed, compressed, encrypted, to another process, durable there."""
+"""A copy across a link: hashed, compressed and encrypted, to another process, until durable there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEER = "zstd | socat TLS | zstd"
 
 
 def measure(field: Cluster) -> Result:
-    """Ours: an engine at the guest's site, a master target at the other. The peer: a pipe of programs."""
+    """asrcore: an engine at the guest's site, a master target at the other. The peer: a pipe of programs."""
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=bench"
     field.peer(f"mkdir {KEYS}; cd {KEYS}; {make} -keyout key -out certificate; cat key certificate > both")
     with (
@@ -38,7 +38,7 @@ def measure(field: Cluster) -> Result:
 
 
 def _ours(field: Cluster, engine: EngineProcess, target: MasterTargetProcess, guest: str) -> Measured:
-    """The initial copy by way of the master target: from the frozen view until its point is in the vault."""
+    """The initial copy through the master target: from the frozen view until its point is in the vault."""
     cpu, sent = target.cpu_seconds, sent_bytes(field.lab)
     done = field.measured("measured", "protect", guest, source="a", target="there", policy="still", worker=engine)
     bytes_sent, cpu = sent_bytes(field.lab) - sent, target.cpu_seconds - cpu

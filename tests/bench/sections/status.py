@@ -1,4 +1,4 @@
-"""`asr status` of 50 machines: the command as it is typed, start-up included."""
+"""`asr status` of 50 machines: the command as an operator types it, start-up included."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from tests.bench._stats import OURS, Measured, Result
 TITLE = "`asr status` with 50 machines"
 MACHINES = 50
 POINTS = 48
-"""What the usual policy keeps of a day: all of the last hours, then fewer."""
+"""The points that the usual policy keeps of a day: all of the last hours, then fewer."""
 QUICK_POINTS = 12
 RUNS = 10
 
 
 def measure(field: Cluster) -> Result:
-    """On a vault with as many records as a day leaves; in memory, as making it costs thousands of transactions."""
+    """On a vault with as many records as a day leaves; in memory, because making it takes thousands of transactions."""
     asr = Path(sys.executable).with_name("asr")
-    # As pip leaves an installed package; a checkout may have none, and none may be written (PYTHONDONTWRITEBYTECODE).
+    # Byte code, which pip writes for an installed package; a checkout may have none and write none
+    # (PYTHONDONTWRITEBYTECODE).
     compileall.compile_dir(Path(asrcore.__file__).parent, quiet=1)
     with tempfile.TemporaryDirectory(prefix="asr-bench-", dir="/dev/shm") as directory:
         vault = Path(directory) / "vault.db"
@@ -56,7 +57,7 @@ def measure(field: Cluster) -> Result:
 
 
 def fill(url: str, machines: int, points: int) -> None:
-    """Make a vault with so many protected machines, each with so many points."""
+    """Make a vault with this many protected machines and points of each."""
     now = time.time()
     with Vault.create(url) as vault:
         vault.add_site(Site("north", "libvirt", {"uri": "qemu+ssh://north/system"}))

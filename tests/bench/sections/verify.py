@@ -13,8 +13,8 @@ PEER = "qemu-img compare"
 
 
 def measure(field: Cluster) -> Result:
-    """Against qemu-img compare of the same export and the same replica, which both read from its disk. What memory
-    still has of it proves nothing of the disk, but the peer is shown with that, too."""
+    """Against qemu-img compare of the same export and the same replica, both read from disk. Data in the page cache
+    proves nothing about the disk, but the peer is also shown reading from there."""
     with field.guest("verify") as guest:
         field.rig.protect(guest)
 

@@ -1,4 +1,4 @@
-"""A change sent over a slow link: bytes on the wire, and the time it takes; and what a copy that is cut sends again."""
+"""A change sent over a slow link: bytes on the wire, the time it takes, and what an interrupted copy sends again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RSYNC, PIPE = "rsync -z", "zstd -3 of the disk | ssh"
 
 
 def measure(field: Cluster) -> Result:
-    """Against rsync -z of a raw file with the same change, and the whole disk through ssh (once: it takes long)."""
+    """Against rsync -z of a raw file with the same change, and the whole disk through ssh (once: it is slow)."""
     lab = field.lab
     config = "[bench]\npath = /srv/xfs\nread only = no\nuse chroot = no\nuid = root\ngid = root\n"
     lab.host_path(ENGINE, "/srv/rsyncd.conf").write_text(config)
@@ -66,13 +66,13 @@ def measure(field: Cluster) -> Result:
     figures["wan_delta_vs_rsync"] = ratio(rounds, RSYNC)
     figures["wan_bytes_vs_rsync"] = bytes_of[RSYNC] / bytes_of[OURS]
     if field.quick:
-        return Result("wan", TITLE, rounds, figures, [f"{PIPE}, and a copy that is cut: they take long"])
+        return Result("wan", TITLE, rounds, figures, [f"{PIPE}, and an interrupted copy: too slow for --quick"])
     figures["wan_bytes_vs_zstd_ssh"] = bytes_of[PIPE] / bytes_of[OURS]
     return Result("wan", TITLE, rounds, figures)
 
 
 def _counted(field: Cluster, work: Callable[[], Measured]) -> Measured:
-    """What it sent over the link, told in `link_bytes`."""
+    """Bytes sent over the link, recorded in `link_bytes`."""
     before = sent_bytes(field.lab)
     done = work()
     sent = float(sent_bytes(field.lab) - before)
@@ -92,7 +92,7 @@ def _pipe(field: Cluster) -> Measured:
 
 
 def _resent(field: Cluster, engine: EngineProcess) -> float:
-    """A copy that is cut ten times, against one that is not."""
+    """A copy that is interrupted ten times, against an uninterrupted one."""
     uncut, cut = copied_with_cuts(field.rig, engine, name := "cut-often")
     field.say(f"    {uncut / MiB:.1f} MiB on the wire, {cut / MiB:.1f} MiB with ten cuts")
     job = engine("unprotect", name)

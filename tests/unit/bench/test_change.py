@@ -38,7 +38,7 @@ def test_same_seed_same_plan() -> None:
 
 
 def test_too_few_blocks_are_told() -> None:
-    with pytest.raises(ValueError, match="600 blocks wanted, 512 there"):
+    with pytest.raises(ValueError, match="600 blocks requested, 512 available"):
         plan_change(BLOCKS, SIZE, 1, scattered=600 * BLOCK)
 
 
