@@ -1,4 +1,4 @@
-"""Adds up what pytest reported in a directory of JUnit files: `12 passed, 0 failed, 1 skipped`."""
+"""Sums the results in a directory of JUnit files from pytest: `12 passed, 0 failed, 1 skipped`."""
 
 import sys
 from pathlib import Path
