@@ -1,4 +1,4 @@
-"""Two really separate libvirt sites on one machine, and small real guests whose every replica can be audited."""
+"""Two fully separate libvirt sites on one machine, and small real guests whose replicas can be audited."""
 
 from tests.lab._console import Ack, Audit, Console, Down, Hardware
 from tests.lab._guest import BlankDisk, Kind

@@ -1,4 +1,4 @@
-"""The lab by hand: python -m tests.lab packages|images|up|down|status."""
+"""The lab on the command line: python -m tests.lab packages|images|up|down|status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _say(text: str) -> None:
 
 def _group(name: str) -> str:
     if name not in GROUPS:
-        raise argparse.ArgumentTypeError(f"no group {name!r}; there are: {', '.join(GROUPS)}")
+        raise argparse.ArgumentTypeError(f"no group {name!r}; the groups are: {', '.join(GROUPS)}")
     return name
 
 
@@ -43,7 +43,11 @@ def _images(arguments: argparse.Namespace) -> int:
     if arguments.server:
         print(build_server_image(_say).directory)
     print(images.directory)
-    print("guests run on KVM" if kvm_boots(images) else "guests are emulated (TCG): KVM does not boot a guest here")
+    print(
+        "guests run on KVM"
+        if kvm_boots(images)
+        else "guests are emulated (TCG): KVM does not boot a guest on this machine"
+    )
     return 0
 
 
@@ -71,7 +75,7 @@ def _status(arguments: argparse.Namespace) -> int:
     for name in lab_names():
         lab = Lab(name)
         owner = lab.owner()
-        print(f"{name}: {'up by hand' if owner is None else f'held by process {owner}'}")
+        print(f"{name}: {'started on the command line' if owner is None else f'in use by process {owner}'}")
         for site in lab.sites.values():
             listed = site.virsh("list", "--all", check=False)
             print(f"  site {site.name}: {site.uri}")
@@ -84,22 +88,22 @@ def _status(arguments: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     verbs = parser.add_subparsers(required=True)
-    packages = verbs.add_parser("packages", help="which Debian packages are missing")
-    packages.add_argument("group", nargs="*", type=_group, help=f"{', '.join(GROUPS)}; by default all")
+    packages = verbs.add_parser("packages", help="print the missing Debian packages")
+    packages.add_argument("group", nargs="*", type=_group, help=f"{', '.join(GROUPS)}; default: all")
     packages.add_argument("--install", action="store_true", help="install them with apt")
     packages.set_defaults(call=_packages)
     images = verbs.add_parser("images", help="build the guests' images")
-    images.add_argument("--server", action="store_true", help="and the physical server's")
+    images.add_argument("--server", action="store_true", help="also those of the physical server")
     images.set_defaults(call=_images)
-    up = verbs.add_parser("up", help="make a lab that stays until `down`; one that is up is left as it is")
+    up = verbs.add_parser("up", help="start a lab that stays up until `down`; does nothing if it is up")
     up.set_defaults(call=_up)
-    down = verbs.add_parser("down", help="remove a lab and all that belongs to it")
-    down.add_argument("--all", action="store_true", help="every lab that nobody holds")
-    down.add_argument("--dead", action="store_true", help="labs whose makers died without taking them down")
+    down = verbs.add_parser("down", help="remove a lab and everything that belongs to it")
+    down.add_argument("--all", action="store_true", help="every lab that no process uses")
+    down.add_argument("--dead", action="store_true", help="labs whose processes ended without removing them")
     down.set_defaults(call=_down)
     for verb in (up, down):
         verb.add_argument("--name", default=DEFAULT_NAME)
-    verbs.add_parser("status", help="the labs there are").set_defaults(call=_status)
+    verbs.add_parser("status", help="print the labs that are up").set_defaults(call=_status)
     arguments = parser.parse_args()
     try:
         code: int = arguments.call(arguments)
@@ -110,5 +114,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `up` clears away what it began
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `up` removes what it has started
     sys.exit(main())

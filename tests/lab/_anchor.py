@@ -1,8 +1,8 @@
 """The process that holds a site's namespaces and is the parent of its daemons.
 
-It reaps what they leave behind: libvirt takes a dead QEMU for a living one until somebody has, and process 1 of a
-container may be slow at it (1.2 s was seen) or never do it. Run as a program: _anchor.py FIFO LOG; each line written to
-the FIFO is a command to start.
+It reaps their children: libvirt treats a dead QEMU as running until it is reaped, and process 1 of a container may be
+slow (1.2 s measured) or never do it. Run as a program: _anchor.py FIFO LOG; each line written to the FIFO is a command
+to start.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(fifo: str, log: str) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
     signal.signal(signal.SIGCHLD, _reap)
     os.mkfifo(fifo)
-    commands = os.fdopen(os.open(fifo, os.O_RDWR))  # for writing as well, so that it never ends
+    commands = os.fdopen(os.open(fifo, os.O_RDWR))  # also for writing, so that it never reaches its end
     print("ready", flush=True)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):

@@ -1,4 +1,4 @@
-"""Reads what guests say on their serial console: audits, acknowledged rows, life and death."""
+"""Reads the serial console of guests: audits, acknowledged rows, boots and shutdowns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LINE = re.compile(r"LAB-(HARDWARE|AUDIT|READY|ACK|DOWN|ERROR)\b *([^\r\n]*)\r?\
 
 @dataclass(frozen=True)
 class Ack:
-    """A row that the guest had on stable storage when it said so: it must not be lost by a planned failover."""
+    """A row that was on stable storage when the guest acknowledged it: a planned failover must not lose it."""
 
     row: int
     time: float
@@ -21,7 +21,7 @@ class Ack:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the guest found on its disks before it wrote to them."""
+    """The state of the guest's disks before it wrote to them."""
 
     boot: str
     rows: int
@@ -34,7 +34,7 @@ class Audit:
     bad: int
     """Unreadable rows before it."""
     forks: int
-    """Rows that do not follow from the row before: two histories mixed."""
+    """Rows that do not follow from the previous row: two histories are mixed."""
     last_time: float
     """When the last row was written, guest's clock, seconds since 1970; 0 if there is none."""
     blocks_ok: int
@@ -42,25 +42,25 @@ class Audit:
     """Of `blocks_ok`, those written at least once."""
     blocks_bad: int
     behind: int
-    """Blocks older than a row says: that disk is of an earlier instant than the ledger's disk."""
+    """Blocks older than a row records: that disk is from an earlier instant than the ledger's disk."""
     ahead: int
-    """Blocks newer than the last row allows: that disk is of a later instant than the ledger's disk."""
+    """Blocks newer than the last row allows: that disk is from a later instant than the ledger's disk."""
     areas: int
     missing: int
-    """Areas that rows speak of but that no disk holds."""
+    """Areas that rows refer to but that are on no disk."""
     took: float
     """Seconds."""
 
     @property
     def intact(self) -> bool:
-        """Whether this is one whole state of the machine: nothing torn, and all disks of one instant."""
+        """Whether this is one consistent state of the machine: nothing torn, and all disks from the same instant."""
         damage = (self.gaps, self.torn, self.bad, self.forks, self.blocks_bad, self.behind, self.ahead, self.missing)
         return not any(damage)
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What machine the guest found itself in."""
+    """The hardware that the guest detected."""
 
     boot: str
     firmware: str
@@ -75,22 +75,22 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Down:
-    """An orderly shutdown."""
+    """A clean shutdown."""
 
     boot: str
     last: int
-    """The last row written, which was on stable storage."""
+    """The last row written; it was on stable storage."""
 
 
 @dataclass(frozen=True)
 class Console:
-    """All that was said so far, in order; a guest that was started again goes on in the same file."""
+    """Everything printed so far, in order; a restarted guest continues in the same file."""
 
     text: str
     hardware: tuple[Hardware, ...]
     audits: tuple[Audit, ...]
     ready: tuple[str, ...]
-    """Boots that came as far as starting the workload."""
+    """Boots that started the workload."""
     acks: tuple[Ack, ...]
     down: tuple[Down, ...]
     errors: tuple[str, ...]

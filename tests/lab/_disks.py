@@ -1,4 +1,4 @@
-"""The guests' disks, as templates to be copied: made without mounting anything."""
+"""The guests' disks, as templates for copies: made without mounting anything."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ BOOT_PARTITION = 40 * MIB
 
 
 def make_ext4(path: Path, size: int, label: str, content: Path, offset: int = 0) -> None:
-    """Make a file holding an ext4 file system of `size` bytes with what is in the directory `content`.
+    """Make a file with an ext4 file system of `size` bytes that contains the directory `content`.
 
-    With an `offset` (in bytes) it is made that far into a file that is there.
+    With an `offset` (in bytes) it is made at that place of an existing file.
     """
     if not offset:
         path.unlink(missing_ok=True)
         with path.open("wb") as file:
             file.truncate(size)
-    # Nothing left for the guest's kernel to initialise later: an idle guest writes nothing.
+    # Leave nothing for the guest's kernel to initialise later: an idle guest writes nothing.
     options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0"
     options = f"{options},offset={offset}"
     words: list[str | Path] = ["-q", "-F", "-b", "4096", "-J", "size=4", "-L", label, "-E", options, "-d", content]
@@ -40,7 +40,7 @@ def make_area(init: Path, path: Path, number: int) -> None:
 
 
 def make_data_disk(path: Path, size: int, label: str, area: int, init: Path, work: Path) -> None:
-    """Make a raw disk that is one ext4 file system holding an area."""
+    """Make a raw disk that is one ext4 file system with an area."""
     content = work / f"content-{label}"
     shutil.rmtree(content, ignore_errors=True)
     content.mkdir(parents=True)
@@ -56,7 +56,7 @@ def make_raw_area_disk(path: Path, size: int, area: int, init: Path) -> None:
 
 
 def to_qcow2(raw: Path) -> Path:
-    """Turn a raw image into a qcow2 one beside it."""
+    """Convert a raw image to qcow2, in the same directory."""
     output = raw.with_suffix(".qcow2")
     run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw, output])
     raw.unlink()
@@ -64,7 +64,7 @@ def to_qcow2(raw: Path) -> Path:
 
 
 def copy_sparse(source: Path, target: Path, offset: int = 0) -> None:
-    """Copy a file to an offset (in bytes, a multiple of 1 MiB) of another, leaving holes where it has zeroes."""
+    """Copy a file to an offset (in bytes, a multiple of 1 MiB) of another, leaving holes for zeroes."""
     with source.open("rb") as reading, target.open("r+b") as writing:
         while chunk := reading.read(MIB):
             if chunk.strip(b"\0"):
@@ -74,7 +74,8 @@ def copy_sparse(source: Path, target: Path, offset: int = 0) -> None:
 
 
 def partition(path: Path, label: str, parts: Mapping[Path, str], size: int) -> None:
-    """Make a disk of `size` bytes with one partition for each file of `parts`, of the type given, holding that file."""
+    """Make a disk of `size` bytes with one partition for each file of `parts`, of the given type, with that file as its
+    content."""
     with path.open("wb") as file:
         file.truncate(size)
     start, lines = FIRST_PARTITION, [f"label: {label}"]
@@ -100,7 +101,7 @@ boot
 
 
 def make_bios_disk(path: Path, kernel: Path, initrd: Path, init: Path, work: Path) -> None:
-    """Make a disk that boots by itself on a BIOS: GRUB, a boot file system, the ledger's file system."""
+    """Make a disk that boots on a BIOS: GRUB, a boot file system, the ledger's file system."""
     boot, ledger = work / "boot", work / "bios-ledger.raw"
     boot.mkdir(parents=True)
     shutil.copy(kernel, boot / "vmlinuz")
@@ -119,7 +120,7 @@ def make_bios_disk(path: Path, kernel: Path, initrd: Path, init: Path, work: Pat
     image = core.read_bytes()
     if 512 + len(image) > FIRST_PARTITION:
         raise ValueError(f"GRUB's core image does not fit before the first partition: {len(image)} bytes")
-    # boot.img looks for the core image in the next sector, and so does the core image for the rest of itself.
+    # boot.img expects the core image in the next sector, and the core image expects its rest after that.
     with path.open("r+b") as disk:
         disk.write(Path("/usr/lib/grub/i386-pc/boot.img").read_bytes()[:440])
         disk.seek(512)
@@ -127,7 +128,7 @@ def make_bios_disk(path: Path, kernel: Path, initrd: Path, init: Path, work: Pat
 
 
 def make_uefi_disk(path: Path, kernel: Path, initrd: Path, init: Path, work: Path) -> None:
-    """Make a disk that boots by itself on UEFI: an EFI system partition, the ledger's file system."""
+    """Make a disk that boots on UEFI: an EFI system partition, the ledger's file system."""
     esp, ledger = work / "esp.raw", work / "uefi-ledger.raw"
     with esp.open("wb") as file:
         file.truncate(BOOT_PARTITION)

@@ -1,4 +1,4 @@
-"""The definitions of the guests: what a kind has, and its domain XML."""
+"""The definitions of the guests: the hardware of each kind, and its domain XML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.lab._disks import COMMAND_LINE, MIB
 from tests.lab._images import Images
 
 MEMORY = 128 * MIB
-UEFI_MEMORY = 256 * MIB  # with 224, GRUB is out of memory when it loads the kernel
+UEFI_MEMORY = 256 * MIB  # with 224, GRUB runs out of memory when it loads the kernel
 COMMAND_PORT = "lab.command"
 AGENT_PORT = "org.qemu.guest_agent.0"
 OVMF_CODE = "/usr/share/OVMF/OVMF_CODE_4M.fd"
@@ -28,7 +28,7 @@ class Kind(Enum):
     BIOS_DISK = "bios-disk"
     """GRUB on its only disk, vda qcow2."""
     UEFI = "uefi"
-    """OVMF with NVRAM of its own, GRUB in the EFI system partition of its only disk, vda qcow2."""
+    """OVMF with its own NVRAM, GRUB in the EFI system partition of its only disk, vda qcow2."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class BlankDisk:
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of a guest: its place inside the site, and where it comes from."""
+    """A disk of a guest: its path inside the site, and its template."""
 
     target: str
     format: str
@@ -93,7 +93,7 @@ def disk_xml(disk: Disk) -> str:
 def domain_xml(
     kind: Kind, name: str, disks: Sequence[Disk], *, rate: float, virtualised: bool, memory: int | None
 ) -> str:
-    """The domain's definition. It names nothing that only one site has: paths are good at both."""
+    """The domain's definition. It refers to nothing that only one site has: its paths are valid at both."""
     uefi = kind is Kind.UEFI
     boot = "<boot dev='hd'/>"
     if kind is Kind.BIOS_DIRECT:

@@ -19,12 +19,12 @@ GUEST_SOURCES = Path(__file__).parent / "guest"
 DOWNLOAD_SECONDS = 300.0
 BUILD_SECONDS = 120.0
 KEPT = 3
-"""Sets of images kept, the newest ones: a lab of an older version of these sources may still be using its own."""
+"""Number of image sets kept, the newest ones: a lab of an older version of these sources may still use its own set."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """What guests are made from."""
+    """The files from which guests are made."""
 
     directory: Path
 
@@ -45,7 +45,7 @@ class Images:
 
 
 def _inputs_key() -> str:
-    """Hash of all that the images depend on; quick, as it is asked for each time."""
+    """Hash of everything that the images depend on; quick, because it is computed each time."""
     digest = hashlib.sha256()
     sources = [*GUEST_SOURCES.glob("*.[ch]"), Path(_disks.__file__), Path(_initramfs.__file__), Path(__file__)]
     for path in sorted(sources):
@@ -55,7 +55,7 @@ def _inputs_key() -> str:
         try:
             status = Path(tool).stat()
         except OSError as error:
-            raise LabError(f"{error}; install what is missing: python -m tests.lab packages --install") from error
+            raise LabError(f"{error}; install missing packages: python -m tests.lab packages --install") from error
         digest.update(f"{tool} {status.st_size} {int(status.st_mtime)}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -131,7 +131,7 @@ def _build(output: Path, work: Path, say: Callable[[str], None]) -> None:
 
 
 def build_images(say: Callable[[str], None] = lambda _: None) -> Images:
-    """Return the images, building them first if any input changed. An interrupted build leaves none behind."""
+    """Return the images, building them first if any input changed. An interrupted build leaves no image behind."""
     final = _places.CACHE / "images" / _inputs_key()
     if final.is_dir():
         return Images(final)
@@ -139,7 +139,7 @@ def build_images(say: Callable[[str], None] = lambda _: None) -> Images:
         if final.is_dir():
             return Images(final)
         final.parent.mkdir(exist_ok=True)
-        for leftover in final.parent.glob("tmp-*"):  # of a builder that was killed: we hold the lock
+        for leftover in final.parent.glob("tmp-*"):  # of a killed build: this process holds the lock
             shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(prefix="tmp-", dir=final.parent) as work:
             output = Path(work) / "output"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.lab._run import LabError, run
 
-# In this order; what they depend on is put in front. sd_mod last of the disks': loading it waits for all disks found.
+# In this order, after their dependencies. sd_mod is the last of the disk modules: loading it waits for all disks.
 WANTED_MODULES = (
     "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "virtio_net", "button", "evdev", "efivarfs",
 )  # fmt: skip
@@ -20,7 +20,7 @@ DIRECTORIES = ("bin", "dev", "etc", "mnt", "modules", "proc", "run", "sbin", "sy
 
 
 def _modules_in_order(kernel_tree: Path) -> Iterator[Path]:
-    """The wanted modules, each after those it depends on (which each module's .modinfo section names)."""
+    """The required modules, each after its dependencies (named in each module's .modinfo section)."""
     files = {path.name.removesuffix(".ko").replace("-", "_"): path for path in kernel_tree.rglob("*.ko")}
     if not files:
         raise LabError(f"no uncompressed kernel modules below {kernel_tree}")
@@ -37,12 +37,12 @@ def _modules_in_order(kernel_tree: Path) -> Iterator[Path]:
         yield files[name]
 
     for name in WANTED_MODULES:
-        if name in files:  # else it is built in
+        if name in files:  # otherwise it is built in
             yield from visit(name)
 
 
 def _copy_with_libraries(program: Path, libraries: Path, tree: Path) -> None:
-    """Copy a dynamic program, its loader and its libraries: those of the host, or those unpacked in `libraries`."""
+    """Copy a dynamic program, its loader and its libraries, from the host or from `libraries`."""
     linked = run(["ldd", program], env={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(libraries)}).stdout
     if "not found" in linked:
         raise LabError(f"libraries of {program} are missing:\n{linked}")
@@ -74,7 +74,7 @@ def _cpio(tree: Path) -> bytes:
         elif path.is_file():
             content = path.read_bytes()
         entries.append(_entry(number, str(path.relative_to(tree)), status.st_mode, content))
-    # A directory must come before what is in it; "dev" holds the console.
+    # A directory must come before its content; "dev" contains the console.
     entries.insert(0, _entry(0, "dev", stat.S_IFDIR | 0o755, b""))
     return b"".join([*entries, _entry(0, "TRAILER!!!", 0, b"")])
 

@@ -1,4 +1,4 @@
-"""Finds out whether KVM really boots a guest here; the answer is kept for this kernel."""
+"""Checks whether KVM really boots a guest on this machine; the result is cached for this kernel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _boots(images: Images) -> bool:
 
 
 def kvm_boots(images: Images) -> bool:
-    """Whether guests may be of type kvm. Asks by booting one, once for each host kernel."""
+    """Whether guests can be of type kvm. Checked by booting one, once for each host kernel."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     answer = _places.CACHE / "kvm.json"

@@ -24,7 +24,7 @@ from tests.lab._site import LINK, STOP_SECONDS, Site, wait_until
 
 SITE_NAMES = ("a", "b")
 ADDRESSES = {"a": "10.77.0.1", "b": "10.77.0.2"}
-"""The same in each lab: a link is inside the namespaces of its sites, so labs do not see each other's."""
+"""The same in each lab: a link is inside the namespaces of its sites, so labs are isolated from each other."""
 
 BOOT_SECONDS = 90.0
 SHUTDOWN_SECONDS = 60.0
@@ -35,22 +35,22 @@ READY = b"LAB-READY "
 
 @dataclass(frozen=True)
 class _State:
-    """What is written down about a lab that is up."""
+    """The record of a lab that is up."""
 
     project: str
     pid: int
-    """Who made it."""
+    """The process that made it."""
     started: str
-    """When that process started, as process ids are used again."""
+    """When that process started, because process ids are reused."""
     stay: bool
-    """It is to outlive that process."""
+    """Whether it stays up after that process has ended."""
 
 
 class Lab:
-    """Two sites, `a` and `b`. A context manager: up on entry, nothing left behind on exit."""
+    """Two sites, `a` and `b`. A context manager: up on entry, removed on exit."""
 
     def __init__(self, name: str = "lab", say: Callable[[str], None] = lambda _: None) -> None:
-        """Name a lab; nothing happens yet. `say` is told of each longer step."""
+        """Name a lab; nothing is started yet. `say` is called with each longer step."""
         self.name = _places.check_name(name)
         self._say = say
         self._images: _images.Images | None = None
@@ -70,7 +70,7 @@ class Lab:
         except LabError as failed:
             if error is None:
                 raise
-            error.add_note(f"and the lab did not go down: {failed}")
+            error.add_note(f"removing the lab also failed: {failed}")
 
     # -- up and down
 
@@ -85,36 +85,36 @@ class Lab:
             return None
 
     def owner(self) -> int | None:
-        """Process that holds the lab up as a context manager, if it lives; None for a lab that is up by hand."""
+        """The running process that uses the lab as a context manager; None for a lab started on the command line."""
         state = self._state()
         return state.pid if state and not state.stay and state.started == _start_time(state.pid) else None
 
     @property
     def abandoned(self) -> bool:
-        """Whether its maker, another process of this checkout, died without taking it down."""
+        """Whether the process that made it, another one of this checkout, ended without removing it."""
         state = self._state()
         return bool(state and not state.stay and state.project == str(_places.PROJECT) and self.owner() is None)
 
     @property
     def up_by_hand(self) -> bool:
-        """Whether this checkout's `up(stay=True)` made it, and nobody took it down since."""
+        """Whether this checkout's `up(stay=True)` made it and it has not been removed since."""
         state = self._state()
         return state is not None and state.stay and state.project == str(_places.PROJECT)
 
     def up(self, *, stay: bool = False) -> None:
-        """Make the lab anew. One left behind by a dead process is cleared away first.
+        """Start the lab. One left behind by a dead process is removed first.
 
-        With `stay` the lab outlives this process. Raises LabError if a living one of that name is there.
+        With `stay` the lab stays up after this process has ended. Raises LabError if one of that name is in use.
         """
         if os.geteuid() != 0:
-            raise LabError("the lab needs root: namespaces, mounts, libvirtd")
+            raise LabError("the lab needs root, for namespaces, mounts and libvirtd")
         images = self.images
         with _places.lock("sites"):
             if self.owner() is not None:
-                raise LabError(f"lab {self.name} is in use by process {self.owner()}; take another name")
+                raise LabError(f"lab {self.name} is in use by process {self.owner()}; choose another name")
             state = self._state()
             if state and state.stay:
-                raise LabError(f"lab {self.name} is up; take it down (python -m tests.lab down), or another name")
+                raise LabError(f"lab {self.name} is up; remove it (python -m tests.lab down) or choose another name")
             self._remove()
             try:
                 self._create(images, stay)
@@ -122,7 +122,7 @@ class Lab:
                 try:
                     self._remove()
                 except LabError as failed:
-                    error.add_note(f"and what there was of it did not go down: {failed}")
+                    error.add_note(f"removing the incomplete lab also failed: {failed}")
                 raise
 
     def _create(self, images: _images.Images, stay: bool) -> None:
@@ -146,7 +146,7 @@ class Lab:
             site.create()
 
     def down(self) -> None:
-        """Remove everything of the lab, whoever made it. Does nothing if there is nothing."""
+        """Remove the whole lab, whichever process made it. Does nothing if there is none."""
         with _places.lock("sites"):
             self._remove()
 
@@ -165,12 +165,12 @@ class Lab:
         for directory in (_places.disk_dir(self.name), _places.run_dir(self.name)):
             if directory.exists():
                 shutil.rmtree(directory)
-            with contextlib.suppress(OSError):  # never made, or other labs are there
+            with contextlib.suppress(OSError):  # never made, or not empty because of other labs
                 directory.parent.rmdir()
 
     @property
     def images(self) -> _images.Images:
-        """The guests' images, built when first asked for."""
+        """The guests' images, built on first use."""
         if self._images is None:
             self._images = _images.build_images(self._say)
         return self._images
@@ -178,7 +178,7 @@ class Lab:
     # -- the link
 
     def cut(self, *, carrier: bool = True) -> None:
-        """Cut the link: packets vanish and nobody is told. Without `carrier` the hosts see their cable unplugged."""
+        """Cut the link: packets are dropped silently. Without `carrier` the hosts see their cable unplugged."""
         for site in self.sites.values():
             if carrier:
                 run(["tc", "-n", site.namespace, "qdisc", "replace", "dev", LINK, "root", "pfifo", "limit", "0"])
@@ -186,13 +186,13 @@ class Lab:
                 run(["ip", "-n", site.namespace, "link", "set", LINK, "down"])
 
     def restore(self) -> None:
-        """Mend the link, at full speed."""
+        """Restore the link at full speed."""
         for site in self.sites.values():
             run(["ip", "-n", site.namespace, "link", "set", LINK, "up"])
             run(["tc", "-n", site.namespace, "qdisc", "del", "dev", LINK, "root"], check=False)
 
     def slow(self, mbit: float) -> None:
-        """Limit the link to so many megabits a second, each way; `restore` ends it."""
+        """Limit the link to `mbit` megabits a second in each direction; `restore` removes the limit."""
         rate = f"{int(mbit * 1000)}kbit"
         for site in self.sites.values():
             shape = ["root", "tbf", "rate", rate, "burst", "128kb", "latency", "200ms"]
@@ -201,7 +201,7 @@ class Lab:
     # -- sites
 
     def uri(self, site: str) -> str:
-        """libvirt URI of a site for the host, outside of the sites."""
+        """libvirt URI of a site, for use on the host outside the sites."""
         return self.sites[site].uri
 
     def run_in(
@@ -231,15 +231,15 @@ class Lab:
         return subprocess.Popen(self.sites[site].enter(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env)
 
     def host_path(self, site: str, path: str | Path) -> Path:
-        """Where the host finds an absolute path of a site."""
+        """The host's path to an absolute path of a site."""
         return self.sites[site].host_path(path)
 
     def site_down(self, site: str) -> None:
-        """The site burns: its QEMUs and its libvirtd are killed at once. Commands run in it by tests live on."""
+        """The site fails: its QEMUs and its libvirtd are killed immediately. Commands that tests run in it continue."""
         self.sites[site].burn()
 
     def site_up(self, site: str) -> None:
-        """The host returns: libvirtd starts, and with it the network and the guests marked for autostart."""
+        """The host returns: libvirtd starts, together with the network and the guests with autostart."""
         self.sites[site].start_libvirtd()
 
     # -- guests
@@ -259,7 +259,7 @@ class Lab:
         kind = Kind(kind)
         where = self.sites[site]
         if where.virsh("domstate", name, check=False).returncode == 0:
-            raise LabError(f"{name} is defined at site {site} already")
+            raise LabError(f"{name} is already defined at site {site}")
         disks = _guest.disks_of(kind, name, self.images, extra_disks)
         for disk in disks:
             path = where.disk_dir / disk.path.lstrip("/")
@@ -275,7 +275,7 @@ class Lab:
         return xml
 
     def remove_guest(self, site: str, name: str) -> None:
-        """Stop a guest at once and remove its definition, checkpoints' metadata, NVRAM, disks and console."""
+        """Stop a guest immediately and remove its definition, checkpoints' metadata, NVRAM, disks and console."""
         where = self.sites[site]
         if self.state(site, name) != "shut off":
             where.virsh("destroy", name)
@@ -288,18 +288,19 @@ class Lab:
         return self.sites[site].disk_dir / _guest.console_path(name).lstrip("/")
 
     def console(self, site: str, name: str) -> Console:
-        """What the guest said at this site so far; nothing if it never ran there."""
+        """The guest's console at this site so far; empty if it never ran there."""
         return parse_console(_tail(self._console_path(site, name)).decode(errors="replace"))
 
     def start(self, site: str, name: str, *, wait: bool = True, timeout: float = BOOT_SECONDS) -> None:
-        """Start a guest; with `wait` until it has audited its disks and begun its workload."""
+        """Start a guest; with `wait`, return after it has audited its disks and started its workload."""
         before = _tail(self._console_path(site, name)).count(READY)
         self.sites[site].virsh("start", name)
         if wait:
             self.wait_ready(site, name, boots=before + 1, timeout=timeout)
 
     def wait_ready(self, site: str, name: str, *, boots: int = 1, timeout: float = BOOT_SECONDS) -> None:
-        """Wait until the console at this site shows so many boots of the guest. Raises LabError with its last lines."""
+        """Wait until the console at this site shows this many boots of the guest. Raises LabError with its last
+        lines."""
         path = self._console_path(site, name)
         try:
             wait_until(lambda: _tail(path).count(READY) >= boots, f"{name} is ready", timeout, CONSOLE_SECONDS)
@@ -317,11 +318,11 @@ class Lab:
         wait_until(acknowledged, f"{name} has written row {row}", timeout, CONSOLE_SECONDS)
 
     def state(self, site: str, name: str) -> str:
-        """libvirt's word for the guest's state. Raises CommandFailed for a guest unknown at the site."""
+        """The guest's state, as libvirt names it. Raises CommandFailed for a guest unknown at the site."""
         return self.sites[site].virsh("domstate", name).stdout.strip()
 
     def shutdown(self, site: str, name: str, *, timeout: float = SHUTDOWN_SECONDS) -> float:
-        """Press the guest's power button and wait until it is off; returns how many seconds it took."""
+        """Press the guest's power button and wait until it is off; returns the seconds it took."""
         begun = time.monotonic()
         pid = self.qemu_pid(site, name)
         self.sites[site].virsh("shutdown", name, "--mode", "acpi")
@@ -340,17 +341,17 @@ class Lab:
             raise LabError(f"no QEMU process of {name} at site {site}: {error}") from error
 
     def kill_qemu(self, site: str, name: str) -> None:
-        """SIGKILL the guest's QEMU, as a power failure, and wait until libvirt knows."""
+        """SIGKILL the guest's QEMU, like a power failure, and wait until libvirt has noticed."""
         pid = self.qemu_pid(site, name)
         os.kill(pid, signal.SIGKILL)
         self._wait_off(site, name, pid, STOP_SECONDS)
 
     def command(self, site: str, name: str, line: str, *, timeout: float = GUEST_COMMAND_SECONDS) -> str:
-        """Have a running guest obey a line and return what it printed.
+        """Run a command line in a running guest and return its output.
 
-        `pause` and `resume` the workload; `rate N` rows a second; `audit` now; `fill PATH OFFSET_MIB MIB` with data
-        that does not compress; `poweroff`; anything else, of up to 1000 bytes, is for the guest's shell. Raises
-        LabError if it fails there.
+        `pause` and `resume` the workload; `rate N` rows a second; `audit` now; `fill PATH OFFSET_MIB MIB` with
+        incompressible data; `poweroff`; anything else, up to 1000 bytes, is run by the guest's shell. Raises LabError
+        if it fails there.
         """
         xml = ElementTree.fromstring(self.sites[site].virsh("dumpxml", name).stdout)
         source = xml.find(f"devices/channel/target[@name='{_guest.COMMAND_PORT}']/../source")
@@ -359,7 +360,7 @@ class Lab:
             raise LabError(f"{name} has no command channel at site {site}: is it running?")
         inside = Path(path.replace("/var/lib/libvirt", str(self.sites[site].disk_dir / "lib"), 1))
         directory = os.open(inside.parent, os.O_PATH | os.O_DIRECTORY)
-        try:  # by way of /proc, since a socket's path may have no more than 107 bytes
+        try:  # through /proc, because a socket's path is limited to 107 bytes
             with socket.socket(socket.AF_UNIX) as channel:
                 channel.settimeout(timeout)
                 channel.connect(f"/proc/self/fd/{directory}/{inside.name}")
@@ -367,15 +368,17 @@ class Lab:
                 said = b""
                 while b"LAB-DONE " not in said or not said.endswith(b"\n"):
                     if not (more := channel.recv(65536)):
-                        raise LabError(f"{name} hung up on {line!r} after saying {said.decode(errors='replace')!r}")
+                        raise LabError(
+                            f"{name} closed the connection at {line!r} after {said.decode(errors='replace')!r}"
+                        )
                     said += more
         except OSError as error:
-            raise LabError(f"{name} does not obey {line!r}: {error}") from error
+            raise LabError(f"{name} does not run {line!r}: {error}") from error
         finally:
             os.close(directory)
         text, _, status = said.decode(errors="replace").rpartition("LAB-DONE ")
         if int(status):
-            raise LabError(f"{name}: {line!r} failed with {status.strip()}:\n{text}")
+            raise LabError(f"{name}: {line!r} failed with status {status.strip()}:\n{text}")
         return text
 
 
@@ -399,7 +402,7 @@ def _tail(path: Path, length: int | None = None) -> bytes:
 
 
 def lab_names() -> list[str]:
-    """Names of the labs of which anything is there."""
+    """Names of the labs that exist, completely or in part."""
     names: set[str] = set()
     for parent in (_places.RUN, _places.CACHE / "sites"):
         if parent.is_dir():

@@ -1,4 +1,4 @@
-"""A small file system of its own for a test, which is unmounted even when the test is killed."""
+"""A separate small file system for a test, which is unmounted even when the test is killed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.lab._run import COMMAND_SECONDS, LabError, run
 
 _MKFS = {"xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"]}
 
-# A process of its own unmounts, when its input ends: that is when it is told to, or when the process that mounted dies,
-# however it dies. What is left mounted would be in the way of all who clean up the temporary directory afterwards.
+# A separate process unmounts when its input ends: on request, or when the process that mounted ends for any reason. A
+# leftover mount would prevent any later clean-up of the temporary directory.
 _UNMOUNT = 'cat >/dev/null; umount "$1" || { umount --lazy "$1"; exit 1; }'
 
 
@@ -20,7 +20,7 @@ _UNMOUNT = 'cat >/dev/null; umount "$1" || { umount --lazy "$1"; exit 1; }'
 def mounted(directory: Path, file_system: str, size: int) -> Iterator[Path]:
     """An empty file system, `xfs` or `ext4`, of `size` bytes on a loop device, in a new directory of this directory.
 
-    Its image is sparse and is removed at the end. Raises LabError if it cannot be made, or is still in use at the end.
+    Its image is sparse and is deleted at the end. Raises LabError if it cannot be made, or is still in use at the end.
     """
     image, mount = directory / f"{file_system}.img", directory / file_system
     mount.mkdir()

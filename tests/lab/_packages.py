@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.lab._run import run
 
 GROUPS = {
-    # libvirt-python comes as source
+    # libvirt-python is built from source
     "build": ("gcc", "libc6-dev", "libvirt-dev", "pkg-config"),
     "lab": (
         # hypervisor and firmware
@@ -17,7 +17,7 @@ GROUPS = {
         "ovmf",
         "qemu-system-x86",
         "qemu-utils",
-        # what the driver's binding loads
+        # libraries loaded by the driver's binding
         "libnbd0",
         # the sites: network, replica directories
         "iproute2",
@@ -41,28 +41,28 @@ GROUPS = {
     "tests": (
         # a server other than QEMU to test the libnbd binding with
         "nbdkit",
-        # SSH from site to site, with a server that no installation starts
+        # SSH between the sites, with a server that its package does not start
         "dropbear-bin",
         "openssh-client",
         "openssh-sftp-server",
-        # the vault of several servers: tests start a cluster of their own
+        # the vault of several servers: tests start their own cluster
         "postgresql",
     ),
 }
-"""By what they are for; a target of the Makefile names the groups that it needs."""
+"""Packages by purpose; a target of the Makefile names the groups that it needs."""
 
 INSTALL_SECONDS = 900.0
 
 
 def missing_packages(names: Sequence[str]) -> list[str]:
-    """Those of the packages that are not installed."""
+    """The packages that are not installed."""
     asked = run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names], check=False)
     present = {line.split()[0] for line in asked.stdout.splitlines() if line.endswith(" installed")}
     return [name for name in names if name not in present]
 
 
 def install_packages(names: list[str]) -> None:
-    """Install them with apt; does nothing, at once, for an empty list."""
+    """Install them with apt; returns immediately for an empty list."""
     if not names:
         return
     apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]

@@ -1,4 +1,4 @@
-"""Runs commands with a time limit; an error carries what they printed."""
+"""Runs commands with a time limit; an error contains their output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COMMAND_SECONDS = 60.0
 
 
 class LabError(Exception):
-    """The lab cannot do what was asked; the message says why."""
+    """The lab cannot do what was requested; the message gives the reason."""
 
 
 class CommandFailed(LabError):
@@ -32,7 +32,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, within `timeout` seconds. Raises CommandFailed, where `check` is set also on an exit status."""
+    """Run to the end, within `timeout` seconds. Raises CommandFailed; with `check` also for a non-zero exit status."""
     words = [str(word) for word in argv]
     try:
         done = subprocess.run(

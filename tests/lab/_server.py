@@ -1,4 +1,4 @@
-"""The lab's physical server: a QEMU process at a site that libvirt knows nothing of, reached by SSH only."""
+"""The lab's physical server: a QEMU process at a site, unknown to libvirt and reached by SSH only."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MEMORY_MIB = 512
 
 
 class Server:
-    """One physical server at a site of a lab that is up. Its address is the same wherever it runs."""
+    """One physical server at a site of a lab that is up. Its address is the same at every site."""
 
     address = ADDRESS
     mac = MAC
     uuid = UUID
 
     def __init__(self, lab: Lab, site: str = "a", name: str = "server1") -> None:
-        """Copy its disks; it is not started."""
+        """Copy its disks, without starting it."""
         self.lab, self.site, self.name = lab, site, name
         self.image: ServerImage = build_server_image()
         where = lab.sites[site]
@@ -59,7 +59,7 @@ class Server:
     # -- power
 
     def start(self, *, wait: bool = True, timeout: float = BOOT_SECONDS) -> float:
-        """Press the power button; with `wait` until SSH answers and the ledger runs. Returns how long that took."""
+        """Press the power button; with `wait` until SSH answers and the ledger runs. Returns the seconds it took."""
         self._close_line()
         begun = time.monotonic()
         boots = len(self.console().ready)
@@ -74,7 +74,7 @@ class Server:
         command = ["qemu-system-x86_64", "-name", self.name, "-machine", "pc-i440fx-7.2", "-m", str(MEMORY_MIB)]
         command += ["-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=128", "-cpu", "max", "-smp", "1"]
         command += ["-nodefaults", "-display", "none", "-no-user-config"]
-        # On a busy host SeaBIOS has given up on the disks before QEMU's NVMe controllers were ready, and halted.
+        # On a busy host SeaBIOS gave up on the disks before QEMU's NVMe controllers were ready, and halted.
         command += ["-boot", "reboot-timeout=2000"]
         command += ["-smbios", f"type=1,manufacturer=Lab Servers,product=Rack 1,serial=LS-0001,uuid={UUID}"]
         command += ["-chardev", f"file,id=console,path=/srv/console/{self.name}.log,append=on"]
@@ -84,7 +84,7 @@ class Server:
         for number, path in enumerate(self.images_inside.values()):
             command += ["-drive", f"file={path},format=raw,if=none,id=disk{number},discard=unmap,detect-zeroes=off"]
         command += ["-device", "nvme,drive=disk0,serial=ROOT0001,addr=4,bootindex=0"]
-        # QEMU does not let an NVMe disk grow while it is in use.
+        # QEMU cannot grow an NVMe disk while it is in use.
         command += ["-device", "virtio-scsi-pci,id=scsi0,addr=5"]
         command += ["-device", "scsi-hd,drive=disk1,bus=scsi0.0,serial=DATA0001"]
         # A monitor for growing a disk while the server runs, as a storage array would.
@@ -96,7 +96,7 @@ class Server:
         return time.monotonic() - begun
 
     def wait_ready(self, boots: int, timeout: float = BOOT_SECONDS) -> None:
-        """Wait until the ledger has said so many times that it runs, and SSH answers."""
+        """Wait until the ledger has reported this many starts, and SSH answers."""
 
         def ready() -> bool:
             self._check_alive()
@@ -109,7 +109,7 @@ class Server:
         self._open_line()
 
     def _open_line(self) -> None:
-        """Keep an SSH connection for commands: the emulated processor needs seconds for a handshake."""
+        """Keep an SSH connection open for commands: the emulated processor needs seconds for a handshake."""
         command = ["ssh", *_ssh_options(self.image), "-MN", "-S", self._line_path, f"root@{ADDRESS}"]
         self._line = self.lab.popen_in(self.site, command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -130,14 +130,14 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of its QEMU. Raises LabError when it is off."""
+        """The process id of its QEMU. Raises LabError when it is off."""
         if self._qemu is None or self._qemu.poll() is not None:
             raise LabError(f"{self.name} is off")
         return self._qemu.pid
 
     @property
     def running(self) -> bool:
-        """Whether its power is on."""
+        """Whether it is powered on."""
         return self._qemu is not None and self._qemu.poll() is None
 
     def cut_power(self) -> None:
@@ -148,22 +148,22 @@ class Server:
             self._qemu.wait(STOP_SECONDS)
 
     def wait_off(self, timeout: float = 120) -> None:
-        """Wait until it has powered itself off."""
+        """Wait until it has shut down."""
         wait_until(lambda: not self.running, f"{self.name} is off", timeout, 0.2)
 
     def reboot(self) -> None:
-        """An orderly reboot from inside."""
+        """A clean reboot from inside."""
         boots = len(self.console().ready)
         self._close_line()
         self.ssh("systemctl reboot", check=False)
         self.wait_ready(boots + 1)
 
     def pause_power(self) -> contextlib.AbstractContextManager[None]:
-        """SIGSTOP its QEMU for a while: nothing of it moves, and nobody is told."""
+        """SIGSTOP its QEMU for a while: it stops completely, without any notification."""
         return _stopped(self.pid)
 
     def plug(self, *, out: bool) -> None:
-        """Pull its network cable out, or put it back."""
+        """Unplug its network cable, or plug it in again."""
         run(self.lab.sites[self.site].enter(["ip", "link", "set", self._tap, "down" if out else "up"]))
 
     # -- inside
@@ -172,11 +172,11 @@ class Server:
         self, command: str, *, check: bool = True, text: str | None = None, timeout: float = COMMAND_SECONDS
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as root, from the server's site."""
-        line = () if self._line is None else ("-S", self._line_path)  # if nobody listens there, SSH connects by itself
+        line = () if self._line is None else ("-S", self._line_path)  # if it is dead, SSH reconnects
         return ssh(self.lab, self.site, self.image, command, *line, check=check, text=text, timeout=timeout)
 
     def console(self) -> Console:
-        """What it said on its serial console here."""
+        """Its serial console at this site."""
         try:
             return parse_console(self.console_file.read_bytes().decode(errors="replace"))
         except FileNotFoundError:
@@ -192,7 +192,7 @@ class Server:
         wait_until(there, f"{self.name} has written row {row}", timeout, 0.2)
 
     def audit(self) -> Audit:
-        """Audit the running ledger, between two of its turns."""
+        """Audit the running ledger, between two of its writes."""
         return audit(self.ssh)
 
     def disk(self, serial: str) -> Path:
@@ -201,12 +201,12 @@ class Server:
 
     @property
     def images_inside(self) -> dict[str, str]:
-        """The raw images of the disks, as its site names them, by the names that its kernel gives them."""
+        """The raw images of the disks, as paths of its site, by the names that its kernel gives the disks."""
         names = {"ROOT0001": "nvme0n1", "DATA0001": "sda"}
         return {names[serial]: f"/srv/images/{self.name}-{serial}.raw" for serial in self._disks}
 
     def grow_data_disk(self, size: int) -> None:
-        """Make the disk DATA0001 larger while the server runs, and let the server's kernel see it."""
+        """Grow the disk DATA0001 while the server runs, and make the server's kernel rescan it."""
         _qmp(self.lab.host_path(self.site, self._monitor), "block_resize", {"device": "disk1", "size": size})
 
         def seen() -> bool:
@@ -223,7 +223,7 @@ def audit(command: Callable[[str], subprocess.CompletedProcess[str]]) -> Audit:
 
 
 def boot_audit(command: Callable[[str], subprocess.CompletedProcess[str]]) -> Audit:
-    """What the ledger found on its disks when the machine booted, before it wrote to them."""
+    """The ledger's audit of its disks when the machine booted, before it wrote to them."""
     return parse_audit(command("cat /run/lab-audit").stdout.partition("LAB-AUDIT")[2])
 
 
@@ -237,8 +237,8 @@ def ssh(
     text: str | None = None,
     timeout: float = COMMAND_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command on whatever machine answers at the server's address at a site, with the server's host key; `more`
-    options."""
+    """Run a command on the machine that answers at the server's address at a site, with the server's host key; `more`:
+    further options."""
     words = ["ssh", *_ssh_options(image), *more, f"root@{ADDRESS}", command]
     return lab.run_in(site, words, check=check, text=text, timeout=timeout)
 

@@ -1,7 +1,8 @@
-"""Builds the disks of the lab's physical server: a whole Debian with its own boot loader, once for each set of inputs.
+"""Builds the disks of the lab's physical server: a complete Debian with its own boot loader, once for each set of
+inputs.
 
 Two disks. The first has a GPT with GRUB's partition and a plain ext4 root; the second is a physical volume of LVM with
-one logical volume, `data`, where the ledger lies. Nothing is mounted and no device mapper is needed.
+one logical volume, `data`, for the ledger. Nothing is mounted and no device mapper is needed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ GATEWAY = "10.78.0.1"
 UUID = "5e0c0a70-1ab0-4d5e-8c11-0a77aa010001"
 ROWS, AREAS = "/srv/data/rows", ("/srv/data/area", "/srv/plain/area")
 
-# What a server in a rack does not need for a test, and what writes or waits at boot.
+# Units that a server does not need for a test, or that write or wait at boot.
 MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
     "fstrim.timer", "getty@tty1.service", "systemd-networkd-wait-online.service", "systemd-pstore.service",
@@ -54,7 +55,7 @@ ExecStart=/usr/local/bin/ledgerd run 10 {ROWS} {" ".join(AREAS)}
 WantedBy=multi-user.target
 """
 
-# Named by its place in the machine, as a server's configuration does: in another machine the card has another name.
+# Named by its slot in the machine, as on real servers: in another machine the interface has another name.
 NETWORK = f"""\
 [Match]
 Name=ens3
@@ -68,7 +69,7 @@ IPv6AcceptRA=no
 
 @dataclass(frozen=True)
 class ServerImage:
-    """What the server is made from."""
+    """The files from which the server is made."""
 
     directory: Path
 
@@ -84,12 +85,12 @@ class ServerImage:
 
     @property
     def key(self) -> Path:
-        """Private SSH key that lets root in."""
+        """Private SSH key for root."""
         return self.directory / "key"
 
     @property
     def known_hosts(self) -> Path:
-        """The server's host key, by its address."""
+        """known_hosts with the server's address and host key."""
         return self.directory / "known_hosts"
 
 
@@ -109,7 +110,7 @@ def _inputs_key() -> str:
 
 
 def _unpack(tree: Path, work: Path) -> None:
-    """Debian's packages, with the archive's files kept for the next build."""
+    """Debian's packages; the downloaded files are kept for the next build."""
     archives = _places.CACHE / "server-debs"
     archives.mkdir(parents=True, exist_ok=True)
     nodoc = work / "nodoc"
@@ -136,7 +137,7 @@ def _configure(tree: Path, work: Path, root_id: str) -> None:
     etc = tree / "etc"
     (etc / "hostname").write_text("server1\n")
     (etc / "hosts").write_text("127.0.0.1 localhost server1\n")
-    (etc / "machine-id").write_text(uuid.uuid4().hex + "\n")  # else systemd takes each boot for the first one
+    (etc / "machine-id").write_text(uuid.uuid4().hex + "\n")  # otherwise systemd treats each boot as the first one
     (etc / "fstab").write_text(
         f"UUID={root_id} / ext4 noatime,errors=remount-ro 0 1\n/dev/vg0/data /srv/data ext4 noatime 0 2\n"
     )
@@ -164,7 +165,7 @@ def _configure(tree: Path, work: Path, root_id: str) -> None:
 
 
 def _initramfs(tree: Path) -> str:
-    """Make it; returns the kernel's version."""
+    """Build it; returns the kernel's version."""
     (version,) = (path.name for path in (tree / "lib/modules").iterdir())
     run(["mount", "--bind", "/proc", tree / "proc"])
     try:
@@ -210,7 +211,8 @@ def _make_root_disk(path: Path, tree: Path, work: Path, root_id: str) -> None:
 
 
 def _install_grub(disk: Path, tree: Path, work: Path, root_id: str) -> None:
-    """What grub-install does, without mounting the disk: boot.img in the first sector, the core in GRUB's partition."""
+    """The same as grub-install, without mounting the disk: boot.img in the first sector, the core in GRUB's
+    partition."""
     early, core = work / "early.cfg", work / "core.img"
     early.write_text(f"search.fs_uuid {root_id} root\nset prefix=($root)/boot/grub\n")
     modules = ["biosdisk", "part_gpt", "ext2", "search", "search_fs_uuid", "normal", "linux", "configfile", "serial"]
@@ -222,7 +224,7 @@ def _install_grub(disk: Path, tree: Path, work: Path, root_id: str) -> None:
     image = bytearray(core.read_bytes())
     image += bytes(-len(image) % 512)
     struct.pack_into("<Q", boot, 0x5C, first)
-    boot[0x66:0x68] = b"\x90\x90"  # take the drive that the BIOS names
+    boot[0x66:0x68] = b"\x90\x90"  # use the drive that the BIOS names
     # The list of the blocks that follow, at the end of the core's first sector.
     struct.pack_into("<QHH", image, 512 - 12, first + 1, len(image) // 512 - 1, 0x820)
     with disk.open("r+b") as file:
@@ -232,8 +234,8 @@ def _install_grub(disk: Path, tree: Path, work: Path, root_id: str) -> None:
 
 
 def _make_data_disk(path: Path, work: Path) -> None:
-    """A physical volume with one logical volume. Its metadata is written through a loop device; the volume's content
-    is put where its first extent begins."""
+    """A physical volume with one logical volume. Its metadata is written through a loop device; the volume's content is
+    written at its first extent."""
     with path.open("wb") as file:
         file.truncate(DATA_DISK)
     loop = run(["losetup", "--find", "--show", path]).stdout.strip()
@@ -281,7 +283,7 @@ def _build(output: Path, work: Path, say: Callable[[str], None]) -> None:
 
 
 def build_server_image(say: Callable[[str], None] = lambda _: None) -> ServerImage:
-    """Return the image, building it first if any input changed. An interrupted build leaves none behind."""
+    """Return the image, building it first if any input changed. An interrupted build leaves no image behind."""
     final = _places.CACHE / "server" / _inputs_key()
     if final.is_dir():
         return ServerImage(final)
@@ -289,7 +291,7 @@ def build_server_image(say: Callable[[str], None] = lambda _: None) -> ServerIma
         if final.is_dir():
             return ServerImage(final)
         final.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in final.parent.glob("tmp-*"):  # of a builder that was killed: we hold the lock
+        for leftover in final.parent.glob("tmp-*"):  # of a killed build: this process holds the lock
             run(["umount", leftover / "tree/proc"], check=False)
             shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(prefix="tmp-", dir=final.parent) as work:

@@ -1,4 +1,4 @@
-"""One site: a network, mount and UTS namespace with a libvirtd of its own and its own replica directories."""
+"""One site: a network, mount and UTS namespace with its own libvirtd and replica directories."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POLL_SECONDS = 0.02
 LINK = "wan0"
 BRIDGE = "virbr-lab"
 
-# Hidden in a site, replaced by the site's own.
+# Hidden in a site and replaced by the site's own.
 LIBVIRT_DIRS = {
     "/etc/libvirt": "etc",
     "/var/lib/libvirt": "lib",
@@ -35,7 +35,7 @@ LIBVIRT_DIRS = {
 
 @dataclass(frozen=True)
 class ReplicaDir:
-    """A directory at a site, on a file system of its own."""
+    """A directory at a site, on a separate file system."""
 
     name: str
     filesystem: str
@@ -43,7 +43,7 @@ class ReplicaDir:
 
     @property
     def path(self) -> str:
-        """Where it is, inside the site."""
+        """Its path inside the site."""
         return f"/srv/{self.name}"
 
 
@@ -65,7 +65,7 @@ host_uuid = "{uuid}"
 """
 
 # No cgroups, no namespaces per guest: there is no systemd to ask for them, and a site is a namespace already.
-# The console goes to its file without virtlogd in between.
+# The console is written to its file directly, without virtlogd.
 QEMU_CONF = """\
 user = "root"
 group = "root"
@@ -88,17 +88,17 @@ NETWORK_XML = f"""\
 
 
 def wait_until(true: Callable[[], bool], what: str, timeout: float, poll: float = POLL_SECONDS) -> None:
-    """Wait for a condition of the outside world that nobody announces. Raises LabError after `timeout` seconds."""
+    """Poll for a condition of other processes. Raises LabError after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not true():
         if time.monotonic() > end:
-            raise LabError(f"{what}: not so after {timeout:g} s")
+            raise LabError(f"{what}: not true after {timeout:g} s")
         time.sleep(poll)
 
 
 @dataclass
 class Site:
-    """A site of a lab. Made by `Lab`; every attribute follows from the names."""
+    """A site of a lab. Made by `Lab`; every attribute is derived from the names."""
 
     lab: str
     name: str
@@ -169,7 +169,7 @@ class Site:
         return pid
 
     def host_path(self, path: str | Path) -> Path:
-        """Where the host finds an absolute path of the site, also what is mounted only there."""
+        """The host's path to an absolute path of the site, including what is mounted only there."""
         return Path(f"/proc/{self.anchor()}/root") / str(path).lstrip("/")
 
     def enter(self, argv: Sequence[str | Path]) -> list[str]:
@@ -184,7 +184,7 @@ class Site:
     # -- up and down
 
     def create(self) -> None:
-        """Make the namespaces and directories, mount, start libvirtd. The network link comes from the lab."""
+        """Make the namespaces and directories, mount, start libvirtd. The lab makes the network link."""
         for directory in (self.disk_dir, self.run_dir / "libvirt"):
             directory.mkdir(parents=True)
         self._start_anchor()
@@ -224,11 +224,11 @@ class Site:
     def _mount_all(self) -> None:
         inside = self._inside
         inside("hostname", f"site-{self.name}")
-        # Else this mount namespace would keep the network namespaces of other labs alive after these go down.
+        # Otherwise this mount namespace would keep the network namespaces of other labs alive after those are removed.
         inside("umount", "-l", "/run/netns", check=False)
         # A view of this network namespace, where libvirt looks for its bridges; it also hides the host's cgroups.
         inside("mount", "-t", "sysfs", "sysfs", "/sys")
-        # Not the host's /run: libvirt would ask the host's system bus to keep its guests.
+        # Not the host's /run: libvirt would register its guests on the host's system bus.
         inside("mount", "--bind", self.run_dir, "/run")
         for path, part in LIBVIRT_DIRS.items():
             inside("mount", "--bind", self.disk_dir / part, path)
@@ -237,7 +237,7 @@ class Site:
         inside("mount", "-o", "remount,bind,ro", "/srv/boot")
         for replica in REPLICA_DIRS:
             self._mount_replica_dir(replica)
-        # Nothing of another site, or of another lab, can be reached by a path.
+        # No path leads to another site or another lab.
         inside("mount", "-t", "tmpfs", "-o", "ro,size=4k", "none", _places.CACHE / "sites")
 
     def _mount_replica_dir(self, replica: ReplicaDir) -> None:
@@ -251,14 +251,14 @@ class Site:
         self._inside("mount", "-o", "loop", backing, replica.path)
 
     def disk_loses_power(self, name: str) -> None:
-        """The XFS of that replica directory stops at once, as at a power cut: its log is not flushed, what it held in
-        memory is gone; what was made durable, or happened to be written, stays."""
+        """Stop the XFS of that replica directory immediately, as in a power cut: its log is not flushed and its memory
+        is lost; durable and already written data stay."""
         self._inside("xfs_io", "-x", "-c", "shutdown", self._replica_dir(name).path)
 
     def disk_gets_power(self, name: str) -> None:
-        """Mount it again, from what is on its disk: XFS replays its log. Raises LabError if a file of it stays open."""
+        """Mount it again from its disk: XFS replays its log. Raises LabError if one of its files stays open."""
         replica, backing = self._replica_dir(name), self.disk_dir / f"{name}.img"
-        # A killed process is in no list any more when its first thread has ended; the others may still hold files.
+        # A killed process is no longer listed once its first thread has ended; other threads may still hold files.
         unmount = self.enter(["umount", replica.path])
         wait_until(lambda: run(unmount, check=False).returncode == 0, f"{replica.path} can be unmounted", 30, poll=0.2)
         device = run(["losetup", "--find", "--show", backing]).stdout.strip()  # the site does not see the image
@@ -272,9 +272,9 @@ class Site:
         return next(item for item in REPLICA_DIRS if item.name == name)
 
     def start_libvirtd(self) -> None:
-        """Start the daemon, as at the boot of a host, and wait until it answers."""
+        """Start the daemon, as at a host's boot, and wait until it answers."""
         self._inside("ip", "link", "set", "lo", "up")
-        self.anchor()  # else nobody would read the command, and the writer would wait for ever
+        self.anchor()  # otherwise no process would read the command, and the writer would block forever
         with self._commands_file.open("r+b", buffering=0) as commands:
             commands.write(b"libvirtd --listen -p /run/libvirtd.pid\n")
 
@@ -302,7 +302,7 @@ class Site:
         return found
 
     def burn(self) -> None:
-        """The host is lost: libvirtd and every QEMU are killed; what lived in memory (/run, bridges) is gone."""
+        """The host fails: libvirtd and every QEMU are killed; everything in memory (/run, bridges) is lost."""
         self._kill(self.hypervisor_processes)
         run(["ip", "-n", self.namespace, "link", "del", BRIDGE], check=False)
         for entry in self.run_dir.iterdir():
@@ -326,14 +326,14 @@ class Site:
         wait_until(gone, f"processes of site {self.name} are gone", STOP_SECONDS)
 
     def destroy(self) -> None:
-        """Remove all of the site that there is, whoever made it; does nothing for a site that is not there."""
+        """Remove everything of the site, whichever process made it; does nothing if the site does not exist."""
         if Path(f"/run/netns/{self.namespace}").exists():
             self._kill(lambda: [pid for pid in self.processes() if not self._is_anchor(pid)])
-            with contextlib.suppress(LabError):  # no anchor, hence no mounts
-                # The mounts would go with the namespace, but at a moment of the kernel's choosing.
+            with contextlib.suppress(LabError):  # no anchor and therefore no mounts
+                # The kernel would remove the mounts with the namespace, but at an unknown time.
                 self._inside("umount", "-l", "/srv/boot", *(replica.path for replica in REPLICA_DIRS), check=False)
             self._kill(self.processes)
-            for child in self._children:  # has left the namespace, but may not have ended yet
+            for child in self._children:  # is no longer in the namespace, but may not have ended yet
                 child.wait(STOP_SECONDS)
             self._children.clear()
             run(["ip", "netns", "del", self.namespace])

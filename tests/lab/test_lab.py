@@ -1,4 +1,4 @@
-"""The lab proves what it promises: the rest of the system tests stand on it."""
+"""The lab does what it promises: the other system tests depend on it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def audit_now(lab: Lab, name: str) -> Audit:
 
 
 def leftovers(name: str) -> list[str]:
-    """What of a lab is still on the machine, found without the lab's own help."""
+    """What is left of a lab on the machine, found without the lab's code."""
     places = (PROJECT / "build/lab/sites" / name, Path("/run/asr-lab") / name)
     found = [str(path) for path in places if path.exists()]
     for command in (["ip", "netns", "list"], ["losetup", "--list"], ["mount"], ["ps", "-eo", "args"]):
@@ -63,7 +63,7 @@ def leftovers(name: str) -> list[str]:
             if f"/lab/sites/{name}/" in view.read_text():
                 found.append(f"mounts of {view.parent}")
         except OSError:
-            continue  # ended meanwhile
+            continue  # has ended meanwhile
     return found
 
 
@@ -167,7 +167,7 @@ def test_trim_gives_space_back(lab: Lab, direct: str) -> None:
 
 
 def test_failing_guest_command_says_so(lab: Lab, direct: str) -> None:
-    with pytest.raises(LabError, match=r"(?s)failed with 1.*No such file"):
+    with pytest.raises(LabError, match=r"(?s)failed with status 1.*No such file"):
         lab.command("a", direct, "cat /nowhere")
 
 
@@ -263,7 +263,7 @@ def test_same_name_twice_is_refused(lab: Lab) -> None:
 
 
 def test_guest_defined_twice_is_refused(lab: Lab, direct: str) -> None:
-    with pytest.raises(LabError, match="defined at site a already"):
+    with pytest.raises(LabError, match="already defined at site a"):
         lab.define_guest("a", Kind.BIOS_DIRECT, direct)
 
 
@@ -276,7 +276,7 @@ def test_bad_name_is_refused(name: str) -> None:
 HOLD = """
 import signal, sys, time
 from tests.lab import Lab
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit an ignored SIGINT
 with Lab(sys.argv[1]) as lab:
     lab.define_guest("a", "bios-direct", "g")
     lab.start("a", "g", wait=False)
@@ -297,7 +297,7 @@ def test_killed_owner_is_cleared_away_by_the_next() -> None:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "up\n"
         owner.kill()
-    assert leftovers(name)  # else the check itself is blind
+    assert leftovers(name)  # otherwise the check finds nothing
     with Lab(name) as lab:
         assert connects(lab, "b", "a")
     assert leftovers(name) == []
@@ -305,7 +305,7 @@ def test_killed_owner_is_cleared_away_by_the_next() -> None:
 
 @pytest.mark.parametrize("seconds", [None, 0.05, 0.25, 0.6])
 def test_interrupted_owner_leaves_nothing_behind(seconds: float | None) -> None:
-    """Ctrl-C with the lab up (None), and so many seconds after its making began."""
+    """Ctrl-C with the lab up (None), or this many seconds after its start began."""
     name = "test-interrupted"
     with hold(name) as owner:
         assert owner.stdout is not None
@@ -335,7 +335,7 @@ def test_lab_by_hand() -> None:
             Lab(name).up()
         assert call("up", "--name", name) == first
         assert connects(Lab(name), "b", "a")
-        assert f"{name}: up by hand" in call("status")
+        assert f"{name}: started on the command line" in call("status")
     finally:
         call("down", "--name", name)
     assert leftovers(name) == []

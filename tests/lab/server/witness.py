@@ -1,9 +1,9 @@
-"""The mobility service with a witness, for tests: while the file systems are frozen, and nothing is left to be taken,
-it asks a witness outside of the server (`tests.system.disk_witness`) for digests of the disks, and keeps them. The
-service itself is the one that was installed, unchanged.
+"""The mobility service with a witness, for tests: while the file systems are frozen and all changes have been read, it
+asks a witness outside the server (`tests.system.disk_witness`) for digests of the disks, and stores them. The service
+itself is the installed one, unchanged.
 
-Run on the server in the place of the service. It looks only while /run/witness/on is there; while /run/witness/hang is,
-it stays in the freeze for as many seconds as that file says.
+Run on the server in place of the service. It asks only while /run/witness/on exists; while /run/witness/hang exists, it
+keeps the file systems frozen for the number of seconds in that file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIRECTORY = Path("/run/witness")
 
 
 def digests(names: dict[str, str]) -> dict[str, str]:
-    """Of disks by the kernel's name, as the witness sees them."""
+    """Digests of disks by the kernel's name, from the witness."""
     with socket.create_connection(DISK_WITNESS, 30) as witness:
         witness.sendall(json.dumps(names).encode() + b"\n")
         with witness.makefile() as answer:
@@ -35,7 +35,7 @@ def digests(names: dict[str, str]) -> dict[str, str]:
 
 
 def witnessed(take_in: Callable[..., bool]) -> Callable[..., bool]:
-    """The service's own step, then the digests, before anything is thawed."""
+    """The service's own step, then the digests, before the file systems are thawed."""
 
     def step(this: Any, held: Any, watched: Any, *more: Any) -> bool:
         still = take_in(this, held, watched, *more)
