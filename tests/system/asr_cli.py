@@ -21,7 +21,7 @@ ASR = Path(sys.executable).with_name("asr")
 
 
 class AsrFailed(Exception):
-    """`asr` ended with an error; `error` is the catalogue's entry, None if it printed none."""
+    """`asr` ended with an error; `error` is the catalogue's entry, None if none was printed."""
 
     def __init__(self, words: tuple[str, ...], done: subprocess.CompletedProcess[str]) -> None:
         super().__init__(f"asr {' '.join(words)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -54,7 +54,7 @@ class AsrCli:
         return json.loads(done.stdout)
 
     def run(self, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run a verb as it is."""
+        """Run a verb without --json."""
         command = [str(ASR), "--vault", self.vault, *words]
         return self.lab.run_in(self.site, command, timeout=timeout, check=False, env=self.environment or None)
 
@@ -71,7 +71,7 @@ class AsrCli:
     # -- set-up ----------------------------------------------------------------------------------------------------
 
     def init(self, replica_dir: str = "/srv/xfs") -> None:
-        """A vault here, both sites, seen from here."""
+        """A vault here, and both sites, as seen from here."""
         self.run("init").check_returncode()
         for name in ("a", "b"):
             settings = [f"--set={key}={value}" for key, value in self._settings(name, replica_dir).items() if value]
@@ -83,12 +83,12 @@ class AsrCli:
         return {"uri": self.lab.sites[name].remote_uri, "replica_dir": ""}
 
     def move_to(self, site: str, replica_dir: str = "/srv/xfs") -> None:
-        """Carry the vault to the other site and tell it how the sites are reached from there."""
+        """Move the vault to the other site and set how the sites are reached from there."""
         parcel = "/srv/asr/parcel.db"
         self("vault", "move", parcel)
         there = self.lab.host_path(site, self.vault)
         there.parent.mkdir(exist_ok=True)
-        shutil.copy(self.lab.host_path(self.site, parcel), there)  # stands for scp
+        shutil.copy(self.lab.host_path(self.site, parcel), there)  # instead of scp
         self.lab.host_path(self.site, parcel).unlink()
         self.site = site
         for name in ("a", "b"):
@@ -98,7 +98,7 @@ class AsrCli:
     # -- the service -----------------------------------------------------------------------------------------------
 
     def start_service(self) -> None:
-        """`asr run` in the background; its log is at the site."""
+        """`asr run` in the background; its log is a file at the site."""
         with self._log_path.open("ab") as log:
             self._service = self.lab.popen_in(
                 self.site,
@@ -133,11 +133,11 @@ class AsrCli:
         return self.lab.host_path(self.site, self.vault).with_name("run.log")
 
     def log(self) -> str:
-        """What the service wrote."""
+        """The service's log."""
         path = self._log_path
         return path.read_text(errors="replace") if path.exists() else ""
 
     def library(self) -> Engine:
-        """The vault through the library, for looking without the cost of a process."""
-        # Not by way of host_path, which goes through /proc: the vault resolves links in its path.
+        """The vault through the library, for reading without starting a process."""
+        # Not through host_path, which uses /proc: the vault resolves links in its path.
         return Engine.open(str(self.lab.sites[self.site].disk_dir / self.vault.lstrip("/")))

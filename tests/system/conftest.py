@@ -1,4 +1,4 @@
-"""One lab for all system tests: each makes guests of its own and takes them away."""
+"""One lab for all system tests: each makes its own guests and deletes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.system.rig import EngineProcess, Rig
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Two sites."""
-    with Lab(f"system-{os.getpid()}") as lab:  # of this process: several run at once
+    with Lab(f"system-{os.getpid()}") as lab:  # one per process: several run at once
         yield lab
 
 

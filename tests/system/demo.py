@@ -233,7 +233,7 @@ class Demo:
         self.report["planned_rows_lost"] = last - audit.last
         claim(audit.last == last, f"a planned failover loses no data: row {audit.last} of {last}")
         self.say(
-            f"planned failover back to site a in {self.report['planned_rto_seconds']} s: all {audit.rows} rows are there"
+            f"planned failback to site a in {self.report['planned_rto_seconds']} s: all {audit.rows} rows are there"
         )
         asr("failover", "commit", GUEST)
 

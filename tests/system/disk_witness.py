@@ -1,9 +1,10 @@
-"""A witness for the lab's physical server: from outside, it reports what is on its disks while the server holds still.
+"""A witness for the lab's physical server: from outside, it reports the content of its disks while the server is
+frozen.
 
     python -m tests.system.disk_witness ADDRESS PORT NAME=IMAGE...
 
-A request is a line of JSON, names of the server's block devices by any key; the answer is a line, their digests by the
-same keys. QEMU keeps nothing of a disk to itself: what the server has written is in the image's file.
+A request is a line of JSON, names of the server's block devices by any key; the answer is a line with their digests by
+the same keys. QEMU caches nothing of a disk: everything the server has written is in the image's file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ZEROES = bytes(PIECE)
 
 
 def digest_of_file(path: Path) -> str:
-    """Of an image's whole content."""
+    """The digest of an image's whole content."""
     whole = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while piece := file.read(PIECE):
@@ -41,7 +42,7 @@ class _Request(socketserver.StreamRequestHandler):
 
 
 def main() -> None:
-    """Answer until the end."""
+    """Answer requests until the process is stopped."""
     address, port, *images = sys.argv[1:]
     _Request.images = {name: Path(path) for name, _, path in (item.partition("=") for item in images)}
     socketserver.TCPServer.allow_reuse_address = True

@@ -1,4 +1,5 @@
-"""The library inside a site, led over its standard input: one engine for many tests, without a start for each verb.
+"""The library inside a site, controlled over its standard input: one engine for many tests, without a start for each
+verb.
 
     python -m tests.system.engine_process VAULT
 
@@ -40,7 +41,7 @@ BLOCK = 64 << 10
 
 
 class EngineProcess:
-    """Verbs beside those of `Engine`."""
+    """Verbs in addition to those of `Engine`."""
 
     def __init__(self, url: str) -> None:
         self._ahead = 0.0
@@ -49,11 +50,11 @@ class EngineProcess:
         self.engine.start()
 
     def clock_ahead(self, seconds: float) -> None:
-        """The engine's clock goes so many seconds before the world's."""
+        """Set the engine's clock this many seconds ahead of the real one."""
         self._ahead = seconds
 
     def add_policy(self, name: str, **fields: Any) -> Policy:
-        """A policy whose points are kept only where a verb asks for it, compared at any time, unless told otherwise."""
+        """A policy that by default keeps points only where a verb requests it, and allows comparisons at any time."""
         asked = Consistency(fields.pop("consistency", "crash"))
         values = {"interval": 3600.0, "point_interval": 86400.0, "keep": 604800.0, "resync_window": ALWAYS, **fields}
         if "ladder" in values:
@@ -63,7 +64,7 @@ class EngineProcess:
         return policy
 
     def job(self, job_id: str) -> Any:
-        """A job's record as it is now."""
+        """A job's current record."""
         return self.engine.vault.job(job_id)
 
     def wait(self, job_id: str, timeout: float) -> Any:
@@ -80,11 +81,11 @@ class EngineProcess:
         return self.engine.vault.cycles(self.engine.vault.protection(machine).id)
 
     def machine(self, site: str, machine_id: str) -> Any:
-        """A machine as its site tells it now."""
+        """A machine as its site currently reports it."""
         return self.engine.context.site(site).inventory.machine(machine_id)
 
     def frozen_cycle(self, machine: str) -> dict[str, Any]:
-        """A kept point, and the content of each disk as frozen for it: read by qemu-img from QEMU's own NBD server."""
+        """A kept point, and the content of each disk as frozen for it, read by qemu-img from QEMU's NBD server."""
         protection = self.engine.vault.protection(machine)
         uri = self.engine.vault.site(protection.source_site).settings["uri"]
         contents: dict[str, str] = {}
@@ -104,8 +105,8 @@ class EngineProcess:
 
 
 def content_of(image: str, fmt: str) -> str:
-    """What qemu-img reads in an image, as SHA-256 of its size and its blocks that are not zero: thin disks cost
-    little. Equal for equal content, however it is stored."""
+    """SHA-256 of an image's size and its non-zero blocks as qemu-img reads them: thin disks are quick. Equal for equal
+    content, however it is stored."""
     digest = hashlib.sha256()
     with _as_raw(image, fmt) as file:
         size = file.seek(0, os.SEEK_END)
@@ -126,7 +127,7 @@ def content_of(image: str, fmt: str) -> str:
 
 
 def disk_digest_of(image: str, fmt: str) -> str:
-    """The digest that `asr verify` prints, made by its description in docs/reference/cli.md of what qemu-img reads."""
+    """The digest that `asr verify` prints, computed from what qemu-img reads, as described in docs/reference/cli.md."""
     regions = b""
     with _as_raw(image, fmt) as file:
         while region := file.read(64 << 20):
@@ -158,7 +159,7 @@ def _answer(process: EngineProcess, line: str) -> dict[str, Any]:
 
 
 def main(kind: type[EngineProcess] = EngineProcess) -> None:
-    """Answer until the input ends; `kind` may have further verbs."""
+    """Answer until the input ends; `kind` may add verbs."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("sqlalchemy", "alembic", "dbos"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

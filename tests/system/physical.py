@@ -1,4 +1,4 @@
-"""A physical server at site a, a process server beside it, a master target at site b: what demo and tests share."""
+"""A physical server and a process server at site a, a master target at site b: shared by the demo and the tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DROP_IN = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /run/witness/witnes
 
 
 class Scene:
-    """Made step by step; leaving the context takes the parts down that the lab does not know of."""
+    """Made step by step; on exit it stops the parts that the lab does not manage."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -65,7 +65,7 @@ class Scene:
     # -- the process server and the master target
 
     def start_target(self) -> None:
-        """The master target at site b; its identity is made at the first start."""
+        """The master target at site b; its identity is created at the first start."""
         where = self.lab.host_path("b", "/srv/asr")
         where.mkdir(exist_ok=True)
         if not (where / "identity").exists():
@@ -84,7 +84,7 @@ class Scene:
         wait_until(lambda: b"serves libvirt" in (where / "master-target.log").read_bytes(), "the master target", 60)
 
     def stop_target(self) -> None:
-        """End it."""
+        """Stop it."""
         if self._target is not None:
             self._target.send_signal(signal.SIGTERM)
             try:
@@ -95,16 +95,16 @@ class Scene:
             self._target = None
 
     def use_a_disk_of_its_own(self) -> None:
-        """Let all that the process server keeps, vault and spool, be on a disk that can lose its power. To be called
-        first."""
+        """Put the process server's files, vault and spool, on a disk whose power can be cut. Must be called first."""
         self.lab.host_path("a", "/srv/xfs/asr").mkdir()
         self.lab.host_path("a", "/srv/asr").symlink_to("xfs/asr")
 
     def process_server_loses_power(self) -> None:
-        """The machine on which it runs goes, and comes back.
+        """The machine on which it runs loses power, and comes back.
 
-        Nobody hears of it: both cables are out first. Its disk stops as `Site.disk_loses_power` says: what was not made
-        durable is lost. All that it runs is killed. Not shown: a disk that loses what it has acknowledged as flushed.
+        No peer is notified: both cables are unplugged first. Its disk stops as described at `Site.disk_loses_power`:
+        what was not durable is lost. All its processes are killed. Not covered: a disk that loses writes it has
+        acknowledged as flushed.
         """
         site = self.lab.sites["a"]
         self.lab.cut()
@@ -114,7 +114,7 @@ class Scene:
         killed = {pid for pid in site.processes() if pid != site.anchor() and _is_python(pid)}
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: killed.isdisjoint(site.processes()), "what it ran has ended", 30)
+        wait_until(lambda: killed.isdisjoint(site.processes()), "its processes have ended", 30)
         site.disk_gets_power("xfs")
         self._stop_listening()
         self.server.plug(out=False)
@@ -123,7 +123,7 @@ class Scene:
         self.listen()
 
     def set_up(self, *, interval: str = "5s", freeze_limit: str = "60s", silence: str = "30s") -> None:
-        """A vault at site a, both sites, a policy. `silence`: after which a cut link to site b is noticed."""
+        """A vault at site a, both sites, a policy. `silence`: time after which a cut link to site b is detected."""
         asr = self.asr
         asr.run("init").check_returncode()
         asr("site", "add", "dc", "--driver", "physical", "--set", "listen=10.78.0.1", "--set", f"identity={IDENTITY}",
@@ -134,8 +134,8 @@ class Scene:
             "--freeze-limit", freeze_limit, "--resync-window", "always", "--resync-threshold", "1")  # fmt: skip
 
     def listen(self) -> None:
-        """Let a process of its own listen for the server, as the service would: else each verb listens by itself, and
-        waits until the server dials again."""
+        """Let a separate process listen for the server, as the service would: otherwise each verb listens on its own,
+        and waits until the server dials again."""
         script = f"{CONNECT}print('ready', flush=True)\nsys.stdin.read()\n"
         self._listener = self.lab.popen_in("a", [sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=None)
         assert self._listener.stdout is not None
@@ -160,7 +160,7 @@ class Scene:
         return done
 
     def push(self, *words: str) -> str:
-        """Install the mobility service; returns what was said."""
+        """Install the mobility service; returns the output."""
         more = ["--identity", IDENTITY, "--name", NAME, "--server", "10.78.0.1", "--cpu", "100"]
         return self.enrol("push", *more, *words).stdout
 
@@ -170,7 +170,7 @@ class Scene:
         return self.asr.result(*words, "--test-network", "lab", timeout=540)
 
     def begin(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Run a verb beside the test."""
+        """Run a verb in the background."""
         command = [str(ASR), "--vault", self.asr.vault, *words]
         environment = None if env is None else {**os.environ, **env}
         return self.lab.popen_in("a", command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
@@ -178,7 +178,7 @@ class Scene:
     # -- the witness
 
     def place_witness(self) -> None:
-        """Let the service run with the witness from now on, until the server is restarted."""
+        """Run the service with the witness from now on, until the server is restarted."""
         self._start_disk_witness()
         self.server.ssh("mkdir -p /run/witness && cat > /run/witness/witness.py", text=WITNESS.read_text())
         drop_in = "/run/systemd/system/asr-mobility.service.d"
@@ -206,16 +206,16 @@ class Scene:
             self._disk_witness = None
 
     def remove_witness(self) -> None:
-        """Let the service run alone again."""
+        """Run the service without the witness again."""
         self.server.ssh("rm -rf /run/systemd/system/asr-mobility.service.d && systemctl daemon-reload")
         self.server.ssh("systemctl restart asr-mobility", timeout=120)
 
     def witnessed(self, *words: str, timeout: float = 540) -> dict[str, Any]:
-        """Run a verb that makes a point, and prove that the point's disks are those that were frozen."""
+        """Run a verb that makes a point, and prove that the point's disks equal the frozen ones."""
         return self._proved(lambda: self.asr.result(*words, timeout=timeout))
 
     def protected_with_witness(self) -> dict[str, Any]:
-        """The initial copy, proved in the same way."""
+        """The initial copy, verified in the same way."""
         return self._proved(self.protect)
 
     def _proved(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -225,9 +225,9 @@ class Scene:
         finally:
             self.server.ssh("rm -f /run/witness/on")
         seen = json.loads(self.server.ssh("cat /run/witness/seen").stdout)
-        assert seen["late"] == 0, f"something was written while the server was frozen: {seen}"
+        assert seen["late"] == 0, f"the server wrote while it was frozen: {seen}"
         found = {disk: disk_witness.digest_of_file(path) for disk, path in self.heads().items()}
-        assert found == seen["disks"], f"the replica is not what was frozen: {found} {seen}"
+        assert found == seen["disks"], f"the replica differs from the frozen disks: {found} {seen}"
         return facts
 
     def heads(self) -> dict[str, Path]:
@@ -249,7 +249,7 @@ class Scene:
         wait_until(lambda: "0 of" not in self.asr("site", "show", "dc")["status"]["version"], "the agent", timeout, 1)
 
     def agent(self) -> dict[str, Any]:
-        """What the service on the server says of itself; asked by its own process."""
+        """The status that the service on the server reports; requested by its own process."""
         script = f"{CONNECT}print(json.dumps(dict(site.gateway.call({NAME!r},'status',{{}})[0])))\nsite.close()\n"
         said = self.lab.run_in("a", [sys.executable, "-c", script], timeout=120).stdout
         result: dict[str, Any] = json.loads(said)
@@ -268,7 +268,7 @@ class Scene:
         return audit(self.there)
 
     def wait_there(self, timeout: float = 300, *, site: str = "b") -> Audit:
-        """Wait until the failed-over machine answers at a site; returns what its ledger found at its boot."""
+        """Wait until the failed-over machine answers at a site; returns the audit of its ledger at its boot."""
         end = time.monotonic() + timeout
         there = functools.partial(self.there, site=site)
         while True:

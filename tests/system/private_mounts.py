@@ -1,4 +1,4 @@
-"""Directories of the machine that a site's host changes as if it were alone on it."""
+"""Directories of the machine that a site's host can change privately."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable
 __all__ = ["PRIVATE", "keep_apart"]
 
 PRIVATE = "/srv/private"
-"""A directory of the host's own, in memory."""
+"""A private directory of the host, in memory."""
 
 _LIBVIRT = ("/etc/libvirt", "/var/lib/libvirt")
 
 
 def keep_apart(run: Callable[[str], object], directories: Iterable[str]) -> None:
-    """What the host changes in the directories nobody else sees, and it is gone with the lab.
+    """Changes that the host makes in the directories are not visible elsewhere, and are discarded with the lab.
 
-    `run` gives a line to the host's shell. What the lab mounted there for libvirt stays. Nothing is made or removed on
-    the machine for it: removing a directory takes away, in every namespace, what is mounted there.
+    `run` passes a line to the host's shell. The lab's own mounts for libvirt stay. Nothing is created or deleted on the
+    machine for it: deleting a directory removes, in every namespace, what is mounted there.
     """
     directories = list(dict.fromkeys(directories))
     run(f"mkdir {PRIVATE} && mount -t tmpfs -o mode=755 tmpfs {PRIVATE}")

@@ -1,4 +1,5 @@
-"""What the system tests share: guests at site a, replicas at site b, an engine at site b led by `engine_process.py`."""
+"""Shared by the system tests: guests at site a, replicas at site b, an engine at site b controlled through
+`engine_process.py`."""
 
 from __future__ import annotations
 
@@ -44,13 +45,13 @@ def wait_for(true: Callable[[], Any], what: str, timeout: float = 60, poll: floa
     end = time.monotonic() + timeout
     while not (found := true()):
         if time.monotonic() > end:
-            raise AssertionError(f"{what}: not so after {timeout:g} s")
+            raise AssertionError(f"{what}: not true after {timeout:g} s")
         time.sleep(poll)
     return found
 
 
 class EngineProcess:
-    """The engine at a site. `module`: what runs there, `tests.system.engine_process` or what has more verbs."""
+    """The engine at a site. `module`: the program, `tests.system.engine_process` or one with more verbs."""
 
     def __init__(
         self, lab: Lab, vault: str = "/srv/asr-engine.db", module: str = "tests.system.engine_process", site: str = "b"
@@ -88,7 +89,7 @@ class EngineProcess:
         return dict(json.loads(line))
 
     def close(self) -> None:
-        """The engine ends in order."""
+        """Stop the engine cleanly."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -101,7 +102,7 @@ class EngineProcess:
 
 
 class Rig:
-    """The lab with its engine, and what tests do and look at."""
+    """The lab with its engine, and the operations and observations of the tests."""
 
     def __init__(self, lab: Lab, engine: EngineProcess) -> None:
         self.lab = lab
@@ -119,7 +120,7 @@ class Rig:
     def guest(
         self, name: str, kind: Kind = Kind.BIOS_DIRECT, *, rate: float = 10, extra_disks: Sequence[BlankDisk] = ()
     ) -> str:
-        """A running guest at site a; its workload has begun."""
+        """A running guest at site a whose workload has started."""
         self.lab.define_guest("a", kind, name, rate=rate, extra_disks=extra_disks)
         self.start(name)
         return name
@@ -130,7 +131,7 @@ class Rig:
         self.settled(name)
 
     def settled(self, name: str) -> None:
-        """Wait for the guest's agent: one that appears while a backup runs blocks libvirt 9 for 30 seconds."""
+        """Wait for the guest's agent: an agent that connects while a backup runs blocks libvirt 9 for 30 seconds."""
         site, agent = self.lab.sites["a"], "devices/channel/target[@name='org.qemu.guest_agent.0']"
 
         def connected() -> bool:
@@ -140,7 +141,7 @@ class Rig:
         wait_for(connected, f"the agent of {name} answers")
 
     def forget(self, *names: str) -> None:
-        """Take guests away at both sites, with what the vault and the targets have of them."""
+        """Delete guests at both sites, with their records in the vault and their replicas."""
         for name in names:
             self.release(name)
             for site in ("a", "b"):
@@ -148,7 +149,7 @@ class Rig:
                     self.lab.remove_guest(site, name)
 
     def release(self, name: str) -> None:
-        """Take away what the vault and the targets have of a guest, if they have."""
+        """Delete a guest's record in the vault and its replica, if there are any."""
         known = [item["protection"] for item in self.engine("status") if item["protection"]["name"] == name]
         if known and known[0]["state"] in ("failed-over", "failing-over"):
             self.job("failover_undo", name)
@@ -156,7 +157,7 @@ class Rig:
             self.job("unprotect", name)
 
     def defined(self, site: str, name: str) -> bool:
-        """Whether the site's libvirt knows the machine."""
+        """Whether the machine is defined at the site."""
         return name in self.lab.sites[site].virsh("list", "--all", "--name").stdout.split()
 
     def rows(self, name: str, more: int) -> None:
@@ -165,7 +166,7 @@ class Rig:
         self.lab.wait_row("a", name, (last.row if last else 0) + more)
 
     def paused(self, name: str) -> int:
-        """Hold the workload; returns the last row."""
+        """Pause the workload; returns the last row."""
         self.lab.command("a", name, "pause")
         self.lab.command("a", name, "sync")
         last = self.lab.console("a", name).last_ack
@@ -191,7 +192,7 @@ class Rig:
         return {disk: content_of(str(path), fmt) for disk, (path, fmt) in self.sources(name).items()}
 
     def allocated(self, name: str) -> int:
-        """Bytes that the guest's images take at site a."""
+        """Bytes allocated to the guest's images at site a."""
         return sum(path.stat().st_blocks * 512 for path, _ in self.sources(name).values())
 
     # -- verbs -----------------------------------------------------------------------------------------------------
@@ -226,12 +227,12 @@ class Rig:
     # -- replicas --------------------------------------------------------------------------------------------------
 
     def home(self, name: str) -> Path:
-        """The replica's directory, as the host finds it."""
+        """The host's path to the replica's directory."""
         known = self.protection(name)
         return self.lab.host_path("b", f"{TARGETS[known['target_site']]}/replicas/{known['replica_id']}")
 
     def point_images(self, name: str) -> dict[str, dict[str, Path]]:
-        """By point and disk the image that the replica's own record names."""
+        """The image that the replica's record names, by point and disk."""
         home = self.home(name)
         record = json.loads((home / "replica.json").read_text())
         return {
@@ -245,7 +246,7 @@ class Rig:
         return {disk: content_of(str(path), _format(path)) for disk, path in images.items()}
 
     def disk_digest(self, name: str, disk: str) -> str:
-        """The digest of a disk of the newest point, as `asr verify` makes it."""
+        """The digest of a disk of the newest point, as `asr verify` computes it."""
         path = self.point_images(name)[self.points(name)[-1]][disk]
         return disk_digest_of(str(path), _format(path))
 
@@ -256,7 +257,7 @@ class Rig:
         run(["qemu-io", "-f", _format(image), "-c", f"write -P 33 {offset} 512", image])
 
     def used(self, target: str) -> int:
-        """Bytes in use in a target's file system: what clones share is counted once there."""
+        """Bytes in use in a target's file system, which counts blocks shared by clones once."""
         path = self.lab.host_path("b", TARGETS[target])
         subprocess.run(["sync", "-f", path], check=True, timeout=30)
         status = os.statvfs(path)
@@ -266,7 +267,7 @@ class Rig:
 
     @contextmanager
     def tested(self, name: str, point: str = "latest") -> Iterator[Console]:
-        """A test failover that has come up; cleaned up afterwards."""
+        """A test failover whose machine has booted; cleaned up afterwards."""
         place = self.lab.host_path("b", "/srv/console")
         before = set(place.glob("*"))
         self.job("failover_test", name, point=point)

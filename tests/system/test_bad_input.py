@@ -70,12 +70,12 @@ def asr(lab: Lab) -> Iterator[AsrCli]:
 
 
 def place(asr: AsrCli, path: str = "") -> Path:
-    """Where the host finds a file of the command's site; by default the vault."""
+    """The host's path to a file of the command's site; by default the vault."""
     return asr.lab.sites["b"].disk_dir / (path or asr.vault).lstrip("/")
 
 
 def records(vault: Path) -> str:
-    """All that a vault holds."""
+    """The whole content of a vault."""
     connection = sqlite3.connect(f"file:{vault}?mode=ro", uri=True)
     try:
         return "\n".join(connection.iterdump())
@@ -84,7 +84,7 @@ def records(vault: Path) -> str:
 
 
 def failing(asr: AsrCli, *words: str) -> AsrFailed:
-    """Run a verb that must fail; it prints the error for people as well."""
+    """Run a verb that must fail; it also prints the error for people."""
     with pytest.raises(AsrFailed) as failed:
         asr(*words)
     return failed.value
@@ -111,7 +111,7 @@ def test_words_that_are_not_a_verb(asr: AsrCli, words: tuple[str, ...]) -> None:
 
 
 def test_replica_directory_that_is_not_there(asr: AsrCli) -> None:
-    """It is mounted, never made by us: the site is taken, a machine is refused."""
+    """It is a mount point that asrcore never creates: the site is accepted, a machine is refused."""
     asr.lab.define_guest("a", "bios-disk", "homeless")
     try:
         asr("site", "add", "d", "--driver", "libvirt", "--set", "uri=qemu:///system", "--set", "replica_dir=/srv/none")
@@ -156,7 +156,7 @@ SPOILT = {"newer": (newer, "vault-too-new"), "text": (text, "not-a-vault"), "for
 
 @pytest.mark.parametrize("kind", SPOILT)
 def test_file_that_is_no_vault_of_ours(asr: AsrCli, kind: str) -> None:
-    """Reading verbs, writing verbs and `init` all leave it alone."""
+    """Reading verbs, writing verbs and `init` all leave it unchanged."""
     spoil, code = SPOILT[kind]
     path = place(asr, f"/srv/asr-input/{kind}.db")
     copy_of_vault(asr, path)
@@ -184,12 +184,12 @@ def test_torn_vault(asr: AsrCli) -> None:
 
 
 def copy_of_vault(asr: AsrCli, path: Path) -> None:
-    """A whole copy, its journal included."""
+    """A complete copy, including its journal."""
     source = sqlite3.connect(f"file:{place(asr)}?mode=ro", uri=True)
     target = sqlite3.connect(path)
     source.backup(target)
     source.close()
-    target.execute("PRAGMA journal_mode = WAL")  # as ours are: else opening it would change its header
+    target.execute("PRAGMA journal_mode = WAL")  # as asrcore's vaults: otherwise opening it would change its header
     target.close()
 
 
@@ -206,17 +206,17 @@ def test_no_vault_and_one_too_many(asr: AsrCli) -> None:
 
 
 def test_second_engine_on_a_vault(asr: AsrCli) -> None:
-    """The first one works on; the second names it and ends."""
+    """The first one keeps running; the second one names it and exits."""
     asr.start_service()
     wait_for(lambda: "replicating with" in asr.log(), "the service runs", timeout=30)
     done = asr.run("run", timeout=30)
     assert done.returncode == CONFLICT
     assert "error [vault-in-use]" in done.stderr
     assert "asr" in done.stderr.split("another engine is working on this vault")[1]
-    assert asr("status") == []  # looking is possible beside it
+    assert asr("status") == []  # reading is possible meanwhile
     asr.stop_service()
     assert asr.run("policy", "show", "gold").returncode == 0
-    asr.start_service()  # and the vault is free again
+    asr.start_service()  # the vault is free again
     wait_for(lambda: asr.log().count("replicating with") == 2, "the service runs again", timeout=30)
     asr.stop_service(signal.SIGINT)
 
@@ -225,7 +225,7 @@ def test_second_engine_on_a_vault(asr: AsrCli) -> None:
 
 
 def test_wrong_credentials() -> None:
-    """A host that asks for a password, and is given another one: told at once, not tried again."""
+    """A host that requires a password and gets a wrong one: reported immediately, not retried."""
     with Lab("test-system-auth") as lab:
         site = lab.sites["a"]
         conf = site.disk_dir / "etc/libvirtd.conf"

@@ -1,4 +1,5 @@
-"""A protected machine changes: disks come, grow and go; it is shut down, renamed, started. Replication goes on."""
+"""A protected machine changes: disks are added, grown and removed; it is shut down, renamed, started. Replication
+continues."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def test_disk_added_and_removed(changing: Rig) -> None:
 
 
 def test_disk_replaced_by_another_of_the_same_name(changing: Rig) -> None:
-    """Its content must not be mixed with the former one's."""
+    """Its content must not be mixed with that of the former disk."""
     rig, lab = changing, changing.lab
     attach(rig)
     lab.command("a", NAME, "fill /dev/vdd 1 8")
@@ -118,7 +119,7 @@ def test_shut_down_renamed_and_started(rig: Rig) -> None:
     rig.rows(name, 3)
     equal_cycle(rig, name)
 
-    lab.shutdown("a", name)  # and no cycle while it is off
+    lab.shutdown("a", name)  # with no cycle while it is off
     if site.virsh("domrename", name, "renamed", check=False).returncode:
         for checkpoint in site.virsh("checkpoint-list", name, "--name").stdout.split():
             site.virsh("checkpoint-delete", name, checkpoint, "--metadata")
@@ -140,7 +141,7 @@ def test_shut_down_renamed_and_started(rig: Rig) -> None:
 
 
 def _replicated(rig: Rig, name: str) -> int:
-    """A cycle by whatever way there is; returns the bytes sent."""
+    """A cycle of any mode; returns the bytes sent."""
     try:
         facts = rig.replicate(name)
     except EngineError as error:

@@ -1,4 +1,4 @@
-"""A point says what was obtained, not what was asked for."""
+"""A point records the consistency that was reached, not the one that was requested."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def test_filesystem_consistency_with_and_without_the_agent(rig: Rig) -> None:
 
     lab.command("a", name, "kill $(pidof qemu-ga)")
     agent = "org.qemu.guest_agent.0' state='connected'"
-    wait_for(lambda: agent not in lab.sites["a"].virsh("dumpxml", name).stdout, "libvirt misses the agent")
+    wait_for(
+        lambda: agent not in lab.sites["a"].virsh("dumpxml", name).stdout, "libvirt reports the agent as disconnected"
+    )
     without = rig.replicate(name)
     assert without["consistency"] == "crash"
     rig.rows(name, 5)

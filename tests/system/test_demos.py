@@ -1,7 +1,7 @@
-"""Each demo runs without a network once its target's set-up is done, and asks for nothing.
+"""Each demo runs without a network once its target's set-up is done, and sends no request.
 
-The set-up and the command are read from the Makefile. The network that the demo finds has a way out that leads nowhere
-and counts what is sent: a download that fails and is passed over is found as well.
+The set-up and the command are read from the Makefile. The demo's network has a route that leads nowhere and counts the
+packets: a download whose failure is ignored is also detected.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ ip route add default via 192.0.2.2
 mount --bind "$0" /etc/resolv.conf
 exec env --default-signal=INT "$@"
 """
-"""Its name server is beyond the way out, too: else a question for a name would not be counted."""
+"""Its name server is also beyond that route: otherwise a name lookup would not be counted."""
 
 
 def recipe(target: str) -> tuple[list[str], list[str]]:
-    """Of the Makefile: what the target sets up beside .venv, and its command."""
+    """From the Makefile: what the target sets up in addition to .venv, and its command."""
     lines = run(["make", "-n", "--no-print-directory", target], cwd=PROJECT).stdout.splitlines()
     (words,) = (line.split()[1:] for line in lines[:-1] if line not in (".ci/setup packages", ".ci/setup venv"))
     return words, shlex.split(lines[-1])
 
 
 class Isolated:
-    """A command in a network and with a name server of which nothing comes back."""
+    """A command in a network, with a name server, from which no reply comes."""
 
     def __init__(self, command: Sequence[str], cwd: Path, work: Path) -> None:
         resolver = work / "resolv.conf"
@@ -80,17 +80,17 @@ class Isolated:
         return [line.split() for line in lines if line.strip().startswith("out:")]
 
     def output(self) -> str:
-        """What it printed so far."""
+        """Its output so far."""
         return self._output.read_text(errors="replace")
 
     def sent(self) -> int:
-        """Packets that went out; also after its end."""
+        """Packets that were sent; also available after its end."""
         inside = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._network}", "cat", "/proc/net/dev"]
         (line,) = (line for line in run(inside).stdout.splitlines() if line.strip().startswith("out:"))
         return int(line.split()[10])
 
     def wait(self, seconds: float, *, until: str = "") -> None:
-        """Wait for its end, or for a line that begins so; at most until it sends anything."""
+        """Wait for its end, or for a line that starts with `until`; fail when it sends anything."""
         end = time.monotonic() + seconds
         while self.process.poll() is None and not (until and f"\n{until}" in f"\n{self.output()}"):
             assert self.sent() == 0, f"something was asked of a network:\n{self.output()[-4000:]}"
@@ -99,7 +99,7 @@ class Isolated:
         assert self.sent() == 0, f"something was asked of a network:\n{self.output()[-4000:]}"
 
     def close(self) -> None:
-        """End it as Ctrl-C does: it takes its lab down."""
+        """End it as Ctrl-C does: it removes its lab."""
         os.close(self._network)
         self.process.send_signal(signal.SIGINT)
         try:
@@ -122,14 +122,14 @@ def isolated(command: Sequence[str], cwd: Path) -> Iterator[Isolated]:
 
 @pytest.mark.parametrize("target", DEMOS)
 def test_demo_begins_without_a_network(target: str) -> None:
-    """Until the first line of its timeline: its lab is up, and all that comes from elsewhere is in use."""
+    """Until the first line of its timeline: by then its lab is up, and everything that was downloaded is in use."""
     with isolated(recipe(target)[1], PROJECT) as demo:
         demo.wait(START_SECONDS, until="[")
         assert demo.process.poll() is None, demo.output()
 
 
 def test_what_is_asked_of_a_network_is_noticed() -> None:
-    """A name, and an address."""
+    """A name lookup, and a connection to an address."""
     for asks in (
         "import socket; socket.getaddrinfo('registry.npmjs.org', 443)",
         "import socket; socket.create_connection(('203.0.113.1', 80))",
@@ -140,7 +140,7 @@ def test_what_is_asked_of_a_network_is_noticed() -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str], Path]]:
-    """The sources in a directory where nothing was built, an environment, and what npm was called with in it."""
+    """The sources in a directory without build results, an environment, and the calls of npm in it."""
     place = Path(tempfile.mkdtemp(prefix="asr-fresh-"))
     try:
         listed = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT).stdout
@@ -163,7 +163,7 @@ def machine(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str], Path]]:
 @pytest.mark.timeout(SET_UP_SECONDS + DEMO_SECONDS)
 @pytest.mark.parametrize("target", DEMOS)
 def test_demo_on_a_machine_that_saw_no_other(target: str, machine: tuple[Path, dict[str, str], Path]) -> None:
-    """Set up by its own target's set-up only, and run to its end."""
+    """Set up only by its own target's set-up, and run to its end."""
     place, environment, npm_calls = machine
     words, command = recipe(target)
     run([place / ".ci/setup", *words], cwd=place, timeout=SET_UP_SECONDS, env=environment)

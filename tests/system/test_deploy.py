@@ -1,7 +1,7 @@
-"""The commands of `deploy two sites`, typed as they stand, and the units' services, run as systemd would.
+"""The commands of `deploy two sites`, run literally, and the units' services, run as systemd would.
 
 Site b of the lab is the recovery site: PostgreSQL, configuration server and master target; site a has a process server.
-There is no systemd: `Host.enable` does what the units say of user, rights, directories and environment.
+There is no systemd: `Host.enable` applies the units' user, capabilities, directories and environment.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ PASSWORD = "Pa55word-of-the-vault"
 SITE = {"vault": "b", "config": "b", "beta": "b", "ps1": "a"}
 NAMES = {"b": ("vault.example", "config.example", "beta.example"), "a": ("alpha.example",)}
 OWN = ("/etc", "/opt", "/root", "/usr/local", "/var/lib")
-"""Directories of the machine that a host may change: what it changes is kept apart."""
+"""Directories of the machine that a host may change; its changes stay private."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 READY = re.compile(rb"Ctrl-C")
 POSTGRES = f"{PRIVATE}/postgres"
 
 
 def indented(first: str) -> str:
-    """The page's indented block that begins so."""
+    """The page's indented block that starts with `first`."""
     (found,) = [text for text in re.findall(r"(?:^    .+\n)+", PAGE, re.MULTILINE) if text.lstrip().startswith(first)]
     return "".join(line[4:] + "\n" for line in found.splitlines())
 
@@ -56,12 +56,12 @@ def commands() -> list[tuple[str, str]]:
 
 
 def unreachable(path: Path) -> list[str]:
-    """Directories above a path that only their owner may enter: Python is in root's home on some machines."""
+    """Directories above a path that only their owner may enter: on some machines Python is in root's home."""
     return [str(above) for above in reversed(path.parents) if not above.stat().st_mode & 0o001]
 
 
 class Host:
-    """A site of the lab as the page wants a host to be."""
+    """A site of the lab, prepared as the page requires of a host."""
 
     def __init__(self, lab: Lab, site: str) -> None:
         self.lab = lab
@@ -70,7 +70,7 @@ class Host:
         self.started: set[str] = set()
 
     def run(self, line: str, *, text: str | None = None) -> str:
-        """A line for a shell of root; what it printed."""
+        """Run a line in a root shell; returns its output."""
         environment = {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "PGHOST": POSTGRES}
         if not line.startswith("runuser -u postgres"):
             del environment["PGHOST"]
@@ -79,7 +79,7 @@ class Host:
         return done.stdout + done.stderr
 
     def prepare(self) -> None:
-        """What is changed is forgotten with the lab; names, and asrcore where the page says."""
+        """Private directories, host names, and asrcore at the page's path; discarded with the lab."""
         needed = Path(sys.executable).resolve(), PROJECT / "pyproject.toml", Path(sys.prefix) / "pyvenv.cfg"
         hidden = list(dict.fromkeys(directory for path in needed for directory in unreachable(path)))
         keep_apart(self.run, [*OWN, *hidden])
@@ -97,7 +97,7 @@ class Host:
         )
 
     def start_postgres(self) -> None:
-        """As Debian's package does it, changed as the page says."""
+        """As Debian's package does it, changed as described on the page."""
         binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
         self.run(f"install -d -o postgres {POSTGRES}")
         self.run(
@@ -114,12 +114,12 @@ class Host:
         self.run(f"{as_postgres}/pg_ctl start -w -s -D data -l log")
 
     def stop_postgres(self) -> None:
-        """At once."""
+        """Stop it immediately."""
         binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
         self.run(f"cd {POSTGRES} && runuser -u postgres -- {binaries}/pg_ctl stop -m immediate -s -D data")
 
     def enable(self, name: str) -> None:
-        """What systemd does for a unit: until the service is ready; that of a timer runs once."""
+        """What systemd does for a unit, until the service is ready; a timer's service runs once."""
         name, instance = re.fullmatch(r"([^@]+)(?:@([^.]+)\.timer)?", name).groups()  # type: ignore[union-attr]
         self.started.add(name)
         unit = configparser.ConfigParser(interpolation=None, strict=False)
@@ -151,8 +151,8 @@ class Host:
         assert process.poll() is None, log.read_text()
 
     def _directory(self, service: configparser.SectionProxy, user: str) -> str:
-        """Make the state directory; all of it is given to the user if the directory is not his (systemd.exec). What
-        more is to be done inside of the service's own mounts."""
+        """Make the state directory; if it belongs to another user, all of it is given to the service's user
+        (systemd.exec). Returns what else must be run inside the service's own mounts."""
         path = f"/var/lib/{service['StateDirectory']}" if "StateDirectory" in service else ""
         if path:
             self.run(f"mkdir -p {path} && test $(stat -c %U {path}) = {user} || chown -R {user}:{user} {path}")
@@ -162,7 +162,7 @@ class Host:
         return f"mount --bind {path} {path}; for at in / {' '.join(OWN)}; do mount -o remount,bind,ro $at; done; "
 
     def close(self) -> None:
-        """The services end in good order."""
+        """Stop the services cleanly."""
         for name, process in reversed(self.services.items()):
             process.send_signal(signal.SIGTERM)
             try:
@@ -192,7 +192,7 @@ def hosts() -> Iterator[dict[str, Host]]:
 
 
 class Typist:
-    """Who types the commands. A shell of each host keeps its settings: `kept`."""
+    """Runs the commands. A shell of each host keeps its settings: `kept`."""
 
     def __init__(self, hosts: dict[str, Host]) -> None:
         self.hosts = hosts
@@ -218,7 +218,7 @@ class Typist:
         printed = host.run(self.kept[name] + line)
         if made := re.search(r"> (\S+\.token)$", line):
             assert host.run(f"stat -c %a /root/{made[1]}").strip() == "600"
-            for other in self.hosts.values():  # carried over
+            for other in self.hosts.values():  # copied to the other host
                 other.run(f"umask 077; cat > /root/{made[1]}", text=host.run(f"cat /root/{made[1]}"))
         return printed
 
@@ -241,7 +241,7 @@ def test_the_page_to_the_letter(hosts: dict[str, Host]) -> None:
     assert re.search(r"master-target\s.*up", listed), listed
     seen = typist.type("ps1", "asr status --json")
     assert '"state": "protected"' in seen, seen
-    # Several on one host: whichever starts again, nobody loses what is his.
+    # Several on one host: a restart of one does not take away another one's files.
     for again in ("asr-config-server", "asr-master-target"):
         hosts["b"].services[again].send_signal(signal.SIGTERM)
         assert hosts["b"].services.pop(again).wait(60) == 0
@@ -249,7 +249,7 @@ def test_the_page_to_the_letter(hosts: dict[str, Host]) -> None:
     typist.type(*next(item for item in commands() if "token operator" in item[1]))
     assert GUEST in typist.type(*commands()[-1])
 
-    # What the page offers for small set-ups.
+    # The page's alternative for small set-ups.
     hosts["a"].run("/opt/asrcore/bin/asr init")
     hosts["a"].enable("asr-run")
     started = {name for host in hosts.values() for name in host.started}

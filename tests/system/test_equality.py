@@ -1,4 +1,5 @@
-"""The replica is the source, byte for byte, and no larger: both replica kinds; qcow2 and raw; virtio and SCSI."""
+"""The replica equals the source, byte for byte, and is no larger: both replica kinds; qcow2 and raw; virtio and
+SCSI."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def protected(rig: Rig, request: pytest.FixtureRequest) -> Iterator[Equal]:
 
 @pytest.fixture
 def equal(protected: Equal) -> Equal:
-    """Running, whatever the test before did."""
+    """The guest, running again whatever the previous test did."""
     rig, name = protected.rig, protected.name
     if rig.lab.state("a", name) != "running":
         rig.start(name)
@@ -45,7 +46,7 @@ def equal(protected: Equal) -> Equal:
 
 
 def test_frozen_source_equals_point_under_load(equal: Equal) -> None:
-    """Deltas while the guest writes; each disk as QEMU serves it frozen, against the replica's own files."""
+    """Deltas while the guest writes; each frozen disk as QEMU serves it is compared with the replica's files."""
     rig, name = equal.rig, equal.name
     assert {disk: fmt for disk, (_, fmt) in rig.sources(name).items()} == DISKS
     kinds = {path.suffix for path in rig.point_images(name)[rig.points(name)[0]].values()}
@@ -70,7 +71,8 @@ def test_verify_says_the_same(equal: Equal) -> None:
 
 
 def test_damaged_replica_is_found_and_mended(equal: Equal) -> None:
-    """A sector of a tracked disk's image is changed behind our back: it is told, and that piece is sent again."""
+    """A sector of a tracked disk's image is changed outside replication: it is reported, and that piece is sent
+    again."""
     rig, name = equal.rig, equal.name
     rig.paused(name)
     try:
@@ -87,10 +89,10 @@ def test_damaged_replica_is_found_and_mended(equal: Equal) -> None:
 
 
 def test_thin_source_makes_a_thin_replica(equal: Equal) -> None:
-    """As it was right after the initial copy."""
+    """The state right after the initial copy."""
     rig, name = equal.rig, equal.name
     size = sum(disk["size"] for disk in rig.engine("machine", "a", rig.protection(name)["source_machine"])["disks"])
-    assert equal.source_bytes < size / 8  # else the test could not tell
+    assert equal.source_bytes < size / 8  # otherwise the test would prove nothing
     assert equal.facts["bytes_sent"] < equal.source_bytes * 1.2
     assert equal.taken < equal.source_bytes * 1.2 + 8 * MIB
 
@@ -107,14 +109,14 @@ def test_trim_travels_as_zeroes_and_frees_space(equal: Equal) -> None:
         rig.lab.command("a", name, f"rm {SCRATCH}/big; sync; fstrim {SCRATCH}")
         trimmed = rig.replicate(name, keep=False)
         assert trimmed["bytes_zeroed"] > 20 * MIB
-        assert trimmed["bytes_sent"] < 8 * MIB  # blocks that are free in part
+        assert trimmed["bytes_sent"] < 8 * MIB  # blocks that are partly free
         assert rig.used(equal.target) < used - 16 * MIB
     finally:
         rig.lab.command("a", name, "resume")
 
 
 def test_stopped_guest_equals_its_last_point(equal: Equal) -> None:
-    """The guest shuts down after all this: its image files, read by qemu-img, against the replica's."""
+    """Finally the guest shuts down: its image files, read by qemu-img, are compared with the replica's."""
     rig, name = equal.rig, equal.name
     rig.rows(name, 5)
     rig.lab.shutdown("a", name)

@@ -1,4 +1,4 @@
-"""Failing over: the machine that boots is the one that was protected; undo, older points, another point after undo."""
+"""Failover: the machine that boots equals the protected one; undo, older points, another point after an undo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 def came_up(rig: Rig, name: str, boots: int) -> tuple[Audit, Hardware]:
-    """What the machine at site b said at its latest boot there."""
+    """The console of the machine at site b at its latest boot there."""
     rig.lab.wait_ready("b", name, boots=boots)
     console = rig.lab.console("b", name)
     assert console.audits[-1].intact
@@ -32,9 +32,9 @@ def test_uefi_guest_boots_from_its_replica_with_its_variables(rig: Rig) -> None:
     audit, hardware = came_up(rig, name, 1)
     assert audit.last == row
     assert hardware.firmware == "uefi"
-    assert hardware.nvram_boots == 1  # the boot at site a was counted in the variables that came along
+    assert hardware.nvram_boots == 1  # the boot at site a was counted in the replicated variables
     assert (hardware.macs, hardware.cpu, hardware.disks) == (at_home.macs, at_home.cpu, at_home.disks)
-    assert lab.state("a", name) == "shut off"  # fenced, as it could be reached
+    assert lab.state("a", name) == "shut off"  # fenced, because it was reachable
     rig.forget(name)
 
 
@@ -76,7 +76,7 @@ def test_points_by_id_and_time_and_undo(rig: Rig) -> None:
     assert rig.protection(name)["epoch"] > epoch
     assert not rig.defined("b", name)
 
-    # The source owns the machine again: it runs, and replication goes on.
+    # The source owns the machine again: it runs, and replication continues.
     assert rig.state(name) == "protected"
     lab.wait_ready("a", name, boots=2)
     assert lab.console("a", name).audits[-1].intact
@@ -100,7 +100,7 @@ def test_planned_failover_loses_nothing_and_can_be_undone(rig: Rig) -> None:
     lab.wait_ready("a", name, boots=2)
     back = lab.console("a", name).audits[-1]
     assert back.intact
-    assert back.last == last  # what the machine wrote at site b went with it
+    assert back.last == last  # what the machine wrote at site b was discarded with it
     _goes_on(rig, name)
     rig.forget(name)
 

@@ -1,4 +1,4 @@
-"""The link is cut in the middle of a copy: a catalogued error in time, and the next run goes on."""
+"""The link is cut in the middle of a copy: a catalogued error in time, and the next run resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
 def received(rig: Rig) -> int:
-    """Bytes that came over the link to site b since it is up."""
+    """Bytes received by site b over the link since it is up."""
     return int(rig.lab.run_in("b", ["cat", "/sys/class/net/wan0/statistics/rx_bytes"]).stdout)
 
 
@@ -42,7 +42,7 @@ def test_link_cut_in_the_initial_copy(rig: Rig) -> None:
     facts = rig.job("replicate", name)
     assert rig.state(name) == "protected"
     sent = rig.engine("cycles", name)[-1]["bytes_sent"]
-    assert sent < 40 * MIB, facts  # of the 48 and what else the disks hold
+    assert sent < 40 * MIB, facts  # of the 48 and the other data on the disks
     cycle = rig.engine("frozen_cycle", name)
     assert rig.content(name, cycle["point"]) == cycle["content"]
     first = rig.points(name)[0]
@@ -53,7 +53,7 @@ def test_link_cut_in_the_initial_copy(rig: Rig) -> None:
 
 @pytest.mark.long
 def test_link_cut_in_a_delta(rig: Rig) -> None:
-    """Also the other way to lose a link: the cable is unplugged. The delta goes on, the older point is whole."""
+    """The other way to lose a link: the cable is unplugged. The delta is resumed, the older point is complete."""
     lab, name = rig.lab, rig.guest("cut-delta", rate=2)
     rig.protect(name)
     old = rig.points(name)[0]

@@ -1,5 +1,5 @@
-"""A physical server, replicated through a process server to a master target: what it goes through, and each time the
-replica is what was frozen, byte for byte (the witness on the server tells)."""
+"""A physical server, replicated through a process server to a master target, in various failures. Each time the replica
+equals the frozen disks, byte for byte, as the witness on the server reports them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def scene() -> Iterator[Scene]:
 
 
 def compared(scene: Scene) -> None:
-    """Tracking was lost: a delta says so, a comparison makes the replica equal again."""
+    """Tracking was lost: a delta reports it, a comparison makes the replica equal again."""
     with pytest.raises(AsrFailed) as caught:
         scene.asr("replicate", NAME)
     assert caught.value.error is not None
@@ -84,7 +84,7 @@ def secrets(scene: Scene) -> list[str]:
 
 
 def test_pushed_again(scene: Scene) -> None:
-    """As an upgrade: tracking goes on, the certificate is another one, and nobody sees its key on the way."""
+    """Like an upgrade: tracking continues, the certificate is replaced, and its key appears nowhere on the way."""
     known = secrets(scene)
     scene.server.ssh(f"rm -f /run/seen-enough; {SEEN}")
     scene.push()
@@ -94,7 +94,7 @@ def test_pushed_again(scene: Scene) -> None:
     assert set(fresh).isdisjoint(known)
     assert scene.witnessed("replicate", NAME)["mode"] == "delta"
     processes = scene.server.ssh("cat /run/seen").stdout
-    assert "asr-mobility.pyz probe" in processes, "nobody has looked"
+    assert "asr-mobility.pyz probe" in processes, "the process list was not recorded"
     journal = scene.server.ssh("journalctl --no-pager").stdout
     assert "connected to 10.78.0.1:9443" in journal
     for text in (processes, journal):
@@ -102,7 +102,7 @@ def test_pushed_again(scene: Scene) -> None:
 
 
 def test_pushed_with_another_identity(scene: Scene) -> None:
-    """As from a second process server that has made one of its own: refused, and all goes on."""
+    """As from a second process server with its own identity: refused, and replication continues."""
     words = ["--identity", "/srv/asr/other", "--name", NAME, "--server", "10.78.0.1"]
     done = scene.enrol("push", *words, check=False)
     assert done.returncode == 5, done.stdout + done.stderr
@@ -122,18 +122,18 @@ echo $(($(date +%s) - begun)) > /run/took
 
 
 def test_whole_service_killed_in_the_freeze(scene: Scene) -> None:
-    """The dead man is outside of the service's control group. The server kills by itself: nobody logs in to one that is
-    frozen."""
+    """The watchdog process is outside the service's control group. The server itself kills the service: a login to a
+    frozen server is impossible."""
     scene.server.ssh(f"nohup sh -c '{KILL}' > /dev/null 2>&1 &")
     scene.asr.run("replicate", NAME, timeout=300)
     wait_until(lambda: scene.server.ssh("cat /run/took", check=False).stdout != "", "thawed", 120, 1)
     assert int(scene.server.ssh("cat /run/took").stdout) < 40, "long before the limit of 60 s"
-    scene.server.ssh("touch /run/calm")  # what follows sends over slow links
+    scene.server.ssh("touch /run/calm")  # the next tests send over slow links
     assert scene.witnessed("replicate", NAME)["mode"] == "delta"
 
 
 def begun(scene: Scene, mbit: float, **options: Any) -> subprocess.Popen[bytes]:
-    """A delta of 16 MiB on its way over a slow link, 2 MiB of it sent."""
+    """A delta of 16 MiB in progress over a slow link, with 2 MiB sent."""
     scene.server.ssh(f"dd if=/dev/urandom of=/srv/plain/bulk bs=1M count={BULK >> 20} conv=notrunc,fsync")
     scene.lab.slow(mbit)
     before = sent_bytes(scene.lab)
@@ -162,7 +162,7 @@ def test_link_cut(scene: Scene) -> None:
 
 @pytest.mark.parametrize("settled", [False, True], ids=["while it sends", "right after the freeze"])
 def test_process_server_loses_power(scene: Scene, settled: bool) -> None:
-    """What was not durable on its disk is gone; what was is enough to go on."""
+    """What was not durable on its disk is lost; what was durable is enough to resume."""
     if settled:
         job = scene.begin("replicate", NAME, env={"ASRCORE_CRASH_AT": "source.view.settled"})
         assert job.wait(300) == -signal.SIGKILL
@@ -177,12 +177,12 @@ def test_process_server_loses_power(scene: Scene, settled: bool) -> None:
     scene.process_server_loses_power()
     job.wait(30)
     assert kept.read_text() == "kept"
-    assert not lost.exists() or lost.read_text() != "lost", "the power cut was none"
+    assert not lost.exists() or lost.read_text() != "lost", "the power cut lost nothing"
     assert scene.witnessed("replicate", NAME)["mode"] == "delta"
 
 
 def test_disk_grown(scene: Scene) -> None:
-    """While the server runs, by its storage; tracking begins anew, so it is compared."""
+    """Grown by its storage while the server runs; tracking restarts, so it is compared."""
     size = scene.server.disk("DATA0001").stat().st_size + (64 << 20)
     scene.server.grow_data_disk(size)
     compared(scene)

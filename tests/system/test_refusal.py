@@ -1,4 +1,5 @@
-"""A machine that cannot be replicated whole is refused, told why, and left as it was. By the command line."""
+"""A machine that cannot be replicated completely is refused with the reason, and left unchanged. On the command
+line."""
 
 from __future__ import annotations
 
@@ -48,14 +49,14 @@ def asr(lab: Lab) -> AsrCli:
 
 @pytest.fixture
 def odd(lab: Lab) -> Iterator[str]:
-    """A machine that is off and could be protected."""
+    """A machine that is off and can be protected."""
     lab.define_guest("a", Kind.BIOS_DISK, NAME)
     yield NAME
     lab.remove_guest("a", NAME)
 
 
 def refused(asr: AsrCli, lab: Lab, code: str) -> None:
-    """`asr protect` names the code, and leaves nothing anywhere."""
+    """`asr protect` names the code, and leaves nothing behind."""
     site, replicas = lab.sites["a"], lab.host_path("b", "/srv/xfs/replicas")
 
     def seen() -> list[object]:
@@ -94,7 +95,7 @@ def test_unsupported_disk(asr: AsrCli, lab: Lab, odd: str, disk: str) -> None:
 
 
 def test_check_shows_the_findings_and_the_rest_is_protected(asr: AsrCli, lab: Lab, odd: str) -> None:
-    """What was refused is protected once it is mended: the refusals did no harm."""
+    """A refused machine can be protected once the cause is fixed: the refusals left nothing behind."""
     lab.sites["a"].virsh("attach-device", odd, "/dev/stdin", "--config", text=ODD_DISKS["vmdk"])
     shown = asr("protect", odd, "--from", "a", "--to", "b", "--policy", "gold", "--check")["findings"]
     errors = {item["code"] for item in shown if item["severity"] == "error"}

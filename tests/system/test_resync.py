@@ -1,4 +1,4 @@
-"""Tracking is lost: source and replica are compared, what differs is sent, and no point is harmed."""
+"""Tracking is lost: source and replica are compared, the differences are sent, and the points are unchanged."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _audit(rig: Rig, name: str, point: str) -> Audit:
 
 
 def test_resync_of_an_equal_machine_sends_next_to_nothing(rig: Rig) -> None:
-    """Asked for by hand, without `--now`: marked with the reason, then compared."""
+    """Requested by hand, without `--now`: marked with the reason, then compared."""
     name = rig.guest("resync-asked")
     rig.protect(name)
     rig.paused(name)

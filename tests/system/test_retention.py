@@ -1,4 +1,4 @@
-"""Retention on real replicas: what is dropped is gone, what stays is what it was and boots."""
+"""Retention on real replicas: expired points are deleted, kept points are unchanged and boot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The target's storage is full or read-only: catalogued, nothing harmed, and the same cycle goes on afterwards."""
+"""The target's storage is full or read-only: a catalogued error, no damage, and the same cycle resumes afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 @contextmanager
 def ballast(rig: Rig, target: str, leave: int) -> Iterator[None]:
-    """Something else fills the target's file system but for so many bytes."""
+    """Fill the target's file system except for this many bytes."""
     path = rig.lab.host_path("b", f"{TARGETS[target]}/ballast")
     status = os.statvfs(path.parent)
     with path.open("wb") as file:
@@ -29,7 +29,7 @@ def ballast(rig: Rig, target: str, leave: int) -> Iterator[None]:
 
 
 def everything(home: Path) -> dict[str, tuple[int, int]]:
-    """Name, size and time of all that a replica has."""
+    """Name, size and time of all files of a replica."""
     found = {}
     for path in sorted(home.rglob("*")):
         status = path.stat()
@@ -54,7 +54,7 @@ def test_full_target(rig: Rig, target: str) -> None:
 
     lab.command("a", name, "fill /mnt/lab-ledger/second 0 16")
     with ballast(rig, target, 6 * MIB):
-        for _ in range(2):  # it stays full: nothing piles up
+        for _ in range(2):  # still full: nothing accumulates
             with pytest.raises(EngineError) as failed:
                 rig.replicate(name)
             assert (failed.value.code, failed.value.exit_code) == ("target-full", 8)
@@ -91,7 +91,7 @@ def test_read_only_target(rig: Rig, target: str) -> None:
         assert (failed.value.code, failed.value.exit_code) == ("target-read-only", 7)
         known = rig.protection(name)
         assert known["state"] == "protected"
-        assert (known["attempt"], known["retry_at"]) == (1, None)  # it is not tried again by itself
+        assert (known["attempt"], known["retry_at"]) == (1, None)  # not retried automatically
         health = next(item for item in rig.engine("status") if item["protection"]["name"] == name)["health"]
         assert "error" in {reason["severity"] for reason in health["reasons"]}
         assert everything(rig.home(name)) == stored

@@ -1,8 +1,8 @@
-"""The tutorial's commands, typed as they stand, on two hosts that reach each other over SSH.
+"""The tutorial's commands, run literally, on two hosts that reach each other over SSH.
 
 A host is a site of the lab with an SSH server, its own `/root/.ssh`, `/etc/hosts` and vault directory. Steps 1 to 4
-(packages, keys, firewall, file systems) are done here in another way; from step 5 on every command is run. `Typist`
-knows what cannot be to the letter: addresses, and the service manager that a lab does not have.
+(packages, keys, firewall, file systems) are done differently here; from step 5 on every command is run. `Typist`
+replaces what cannot be literal: addresses, and the service manager that a lab does not have.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SITES = {"alpha": "a", "beta": "b"}
 GUEST = "web1"
 PATH = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
 OWN = ("/root", "/var/lib")
-"""Directories of the machine that each host changes for itself."""
+"""Directories of the machine that each host changes privately."""
 
 
 @attrs.frozen
 class Typed:
-    """A command and the host it is typed at."""
+    """A command and its host."""
 
     step: int
     host: str
@@ -44,7 +44,7 @@ class Typed:
 
 
 def commands() -> list[Typed]:
-    """What the tutorial says to type, from step 5 on."""
+    """The tutorial's commands, from step 5 on."""
     found = []
     parts = re.split(r"^## (\d+)\. ", TUTORIAL.read_text(encoding="utf-8"), flags=re.MULTILINE)
     for number, text in zip(parts[1::2], parts[2::2], strict=True):
@@ -59,7 +59,7 @@ def commands() -> list[Typed]:
 
 
 class Host:
-    """One of the two."""
+    """One of the two hosts."""
 
     def __init__(self, lab: Lab, name: str) -> None:
         self.lab = lab
@@ -67,11 +67,11 @@ class Host:
         self.site = SITES[name]
         self.service: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        # One that does not end in time is aborted, and tells where each of its threads stood.
+        # A command that does not end in time is aborted, and prints the stack of each of its threads.
         self.environment = {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "PYTHONFAULTHANDLER": "1"}
 
     def run(self, line: str, *, check: bool = True, timeout: float = 240) -> str:
-        """A line for the shell; what it printed."""
+        """Run a line in the shell; returns its output."""
         limited = ["timeout", "--signal=ABRT", "--kill-after=10", f"{timeout}", "sh", "-c", line]
         done = self.lab.run_in(self.site, limited, timeout=timeout + 30, check=check, env=self.environment)
         return done.stdout + done.stderr
@@ -88,7 +88,7 @@ class Host:
         self.run(f"dropbearkey -t ed25519 -f {PRIVATE}/host-key")
 
     def trust(self, other: Host) -> None:
-        """As ssh-copy-id does: the other host may come in, and is known."""
+        """As ssh-copy-id does: allow the other host to log in, and add its host key."""
         key = other.run("cat /root/.ssh/id_ed25519.pub").strip()
         self.run(f"echo '{key}' >> /root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys")
         reported = other.run(f"dropbearkey -y -f {PRIVATE}/host-key")
@@ -96,7 +96,7 @@ class Host:
         self.run(f"echo '{other.name} {host_key}' >> /root/.ssh/known_hosts")
 
     def serve(self) -> None:
-        """Let the other host in."""
+        """Start an SSH server for the other host."""
         address = self.lab.sites[self.site].address
         log = self.lab.host_path(self.site, f"{PRIVATE}/ssh.log")
         with log.open("wb") as output:
@@ -109,14 +109,14 @@ class Host:
             )
 
     def start_service(self) -> None:
-        """What the unit's ExecStart says."""
+        """Run the unit's ExecStart."""
         with self.lab.host_path(self.site, f"{PRIVATE}/service.log").open("ab") as log:
             self.service = self.lab.popen_in(
                 self.site, ["asr", "run"], stdout=log.fileno(), stderr=log.fileno(), env=self.environment
             )
 
     def stop_service(self) -> None:
-        """As systemd does."""
+        """Stop the service as systemd does."""
         if self.service is not None:
             self.service.send_signal(signal.SIGTERM)
             try:
@@ -126,7 +126,7 @@ class Host:
                 self.service = None
 
     def close(self) -> None:
-        """The service and the SSH server end."""
+        """Stop the service and the SSH server."""
         for process in (self.service, self._server):
             if process is not None:
                 self._end(process)
@@ -156,7 +156,7 @@ def hosts() -> Iterator[dict[str, Host]]:
 
 
 class Typist:
-    """Who types the commands, and what happens to the hosts meanwhile."""
+    """Runs the commands, and the events at the hosts in between."""
 
     def __init__(self, hosts: dict[str, Host]) -> None:
         self.hosts = hosts
@@ -189,7 +189,7 @@ class Typist:
     def _enable(self, host: Host) -> str:
         host.start_service()
         wait_for(lambda: "protected" in host.run("asr status"), "the service replicates", timeout=90, poll=0.5)
-        time.sleep(6)  # seconds; a cycle of the service
+        time.sleep(6)  # seconds, for a cycle of the service
         return ""
 
     def _disable(self, host: Host) -> str:
@@ -203,7 +203,7 @@ class Typist:
         self.lab.site_down("a")
 
     def _older_point(self, host: Host) -> str:
-        """A time as people write it: that of the oldest point."""
+        """The time of the oldest point, as people write it."""
         times: list[str] = re.findall(
             r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*Z", host.run(f"asr point list {GUEST} --json")
         )
@@ -246,14 +246,14 @@ def test_the_tutorial_to_the_letter(hosts: dict[str, Host]) -> None:
     away = lab.console("b", GUEST)
     assert home.audits[-1].intact
     assert away.audits[-1].intact
-    assert home.audits[-1].last >= away.down[-1].last, "the planned failover home lost nothing"
+    assert home.audits[-1].last >= away.down[-1].last, "the planned failback lost no data"
     lab.wait_row("a", GUEST, home.audits[-1].last + 5)
 
 
 def test_readme_names_no_command_that_the_tutorial_does_not() -> None:
-    """So that the README's commands are run, too."""
+    """So that the README's commands are also run."""
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
     block = next(item.text for item in blocks(text) if "asr init" in item.text)
     short = {re.split(r"\s+#|\s+&", line[2:])[0].strip() for line in block.splitlines() if line.startswith("$ ")}
     tried = {item.line for item in commands()}
-    assert short - tried == {"asr doctor", "asr run"}, "the service is what the tutorial's unit starts"
+    assert short - tried == {"asr doctor", "asr run"}, "the tutorial's unit starts the service"

@@ -1,4 +1,4 @@
-"""The two sites have a process each: an engine beside the guests, a master target beside the replicas."""
+"""Each site has a process: an engine at the guests' site, a master target at the replicas' site."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def target(lab: Lab) -> Iterator[MasterTargetProcess]:
 
 @pytest.fixture
 def engine(lab: Lab, target: MasterTargetProcess) -> Iterator[EngineProcess]:
-    with paired(lab, target, nbd=f"tcp:{ADDRESSES['a']}") as made:  # `frozen_cycle` reads there, too
+    with paired(lab, target, nbd=f"tcp:{ADDRESSES['a']}") as made:  # `frozen_cycle` also reads there
         yield made
 
 
@@ -51,8 +51,8 @@ def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: EngineProcess, targ
     finally:
         lab.restore()
     before = sent_bytes(lab)
-    wait_for(lambda: replicated(engine, name), "the link is there again", timeout=60)
-    assert sent_bytes(lab) - before < 40 * MIB, "what had arrived was sent again"
+    wait_for(lambda: replicated(engine, name), "the link is restored", timeout=60)
+    assert sent_bytes(lab) - before < 40 * MIB, "data that had arrived was sent again"
     lab.command("a", name, "fill /mnt/lab-scratch/more 0 8")
     cycle = engine("frozen_cycle", name)
     assert cycle["mode"] == "delta"
@@ -69,7 +69,7 @@ def test_a_guest_by_way_of_a_master_target(rig: Rig, engine: EngineProcess, targ
 def test_a_copy_cut_ten_times_resends_at_most_a_hundredth(
     rig: Rig, engine: EngineProcess, target: MasterTargetProcess, record_property: Callable[[str, object], None]
 ) -> None:
-    """By the link's own counter, against a copy of the same disk that nobody cuts; at 100 Mbit/s."""
+    """By the link's own counter, against an uninterrupted copy of the same disk; at 100 Mbit/s."""
     uncut, cut = copied_with_cuts(rig, engine, name := "cut-often")
     record_property("resent_ratio", cut / uncut)
     assert uncut > 256 * MIB
@@ -99,14 +99,14 @@ def home(rig: Rig, engine: EngineProcess, name: str) -> Path:
 
 
 def content(rig: Rig, engine: EngineProcess, name: str) -> dict[str, str]:
-    """Of the newest point, as qemu-img reads the replica's files."""
+    """The content of the newest point, as qemu-img reads the replica's files."""
     place = home(rig, engine, name)
     images = json.loads((place / "replica.json").read_text())["points"][-1]["images"]
     return {disk: content_of(str(place / image), "raw") for disk, image in images.items()}
 
 
 def came_up(rig: Rig, engine: EngineProcess, name: str) -> Any:
-    """A test failover that has come up; it is cleaned up."""
+    """A test failover whose machine has booted; cleaned up afterwards."""
     consoles = rig.lab.host_path("b", "/srv/console")
     before = set(consoles.glob("*"))
     job_facts(engine, "failover_test", name)

@@ -1,4 +1,5 @@
-"""Two sites with a process each: `asr master-target` at site b, an engine at site a that uses it by driver `remote`."""
+"""Two sites with one process each: `asr master-target` at site b, an engine at site a that uses it with the driver
+`remote`."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ _IDENTITY = "/srv/identity"
 
 @attrs.define
 class MasterTargetProcess:
-    """The process at site b. `settings`: of the driver `remote` at site a."""
+    """The process at site b. `settings`: those of the driver `remote` at site a."""
 
     lab: Lab
     settings: dict[str, str]
@@ -46,7 +47,7 @@ class MasterTargetProcess:
 
     @property
     def cpu_seconds(self) -> float:
-        """Of all its threads until now."""
+        """CPU seconds of all its threads so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / 100  # USER_HZ
 
@@ -58,13 +59,13 @@ class MasterTargetProcess:
 
 
 def sent_bytes(lab: Lab) -> int:
-    """That left site a by the link."""
+    """Bytes that left site a over the link."""
     return int(lab.run_in("a", ["cat", "/sys/class/net/wan0/statistics/tx_bytes"]).stdout)
 
 
 @contextmanager
 def master_target(lab: Lab, replica_dir: str = "/srv/xfs", silence: str = "30s") -> Iterator[MasterTargetProcess]:
-    """Identities at both sites, and the process at site b; it listens, and ends in good order."""
+    """Identities at both sites, and the process at site b; it listens, and stops cleanly at the end."""
     authority = Authority()
     authority.issue(lab.host_path("b", _IDENTITY), "master-target", "beta", addresses=(ADDRESSES["b"],))
     authority.issue(lab.host_path("a", _IDENTITY), "process-server", "alpha", addresses=(ADDRESSES["a"],))
@@ -105,20 +106,20 @@ def paired(
 
 
 def _reset_connections(lab: Lab) -> None:
-    """Reset all connections of site a with the master target. What was not sent yet is gone; the other side is told."""
+    """Reset all connections of site a with the master target. Unsent data are lost; the other side is notified."""
     words = ["ss", "--kill", "--tcp", "--numeric", "state", "established", "dport", "=", f":{PORT}"]
     killed = lab.run_in("a", words).stdout
-    assert f":{PORT}" in killed, "there was no connection to be cut"
+    assert f":{PORT}" in killed, "there was no connection to cut"
 
 
 def _copied(lab: Lab, engine: EngineProcess, guest: str, size: int, cuts: int) -> int:
-    """Protect a guest whose disks have so many bytes that do not compress, and cut the copy's connections `cuts` times,
-    evenly. Returns what left site a by the link, retransmissions included."""
+    """Protect a guest whose disks have this many incompressible bytes, and cut the copy's connections `cuts` times,
+    evenly. Returns the bytes that left site a over the link, including retransmissions."""
     begun = sent_bytes(lab)
     marks = deque(begun + number * size // (cuts + 1) for number in range(1, cuts + 1))
     job = engine("protect", guest, source="a", target="there", policy="still")
     while marks:
-        wait_for(lambda: sent_bytes(lab) > marks[0], "the copy goes on", timeout=120, poll=0.02)
+        wait_for(lambda: sent_bytes(lab) > marks[0], "the copy continues", timeout=120, poll=0.02)
         marks.popleft()
         _reset_connections(lab)
         with pytest.raises(EngineError) as failed:
@@ -130,9 +131,9 @@ def _copied(lab: Lab, engine: EngineProcess, guest: str, size: int, cuts: int) -
 
 
 def copied_with_cuts(rig: Rig, engine: EngineProcess, name: str) -> tuple[int, int]:
-    """Copy a guest's disk of 256 MiB that does not compress at 100 Mbit/s, first uncut, then cut ten times.
+    """Copy a guest's incompressible disk of 256 MiB at 100 Mbit/s, first uninterrupted, then cut ten times.
 
-    Returns what each copy put on the wire, in bytes. The guest, which rests, stays and is protected.
+    Returns the bytes on the wire of each copy. The guest, whose workload is paused, stays and is protected.
     """
     lab, size = rig.lab, 256 * MIB
     lab.define_guest("a", Kind.BIOS_DIRECT, name, rate=1, extra_disks=[BlankDisk("vdc", size, "raw")])
