@@ -1,1 +1,1 @@
-"""Tests of the whole project: unit, system, typing, and the lab that the system tests run in."""
+"""Tests of the whole project: unit tests, system tests, type checks, and the lab in which the system tests run."""

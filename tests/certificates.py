@@ -1,4 +1,4 @@
-"""A certificate authority for tests: identities as components have them, good ones and bad ones."""
+"""A certificate authority for tests: valid and invalid identities of components."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DAY = datetime.timedelta(days=1)
 
 @attrs.define
 class Authority:
-    """Issues identities, revokes them, and writes its revocation list where it is asked to."""
+    """Issues identities, revokes them, and writes its revocation list to given identities."""
 
     name: str = "test authority"
     key: ec.EllipticCurvePrivateKey = attrs.field(factory=lambda: ec.generate_private_key(ec.SECP256R1()), repr=False)
@@ -64,7 +64,7 @@ class Authority:
         days: tuple[int, int] = (-1, 30),
         crl: bool = False,
     ) -> Path:
-        """An identity in a directory. `days`: from when to when it is valid, counted from now."""
+        """An identity in a directory. `days`: start and end of its validity, counted from now."""
         directory.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
@@ -91,7 +91,7 @@ class Authority:
         return directory
 
     def revoke(self, directory: Path) -> None:
-        """Revoke the identity in a directory; the list is to be written where it is to count."""
+        """Revoke the identity in a directory; write the revocation list wherever it must take effect."""
         text = (directory / "certificate.pem").read_bytes()
         self.revoked.append(x509.load_pem_x509_certificate(text).serial_number)
 

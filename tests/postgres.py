@@ -1,6 +1,6 @@
-"""A PostgreSQL server of the tests' own: Debian's binaries, a temporary cluster, a unix socket in its directory.
+"""A PostgreSQL server for the tests: Debian's binaries, a temporary cluster, a unix socket in its directory.
 
-Nothing of the machine's own clusters is touched.
+The machine's own clusters are not changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from psycopg import sql
 __all__ = ["Cluster", "cluster"]
 
 _ACCOUNT = "postgres"  # the server refuses to run as root
-# What is tested is our use of it, not its disk: without fsync a killed *client* still finds what it committed.
+# The tests cover asrcore's use of it, not its disk: without fsync a killed *client* still finds what it committed.
 _SETTINGS = {
     "listen_addresses": "",
     "fsync": "off",
@@ -44,7 +44,7 @@ class Cluster:
         return f"postgresql://{_ACCOUNT}@/{database}?host={self._directory}"
 
     def create(self, template: str = "template1") -> str:
-        """A new database, a copy of another one that nobody has open; returns its URL."""
+        """A new database, a copy of another one that has no connections; returns its URL."""
         name = f"t{uuid.uuid4().hex[:12]}"
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
         with closing(psycopg.connect(self.url("postgres"), autocommit=True)) as connection:
@@ -52,20 +52,21 @@ class Cluster:
         return self.url(name)
 
     def drop(self, url: str) -> None:
-        """Remove a database, whoever has it open."""
+        """Delete a database, even if it has connections."""
         statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self.name(url)))
         with closing(psycopg.connect(self.url("postgres"), autocommit=True)) as connection:
             connection.execute(statement)
 
     @staticmethod
     def name(url: str) -> str:
-        """The database that a URL of ours names."""
+        """The name of the database in a URL of this server."""
         return url.partition("?")[0].rpartition("/")[2]
 
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """Start a server, and stop it in the end. Its directory is short, for the path of a socket has 107 characters."""
+    """Start a server, and stop it at the end. Its directory is short because the path of a socket is limited to 107
+    characters."""
     binaries = _binaries()
     directory = Path(tempfile.mkdtemp(prefix="asr-pg-"))
     user, group = None, None
@@ -96,7 +97,7 @@ def cluster() -> Iterator[Cluster]:
         with (data / "postgresql.conf").open("a", encoding="ascii") as file:
             file.write("".join(f"{name} = '{value}'\n" for name, value in _SETTINGS.items()))
             file.write(f"unix_socket_directories = '{directory}'\n")
-        # pg_ctl's own pipes would stay open in the server and keep us waiting: its output goes to a file.
+        # pg_ctl's pipes would stay open in the server and block this process, so its output goes to a file.
         run("pg_ctl", "start", "-w", "-s", "-D", str(data), "-l", str(directory / "log"))
         try:
             yield Cluster(directory)

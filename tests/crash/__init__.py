@@ -1,1 +1,1 @@
-"""The engine is killed (SIGKILL) at its named steps, started again, and the contract's six invariants are checked."""
+"""The engine is killed (SIGKILL) at its crash points and restarted, and the contract's six invariants are checked."""

@@ -1,4 +1,4 @@
-"""A guest at site a, its replica at site b, and an engine at site b that is killed at will."""
+"""A guest at site a, its replica at site b, and an engine at site b that the tests kill."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class Asr:
         return int(self._ask("start", ["--vault", VAULT, *words], environment, "/srv/asr-crash.out"))
 
     def wait(self, pid: int, seconds: float = PATIENCE) -> int | None:
-        """The status that it ended with; None if it still runs after so many seconds."""
+        """Its exit status; None if it still runs after this many seconds."""
         status = self._ask("wait", pid, seconds, timeout=seconds + PATIENCE)
         return None if status is None else int(status)
 
     def said(self) -> str:
-        """What the last verb wrote."""
+        """The output of the last verb."""
         return f"{self._log.read_text()}\n{Path(f'{self._log}.err').read_text()}"
 
     def __call__(self, *words: str) -> Any:
@@ -98,7 +98,7 @@ class Asr:
 
 
 class Cluster:
-    """One guest with its replica of one kind; `points` remembers what each point held when it was first seen."""
+    """One guest with its replica of one kind; `points` records the content of each point when it was first seen."""
 
     def __init__(self, lab: Lab, asr: Asr, target: str) -> None:
         self.lab = lab
@@ -112,11 +112,11 @@ class Cluster:
         lab.start("a", self.name)
         lab.wait_row("a", self.name, 10)
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- observing -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def library(self) -> Iterator[Engine]:
-        """The vault, to look at."""
+        """The vault, for reading."""
         path = str(self.lab.sites["b"].disk_dir / VAULT.lstrip("/"))
         with Engine.open(path, Plugins()) as engine:
             yield engine
@@ -144,7 +144,7 @@ class Cluster:
     # -- killing ---------------------------------------------------------------------------------------------------
 
     def chain(self, verb: Sequence[str], places: Sequence[str]) -> None:
-        """Kill the verb at the first place, the service that goes on with it at the next, and so on; then let it end.
+        """Kill the verb at the first place, the service that resumes it at the next one, and so on; then let it end.
 
         The invariants are checked after each kill.
         """
@@ -167,7 +167,7 @@ class Cluster:
         self._check_at_rest()
 
     def _ended(self, pid: int, before: set[str]) -> int | None:
-        """Its status; None if it lives on after the job that is new, which has passed the place then."""
+        """Its exit status; None if it still runs after the new job has ended, which has then passed the place."""
         with self.library() as engine:
             for _ in range(60):
                 status = self.asr.wait(pid, 1.0)
@@ -183,7 +183,7 @@ class Cluster:
     # -- invariants ------------------------------------------------------------------------------------------------
 
     def _check_killed(self, place: str) -> None:
-        """As the kill left it: one copy runs, and no point that has gone is listed; the oldest is what it was."""
+        """Right after the kill: one copy runs, no deleted point is listed, and the oldest point is unchanged."""
         protection = self.protection()
         self._one_copy(protection)
         home = self._home(protection)
@@ -194,12 +194,12 @@ class Cluster:
         record = self._record(home)
         there = {point["stored"]["id"]: point["images"] for point in record["points"]}
         assert set(listed[:-1]) <= set(there)
-        committed = home / "journal" / "commit.json"  # a point that is sealed, and applied by whoever looks at it first
+        committed = home / "journal" / "commit.json"  # sealed, and applied at the next opening
         sealed = json.loads(committed.read_text())["point"]["id"] if committed.exists() else None
         assert listed[-1] in there or protection.pending is not None or listed[-1] == sealed
         assert record["epoch"] <= protection.epoch
         oldest = listed[0]
-        if oldest not in there:  # the first point of a replica: a cycle that is pending, or sealed
+        if oldest not in there:  # the first point of a replica: its cycle is pending or sealed
             assert oldest == listed[-1]
             return
         assert self._content(home, there[oldest]) == self._points.setdefault(
@@ -214,7 +214,7 @@ class Cluster:
         return set(self.lab.sites[site].virsh("list", "--name").stdout.split())
 
     def _check_at_rest(self) -> None:
-        """Every point is whole and unchanged; nothing is left behind, at either site."""
+        """Every point is complete and unchanged; nothing is left behind at either site."""
         protection = self.protection()
         self._one_copy(protection)
         self._nothing_left(protection)
@@ -248,7 +248,7 @@ class Cluster:
         assert strange == [], "files that no record names"
 
     def _nothing_left(self, protection: Protection) -> None:
-        assert self._servers() == [], "qemu-nbd runs on"
+        assert self._servers() == [], "qemu-nbd still runs"
         expected = {f"{self.name}-test"} if protection.test else set()
         if protection.target_machine is not None:
             expected.add(self.name)
@@ -269,7 +269,7 @@ class Cluster:
     # -- the guest -------------------------------------------------------------------------------------------------
 
     def verify(self) -> None:
-        """Replica equals source, byte for byte; a cycle has cleared away what kills had left at the source."""
+        """Replica equals source, byte for byte; a cycle has deleted what the kills had left at the source."""
         facts = self.asr("verify", self.name)["result"]
         assert facts["equal"], facts
         site = self.lab.sites["a"]
@@ -281,7 +281,7 @@ class Cluster:
         assert list(self.asr.temporary.iterdir()) == []
 
     def audited(self, site: str, *, boots: int, test: bool = False) -> Audit:
-        """What the guest found on its disks when it booted there."""
+        """The audit that the guest made of its disks when it booted there."""
         place = self.lab.host_path(site, "/srv/console")
 
         def booted() -> Audit | None:
@@ -300,6 +300,6 @@ class Cluster:
         return audit
 
     def live(self, rows: int = 5) -> None:
-        """The guest writes so many rows at site a."""
+        """The guest writes this many rows at site a."""
         last = self.lab.console("a", self.name).last_ack
         self.lab.wait_row("a", self.name, (last.row if last else 0) + rows)

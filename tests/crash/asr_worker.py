@@ -1,8 +1,8 @@
-"""`asr` inside a site, again and again, from one warmed-up process: it forks a child per command.
+"""`asr` inside a site, repeatedly, from one warmed-up process that forks a child per command.
 
-It has one thread and no connection, so a child is as good as a new process, but starts at once. Requests are lines of
-JSON on its input: `["start", words, environment, log]`, answered by the child's pid, and `["wait", pid, seconds]`,
-answered by its status as `subprocess` has it, or null while it runs.
+It has one thread and no connection, so a child is equivalent to a new process, but starts immediately. Requests are
+lines of JSON on its input: `["start", words, environment, log]`, answered with the child's pid, and `["wait", pid,
+seconds]`, answered with its status as in `subprocess`, or null while it runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _start(words: list[str], environment: dict[str, str], log: str) -> int:
-    assert threading.active_count() == 1, "a fork takes one thread only"
+    assert threading.active_count() == 1, "a fork copies only one thread"
     pid = os.fork()
     if pid:
         return pid

@@ -1,7 +1,7 @@
-"""`asr` is killed at its own and the driver's named steps, on real guests, for both kinds of replica.
+"""`asr` is killed at its own and the driver's crash points, on real guests, for both kinds of replica.
 
-One story for each kind, told in one test: each chapter begins where the one before has ended. The two are told at the
-same time, each in a lab of its own, for most of the time goes by in waiting.
+One scenario per kind, in one test: each chapter starts where the previous one has ended. The two run at the same time,
+each in a separate lab, because most of the time is spent waiting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from asrcore.model.policy import Rung
 from tests.crash._cluster import TARGETS, Asr, Cluster
 from tests.lab import Lab
 
-# A guard against what hangs: a story has 45 kills and a dozen boots, which take 1000 s where a processor is slow.
+# A guard against hangs: a scenario has 45 kills and a dozen boots, which take 1000 s on a slow processor.
 pytestmark = [pytest.mark.system, pytest.mark.crash, pytest.mark.timeout(1800)]
 
 CHAIN = {
@@ -78,7 +78,7 @@ COMMIT = ["failover.commit.begun", "failover.commit.disk-flattened", "failover.c
 
 @pytest.fixture(scope="module")
 def stories(request: pytest.FixtureRequest) -> Iterator[Mapping[str, Future[list[str]]]]:
-    """Of the kinds that were selected."""
+    """Results of the selected kinds."""
     wanted = [
         str(item.callspec.params["kind"])
         for item in request.session.items
@@ -89,14 +89,14 @@ def stories(request: pytest.FixtureRequest) -> Iterator[Mapping[str, Future[list
 
 
 def tell(kind: str) -> list[str]:
-    """The whole story; where it was killed, and how long the chapters took."""
+    """The whole scenario; returns where it was killed, and how long the chapters took."""
     said: list[str] = []
     with Lab(f"test-crash-{kind}") as lab, Asr(lab) as asr:
         assert asr.wait(asr.start("init")) == 0, asr.said()
         asr("site", "add", "a", "--driver", "libvirt", f"--set=uri={lab.sites['a'].remote_uri}")
         place = f"--set=replica_dir={TARGETS[kind]}"
         asr("site", "add", "b", "--driver", "libvirt", "--set=uri=qemu:///system", place)
-        # The service does nothing by itself but to go on with what was interrupted.
+        # The service only resumes what was interrupted; it starts nothing else automatically.
         asr("policy", "create", "gold", "--interval", "1h", "--point-every", "1h", "--keep", "24h")
         field = Cluster(lab, asr, kind)
         for chapter in (enable, delta, retention, resync, failover_test, failover_planned_and_undone, commit):
@@ -123,7 +123,7 @@ def delta(field: Cluster) -> None:
 
 
 def retention(field: Cluster) -> None:
-    """The policy becomes one that thins at once to the oldest point of a day."""
+    """Change the policy to one whose retention immediately keeps only the oldest point of a day."""
     with field.library() as engine:
         policy = engine.vault.policy("gold")
         engine.vault.update_policy(attrs.evolve(policy, ladder=(Rung(0.001, 86400.0),)))
@@ -151,7 +151,7 @@ def failover_planned_and_undone(field: Cluster) -> None:
     boots = len(field.lab.console("a", field.name).ready)
     field.chain(["failover", "planned", field.name], PLANNED)
     down = field.lab.console("a", field.name).down[-1]
-    assert field.audited("b", boots=1).last == down.last, "a planned failover loses nothing"
+    assert field.audited("b", boots=1).last == down.last, "a planned failover loses no data"
     field.chain(["failover", "undo", field.name], UNDO)
     assert field.audited("a", boots=boots + 1).last == down.last
     field.asr("replicate", field.name)
@@ -178,7 +178,7 @@ def test_story(kind: str, stories: Mapping[str, Future[list[str]]]) -> None:
 
 
 def test_enough_places() -> None:
-    """At least twelve that the memory driver cannot show."""
+    """At least twelve that the memory driver does not reach."""
     ours = {*ENABLE, *DELTA, *RETENTION, *TEST, *CLEANUP, *PLANNED, *UNDO, *COMMIT}
     assert (
         len([name for name in ours if not name.startswith(("cycle.", "test.", "undo.", "commit.", "retention."))]) >= 12

@@ -1,1 +1,1 @@
-"""Tests of the documentation, and what writes its generated pages."""
+"""Tests of the documentation, and the generator of its generated pages."""

@@ -21,7 +21,7 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Every page that describes the present state: not the changelog, which names what was."""
+    """Every page that describes the present state: not the changelog, which names former states."""
     found = [
         *(path for path in PROJECT.glob("*.md") if path.name != "CHANGELOG.md"),
         *PROJECT.glob("docs/**/*.md"),
@@ -43,7 +43,7 @@ def prose(text: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """What `#...` in a link may name: headings, spelt as common renderers do."""
+    """The anchors that `#...` in a link may name: headings, spelled as common renderers do."""
     headings = re.findall(r"^#+\s+(.+?)\s*$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

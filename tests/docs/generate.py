@@ -31,7 +31,7 @@ CATEGORIES = {
 
 def _filled(template: str) -> str:
     """A template as people read it: `{site!r}` is written as *site*."""
-    # Code spans stay code: what is to be filled in is in capitals there, as in the help of `asr`.
+    # Code spans stay code: placeholders are in capitals there, as in the help of `asr`.
     parts = re.split(r"(`[^`]*`)", template)
     for index, part in enumerate(parts):
         if part.startswith("`"):
@@ -42,7 +42,7 @@ def _filled(template: str) -> str:
 
 
 def _errors() -> str:
-    # Those of drivers are documented by the drivers; which are imported must not change this page.
+    # Drivers document their own errors; this page must not depend on which drivers are imported.
     ours = [kind for kind in catalogue().values() if kind.__module__.startswith("asrcore.")]
     lines = [
         "# Errors",
@@ -85,7 +85,7 @@ def _entry(kind: type[AsrError]) -> list[str]:
 
 
 def _what_is_true(item: state.State) -> str:
-    """The text below the state in the source: enum members have no docstrings of their own."""
+    """The text below the state in the source: enum members have no docstrings."""
     source = Path(state.__file__).read_text(encoding="utf-8")
     found = re.search(rf'^    {item.name} = "[^"]*"\n    """([^"]*)"""$', source, re.MULTILINE)
     if found is None:

@@ -1,7 +1,7 @@
-"""Makes docs/images/status.svg: python -m tests.docs.status_picture.
+"""Generates docs/images/status.svg: python -m tests.docs.status_picture.
 
-The picture is what `asr status` printed in a terminal, in a real run: the replication service with three machines on
-sites in memory, one under test failover and one whose site was cut off.
+The picture shows the output of `asr status` in a terminal, from a real run: the replication service with three machines
+on sites in memory, one in test failover and one whose site is disconnected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.docs._markdown import PROJECT
 PICTURE = PROJECT / "docs" / "images" / "status.svg"
 COLUMNS = 122
 CELL = 12.2  # width of a character in Rich's picture
-SECONDS = 35  # the RPO of the lost machine is past the limit of its policy by then
+SECONDS = 35  # by then the RPO of the lost machine exceeds the limit of its policy
 
 
 def run(vault: str) -> str:
@@ -75,7 +75,7 @@ def shown(vault: str) -> str:
         try:
             while piece := os.read(ours, 65536):
                 printed += piece
-        except OSError:  # Linux's way to say that the other end is closed
+        except OSError:  # Linux reports a closed other end like this
             pass
         finally:
             os.close(ours)
@@ -84,7 +84,7 @@ def shown(vault: str) -> str:
 
 
 def picture(text: str) -> str:
-    """The text as an SVG that needs no font from elsewhere."""
+    """The text as an SVG that needs no external font."""
     console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
     console.print(Text.from_ansi(f"$ asr status\n{text.rstrip()}"))
     svg = console.export_svg(title="asr status", theme=MONOKAI)
@@ -95,7 +95,7 @@ def picture(text: str) -> str:
 
 
 def _indented(line: re.Match[str]) -> str:
-    """A line that begins further right instead of with spaces, which some programs leave out (librsvg 2.54)."""
+    """A line that starts further right instead of with spaces, which some programs omit (librsvg 2.54)."""
     place, length, rest, spaces = line.groups()
     width = spaces.count(";") * CELL
     return f'x="{width:g}" {place} textLength="{float(length) - width:g}"{rest}'

@@ -1,4 +1,4 @@
-"""What is in `examples/` runs, each example as its reader would run it: in a process of its own."""
+"""The examples in `examples/` run, each as its reader would run it: in a separate process."""
 
 from __future__ import annotations
 

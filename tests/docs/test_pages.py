@@ -1,4 +1,4 @@
-"""Examples of the documentation run, and its links lead somewhere.
+"""Examples of the documentation run, and the targets of its links exist.
 
 A block that starts with ```python test is run; the blocks of one page share their names and run in order, in an empty
 directory. Other blocks are only shown.

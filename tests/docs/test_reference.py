@@ -1,4 +1,4 @@
-"""Pages of the reference say what the code says."""
+"""Pages of the reference match the code."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_page_of_the_configuration_server_has_all_calls_verbs_and_metrics(tm
 
 
 def section(page: str, heading: str) -> str:
-    """What follows a heading, up to the next one."""
+    """The text after a heading, up to the next one."""
     text = (generate.REFERENCE / page).read_text(encoding="utf-8")
     return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 

@@ -1,4 +1,4 @@
-"""The documentation as a site, and the changelog: both are built as a release builds them."""
+"""The documentation as a site, and the changelog: both are built as for a release."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.docs._markdown import PROJECT
 
 DOCS = PROJECT / "docs"
-# Attributes by which a browser loads something at once; a link that a reader may follow is none of them.
+# Attributes through which a browser loads something immediately; links that a reader may follow are not included.
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
 
@@ -30,14 +30,14 @@ def run(*words: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built with warnings as errors: links and anchors lead somewhere."""
+    """The site, built with warnings as errors: the targets of links and anchors exist."""
     directory = tmp_path_factory.mktemp("site")
     run("mkdocs", "build", "--strict", "--site-dir", directory)
     return directory
 
 
 class Page(HTMLParser):
-    """What a page loads, where its links lead, and the text of its paragraphs, lists and tables."""
+    """What a page loads, the targets of its links, and the text of its paragraphs, lists and tables."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
 
 
 def test_every_page_is_on_the_first_page() -> None:
-    """The list in docs/index.md and the navigation of the site are written by hand: they name the same pages."""
+    """The list in docs/index.md and the navigation of the site are written by hand and must name the same pages."""
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"\]\(([^)#]+\.md)\)", index))
     config = (PROJECT / "mkdocs.yml").read_text(encoding="utf-8")
@@ -93,7 +93,7 @@ def test_nothing_is_loaded_from_other_hosts(site: Path) -> None:
 
 
 def test_all_markdown_became_html(site: Path) -> None:
-    """Python-Markdown takes less than other renderers: fences and lists that it does not take stay in the text."""
+    """Python-Markdown accepts less than other renderers: fences and lists that it does not accept stay in the text."""
     for path in site.glob("**/*.html"):
         page = Page(path)
         left = re.search(r"```|^\s*(- |\d+\. |\|)|\]\([\w./#-]+\)", page.text, re.MULTILINE)
@@ -113,7 +113,7 @@ def test_what_pages_link_to_outside_docs_is_there(site: Path) -> None:
 
 
 def test_a_page_that_links_nowhere_fails_the_build(tmp_path: Path) -> None:
-    """Without this the strict build could be one that finds nothing."""
+    """Checks that the strict build does find broken links."""
     for name in ("docs", "mkdocs.yml", "drivers", "deploy", "tests", *[path.name for path in PROJECT.glob("*.md")]):
         (tmp_path / name).symlink_to(PROJECT / name)
     (tmp_path / "docs").unlink()

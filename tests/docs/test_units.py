@@ -1,4 +1,4 @@
-"""The systemd units are well-formed, and the commands in them are ones that `asr` knows."""
+"""The systemd units are well-formed, and their commands exist in `asr`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_command_is_one_that_asr_knows(unit: Path) -> None:
 
 
 def test_no_two_users_share_a_directory() -> None:
-    """systemd gives all of a StateDirectory to the user of the service that starts, and shuts others out."""
+    """systemd gives a whole StateDirectory to the user of the service that starts, and denies access to others."""
     users: dict[str, set[str]] = {}
     for unit in UNITS:
         text = unit.read_text("utf-8")

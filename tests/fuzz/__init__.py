@@ -1,1 +1,1 @@
-"""Fuzzing by atheris, which finds its way by what the code does; by hand, and for some seconds in the tests."""
+"""Fuzzing with atheris, which is guided by code coverage; by hand, and for some seconds in the tests."""

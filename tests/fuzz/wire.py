@@ -1,7 +1,7 @@
 """Bytes of any kind against the wire protocol: python -m tests.fuzz.wire [options of libFuzzer: -max_total_time=60].
 
-The first byte chooses what the bytes meet: a connection that waits for a hello, one after its hello, or one whose peer
-has the keys and says whatever it likes. Anything but a ProtocolError is a finding.
+The first byte chooses the receiver: a connection that waits for a hello, one after its hello, or one whose peer has the
+keys and sends anything. Anything but a ProtocolError is a finding.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def one(data: bytes) -> None:
 
 
 def main() -> None:
-    """Fuzz until libFuzzer has enough."""
+    """Fuzz until libFuzzer ends."""
     atheris.Setup(sys.argv, one)
     atheris.Fuzz()
 

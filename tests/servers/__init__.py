@@ -1,1 +1,1 @@
-"""Several process servers under many machines, as processes that are killed and paused."""
+"""Several process servers with many machines, as processes that are killed and paused."""

@@ -1,8 +1,8 @@
-"""A vault on PostgreSQL, many machines in worlds that are kept in files, and process servers that are processes.
+"""A vault on PostgreSQL, many machines in worlds that are stored in files, and process servers as processes.
 
-A memory world in a directory is one world to all processes (`MemoryWorld`): each change is written whole under a file
-lock. So there are many small ones, each a site of its own. The servers run the real engine; only the platform is the
-memory driver's, and each seal at a replica is written down: by whom, at which epoch.
+A memory world in a directory is one world to all processes (`MemoryWorld`): each change rewrites it under a file lock.
+So there are many small ones, each a separate site. The servers run the real engine; only the platform is the memory
+driver's, and each seal at a replica is recorded with its server and epoch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WORLDS = 20
 
 
 class Cluster:
-    """`folder` holds worlds and traces; `truth` is what the test itself knows."""
+    """`folder` contains worlds and traces; `truth` is the test's own record."""
 
     def __init__(self, url: str, folder: Path, machines: int) -> None:
         self.url, self.folder = url, folder
@@ -78,7 +78,7 @@ class Cluster:
                 created_at=time.time(),
             )
             self.vault.add_protection(protection)
-            for step in steps:  # without the job engine: 200 jobs are not what is tested here
+            for step in steps:  # without the job engine: this test is not about 200 jobs
                 step.run(Work(self.engine.context, "", protection.id, Arguments(), Watch()))
 
     def close(self) -> None:
@@ -140,8 +140,8 @@ class Cluster:
             pause.wait(0.2)
 
     def check_equal(self, protection: Protection) -> None:
-        """The vault's head is the replica's, and holds what the machine's disk holds: a cycle under way has nothing new
-        where nobody writes any more."""
+        """The vault's head is the replica's, and its content equals the machine's disk: a cycle in progress has nothing
+        new to copy once the writes have ended."""
         replica = self.engine.context.site(protection.target_site).target.replica(protection.replica_id)
         info = replica.info()
         assert info.head == protection.head_point, protection.name

@@ -1,4 +1,4 @@
-"""Two process servers under 200 machines: one is killed, another is paused and wakes up. Nothing is lost."""
+"""Two process servers with 200 machines: one is killed, another is paused and resumed. Nothing is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def all_have_points_since(field: Cluster, since: float, machines: set[str]) -> b
 
 
 def ages_when_replaced(field: Cluster, machines: set[str], since: float) -> list[float]:
-    """Seconds from `since` to the first point after it, of each machine."""
+    """Seconds from `since` to the first point after it, for each machine."""
     first = []
     for machine in machines:
         taken = [item.taken_at for item in field.vault.cycles(machine) if item.taken_at > since]
@@ -42,7 +42,7 @@ def ages_when_replaced(field: Cluster, machines: set[str], since: float) -> list
 
 
 def check_one_at_a_time(field: Cluster) -> None:
-    """The epochs of a replica's seals never go back, and each belongs to one server."""
+    """The epochs of a replica's seals never decrease, and each belongs to one server."""
     servers: dict[tuple[str, int], set[str]] = defaultdict(set)
     newest: dict[str, int] = defaultdict(int)
     for seal in field.seals():
@@ -97,8 +97,9 @@ def test_one_is_paused_and_wakes_up(field: Cluster) -> None:
             assert three.wait(PATIENCE) == worker.GIVEN_UP
             awake = time.time()
             field.wait(lambda: all_have_points_since(field, awake, paused), PATIENCE)
-        # Until "four" opens a replica the epoch there is still that of "three": the point that was about to be sealed
-        # when it was stopped may come, to be adopted. Nothing else, and none later: see `check_one_at_a_time`.
+        # Until "four" opens a replica its epoch is still that of "three": the point that "three" was about to seal when
+        # it was paused may still be sealed, and is then adopted. Nothing else, and nothing later: see
+        # `check_one_at_a_time`.
         late = [seal for seal in field.seals()[seals:] if seal["server"] == "three"]
         assert not [seal for seal in late if seal["point"] != begun.get(seal["replica"])], "it wrote to a replica"
         still = time.time()

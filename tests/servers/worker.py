@@ -1,6 +1,6 @@
 """A process server over memory worlds: `python -m tests.servers.worker URL FOLDER NAME LEASE`.
 
-As `asr process-server` runs it, but for the driver, which also writes down each point that it sealed.
+As `asr process-server` runs it, except for the driver, which also records each point that it sealed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Writer(MemoryWriter):
     server: str
 
     def seal(self, spec: SealSpec) -> StoredPoint:
-        with self._session.world.change():  # the world is locked: the order of lines is that of the seals
+        with self._session.world.change():  # the world is locked: the lines are in the order of the seals
             stored = super().seal(spec)
             line = {"server": self.server, "replica": self._id, "epoch": self._spec.epoch, "point": stored.id}
             with self.trace.open("a") as file:

@@ -1,1 +1,1 @@
-"""Tests of the two wheels as they are delivered: each alone in a bare environment."""
+"""Tests of the wheels as they are delivered: each in a clean environment."""

@@ -1,4 +1,4 @@
-"""Builds the wheels from a copy of the sources and uses each as a stranger would."""
+"""Builds the wheels from a copy of the sources and uses each as a new user would."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(900)
 
 def run(*argv: str | Path, timeout: float = COMMAND_SECONDS, cwd: Path | None = None) -> str:
     """Run a command in a bare environment and return what it printed; a failure shows it."""
-    # Nothing of the environment that the tests run in may lend a hand.
+    # Nothing of the tests' own environment may be used.
     keep = ("PATH", "HOME", "LANG")
     env = {name: value for name, value in os.environ.items() if name in keep or name.startswith("PIP_")}
     words = [str(word) for word in argv]
@@ -51,7 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def core_wheel(work: Path) -> Path:
-    # A copy: a `build/lib` left in the tree would put files into the wheel that are in the sources no longer.
+    # A copy: a `build/lib` left in the tree would put files into the wheel that are no longer in the sources.
     ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
     (work / "core").mkdir()
     shutil.copytree(PROJECT / "asrcore", work / "core/asrcore", ignore=ours)
@@ -67,7 +67,7 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 
 def wheel_of(work: Path, part: str) -> Path:
-    """Of a distribution in `drivers/`."""
+    """The wheel of a distribution in `drivers/`."""
     ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
     shutil.copytree(PROJECT / "drivers" / part, work / part, ignore=ours)
     return build(work / part, work / "dist")
@@ -89,7 +89,7 @@ def physical_wheel(work: Path) -> Path:
 
 
 def environment(place: Path, *wheels: Path) -> Path:
-    """A new virtual environment with just these wheels and what they say they need."""
+    """A new virtual environment with only these wheels and their dependencies."""
     run(sys.executable, "-m", "venv", place, timeout=BUILD_SECONDS)
     run(place / "bin/pip", "install", "-q", "--no-input", *wheels, timeout=BUILD_SECONDS)
     return place / "bin"
@@ -114,7 +114,7 @@ def test_core_wheel_holds_the_library_and_nothing_else(core_wheel: Path) -> None
 
 
 def test_every_module_of_the_core_is_in_its_wheel(core_wheel: Path) -> None:
-    """Folders without `__init__.py` and data files are easily forgotten."""
+    """Folders without `__init__.py` and data files are easily omitted."""
     names = set(zipfile.ZipFile(core_wheel).namelist())
     sources = [path for path in (PROJECT / "asrcore").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert {str(path.relative_to(PROJECT)) for path in sources} <= names
@@ -145,7 +145,7 @@ def test_core_alone_has_a_command_and_only_its_own_driver(core_alone: Path) -> N
 
 
 def test_core_alone_makes_a_vault(core_alone: Path, tmp_path: Path) -> None:
-    """Needs the migrations, which are files as well as modules."""
+    """It needs the migrations, which are files as well as modules."""
     vault = f"sqlite:///{tmp_path}/vault.db"
     run(core_alone / "asr", "--vault", vault, "init", cwd=tmp_path)
     assert (tmp_path / "vault.db").stat().st_size > 0

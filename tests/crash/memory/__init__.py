@@ -1,1 +1,1 @@
-"""Every named step of the engine, on the memory driver with worlds that outlive a process."""
+"""Every crash point of the engine, on the memory driver with worlds that survive the process."""

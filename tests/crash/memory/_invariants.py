@@ -1,4 +1,4 @@
-"""The six invariants of the contract, checked against what the test knows to be true."""
+"""The six invariants of the contract, checked against the test's own record."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.crash.memory._workspace import MACHINE, Workspace
 __all__ = ["Interrupted", "check_always", "check_at_rest", "check_resumed", "content", "interrupted"]
 
 _GOING = (State.COMMITTING, State.COMMITTED, State.DISABLING)
-"""The replica goes, or is gone: at a commit its content becomes the machine's."""
+"""The replica is being deleted or has been deleted: at a commit its content becomes the machine's."""
 
 
 def _replica(stage: Workspace, protection: Protection) -> driver.Replica | None:
-    """Through the driver, as the engine has it. None: it is not there."""
+    """The replica through the driver, as the engine opens it; None if it does not exist."""
     site = _site(stage, protection.target_site)
     return site.target.replica(protection.replica_id) if protection.replica_id in site.target.replicas() else None
 
@@ -51,7 +51,7 @@ def content(replica: driver.Replica, point: driver.StoredPoint) -> dict[str, str
 
 
 def check_always(stage: Workspace, vault: Vault) -> None:
-    """What holds right after a kill, before anything was started again, and ever after."""
+    """What holds right after a kill, before anything is restarted, and at any later time."""
     for protection in vault.protections():
         _points_are_whole(stage, vault, protection)
         _mark_belongs_to_head(stage, protection)
@@ -70,19 +70,19 @@ def _points_are_whole(stage: Workspace, vault: Vault, protection: Protection) ->
     info = replica.info()
     missing = [point for point in points.values() if point.id not in {stored.id for stored in info.points}]
     if missing and protection.pending is not None and info.head == protection.pending.point_id:
-        # Sealed, not recorded yet: the point that was only the latest state has gone for the newer one.
+        # Sealed, not recorded yet: the newer point has replaced the one that was only the latest state.
         missing = [point for point in missing if point.kept or point.pinned or point.id != protection.head_point]
     assert missing == []
     assert protection.head_point in (None, *points)
     known = {*points, *vault.dropping(protection.id), protection.pending and protection.pending.point_id}
-    assert {stored.id for stored in info.points} <= known, "the target has points that nobody knows of"
+    assert {stored.id for stored in info.points} <= known, "the target has points that the vault does not know"
     for stored in info.points:
         truth = stage.truth(protection.source_site, stored.taken_at)
         frozen = replica.description(stored.id).machine.power
         expected = Consistency.OFFLINE if frozen is PowerState.OFF else truth.consistency
         assert stored.consistency is expected, f"point {stored.id}"
         if not _tampered(stage, stored.taken_at):
-            assert content(replica, stored) == truth.disks, f"point {stored.id} is not what was frozen"
+            assert content(replica, stored) == truth.disks, f"point {stored.id} differs from the frozen view"
         if stored.id in points:
             recorded = points[stored.id]
             assert (recorded.taken_at, recorded.consistency, recorded.kept) == (
@@ -98,7 +98,7 @@ def _tampered(stage: Workspace, taken_at: float) -> bool:
 
 
 def _mark_belongs_to_head(stage: Workspace, protection: Protection) -> None:
-    """Invariant 2: all that differs from the head lies within what the source's mark tells."""
+    """Invariant 2: every difference from the head is within the changes that the source reports since the mark."""
     if protection.mark is None or protection.state is State.DISABLING or stage.notes.get("tracking lost"):
         return
     source, target = stage.worlds[protection.source_site], stage.worlds[protection.target_site]
@@ -108,7 +108,7 @@ def _mark_belongs_to_head(stage: Workspace, protection: Protection) -> None:
         machine, head = there.machine(protection.source_machine), here.replica(protection.replica_id)
         assert protection.mark.token in machine.marks, "the recorded mark was released"
         dirty = machine.marks[protection.mark.token]
-        # Before a newer point is recorded its content may be there already; the mark still tells of the older one.
+        # The content of a newer point may exist before it is recorded; the mark still refers to the older one.
         point = head.points[-1]
         if point.point.id != protection.head_point or _tampered(stage, point.point.taken_at):
             return
@@ -135,16 +135,16 @@ def _epochs_only_rise(stage: Workspace, protection: Protection) -> None:
 
 
 def _one_copy_runs(stage: Workspace, protection: Protection) -> None:
-    """Invariant 4: never two, but while the source could not be reached and its fence is owed."""
+    """Invariant 4: two copies run only while the source cannot be reached and its fence is pending."""
     running = stage.running_at()
     assert len(running) <= 1 or protection.fence_due, f"runs at {running}"
 
 
-# -- when nothing is under way -----------------------------------------------------------------------------------------
+# -- when nothing is in progress ---------------------------------------------------------------------------------------
 
 
 def check_at_rest(stage: Workspace, vault: Vault) -> None:
-    """What holds besides when the interrupted work has come to its end."""
+    """What also holds when the interrupted work has ended."""
     protections = vault.protections()
     _nothing_is_left(stage, vault, protections)
     for protection in protections:
@@ -181,7 +181,7 @@ def _nothing_is_left(stage: Workspace, vault: Vault, protections: Iterable[Prote
 
 
 def _old_owners_are_refused(stage: Workspace, protection: Protection) -> None:
-    """Invariant 4: a replica takes nothing of an older epoch. At epoch 1 there was no other owner yet."""
+    """Invariant 4: a replica refuses writes of an older epoch. At epoch 1 there was no other owner yet."""
     replica = _replica(stage, protection)
     if replica is None:
         return
@@ -215,13 +215,13 @@ def _moved(stage: Workspace, protection: Protection) -> None:
             assert not there.autostart
 
 
-# -- a cycle that was interrupted ----------------------------------------------------------------------------------
+# -- an interrupted cycle ------------------------------------------------------------------------------------------
 
 
 @attrs.frozen
 class Interrupted:
     """A cycle at the moment of the kill. Bytes: `done` is durable at the target, `left` is not; `changed` is what the
-    guest has written since the view that the cycle counts as read from, if that view is gone. `pieces`: extents."""
+    guest has written since the view that the cycle was read from, if that view is lost. `pieces`: extents."""
 
     cycle_id: str
     protection_id: str
@@ -234,7 +234,7 @@ class Interrupted:
 
 
 def interrupted(stage: Workspace, vault: Vault) -> Interrupted | None:
-    """The cycle that the kill interrupted, if one was."""
+    """The cycle that the kill interrupted, if any."""
     protection = next(iter(vault.protections()), None)
     pending = protection.pending if protection else None
     if protection is None or pending is None:
@@ -261,8 +261,8 @@ def interrupted(stage: Workspace, vault: Vault) -> Interrupted | None:
 
 
 def check_resumed(vault: Vault, cycle: Interrupted, written: int, ranges: int) -> bool:
-    """Invariant 3: nothing that was durable is read again, but what the guest has written since: so many bytes in so
-    many ranges. False if the cycle was given up instead of gone on with: the caller says whether that is in order.
+    """Invariant 3: nothing that was durable is read again, except what the guest has written since, in bytes and
+    ranges. False if the cycle was abandoned instead of resumed; the caller decides whether that is allowed.
     """
     found = next((item for item in vault.cycles(cycle.protection_id) if item.id == cycle.cycle_id), None)
     if found is None:

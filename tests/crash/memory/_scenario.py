@@ -1,6 +1,6 @@
-"""The story of a protected machine in chapters: each is one verb, and begins from the folder another one left.
+"""The scenario of a protected machine in chapters: each is one verb, and starts from the folder that another one left.
 
-Life goes on between the chapters (`before`); the engine is killed within them (`verb`).
+The machine keeps running between the chapters (`before`); the engine is killed within them (`verb`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Verb = Callable[[Workspace, Engine], Job | None]
 
 @attrs.frozen
 class Chapter:
-    """`after`: the chapter whose end it begins from; with `killed` the engine died at that place of it.
+    """`after`: the chapter from whose end this one starts; with `killed` the engine was killed at that place of it.
 
-    `again` is what a person does when the kill came before the job was recorded. `fails`: errors that the job may end
-    with. `gives_up`: an interrupted cycle need not be gone on with.
+    `again` is the operator's action when the kill came before the job was recorded. `fails`: errors with which the job
+    may end. `gives_up`: an interrupted cycle need not be resumed.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Chapter:
     fails: tuple[type[AsrError], ...] = ()
     gives_up: bool = False
     again_read: int = 0
-    """Bytes that may be read a second time, because the source could not hold still."""
+    """Bytes that may be read a second time, because the source could not freeze its disks."""
     writes: bool = True
     """Whether the guest may write between kill and restart."""
 
@@ -65,12 +65,12 @@ def _protect(stage: Workspace, engine: Engine) -> Job:
 
 
 def _protect_again(stage: Workspace, engine: Engine) -> Job:
-    """The machine may be known already, its job not: then it is gone on with, as the service does."""
+    """The machine may be recorded although its job is not: then it is resumed, as the service does."""
     return engine.replicate(MACHINE) if engine.vault.protections() else _protect(stage, engine)
 
 
 def _life(seed: int, hours: float = 0.1) -> Callable[[Workspace], None]:
-    """The guest writes where it lives."""
+    """The guest writes where it runs."""
 
     def live(stage: Workspace) -> None:
         stage.clock.forward(hours * HOUR)
@@ -84,7 +84,7 @@ def _life(seed: int, hours: float = 0.1) -> Callable[[Workspace], None]:
 
 
 def _view_lost(seed: int) -> Callable[[Workspace], None]:
-    """The guest writes, and what the interrupted cycle was reading from is gone."""
+    """The guest writes, and the view that the interrupted cycle was reading is lost."""
 
     def live(stage: Workspace) -> None:
         _life(seed)(stage)
@@ -97,18 +97,18 @@ def _view_lost(seed: int) -> Callable[[Workspace], None]:
 
 
 def _going_on(stage: Workspace, engine: Engine) -> Job | None:
-    """Nothing new: the engine that was started goes on with what was interrupted."""
+    """No new action: the restarted engine resumes what was interrupted."""
     return next(iter(engine.vault.jobs(active=True)), None)
 
 
 def _weaker_guest(stage: Workspace) -> None:
-    """Its agent has died: points are less consistent from now on, and have to say so."""
+    """Its agent has failed: points are less consistent from now on, and must record it."""
     stage.machine("a").configure(consistency=Consistency.CRASH)
     _life(3)(stage)
 
 
 def _three_cycles(stage: Workspace, engine: Engine) -> Callable[[], bool]:
-    """Of 70 s each: the point of the second is not kept, the third takes its place."""
+    """Cycles of 70 s: the point of the second one is not kept, the third replaces it."""
     heads = [engine.vault.protection(MACHINE).head_point]
     stage.clock.forward(70)
 
@@ -153,13 +153,13 @@ def _replicate(stage: Workspace, engine: Engine) -> Job:
 
 
 def _restless(stage: Workspace) -> None:
-    """The source cannot hold a disk still: it is read as it lives, and settled at the end."""
+    """The source cannot freeze a disk: it is read while it changes, and settled at the end."""
     stage.machine("a").configure(holds_still=False)
     _life(21)(stage)
 
 
 def _replicate_restless(stage: Workspace, engine: Engine) -> Job:
-    """The guest writes while the copy is under way."""
+    """The guest writes while the copy is in progress."""
     copy = transfer.Transfer.copy
     wrote: list[int] = []
 
@@ -174,7 +174,7 @@ def _replicate_restless(stage: Workspace, engine: Engine) -> Job:
 
 
 def _thinned(stage: Workspace, engine: Engine) -> bool:
-    """After 30 hours only what is younger is left."""
+    """After 30 hours only newer points are left."""
     now = stage.clock()
     return _protected(stage, engine) and all(now - point.taken_at < 24 * HOUR for point in engine.points(MACHINE))
 
@@ -195,7 +195,7 @@ def _resynced(stage: Workspace, engine: Engine) -> bool:
 
 
 def _tamper(stage: Workspace) -> None:
-    """Storage at the target goes bad, in the head and in the point that is the same file."""
+    """Storage at the target is damaged, in the head and in the point that shares its file."""
     _life(8)(stage)
     with stage.away.change() as state:
         (replica,) = state.replicas.values()
@@ -212,7 +212,7 @@ def _repair(stage: Workspace, engine: Engine) -> Job:
 
 
 def _repaired(stage: Workspace, engine: Engine) -> bool:
-    """The newest point is the one that was mended."""
+    """The newest point is the repaired one."""
     first, _ = stage.notes["tampered"]
     stage.note(tampered=(first, engine.points(MACHINE)[-1].taken_at))
     return _protected(stage, engine)
@@ -230,7 +230,7 @@ def _test_latest(stage: Workspace, engine: Engine) -> Job:
 
 
 def _tested(stage: Workspace, engine: Engine) -> bool:
-    """The test machine holds what its point holds, apart from all others."""
+    """The test machine has the content of its point, and is isolated."""
     run = engine.vault.protection(MACHINE).test
     assert run is not None
     point = next(point for point in engine.points(MACHINE) if point.id == run.point_id)
@@ -245,7 +245,7 @@ def _tested(stage: Workspace, engine: Engine) -> bool:
 
 
 def _scribble(stage: Workspace) -> None:
-    """The test machine writes; that must never be seen anywhere else."""
+    """The test machine writes; its writes must not appear anywhere else."""
     with stage.vault() as vault:
         run = vault.protection(MACHINE).test
     assert run is not None
@@ -266,7 +266,7 @@ def _cut(stage: Workspace) -> None:
 
 
 def _older(stage: Workspace, engine: Engine) -> Job:
-    """Not to the newest point: what the source wrote since is given up."""
+    """To a point that is not the newest: what the source wrote since is discarded."""
     return engine.failover_unplanned(MACHINE, point=engine.points(MACHINE)[0].id)
 
 
@@ -282,7 +282,7 @@ def _failed_over(stage: Workspace, engine: Engine) -> bool:
 
 
 def _failed_over_planned(stage: Workspace, engine: Engine) -> bool:
-    """Nothing is lost: what runs is what the source held when it stopped."""
+    """No data is lost: the running machine has the content that the source had when it stopped."""
     moved = _failed_over(stage, engine)
     source = engine.vault.protection(MACHINE).source_site
     assert stage.truth(source, stage.notes["failover taken at"]) == stage.truth(source, stage.clock())
@@ -295,7 +295,7 @@ def _failed_over_owing(stage: Workspace, engine: Engine) -> bool:
 
 
 def _failed_over_to_newest(stage: Workspace, engine: Engine) -> bool:
-    """To what the target had sealed last, though the engine died before it could write that down."""
+    """To the last point that the target had sealed, although the engine was killed before it could record it."""
     with stage.away.look() as state:
         (replica,) = state.replicas.values()
         replica.apply()
@@ -331,7 +331,7 @@ def _full(stage: Workspace) -> None:
 def _aborted(stage: Workspace, engine: Engine) -> bool:
     """A planned failover whose last delta fails leaves the machine where it was, running.
 
-    Killed before it had failed, it goes on and succeeds, for the target has room by then.
+    Killed before it had failed, it is resumed and succeeds, because the target has space by then.
     """
     if engine.vault.protection(MACHINE).state is State.FAILED_OVER:
         return _failed_over_planned(stage, engine)
@@ -347,7 +347,7 @@ def _reprotect(stage: Workspace, engine: Engine) -> Job:
 
 
 def _works_there(stage: Workspace) -> None:
-    """The machine works at the site it failed over to."""
+    """The machine runs at the site it failed over to."""
     with stage.vault() as vault:
         site = vault.protection(MACHINE).target_site
     stage.learn(site)
@@ -355,7 +355,7 @@ def _works_there(stage: Workspace) -> None:
 
 
 def _committed_back(stage: Workspace, engine: Engine) -> bool:
-    """The first site's own disks are kept, whatever was done to the machine there."""
+    """The first site's own disks are kept, whatever happened to the machine there."""
     assert stage.home.left_disks == [f"{MACHINE}/vda", f"{MACHINE}/vdb"]
     return _state(State.COMMITTED)(stage, engine)
 
@@ -365,7 +365,7 @@ def _unprotect(stage: Workspace, engine: Engine) -> Job:
 
 
 def _unprotected(stage: Workspace, engine: Engine) -> bool:
-    """Nothing is left at either site but the machine."""
+    """Only the machine is left at either site."""
     assert stage.machine("a").marks == stage.machine("a").views == []
     return engine.vault.protections() == [] and stage.running_at() == ["a"]
 
@@ -406,7 +406,7 @@ CHAPTERS = {
         Chapter("commit-back", "back", _commit, _committed_back),
         Chapter("reprotect-back", "commit-back", _reprotect, _protected, before=_works_there),
         Chapter("unprotect", "reprotect-back", _unprotect, _unprotected, again=_unprotect_again),
-        # Killed twice: what goes on from an interrupted state is interrupted again.
+        # Killed twice: the resumed work is interrupted again.
         Chapter("copy-resumed", "enable", _going_on, _protected, killed="cycle.flushed:3", before=_view_lost(2)),
         Chapter("delta-resumed", "delta", _going_on, _protected, killed="cycle.flushed:2", before=_view_lost(4)),
         Chapter("resync-resumed", "resync", _going_on, _resynced, killed="cycle.flushed:2", before=_view_lost(18)),
@@ -417,7 +417,7 @@ CHAPTERS = {
             "restless", "delta", _replicate_restless, _protected, before=_restless, again_read=256 * KiB
         ),
         Chapter("given-up", "service", _resync, _resynced, killed="cycle.flushed:2", before=_life(20), gives_up=True),
-        # The newest point is sealed but not recorded, the one before is gone, and so is the source.
+        # The newest point is sealed but not recorded; the one before it and the source are lost.
         Chapter(
             "lost-after-seal", "service", _latest, _failed_over_to_newest, killed="cycle.sealed:3", before=_cut,
             gives_up=True,

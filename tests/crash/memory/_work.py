@@ -1,4 +1,4 @@
-"""What is done to a folder, each in a process of its own: prepare a chapter, live through it, go on after a kill."""
+"""Operations on a folder, each in a separate process: prepare a chapter, run it, resume after a kill."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from tests.crash.memory._workspace import MACHINE, Workspace
 
 __all__ = ["VERBS"]
 
-PATIENCE = 120.0  # seconds for a job that takes one, on a machine that does much else
+PATIENCE = 120.0  # seconds for a job that takes one second on an idle machine
 _WRITTEN = 32 * KiB  # bytes that the guest writes between kill and restart
-# Two ranges and a discard on each of two disks, each of which may touch a block more than it fills.
+# Two ranges and a discard on each of two disks; each may touch one block more than it fills.
 _DIRTY = 2 * (_WRITTEN // 2 + _WRITTEN // 4 + 16 * KiB + 3 * BLOCK)
 
 
 def _small_steps() -> None:
-    """Disks here are small: several pieces and flushes all the same."""
+    """Several pieces and flushes although the disks here are small."""
     transfer.FLUSH_EVERY = 64 * KiB
     transfer.COPY_PIECE = 32 * KiB
     pair.NEAR_PIECE = 64 * KiB
-    # With several, how much is flushed at a place is the scheduler's choice.
+    # With several workers, the scheduler decides how much is flushed at a place.
     transfer.COPY_WORKERS = pair.NEAR_WORKERS = 1
     proof.REGION = 256 * KiB
     verify.SAVE_SECONDS = 0.0
 
 
 def prepare(folder: Path, chapter: Chapter, place: str) -> None:
-    """What happens before a chapter, and what has ended before it."""
+    """Run the chapter's `before`, and note the jobs that have already ended."""
     stage = Workspace(folder) if folder.exists() else Workspace.make(folder)
     chapter.before(stage)
     with stage.vault() as vault:
@@ -48,7 +48,7 @@ def prepare(folder: Path, chapter: Chapter, place: str) -> None:
 
 
 def live(folder: Path, chapter: Chapter, place: str) -> None:
-    """The chapter, up to `place` if there is one: there the process is killed."""
+    """Run the chapter, up to `place` if given: the process is killed there."""
     _small_steps()
     stage = Workspace(folder)
     os.environ["ASRCORE_CRASH_AT" if place else "ASRCORE_CRASH_LOG"] = place or str(folder / "reached")
@@ -61,7 +61,7 @@ def live(folder: Path, chapter: Chapter, place: str) -> None:
 
 
 def go_on(folder: Path, chapter: Chapter, place: str) -> None:
-    """A new engine after the kill, or after the chapter if there was none: all must come to its end."""
+    """A new engine after the kill, or after the chapter if there was none: all work must end."""
     _small_steps()
     stage = Workspace(folder)
     with stage.vault() as vault:
@@ -78,13 +78,13 @@ def go_on(folder: Path, chapter: Chapter, place: str) -> None:
         written += _live_on(stage, engine)
         if cycle is not None:
             resumed = invariants.check_resumed(engine.vault, cycle, written + chapter.again_read, 12)
-            assert resumed or chapter.gives_up, "a cycle that could go on was given up"
+            assert resumed or chapter.gives_up, "a cycle that could be resumed was abandoned"
             stage.note(done=cycle.done, left=cycle.left, resumed=resumed)
-        os._exit(0)  # nothing is left to be seen; ending DBOS in order would cost a quarter of the time
+        os._exit(0)  # nothing is left to check; a clean shutdown of DBOS would take a quarter of the time
 
 
 def _life_in_between(stage: Workspace, chapter: Chapter, place: str) -> int:
-    """The guest goes on while no engine runs; the view it was being read from is there afterwards, or is not."""
+    """The guest writes while no engine runs; the view that was being read may be lost meanwhile."""
     with stage.vault() as vault:
         site = stage.lives_at(next(iter(vault.protections()), None))
     if site is None or not chapter.writes:
@@ -114,9 +114,9 @@ def _wait(engine: Engine, chapter: Chapter, jobs: list[Job]) -> None:
 
 
 def _live_on(stage: Workspace, engine: Engine) -> int:
-    """The machine's life after it: whatever the state, protection can be had from here, and it is a delta again.
+    """The machine afterwards: from every state it can be protected again, with a delta as the next cycle.
 
-    Returns bytes that the guest may have changed meanwhile.
+    Returns the number of bytes that the guest may have changed meanwhile.
     """
     verbs: dict[State, Callable[[str], Job | None]] = {
         State.RESYNC_PENDING: lambda machine: engine.resync(machine, now=True),
@@ -162,5 +162,5 @@ VERBS: dict[str, Callable[[Path, Chapter, str], None]] = {"prepare": prepare, "l
 
 
 def work(verb: str, folder: str, chapter: str, place: str) -> None:
-    """One of the three, by names."""
+    """Run one of the three operations, by name."""
     VERBS[verb](Path(folder), CHAPTERS[chapter], place)

@@ -1,4 +1,4 @@
-"""Folders of the chapters, made when first asked for, and the processes that work on them."""
+"""Folders of the chapters, made on first use, and the processes that work on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Workers:
-    """`count` workers; a request takes the next free one. A context manager."""
+    """`count` workers; a request uses the next free one. A context manager."""
 
     def __init__(self, count: int) -> None:
         self._workers = [self._start() for _ in range(count)]
@@ -51,7 +51,7 @@ class Workers:
                 worker.kill()
 
     def run(self, verb: str, folder: Path, chapter: str, place: str = "") -> int:
-        """The status that the child ended with."""
+        """The child's exit status."""
         worker = self._free.get()
         try:
             assert worker.stdin is not None
@@ -61,7 +61,7 @@ class Workers:
             answer = worker.stdout.readline().strip()
             while answer == "ready":
                 answer = worker.stdout.readline().strip()
-            assert answer, f"the worker ended: {worker.poll()}"
+            assert answer, f"the worker exited: {worker.poll()}"
             return int(answer)
         finally:
             self._free.put(worker)
@@ -69,7 +69,7 @@ class Workers:
 
 @attrs.frozen
 class Outcome:
-    """How a case ended: statuses of its processes (None: not run), what they wrote, and what was noted."""
+    """The result of a case: exit statuses of its processes (None: not run), their output, and the notes."""
 
     killed: int
     went_on: int | None
@@ -87,7 +87,7 @@ class Story:
         self._made: dict[Path, Path] = {}
 
     def before(self, name: str) -> Path:
-        """The folder that a chapter begins from."""
+        """The folder from which a chapter starts."""
         folder = self._base / name / "before"
         with self._lock:
             if folder in self._made:
@@ -107,7 +107,7 @@ class Story:
             return folder
 
     def end(self, name: str) -> Path:
-        """The folder that the undisturbed chapter left; its `reached` names all places."""
+        """The folder that the undisturbed chapter left; its file `reached` names all places."""
         folder = self._base / name / "end"
         with self._lock:
             if folder not in self._made:
@@ -122,7 +122,7 @@ class Story:
         return (self.end(name) / "reached").read_text().splitlines()
 
     def disturbed(self, name: str, place: str) -> Outcome:
-        """The chapter, killed at that place (not at all if it is ""), and what became of it."""
+        """The chapter, killed at that place (not at all if it is ""), and its result."""
         folder = self._base / name / (place.replace(":", "-") or "undisturbed")
         if place:
             self._copy(self.before(name), folder)
@@ -144,4 +144,4 @@ class Story:
 
 def _log(folder: Path) -> str:
     log = folder.with_name(folder.name + ".log")
-    return f"{folder}\n{log.read_text() if log.exists() else 'nothing was written'}"
+    return f"{folder}\n{log.read_text() if log.exists() else 'no output'}"

@@ -1,6 +1,6 @@
-"""A folder with all that outlives an engine: vault, two memory worlds, the clock, and what is known to be true.
+"""A folder with everything that survives an engine: vault, two memory worlds, the clock, and the test's own record.
 
-The truth is written down by the test, never by the engine: what each disk of the machine held from when on.
+The record is written by the test, never by the engine: the content of each disk of the machine over time.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ["MACHINE", "Clock", "Truth", "Workspace"]
 MACHINE = "web"
 POLICY = Policy(
     "gold", interval=60.0, point_interval=120.0, consistency=Consistency.FILESYSTEM, resync_window=ALWAYS
-)  # at 60 s nothing is due by itself while a test runs; time passes when the story says so
+)  # with 60 s no cycle is due automatically while a test runs; the scenario advances the clock
 
 
 class Clock:
-    """Real time plus what the story let pass; the same in every process that works on the folder."""
+    """Real time plus the time that the scenario has added; the same in every process that works on the folder."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -49,12 +49,13 @@ class Clock:
         self._ahead += seconds
         fresh = self._file.with_suffix(".new")
         fresh.write_text(str(self._ahead))
-        fresh.replace(self._file)  # whoever writes it may be killed
+        fresh.replace(self._file)  # the writer may be killed
 
 
 @attrs.frozen
 class Truth:
-    """What the machine at `site` held from the time `at` on: SHA-256 by disk, and what a frozen view of it offers."""
+    """The content of the machine at `site` from the time `at` on: SHA-256 by disk, and what a frozen view of it
+    offers."""
 
     at: float
     site: str
@@ -63,7 +64,7 @@ class Truth:
 
 
 class Workspace:
-    """Opens a folder, or makes it. Reading and writing the worlds past the engine is what guest and storage do."""
+    """Opens a folder, or makes it. The test reads and writes the worlds without the engine, as guest and storage do."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,12 +96,12 @@ class Workspace:
         return self.folder / "vault.db"
 
     def vault(self) -> Vault:
-        """The vault, to look at without an engine."""
+        """The vault, for reading without an engine."""
         return Vault.open(self.vault_path)
 
     def engine(self) -> Engine:
         """An engine that is not started."""
-        # The sites' settings name the folder that the story was first told in; worlds are found by name before.
+        # The sites' settings name the folder where the scenario was first run; worlds are found by name first.
         return Engine(self.vault(), _plugins(), self.clock)
 
     # -- notes of the test -------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ class Workspace:
         return notes
 
     def note(self, **notes: object) -> None:
-        """Write something down for the processes to come; whole or not at all, as this process may be killed in it."""
+        """Record a note for later processes; atomically, because this process may be killed meanwhile."""
         self.notes.update(notes)
         draft = self.folder / "notes.draft"
         draft.write_text(json.dumps(self.notes))
@@ -145,7 +146,7 @@ class Workspace:
         self.learn(site)
 
     def learn(self, site: str) -> None:
-        """Write down what the machine holds from now on."""
+        """Record the machine's content from now on."""
         with self.worlds[site].look() as state:
             offers = state.machine(MACHINE).consistency
         known = Consistency.CRASH if offers is Consistency.CRASH else POLICY.consistency
@@ -154,21 +155,21 @@ class Workspace:
             file.write(json.dumps(line) + "\n")
 
     def truth(self, site: str, at: float) -> Truth:
-        """What the machine at a site held at that time."""
+        """The content of the machine at a site at that time."""
         found = None
         for text in (self.folder / "truth").read_text().splitlines():
             line = json.loads(text)
             if line["site"] == site and line["at"] <= at:
                 found = Truth(line["at"], site, line["disks"], Consistency(line["consistency"]))
-        assert found is not None, f"nothing is known of site {site} at {at}"
+        assert found is not None, f"no record of site {site} at {at}"
         return found
 
     def running_at(self) -> list[str]:
-        """Sites where a copy of the machine runs; tests are no copies, they are isolated."""
+        """Sites where a copy of the machine runs; test machines do not count, they are isolated."""
         return [site for site in self.worlds if self.power(site) is PowerState.RUNNING]
 
     def lives_at(self, protection: Protection | None) -> str | None:
-        """Where the machine whose writes count runs: at its source as long as that runs; None between two lives."""
+        """The site of the machine whose writes count: its source as long as that runs; None while no copy runs."""
         site = protection.source_site if protection else "a"
         return site if site in self.running_at() else None
 

@@ -1,4 +1,4 @@
-"""Named places of each chapter, as committed in `places.txt`; `python -m tests.crash.memory.places` writes it anew."""
+"""Crash points of each chapter, as committed in `places.txt`; `python -m tests.crash.memory.places` regenerates it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["cases", "committed", "render"]
 
 FILE = Path(__file__).with_name("places.txt")
 
-# What is the same moment wherever it comes is killed in the first chapter that has it, not in all of them: what every
-# job does alike, and the ends of calls that the engine names itself right after.
+# A place that is the same moment in every chapter is killed only in the first chapter that has it: what every job does
+# in the same way, and the ends of calls right after which the engine has its own crash point.
 _ALIKE = (
     "inventory.powered-",
     "job.",
@@ -35,7 +35,7 @@ _ALIKE = (
     "vault.update-job.",
     "vault.update.written",
 )
-# Reached again and again within a cycle or a job: killed the second time, too.
+# Reached repeatedly within a cycle or a job: also killed the second time.
 _LOOPS = (
     "cycle.disk-copied",
     "cycle.flushed",
@@ -46,13 +46,13 @@ _LOOPS = (
     "vault.transition.committed",
     "vault.update.committed",
 )
-# The same way in the other direction: only what moves the machine is killed again.
+# The same in the other direction: only what moves the machine is killed again.
 _MIRRORED = {"back": ("failover.",), "commit-back": ("failover.", "commit."),
              "reprotect-back": ("reprotect.",)}  # fmt: skip
 
 
 def render(found: dict[str, list[str]]) -> str:
-    """Sorted, one section a chapter; `x2` marks what is reached more than once: how often, the threads decide."""
+    """Sorted, one section per chapter; `x2` marks places reached more than once; how often depends on the threads."""
     lines = []
     for chapter, names in found.items():
         lines.append(f"[{chapter}]")
@@ -63,7 +63,7 @@ def render(found: dict[str, list[str]]) -> str:
 
 
 def committed() -> dict[str, dict[str, int]]:
-    """Per chapter the places, and how often each is reached at least."""
+    """Per chapter the places, with the minimum number of times each is reached."""
     result: dict[str, dict[str, int]] = {}
     for line in FILE.read_text().splitlines():
         if line.startswith("["):
@@ -90,7 +90,7 @@ def cases() -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Tell the story undisturbed and write down what it reaches."""
+    """Run the scenario undisturbed and write down the places it reaches."""
     with tempfile.TemporaryDirectory() as base, Workers(1) as lanes:
         story = Story(Path(base), lanes)
         FILE.write_text(render({name: story.places(name) for name in CHAPTERS}))

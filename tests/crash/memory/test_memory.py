@@ -1,8 +1,8 @@
-"""The engine is killed at every place that it names, in every chapter of a protected machine's life.
+"""The engine is killed at every crash point, in every chapter of a protected machine's scenario.
 
-Each case: the chapter runs in a process that kills itself at the place; the invariants are checked as the kill left
-things; a new process goes on to the end of the interrupted work; the invariants are checked again; then the machine
-is brought back to a delta that must be equal. `places.txt` names the places; it is compared with what is found.
+Each case: the chapter runs in a process that kills itself at the place; the invariants are checked right after the
+kill; a new process completes the interrupted work; the invariants are checked again; then the machine is protected
+again and a delta must make the replica equal. `places.txt` lists the places; it is compared with the places found.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tests.crash.memory._workers import Outcome, Story, Workers
 
 pytestmark = pytest.mark.crash
 
-# A case mostly waits: for the log of jobs to be taken up, for the disk.
+# A case mostly waits: until the job log is read, and for the disk.
 LANES = 3 * (os.cpu_count() or 1)
 CASES = [(chapter, "") for chapter in CHAPTERS] + places.cases()
 
-# What no chapter has: making, moving and upgrading a vault, which its own tests kill, and single calls by hand.
+# Places in no chapter: creating, moving and upgrading a vault, which have their own tests, and single manual calls.
 ELSEWHERE = {
     "vault.create.filled",
     "vault.move.copied",
@@ -52,7 +52,7 @@ def case_id(case: tuple[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def story() -> Iterator[Story]:
-    # In memory where there is some: a kill is no power failure, so nothing hangs on the disk's own flushes.
+    # In memory if possible: a kill is no power failure, so nothing depends on flushes to the disk.
     quick = Path("/dev/shm")
     base = Path(tempfile.mkdtemp(prefix="asr-crash-", dir=quick if os.access(quick, os.W_OK) else None))
     with Workers(LANES) as lanes:
@@ -62,7 +62,7 @@ def story() -> Iterator[Story]:
 
 @pytest.fixture(scope="module")
 def outcome(story: Story, request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], Outcome]]:
-    """Cases that were selected run ahead, several at once."""
+    """The selected cases, started ahead, several at once."""
     wanted: list[tuple[str, str]] = [
         cast(tuple[str, str], item.callspec.params["case"])
         for item in request.session.items
@@ -77,7 +77,7 @@ def outcome(story: Story, request: pytest.FixtureRequest) -> Iterator[Callable[[
 
 
 def marked(cases: Iterable[tuple[str, str]]) -> Iterator[Any]:
-    """`long`: a place that an earlier case has, in another chapter or reached for the first time."""
+    """`long`: a place that an earlier case covers, in another chapter or at its first time."""
     seen = set()
     for case in cases:
         name = case[1].partition(":")[0]
@@ -95,7 +95,7 @@ def test_killed(case: tuple[str, str], outcome: Callable[[str, str], Outcome]) -
 
 
 def test_what_was_flushed_is_not_sent_again(outcome: Callable[[str, str], Outcome], story: Story) -> None:
-    """That `check_resumed` is not content for want of anything that was done."""
+    """So that `check_resumed` does not pass because nothing was done."""
     for chapter, place in (("enable", "cycle.flushed:4"), ("delta", "cycle.flushed:2"), ("resync", "cycle.flushed:3")):
         notes = story.disturbed(chapter, place).notes
         assert int(str(notes["done"])) > 0
@@ -104,13 +104,13 @@ def test_what_was_flushed_is_not_sent_again(outcome: Callable[[str, str], Outcom
 
 
 def test_no_place_is_forgotten(story: Story) -> None:
-    """A new step shows up here: `python -m tests.crash.memory.places` takes it into the list."""
+    """A new crash point appears here: `python -m tests.crash.memory.places` adds it to the list."""
     found = {name: story.places(name) for name in CHAPTERS}
     assert places.render(found) == places.FILE.read_text()
 
 
 def test_every_place_named_in_the_engine_is_killed_at() -> None:
-    """Also what only an unusual way reaches: read from the engine's source."""
+    """Including those that only a rare path reaches: read from the engine's source."""
     named = set()
     for file in Path(asrcore.__file__).parent.rglob("*.py"):
         if "conformance" not in file.parts and file.name != "crashpoint.py":

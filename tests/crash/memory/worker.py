@@ -1,7 +1,7 @@
-"""A warmed-up process that forks one child per request, so that a case costs no second of imports.
+"""A warmed-up process that forks one child per request, so that a case does not spend a second on imports.
 
-It has one thread and opens nothing, so a child is as good as a new process. Requests are lines of JSON on its input:
-verb, folder, chapter, place; the answer is the child's status, as `subprocess` has it.
+It has one thread and opens nothing, so a child is equivalent to a new process. Requests are lines of JSON on its input:
+verb, folder, chapter, place; the answer is the child's status, as in `subprocess`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LIMIT = 60  # seconds for a child
 
 def main() -> None:
     """Serve until the input ends."""
-    gc.disable()  # a child lives for a second; what was imported stays shared with it
+    gc.disable()  # a child runs for a second; imported modules stay shared with it
     gc.freeze()
     print("ready", flush=True)
     for line in sys.stdin:
         verb, folder, chapter, place = json.loads(line)
-        assert threading.active_count() == 1, "a fork takes one thread only"
+        assert threading.active_count() == 1, "a fork copies only one thread"
         pid = os.fork()
         if pid == 0:
             _child(verb, folder, chapter, place)
