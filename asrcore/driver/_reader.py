@@ -23,7 +23,9 @@ class DiskReader(Closing, ABC):
     def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> None:
         """Fill several buffers, each from its offset. Raises as `read_into`.
 
-        To be overridden where requests can be in flight together: a delta is thousands of small ones.
+        To be overridden where one request can carry several reads, or several requests can be in flight: a delta is
+        thousands of small extents, and one by one each waits for the answer to the one before. The caller gives a few
+        MiB at most. When this returns or raises, nothing is written to the buffers any more.
         """
         for offset, buffer in reads:
             self.read_into(offset, buffer)

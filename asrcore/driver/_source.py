@@ -58,6 +58,15 @@ class DiskView(ABC):
     hashes_at_source: bool = False
     """`digests` is computed where the data is: a comparison asks for it first and reads only what differs."""
 
+    @property
+    def near(self) -> bool:
+        """Whether a request costs little beside the bytes that it reads. False behind a link that is slow, far or may
+        be cut: the engine then reads in smaller pieces, and many small extents in one `read_each`.
+
+        A driver may set it as an attribute of its class. By default what hashes where the data is counts as far.
+        """
+        return not self.hashes_at_source
+
     @abstractmethod
     def changed(self) -> list[Extent]:
         """Extents changed since the mark, sorted, only when tracking is CHANGED. What was discarded is `zero`."""

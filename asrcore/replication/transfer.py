@@ -33,8 +33,11 @@ COPY_WORKERS = 4
 # is cut, at most the pieces under way are lost.
 COPY_PIECE = 1 * MiB
 FAR_COPY_PIECE = 512 * KiB
-# This many small extents are read at a time; read one by one, each would wait for the answer to the one before.
+# This many small extents are read at a time; read one by one, each would wait for the answer to the one before. Over a
+# far link a request should carry a whole piece even if it consists of pages (512 KiB = 128 x 4 KiB), so that scattered
+# extents need no more round trips than the same bytes in a row.
 COPY_EXTENTS = 16
+FAR_COPY_EXTENTS = 128
 # A crash resends at most this much, or what a slow link carried in this time (seconds); a flush costs one fdatasync of
 # what was just written.
 FLUSH_EVERY = 128 * MiB
@@ -93,8 +96,8 @@ class Transfer:
             self._zero(extent.offset, extent.length)
             self.watch.advance(extent.length)
         data = (item for item in extents if not item.zero)
-        piece = FAR_COPY_PIECE if self.view.hashes_at_source else COPY_PIECE
-        in_parallel(batches(data, piece, COPY_EXTENTS), COPY_WORKERS, partial(self._copying, piece))
+        piece, count = (COPY_PIECE, COPY_EXTENTS) if self.view.near else (FAR_COPY_PIECE, FAR_COPY_EXTENTS)
+        in_parallel(batches(data, piece, count), COPY_WORKERS, partial(self._copying, piece))
 
     def compare(self, extents: Iterable[Extent], replica: Replica, size_at_target: int) -> None:
         """Send what differs from the replica's head in the extents; what lies beyond the head's size is copied."""
@@ -155,8 +158,8 @@ class Transfer:
                 different = pair.different(piece)
                 for extent in subtract([piece], different):
                     self._same(extent.offset, extent.length)
-                for extent in different:
-                    self._send(extent.offset, pair.content(piece, extent))
+                for extent, data in zip(different, pair.contents(piece, different), strict=True):
+                    self._send(extent.offset, data)
                 self._done(piece.length)
 
             yield compare
