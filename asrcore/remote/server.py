@@ -19,7 +19,7 @@ import attrs
 
 from asrcore import driver
 from asrcore.errors import AsrError, InvalidValue, SiteUnreachable, StaleEpoch, UnsupportedOperation, WrongCycle
-from asrcore.model.extent import Extent
+from asrcore.model.extent import Extent, total
 from asrcore.model.point import Consistency
 from asrcore.model.watch import Watch
 from asrcore.remote import calls
@@ -98,7 +98,30 @@ class _View:
             raise InvalidValue(what="disk", value=f"{machine_id}/{disk_id}", wanted="one of the view") from problem
 
 
-_Handle = _Cycle | _View | driver.DiskReader
+@attrs.define(eq=False)
+class _Reader:
+    """An open reader, which is not shared between threads: requests for it take turns."""
+
+    reader: driver.DiskReader
+    _closed: bool = False
+    _turn: threading.Lock = attrs.field(factory=threading.Lock, repr=False)
+
+    def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> bool:
+        """Fill the buffers; False if it was closed meanwhile."""
+        with self._turn:
+            if self._closed:
+                return False
+            self.reader.read_each(reads)
+            return True
+
+    def close(self) -> None:
+        """Waits for the request that is being read."""
+        with self._turn:
+            self._closed = True
+            self.reader.close()
+
+
+_Handle = _Cycle | _View | _Reader
 
 
 @attrs.define(eq=False)
@@ -133,7 +156,7 @@ class SiteServer:
             "view.changed": lambda session, head, _: self._page(session, self._disk(session, head).changed()),
             "view.allocated": lambda session, head, _: self._page(session, self._disk(session, head).allocated()),
             "view.digests": self._view_digests,
-            "view.reader": lambda session, head, _: self._handle(session, self._disk(session, head).reader()),
+            "view.reader": lambda session, head, _: self._open_reader(session, self._disk(session, head).reader()),
             "view.settle": self._settle,
             "view.confirm": self._confirm,
             "view.close": self._close_view,
@@ -149,6 +172,7 @@ class SiteServer:
             "cycle.discard": self._discard,
             "cycle.close": self._close_cycle,
             "reader.read": self._read,
+            "reader.read_each": self._read_each,
             "reader.close": self._close_reader,
             "extents.next": self._next_page,
         }
@@ -335,7 +359,7 @@ class SiteServer:
         return Answer({"same": same}, b"" if same else ours)
 
     def _replica_reader(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
-        return self._handle(session, self._replica(head).reader(str(head.get("disk")), head.get("point")))
+        return self._open_reader(session, self._replica(head).reader(str(head.get("disk")), head.get("point")))
 
     def _open_cycle(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
         spec = calls.value(head.get("spec"), driver.CycleSpec, "spec")
@@ -404,24 +428,35 @@ class SiteServer:
 
     # -- readers and lists -----------------------------------------------------------------------------------------
 
-    def _handle(self, session: _Session, handle: _Handle) -> Answer:
-        return Answer({"handle": session.add(handle)})
+    def _open_reader(self, session: _Session, reader: driver.DiskReader) -> Answer:
+        return Answer({"handle": session.add(_Reader(reader)), "each": True})
 
     def _read(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
-        extent = _extent(head)
-        if extent.length > MAX_READ:
-            raise InvalidValue(what="length", value=extent.length, wanted=f"at most {MAX_READ}")
-        reader = self._opened(session, head.get("reader"), driver.DiskReader)  # type: ignore[type-abstract]
-        if not extent.length:
+        return self._content(session, head, [_extent(head)])
+
+    def _read_each(self, session: _Session, head: Mapping[str, Any], body: Bytes) -> Answer:
+        return self._content(session, head, calls.extents_of(body))
+
+    def _content(self, session: _Session, head: Mapping[str, Any], extents: Sequence[Extent]) -> Answer:
+        length = total(extents)
+        if length > MAX_READ:
+            raise InvalidValue(what="length", value=length, wanted=f"at most {MAX_READ}")
+        item = self._opened(session, head.get("reader"), _Reader)
+        if not length:
             return Answer()
-        with driver.page_buffer(extent.length) as buffer:
-            reader.read_into(extent.offset, buffer)
+        with driver.page_buffer(length) as buffer:
+            reads, at = [], 0
+            for extent in extents:
+                reads.append((extent.offset, buffer[at : at + extent.length]))
+                at += extent.length
+            if not item.read_each(reads):
+                raise self._lost("what was opened")
             return Answer(body=bytes(buffer))  # it is sent when the buffer serves another reader
 
     def _close_reader(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
-        reader = session.handles.pop(str(head.get("reader")), None)
-        if isinstance(reader, driver.DiskReader):
-            reader.close()
+        item = session.handles.pop(str(head.get("reader")), None)
+        if isinstance(item, _Reader):
+            item.close()
         return Answer()
 
     def _page(self, session: _Session, extents: Sequence[Extent]) -> Answer:

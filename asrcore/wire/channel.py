@@ -140,12 +140,17 @@ class Channel:
     ) -> Answer:
         """Call the other side. Raises the error that it raised, else SiteUnreachable, FrameRefused, PeerFailed, and
         what `watch` raises, which shows the progress of the other side."""
+        return self.begin(call, head, body, watch)()
+
+    def begin(
+        self, call: str, head: Mapping[str, Any] | None = None, body: Bytes = b"", watch: Watch | None = None
+    ) -> Callable[[], Answer]:
+        """Send a request; what is returned waits for its reply, as `ask` does. So several can be in flight."""
         replies: queue.SimpleQueue[Frame | AsrError] = queue.SimpleQueue()
         packed, flags, plain = self.packer.pack(body)
         full_head = {"call": call, **(head or {}), **({"watch": True} if watch else {})}
         stream = self._open(full_head, packed, flags, plain, replies)
-        frame = self._reply(stream, replies, watch)
-        return self._answer(frame, call)
+        return lambda: self._answer(self._reply(stream, replies, watch), call)
 
     def _open(
         self, head: Mapping[str, Any], body: Bytes, flags: int, plain: int, replies: queue.SimpleQueue[Frame | AsrError]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from asrcore.driver import (
@@ -24,11 +25,17 @@ from asrcore.model.policy import Policy
 from asrcore.remote import calls
 from asrcore.remote.client.peer import Peer
 from asrcore.units import MiB
+from asrcore.wire.channel import Answer
 
 __all__ = ["RemoteInventory", "RemoteReader", "RemoteSource", "digests"]
 
-_READ = 1 * MiB
+# What a reader has in flight: so many requests of so many bytes in so many extents. While the other side reads for one,
+# the answer to the other is on its way, and memory stays at 2 MiB a reader. The other side works on eight requests of a
+# connection at a time, those of four readers, as many as a transfer has. An extent takes 17 bytes of the request.
+_READ, _EXTENTS, _IN_FLIGHT = 1 * MiB, 4096, 2
 _DIGESTS = 64 * MiB  # bytes of disk whose digests come in one reply
+
+_Reads = Sequence[tuple[int, memoryview]]
 
 
 class RemoteInventory(Inventory):
@@ -162,22 +169,66 @@ def digests(peer: Peer, call: str, names: Mapping[str, str], extent: Extent) -> 
     return b"".join(parts)
 
 
+def _requests(reads: _Reads, count: int) -> Iterator[_Reads]:
+    """The reads, cut and gathered to at most _READ bytes and `count` extents for each request."""
+    gathered: list[tuple[int, memoryview]] = []
+    length = 0
+    for offset, buffer in reads:
+        for piece in split([Extent(offset, len(buffer))], _READ):
+            if gathered and (length + piece.length > _READ or len(gathered) == count):
+                yield gathered
+                gathered, length = [], 0
+            gathered.append((piece.offset, buffer[piece.offset - offset : piece.end - offset]))
+            length += piece.length
+    if gathered:
+        yield gathered
+
+
 class RemoteReader(DiskReader):
     """Reads a disk through one of the connections."""
 
     def __init__(self, peer: Peer, call: str, names: Mapping[str, object]) -> None:
         """`call` opens it with `names`."""
         self._channel = peer.links.channel(peer.next_index())
-        self._handle = self._channel.ask(call, names).head.get("handle")
+        head = self._channel.ask(call, names).head
+        self._handle = head.get("handle")
+        self._each = bool(head.get("each"))  # otherwise an older version, which takes one read after the other
         self._closed = False
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        for piece in split([Extent(offset, len(buffer))], _READ):
-            asked = {"reader": self._handle, "offset": piece.offset, "length": piece.length}
-            body = self._channel.ask("reader.read", asked).body
-            if len(body) != piece.length:
-                raise FrameRefused(peer=self._channel.peer, detail=f"{len(body)} bytes came instead of {piece.length}")
-            buffer[piece.offset - offset : piece.end - offset] = body
+        self.read_each([(offset, buffer)])
+
+    def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> None:
+        begun: deque[tuple[Callable[[], Answer], _Reads]] = deque()
+        try:
+            for wanted in _requests(reads, _EXTENTS if self._each else 1):
+                if len(begun) == (_IN_FLIGHT if self._each else 1):
+                    self._take(*begun.popleft())
+                begun.append((self._begin(wanted), wanted))
+            while begun:
+                self._take(*begun.popleft())
+        except AsrError:
+            for answer, _ in begun:  # so that nothing of this read is in flight when the next one begins
+                with suppress(AsrError):
+                    answer()
+            raise
+
+    def _begin(self, wanted: _Reads) -> Callable[[], Answer]:
+        if not self._each:
+            [(offset, buffer)] = wanted
+            return self._channel.begin("reader.read", {"reader": self._handle, "offset": offset, "length": len(buffer)})
+        extents = calls.pack_extents(Extent(offset, len(buffer)) for offset, buffer in wanted)
+        return self._channel.begin("reader.read_each", {"reader": self._handle}, extents)
+
+    def _take(self, answer: Callable[[], Answer], wanted: _Reads) -> None:
+        body = memoryview(answer().body)
+        length = sum(len(buffer) for _, buffer in wanted)
+        if len(body) != length:
+            raise FrameRefused(peer=self._channel.peer, detail=f"{len(body)} bytes came instead of {length}")
+        at = 0
+        for _, buffer in wanted:
+            buffer[:] = body[at : at + len(buffer)]
+            at += len(buffer)
 
     def close(self) -> None:
         if not self._closed:
