@@ -94,6 +94,7 @@ class Service:
             "held": self._read_held,
             "release": self._release,
             "read": self._read,
+            "read-each": self._read_each,
             "digests": self._digests,
             "keep": self._keep,
             "power-off": self._power_off,
@@ -342,6 +343,21 @@ class Service:
         content = bytes(self._reader(disk).read(offset, length))
         # Much of a disk is zeroes; detecting them costs less than encrypting them.
         return ({"zero": True}, b"") if content == _ZEROES[:length] else ({}, content)
+
+    def _read_each(self, disk: str, ranges: Sequence[Sequence[int]]) -> Answer:
+        """Content of several ranges as it is now: which of them are zeroes, and the content of the others."""
+        total = sum(length for _, length in ranges)
+        if total > MAX_READ or any(length <= 0 for _, length in ranges):
+            raise CallFailed("driver-failed", {"operation": "read-each", "site": "", "detail": f"length {total}"})
+        self._budget.take(total)
+        reader, zero, body = self._reader(disk), [], bytearray()
+        for number, (offset, length) in enumerate(ranges):
+            content = bytes(reader.read(offset, length))
+            if content == _ZEROES[:length]:
+                zero.append(number)
+            else:
+                body += content
+        return {"zero": zero}, body
 
     def _digests(self, disk: str, offset: int, length: int) -> Answer:
         """Digests of the blocks of a range as they are now."""

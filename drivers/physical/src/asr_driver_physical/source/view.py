@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -23,7 +23,7 @@ from asr_driver_physical.servers.spool import Spool, ViewRecord
 from asr_mobility.service import MAX_READ
 from asrcore.crashpoint import reach
 from asrcore.driver import Digest, DiskReader, DiskView, FrozenView, MachineView, Tracking
-from asrcore.errors import ViewLost
+from asrcore.errors import UnsupportedOperation, ViewLost
 from asrcore.model.extent import Extent, intersect, normalise, split, subtract
 from asrcore.model.machine import Description, Disk
 from asrcore.model.point import Consistency, Mark
@@ -36,6 +36,10 @@ _FREEZE_SLACK = 150.0
 """Seconds a call may take beyond the freeze: sync, scripts of the administrator, reading."""
 _OPEN_SECONDS = 120.0
 _DIGEST_PIECE = 16 * MiB
+_RANGES = 4096
+"""In a request: its head then has at most 100 KiB, and the agent, which has few threads, is not kept for long."""
+
+_Reads = list[tuple[int, memoryview]]
 
 
 def open_view(
@@ -67,6 +71,7 @@ class _View(FrozenView):
         self._rounds = 0
         self._pending: int | None = None
         self._closed = False
+        self.reads_each = True
 
     def call(self, call: str, timeout: float = 60.0, **arguments: Any) -> tuple[Mapping[str, Any], memoryview]:
         """Call the agent."""
@@ -229,13 +234,29 @@ class _Reader(DiskReader):
         self._fd: int | None = None
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        wanted = [Extent(offset, len(buffer))]
-        held = intersect(wanted, self._disk.held) if self._disk.held else []
-        for piece in held:
-            self._read_spool(piece, buffer[piece.offset - offset : piece.end - offset])
-        rest = subtract(wanted, held) if held else wanted
-        for piece in split(rest, MAX_READ):
-            self._read_live(piece, buffer[piece.offset - offset : piece.end - offset])
+        self.read_each([(offset, buffer)])
+
+    def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> None:
+        asked: _Reads = []
+        length = 0
+        for at, part in self._not_in_spool(reads):
+            if asked and (length + len(part) > MAX_READ or len(asked) == _RANGES):
+                self._read_live(asked)
+                asked, length = [], 0
+            asked.append((at, part))
+            length += len(part)
+        if asked:
+            self._read_live(asked)
+
+    def _not_in_spool(self, reads: Sequence[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
+        """Fill what the spool holds; the rest, in pieces that a request may ask for."""
+        for offset, buffer in reads:
+            wanted = [Extent(offset, len(buffer))]
+            held = intersect(wanted, self._disk.held) if self._disk.held else []
+            for piece in held:
+                self._read_spool(piece, buffer[piece.offset - offset : piece.end - offset])
+            for piece in split(subtract(wanted, held) if held else wanted, MAX_READ):
+                yield piece.offset, buffer[piece.offset - offset : piece.end - offset]
 
     def _read_spool(self, piece: Extent, buffer: memoryview) -> None:
         try:
@@ -250,12 +271,28 @@ class _Reader(DiskReader):
         except OSError as problem:
             raise ViewLost(machine=self._disk.view.record.machine["hostname"], detail=f"spool: {problem}") from problem
 
-    def _read_live(self, piece: Extent, buffer: memoryview) -> None:
-        head, body = self._disk.view.call("read", disk=self._disk.disk.id, offset=piece.offset, length=piece.length)
-        if head.get("zero"):
-            buffer[:] = bytes(len(buffer))
-        else:
-            buffer[:] = body
+    def _read_live(self, reads: _Reads) -> None:
+        if len(reads) > 1 and self._disk.view.reads_each:
+            try:
+                return self._read_together(reads)
+            except UnsupportedOperation:  # an older agent
+                self._disk.view.reads_each = False
+        for offset, buffer in reads:
+            head, body = self._disk.view.call("read", disk=self._disk.disk.id, offset=offset, length=len(buffer))
+            buffer[:] = bytes(len(buffer)) if head.get("zero") else body
+        return None
+
+    def _read_together(self, reads: _Reads) -> None:
+        ranges = [[offset, len(buffer)] for offset, buffer in reads]
+        head, body = self._disk.view.call("read-each", disk=self._disk.disk.id, ranges=ranges)
+        zero = set(head["zero"])
+        at = 0
+        for number, (_, buffer) in enumerate(reads):
+            if number in zero:
+                buffer[:] = bytes(len(buffer))
+            else:
+                buffer[:] = body[at : at + len(buffer)]
+                at += len(buffer)
 
     def close(self) -> None:
         if self._fd is not None:
