@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ from asr_driver_azure.blobs.container import Container
 from asr_driver_azure.cloud.arm import Arm
 from asr_driver_azure.cloud.calls import Calls
 from asr_driver_azure.cloud.clients import Clients
-from asr_driver_azure.cloud.pacer import Pacer
+from asr_driver_azure.cloud.pacer import PARALLEL, Pacer
 from asr_driver_azure.cloud.sizes import Size, sizes_of
 from asr_driver_azure.settings import DRIVER, SiteSettings
 from asrcore.driver import Closing
@@ -41,6 +42,7 @@ class AzureAccount(Closing):
         self.clock = clock
         self.clients = Clients(settings, heard)
         self.calls = Calls(name)
+        self._readers = ThreadPoolExecutor(PARALLEL, thread_name_prefix="azure-read")
         self._closed = False
 
     @cached_property
@@ -83,7 +85,16 @@ class AzureAccount(Closing):
             raise SiteUnreachable(site=self.name, detail="the connection was closed")
         return self.container.run("reading the container", self.container.client.exists, patience=_LOOK_SECONDS)
 
+    def begin(self, read: Callable[[], None]) -> Future[None]:
+        """Read in another thread: all readers together have as many as requests may be in flight. Raises
+        SiteUnreachable."""
+        try:
+            return self._readers.submit(read)
+        except RuntimeError as problem:
+            raise SiteUnreachable(site=self.name, detail="the connection was closed") from problem
+
     def close(self) -> None:
         """Close the connections; calls after it raise SiteUnreachable."""
         self._closed = True
+        self._readers.shutdown(wait=False)
         self.clients.close()

@@ -16,6 +16,7 @@ import attrs
 from asr_driver_azure.account import AzureAccount
 from asr_driver_azure.blobs.digests import DigestTable
 from asr_driver_azure.blobs.ranges import RangeSet
+from asr_driver_azure.blobs.reading import fill_around, read_together
 from asr_driver_azure.cloud.arm import Resource, tags_of
 from asr_driver_azure.machines.builder import Builder
 from asr_driver_azure.machines.disk_access import Access
@@ -34,16 +35,17 @@ from asrcore.driver import (
     digest_of,
 )
 from asrcore.errors import AsrError, UnsupportedOperation, ViewLost
-from asrcore.model.extent import Extent, align, split, subtract
+from asrcore.model.extent import Extent, align, batches, split, subtract
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Description, Disk
 from asrcore.model.point import Consistency, Mark
 from asrcore.model.policy import Policy
-from asrcore.units import format_duration
+from asrcore.units import MiB, format_duration
 
 __all__ = ["LEAST_INTERVAL", "AzureSource"]
 
 _REMEMBERED = 256  # blocks of 64 KiB
+_DIGEST_READ = 4 * MiB  # at a time, in requests that are in flight together
 LEAST_INTERVAL = 45.0
 """Seconds: Azure allows seven snapshots of a disk in five minutes."""
 
@@ -231,6 +233,13 @@ class _View(FrozenView):
         buffer[:] = data
         return True
 
+    def read(self, snapshot: str, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        """Read stored data of a snapshot."""
+        try:
+            read_together(self._account.begin, wanted, self.access(snapshot).read_into)
+        except AsrError as problem:
+            raise self.lost(problem) from problem
+
     def there(self, snapshot: str) -> Resource | None:
         """The snapshot, if it still exists."""
         return self._account.arm.get("snapshots", snapshot)
@@ -307,13 +316,16 @@ class _Disk(DiskView):
         changed = self._changed_since_promotion(self._known).within(extent.offset, extent.end)
         digests = {block.offset: self._known.table.of(block.offset) for block in split([extent], DIGEST_BLOCK)}
         with self.reader() as reader:
-            for run in align(changed, DIGEST_BLOCK, self.disk.size):
-                data = memoryview(bytearray(run.length))
-                reader.read_into(run.offset, data)
-                for block in split([run], DIGEST_BLOCK):
-                    at = data[block.offset - run.offset :][: block.length]
-                    digests[block.offset] = digest_of(at)
-                    self._view.remember(self._name, block.offset, bytes(at))  # it is probably sent next
+            for runs in batches(
+                align(changed, DIGEST_BLOCK, self.disk.size), _DIGEST_READ, _DIGEST_READ // DIGEST_BLOCK
+            ):
+                reads = [(run.offset, memoryview(bytearray(run.length))) for run in runs]
+                reader.read_each(reads)
+                for offset, data in reads:
+                    for start in range(0, len(data), DIGEST_BLOCK):
+                        block = bytes(data[start : start + DIGEST_BLOCK])
+                        digests[offset + start] = digest_of(block)
+                        self._view.remember(self._name, offset + start, block)  # it is probably sent next
         return b"".join(digests[offset] for offset in sorted(digests))
 
     def _changed_since_promotion(self, known: _Known) -> RangeSet:
@@ -347,18 +359,16 @@ class _Reader(DiskReader):
         self._stored = stored
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        if self._view.recall(self._snapshot, offset, buffer):
-            return
-        end = offset + len(buffer)
-        held = self._stored.within(offset, end)
-        if not held:
-            buffer[:] = bytes(len(buffer))
-            return
-        start, stop = held[0].offset, held[-1].end
-        buffer[: start - offset] = bytes(start - offset)
-        try:
-            self._view.access(self._snapshot).read_into(start, buffer[start - offset : stop - offset])
-        except AsrError as problem:
-            raise self._view.lost(problem) from problem
-        buffer[stop - offset :] = bytes(end - stop)
-        reach("azure.view.read")
+        self.read_each([(offset, buffer)])
+
+    def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> None:
+        wanted = [
+            part
+            for offset, buffer in reads
+            if not self._view.recall(self._snapshot, offset, buffer)
+            and (part := fill_around(self._stored, offset, buffer))
+        ]
+        if wanted:
+            self._view.read(self._snapshot, wanted)
+        for _ in wanted:
+            reach("azure.view.read")

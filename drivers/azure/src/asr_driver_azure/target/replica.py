@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import attrs
@@ -11,6 +11,7 @@ import attrs
 from asr_driver_azure.account import AzureAccount
 from asr_driver_azure.blobs.pageblob import Fenced, PageBlob, Properties
 from asr_driver_azure.blobs.ranges import RangeSet
+from asr_driver_azure.blobs.reading import fill_around, read_together
 from asr_driver_azure.blobs.record import (
     DiskAt,
     Pending,
@@ -46,7 +47,8 @@ def checked_size(disk_id: str, size: int) -> int:
 class BlobReader(DiskReader):
     """Reads a snapshot (or a blob without one): what is not stored is not requested."""
 
-    def __init__(self, blob: PageBlob, size: int) -> None:
+    def __init__(self, account: AzureAccount, blob: PageBlob, size: int) -> None:
+        self._account = account
         self._blob = blob
         self._size = size
 
@@ -55,16 +57,11 @@ class BlobReader(DiskReader):
         return RangeSet(self._blob.stored(self._size))
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        end = offset + len(buffer)
-        held = self._stored.within(offset, end)
-        if not held:
-            buffer[:] = bytes(len(buffer))
-            return
-        # One request for all of it: a request costs more than a few zeroes in between.
-        start, stop = held[0].offset, held[-1].end
-        buffer[: start - offset] = bytes(start - offset)
-        self._blob.read_into(start, buffer[start - offset : stop - offset])
-        buffer[stop - offset :] = bytes(end - stop)
+        self.read_each([(offset, buffer)])
+
+    def read_each(self, reads: Sequence[tuple[int, memoryview]]) -> None:
+        wanted = [part for offset, buffer in reads if (part := fill_around(self._stored, offset, buffer))]
+        read_together(self._account.begin, wanted, self._blob.read_into)
 
 
 class AzureReplica(Replica):
@@ -301,7 +298,7 @@ class AzureReplica(Replica):
         return sorted([*data, *holes])
 
     def reader(self, disk_id: str, point_id: str | None = None) -> DiskReader:
-        return BlobReader(*self._snapshot(disk_id, point_id))
+        return BlobReader(self._account, *self._snapshot(disk_id, point_id))
 
 
 def _leased(record: Record, epoch: int) -> Record:
