@@ -19,8 +19,9 @@ from asrcore.driver import DiskReader, ViewRequest
 from asrcore.errors import InvalidValue, SiteUnreachable, ViewLost
 from asrcore.model.point import Consistency
 from asrcore.model.watch import Watch
-from asrcore.remote import RemoteDriver, RemoteSite
+from asrcore.remote import RemoteDriver
 from asrcore.remote.client import source
+from asrcore.remote.client.site import RemoteSite
 from asrcore.remote.client.source import RemoteReader
 from asrcore.remote.server import SiteServer
 from asrcore.testing.memory import MemoryDriver, MemoryWorld
