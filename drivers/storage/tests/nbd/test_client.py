@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from asr_storage.nbd import _ffi
+from asr_storage.nbd._requests import LARGE_IN_FLIGHT, REQUEST_SIZE
 from asr_storage.nbd.client import (
-    LARGE_IN_FLIGHT,
-    REQUEST_SIZE,
     NbdClient,
     NbdContextMissing,
     NbdError,
@@ -392,7 +391,7 @@ def test_another_thread_can_end_a_waiting_call(server: QemuNbd, how: str) -> Non
     with stopped(server.pid):
         thread = threading.Thread(target=read)
         thread.start()
-        while not client._lock.locked():
+        while not client._connection.lock.locked():
             thread.join(0.01)
         start = time.monotonic()
         getattr(client, how)()

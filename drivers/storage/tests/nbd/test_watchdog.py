@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from asr_storage.nbd import _watchdog
-from asr_storage.nbd.client import IN_FLIGHT, LARGE_IN_FLIGHT, REQUEST_SIZE, NbdClient, NbdError, NbdTimeout
+from asr_storage.nbd._requests import IN_FLIGHT, LARGE_IN_FLIGHT, REQUEST_SIZE
+from asr_storage.nbd.client import NbdClient, NbdError, NbdTimeout
 from asrcore.units import KiB, MiB
 from drivers.storage.tests.nbdkit import Kind, Nbdkit, stopped
 
@@ -107,7 +108,7 @@ def test_a_killed_server_fails_the_call_at_once_and_all_later_ones(kind: Kind, t
     with memory as server, server.connect() as client, ThreadPoolExecutor(1) as pool:
         with stopped(server.pid):
             reading = pool.submit(client.read_into, bytearray(4 * MiB), 0)
-            while not client._lock.locked():
+            while not client._connection.lock.locked():
                 time.sleep(0.01)
             start = time.monotonic()
             os.kill(server.pid, signal.SIGKILL)
