@@ -15,6 +15,7 @@ import pytest
 import asrcore.crashpoint
 import asrcore.testing.memory
 from asrcore.engine import Engine
+from asrcore.model.machine import PowerState
 from asrcore.model.policy import ALWAYS, Policy
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Watch
@@ -113,6 +114,11 @@ class Rig:
                 reader.read_into(0, memoryview(data))
             result[disk_id] = hashlib.sha256(data).hexdigest()
         return result
+
+    def power(self, site: str, machine: str = "web") -> PowerState:
+        """Of a machine at `a` or `b`."""
+        world = self.home if site == "a" else self.away
+        return world.machine(machine).value.power
 
     def truth(self) -> dict[str, str]:
         """SHA-256 of each disk of the source machine now."""
