@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import attrs
@@ -113,7 +114,6 @@ class Engine(Closing):
         Raises ServerNameTaken, VaultInUse (one engine has all of the vault), InvalidValue (the vault is a file), and
         ServerReplaced when other servers have taken over its machines: `stop` is set then, and this process must end.
         """
-        from asrcore.jobs import Jobs  # noqa: PLC0415 - as in `start`
         from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415
         from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
 
@@ -366,7 +366,7 @@ class Engine(Closing):
 
 
 def _holder() -> str:
-    words = [os.path.basename(sys.argv[0])]  # noqa: PTH119 - argv is no path
+    words = [Path(sys.argv[0]).name]
     for before, word in zip(sys.argv, sys.argv[1:], strict=False):
         # What follows these may hold a password.
         secret = before in ("--vault", "--set") or word.startswith(("--vault=", "--set="))

@@ -24,7 +24,7 @@ def lock_server(engine: Engine, holder: str, *, shared: bool = False) -> Iterato
     """
     kind = "_shared" if shared else ""
     with engine.connect() as connection:
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")  # noqa: PLW2901 - the same one
+        connection.execution_options(isolation_level="AUTOCOMMIT")
         if not connection.execute(text(f"SELECT pg_try_advisory_lock{kind}(:key)"), {"key": _KEY}).scalar():
             raise VaultInUse(holder=_server_holder(connection) or STARTING)
         connection.execute(text("SELECT set_config('application_name', :name, false)"), {"name": holder[:63]})

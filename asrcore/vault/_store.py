@@ -89,7 +89,7 @@ class Store:
         """A transaction that sees one state of the vault throughout."""
         with self._translated(), self._connect() as connection:
             if self._place.path is None:  # there every statement would see another state
-                connection = connection.execution_options(isolation_level="REPEATABLE READ")  # noqa: PLW2901
+                connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
                 yield connection
 
@@ -101,7 +101,7 @@ class Store:
         """
         with self._translated(), self._writing:
             with self._connect() as connection:
-                connection = connection.execution_options(asr_writes=True)  # noqa: PLW2901 - the same one
+                connection.execution_options(asr_writes=True)
                 with connection.begin():
                     yield connection
                     reach(f"vault.{name}.written")

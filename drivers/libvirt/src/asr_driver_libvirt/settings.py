@@ -107,7 +107,7 @@ def _url(uri: str) -> SplitResult:
         raise _invalid("uri", "is required")
     try:
         url = urlsplit(uri)
-        url.port  # noqa: B018 - raises for a port that is no number
+        _ = url.port  # raises for a port that is no number
     except ValueError as problem:
         raise _invalid("uri", f"{uri!r} is not a URI ({problem})") from problem
     hypervisor = url.scheme.partition("+")[0]
