@@ -1,15 +1,15 @@
-"""How fast pages arrive, beside a plain upload with the same SDK to the same server; and how little a delta is.
+"""The throughput of pages compared with a plain upload by the same SDK to the same server, and the size of a delta.
 
     python -m drivers.azure.tests.bench [--image DISK] [--mib MIB] [--rounds ROUNDS]
 
-Plain: puts of 4 MiB, eight at a time, as azcopy sends them; pieces that are all zero are left out. Driver: a cycle of
+Plain: puts of 4 MiB, eight at a time, as azcopy sends them; pieces that are all zero are omitted. Driver: a cycle of
 the engine (its `Transfer`) that ends as a point. The data are the first MIB of a guest's disk (the bench's, half of it
-a file tree, or a raw DISK), and as much noise, of which nothing can be left out. Each round measures all four, the
-order turned each time. They speak to Azurite, which is a process of its own, as directly as they can, over HTTPS as
-with Azure; the figures compare the two and say nothing of Azure.
+a file tree, or a raw DISK), and as much noise, of which nothing can be omitted. Each round measures all four, in
+rotating order. They connect directly to Azurite, a separate process, over HTTPS as with Azure; the figures compare the
+two and say nothing about Azure's own speed.
 
-A delta is 4 MiB in one piece, 256 scattered grains of 64 KiB, and as much that became zero. What of it is sent is
-counted by a proxy, in a process of its own, too. All is written to build/bench-azure.json.
+A delta is 4 MiB in one piece, 256 scattered grains of 64 KiB, and as much that became zero. A proxy, also a separate
+process, counts what is sent. The results are written to build/bench-azure.json.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ _ZEROES = bytes(PUT)
 
 @attrs.frozen
 class Round:
-    """What one way took; `cpu_seconds`: of the process that is measured, which neither server is in."""
+    """The cost of one way; `cpu_seconds`: of the measured process, without either server."""
 
     seconds: float
     cpu_seconds: float
 
 
 def timed(work: Callable[[], None]) -> Round:
-    """Do it."""
+    """Run it once."""
     cpu, began = time.process_time(), time.monotonic()
     work()
     return Round(time.monotonic() - began, time.process_time() - cpu)
@@ -114,12 +114,12 @@ def made(site: AzureSite, name: str, size: int) -> Replica:
 
 
 def opened(replica: Replica, cycle: str, base: str | None, size: int) -> CycleWriter:
-    """A cycle of it."""
+    """Run a cycle of it."""
     return replica.open_cycle(CycleSpec(cycle, 1, base, {"vda": size}))
 
 
 def seal(writer: CycleWriter, point: str, size: int) -> None:
-    """End it."""
+    """Close it."""
     writer.seal(SealSpec(point, 1.0, Consistency.CRASH, True, _described(size)))
 
 
@@ -132,7 +132,7 @@ class _Reader(DiskReader):
 
 
 class _View(DiskView):
-    """Bytes as a frozen disk, of which nothing is known without reading it."""
+    """Bytes as a frozen disk without allocation information."""
 
     tracking = Tracking.NONE
 
@@ -151,12 +151,12 @@ class _View(DiskView):
 
 
 def replicate(writer: CycleWriter, data: bytes, extents: list[Extent]) -> None:
-    """What has changed, as the engine sends it."""
+    """Send the changes as the engine does."""
     Transfer(_View(data), writer, Counts(), Watch(), Throttle()).copy(extents)
 
 
 def delta(site: AzureSite, proxy: Aside, data: bytes) -> float:
-    """Bytes of pages that were sent for each byte that had changed and is not zero."""
+    """Bytes of pages sent for each changed byte that is not zero."""
     chance, size = random.Random(7), len(data)
     replica = made(site, "delta", size)
     with opened(replica, "c1", None, size) as writer:
@@ -180,7 +180,7 @@ def delta(site: AzureSite, proxy: Aside, data: bytes) -> float:
     with replica.reader("vda") as reader:
         for at in range(0, size, PUT):
             reader.read_into(at, memoryview(found)[at : at + PUT])
-    assert found == changed, "the point is not what was replicated"
+    assert found == changed, "the point differs from the replicated data"
     return ratio
 
 

@@ -1,4 +1,4 @@
-"""One Azurite behind one proxy for each test process, and a cloud for those who run machines."""
+"""One Azurite behind one proxy for each test process, and a cloud for tests that run machines."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from drivers.azure.tests.peers.storage import Storage
 
 @pytest.fixture(scope="session")
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
-    """Storage of this test process."""
+    """The storage of this test process."""
     with Azurite(tmp_path_factory.mktemp("azurite")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def storage(azurite: Azurite) -> Iterator[Storage]:
-    """Azurite as Azure would be: behind a strict proxy, whose faults are the test's to switch."""
+    """Azurite behaving like Azure: behind a strict proxy, whose faults the test controls."""
     with Proxy(azurite.port) as proxy:
         made = Storage(azurite, proxy)
         yield made
@@ -30,7 +30,7 @@ def storage(azurite: Azurite) -> Iterator[Storage]:
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """Management whose machines run in words only. Snapshots may be taken as often as one likes."""
+    """A management server whose machines only pretend to run. The rate of snapshots is not limited."""
     with Cloud(tmp_path_factory.mktemp("cloud")) as made:
         made.compute.snapshot_window = 0.0
         yield made

@@ -1,4 +1,4 @@
-"""How long is waited for a service that is busy, and who waits; and what its refusals are called."""
+"""How long calls wait for a busy service, which calls wait, and the errors for its refusals."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Clock:
 
 
 def refusal(status: int, after: float | None = None, code: str = "", message: str = "no") -> HttpResponseError:
-    """As the SDK raises it."""
+    """An error as the SDK raises it."""
     headers = {"x-ms-error-code": code} | ({} if after is None else {"Retry-After": f"{after:g}"})
     response: Any = SimpleNamespace(status_code=status, headers=headers, reason="")
     return HttpResponseError(message, response=response)
 
 
 class Service:
-    """Refuses so many times; `at`: when it was asked."""
+    """Refuses this many times; `at`: the times of the calls."""
 
     def __init__(self, clock: Clock, *refusals: HttpResponseError) -> None:
         self._clock, self._refusals = clock, list(refusals)
@@ -58,7 +58,7 @@ def test_it_waits_as_long_as_it_is_asked_to(status: int, together: bool) -> None
 
 
 def test_one_that_is_asked_to_wait_holds_up_no_other() -> None:
-    """A disk has had its seven snapshots: that is no reason not to look at machines."""
+    """A disk has reached its limit of seven snapshots: reading machines must not wait for that."""
     clock = Clock()
     slept: list[float] = []
     management = calls(clock, together=False)

@@ -1,4 +1,4 @@
-"""The pacer, by a clock of its own."""
+"""The pacer, with a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets of ranges, against a set of numbers."""
+"""Sets of ranges, compared with sets of numbers."""
 
 from __future__ import annotations
 

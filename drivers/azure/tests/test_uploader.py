@@ -1,4 +1,4 @@
-"""Writes that are gathered, when several threads write, drain and forget at once."""
+"""Gathered writes, while several threads write, drain and discard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS = 60.0
 
 
 class Line:
-    """Where puts go: each waits until it is let through."""
+    """The destination of puts: each waits until it is released."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -25,7 +25,7 @@ class Line:
         self.arrived: list[tuple[int, bytes]] = []
 
     def put(self, disk: str, offset: int, data: memoryview) -> None:
-        """As of a blob; `arrived` has the first byte of each."""
+        """Put pages as to a blob; `arrived` has the first byte of each."""
         with self._changed:
             self.begun += 1
             self._changed.notify_all()
@@ -35,13 +35,13 @@ class Line:
             self._changed.notify_all()
 
     def let(self, count: int, disk: str = "a") -> None:
-        """Let so many more of a disk through."""
+        """Release this many more puts of a disk."""
         with self._changed:
             self._through[disk] += count
             self._changed.notify_all()
 
     def wait(self, true: Callable[[], bool]) -> None:
-        """Until something is so."""
+        """Wait until a condition is true."""
         with self._changed:
             assert self._changed.wait_for(true, SECONDS)
 
@@ -74,7 +74,7 @@ def queued(uploader: Uploader, line: Line, beside: ThreadPoolExecutor) -> Future
     """Two puts of one window: the second, of a write that has not returned, waits for the first."""
     uploader.write("a", 0, window(b"1"))
     line.wait(lambda: line.begun == 1)
-    uploader.write("a", 0, window(b"2")[: MOST // 2])  # gathered: this much has been promised
+    uploader.write("a", 0, window(b"2")[: MOST // 2])  # gathered: this much has been accepted
     rest = beside.submit(uploader.write, "a", MOST // 2, window(b"2")[: MOST // 2])
     while uploader._sent < 2:
         assert not rest.done()
@@ -95,7 +95,7 @@ def test_drain_waits_for_a_put_that_waits_for_another(
 
 
 def test_what_is_forgotten_does_not_arrive_later(uploader: Uploader, line: Line, beside: ThreadPoolExecutor) -> None:
-    """Else a put could undo what is cleared next."""
+    """Otherwise a put could undo the next clear."""
     queued(uploader, line, beside)
     forgotten = beside.submit(uploader.forget, "a", 0, MOST)
     line.let(1)

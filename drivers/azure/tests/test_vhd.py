@@ -1,4 +1,4 @@
-"""The footer, as QEMU reads it."""
+"""The footer, checked with QEMU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The binding is what the driver takes it to be, seen on the test driver in libvirt's own client library.
+"""The binding behaves as the driver expects, checked with the test driver in libvirt's client library.
 
-The test driver has no backups, block jobs, guest agent or streams: those calls are left to the tests on real hosts.
+The test driver has no backups, block jobs, guest agent or streams: the tests on real hosts cover those calls.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ R = TypeVar("R")
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    """Of a new host with one domain, one network and one pool."""
+    """A connection to a new host with one domain, one network and one pool."""
     file = tmp_path / "host.xml"
     file.write_text(HOST)
     return f"test://{file}"
@@ -69,7 +69,7 @@ def stub() -> dict[str, object]:
 
 
 def called(call: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-    """Call it, and compare what it returns with what the stub says."""
+    """Call it, and compare the result with the stub's annotation."""
     owner, _, method = call.__qualname__.rpartition(".")
     declared = getattr(stub()[owner], method) if owner else stub()[method]
     assert isinstance(declared, types.FunctionType)
@@ -167,7 +167,7 @@ def test_storage(conn: libvirt.virConnect) -> None:
 
 
 def ask_for_password(uri: str) -> None:
-    """Let the host ask for it from now on."""
+    """Make the host require a password from now on."""
     file = Path(uri.removeprefix("test://"))
     file.write_text(HOST.replace("<node>", "<node><auth><user password='secret'>admin</user></auth>"))
 
@@ -216,7 +216,7 @@ def test_uefi_variables_that_are_too_large_are_not_read(
         aborted.append(stream)
 
     monkeypatch.setattr(libvirt.virStorageVol, "download", lambda *_: 0)
-    monkeypatch.setattr(libvirt.virStream, "recv", lambda _, size: bytes(size))  # for ever
+    monkeypatch.setattr(libvirt.virStream, "recv", lambda _, size: bytes(size))  # endless
     monkeypatch.setattr(libvirt.virStream, "abort", abort)
     with LibvirtHost("a", SiteSettings(uri)) as host:
         assert NvramReader(host).read(NVRAM) is None

@@ -1,4 +1,4 @@
-"""A view's connections and its end, which must not meet."""
+"""The connections of a view and its end, which must not overlap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asrcore.model.point import Consistency
 
 
 def test_a_view_is_not_closed_while_a_connection_is_being_made() -> None:
-    site = LibvirtHost("a", SiteSettings.parse({"uri": "qemu:///system"}))  # not connected: the job is left alone
+    site = LibvirtHost("a", SiteSettings.parse({"uri": "qemu:///system"}))  # not connected: the job is not touched
     name = CheckpointName.make("view", 1.0, Consistency.CRASH)
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(2) as pool:
         host, port = server.getsockname()
@@ -29,7 +29,7 @@ def test_a_view_is_not_closed_while_a_connection_is_being_made() -> None:
             closing = pool.submit(frozen.close)
             with pytest.raises(TimeoutError):
                 closing.result(0.3)
-        with pytest.raises(NbdError):  # hung up on
+        with pytest.raises(NbdError):  # the connection was closed
             connecting.result(10)
         closing.result(10)
     with pytest.raises(ViewLost):

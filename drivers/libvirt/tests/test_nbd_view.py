@@ -1,4 +1,4 @@
-"""What a view of a disk asks of the server, as nbdkit's log tells it."""
+"""The requests of a disk view to the server, as recorded in nbdkit's log."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ from drivers.storage.tests.nbdkit import Nbdkit
 def test_who_asks_for_all_of_a_disk_reads_8_mib_of_a_hole_at_once(
     tmp_path: Path, written: int, largest: str, asked: list[tuple[int, int]]
 ) -> None:
-    """That makes QEMU's allocator keep memory, see `_view`: nothing else would tell that it was left out."""
+    """This makes QEMU's allocator keep memory, see `view`; only this test detects its absence."""
     log = tmp_path / "log"
     sizes = ["blocksize-minimum=1", "blocksize-preferred=4K", f"blocksize-maximum={largest}"]
     words = ["--filter=log", "--filter=blocksize-policy", "memory", "32M", f"logfile={log}", *sizes]

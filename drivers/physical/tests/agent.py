@@ -2,7 +2,7 @@
 
     python agent.py PROGRAM HOME DISKS PINS run
 
-The service itself is the packed one; only where it looks for disks, and where it pins its maps, are other places.
+The service itself is the packed one; only the places of its disks and of its pinned maps differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LoopDisk(disks.Disk):
     def __init__(self, disk_id: str, path: str) -> None:
         super().__init__(Path(path).name)
         self.serial = self.id = disk_id
-        # Of the file behind it, too: another one in its place is another disk.
+        # It includes the backing file: another file in its place is another disk.
         backing = Path(f"/sys/block/{self.name}/loop/backing_file").read_text()
         self._whose = hashlib.blake2b((disk_id + backing).encode(), digest_size=16).digest()
 
@@ -42,20 +42,20 @@ def find_disks() -> list[Any]:
 
 
 def power_off(*_: Any, **__: Any) -> Any:
-    """Not this host's: the agent ends, as that of a server does that is switched off."""
+    """Does not power off this host: the agent ends, as on a server that is switched off."""
     Path(home, "off").touch()
     os.kill(os.getpid(), 15)
     return {}, b""
 
 
 def readiness() -> dict[str, Any]:
-    """Of a server: this host may be a container without systemd, whose disk has no boot loader."""
+    """The facts of a real server: this host may be a container without systemd, whose disk has no boot loader."""
     initramfs = {"image": "", "listed": False, "drivers": []}
     return {**look(), "systemd": True, "boot_loader": ["vda"], "initramfs": initramfs, "fstab": [], "multipath": []}
 
 
 def witnessed(this: Any, held: Any, watched: Any, *more: Any) -> bool:
-    """The service's own step; then, still frozen, the digest of each disk is written down. A test may let it hang."""
+    """The service's own step; then, still frozen, the digest of each disk is recorded. A test can make it hang."""
     still: bool = take_in(this, held, watched, *more)
     hang = Path(home, "hang")
     if hang.exists():
@@ -69,7 +69,7 @@ def witnessed(this: Any, held: Any, watched: Any, *more: Any) -> bool:
         reader.close()
         seen[key] = whole.hexdigest()
     if any(item.tracker.pending() for item in watched.values()):
-        seen = {"": "something was written while it was frozen"}
+        seen = {"": "the disks were written to while frozen"}
     Path(home, "frozen.json").write_text(json.dumps(seen))
     return still
 

@@ -1,4 +1,5 @@
-"""A server made of loop devices with file systems on this host, its real agent process, and a site that it dials."""
+"""A server made of loop devices with file systems on this host, its real agent process, and a site to which it
+dials."""
 
 from __future__ import annotations
 
@@ -29,16 +30,16 @@ MIB = 1 << 20
 
 
 def wait_until(true: object, what: str, seconds: float = 30.0) -> None:
-    """Wait for something of another process."""
+    """Wait for a condition of another process."""
     assert callable(true)
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, f"{what}: not so after {seconds:g} s"
+        assert time.monotonic() < end, f"{what}: not true after {seconds:g} s"
         time.sleep(0.05)
 
 
 def old_python() -> str:
-    """The oldest Python here that the mobility service is made for; else this one."""
+    """The oldest installed Python that the mobility service supports; otherwise this one."""
     for root in (os.environ.get("PYENV_ROOT"), str(Path.home() / ".pyenv")):
         for path in sorted(Path(root or "/nowhere").glob("versions/3.9.*/bin/python3.9")):
             return str(path)
@@ -46,14 +47,14 @@ def old_python() -> str:
 
 
 def run(*words: str | Path) -> str:
-    """Run a program to its end; returns what it printed."""
+    """Run a program to its end; returns its output."""
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=60, check=False)
     assert not done.returncode, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
 class LoopServer:
-    """Disks `vda`, `vdb`: ext4 file systems, mounted. Everything goes at `close`."""
+    """Disks `vda`, `vdb`: ext4 file systems, mounted. `close` removes everything."""
 
     def __init__(self, root: Path, name: str = "box", disks: int = 2, size: int = 24 * MIB) -> None:
         self.root, self.name = root, name
@@ -88,7 +89,7 @@ class LoopServer:
         return [old_python(), str(harness), str(self.program), str(self.home), str(self.listing), self.pins, *words]
 
     def probe(self) -> str:
-        """What the probe prints on the server."""
+        """The output of the probe on the server."""
         return run(*self._command("probe"))
 
     def _enrol(self) -> None:
@@ -107,12 +108,12 @@ class LoopServer:
     # -- the agent
 
     def set_process_servers(self, *ports: int) -> None:
-        """Let the agent dial these of this host, in turn."""
+        """Make the agent dial these ports of this host, in turn."""
         path = self.home / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "servers": [f"{HOST}:{port}" for port in ports]}))
 
     def start(self, *, wait: bool = True) -> None:
-        """Start the agent and, unless told otherwise, wait until it has dialled in."""
+        """Start the agent and, by default, wait until it has dialled in."""
         log = (self.root / "agent.log").open("ab")
         self._agent = subprocess.Popen(self._command("run"), stdout=log, stderr=log)
         log.close()
@@ -123,12 +124,12 @@ class LoopServer:
 
     @property
     def agent_pid(self) -> int:
-        """Of the agent."""
+        """The agent's log."""
         assert self._agent is not None
         return self._agent.pid
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """End the agent; what the kernel holds for it stays."""
+        """Stop the agent; its state in the kernel stays."""
         if self._agent is not None:
             self._agent.send_signal(number)
             self._agent.wait(30)
@@ -136,7 +137,7 @@ class LoopServer:
             wait_until(lambda: self.name not in self.site.servers.gateway.connected(), "the agent's end")
 
     def lose_tracking(self) -> None:
-        """As a restart of the server does: the kernel's maps are gone."""
+        """Like a restart of the server: the kernel's maps are lost."""
         self.kill()
         for path in Path(self.pins).glob("*"):
             path.unlink()
@@ -159,7 +160,7 @@ class LoopServer:
 
     def add_disk(self, disk_id: str, size: int = 16 * MIB) -> None:
         """Attach one with a file system and some data."""
-        self._made += 1  # a disk in the place of another is another one
+        self._made += 1  # a disk that replaces another one is a different disk
         self._images[disk_id] = self.root / f"{disk_id}-{self._made}.img"
         with self.image(disk_id).open("wb") as file:
             file.truncate(size)
@@ -179,7 +180,7 @@ class LoopServer:
         self._tell()
 
     def grow_disk(self, disk_id: str, size: int) -> None:
-        """Make one larger while it is mounted, with some data in its new part."""
+        """Grow one while it is mounted, with some data in its new part."""
         old = self.image(disk_id).stat().st_size
         os.truncate(self.image(disk_id), size)
         run("losetup", "-c", self.loops[disk_id])
@@ -189,7 +190,7 @@ class LoopServer:
             os.fsync(device.fileno())
 
     def write(self, disk_id: str, name: str, size: int) -> None:
-        """A file of random data, on the disk when it returns."""
+        """Write a file of random data; it is on the disk when this returns."""
         path = self.mount(disk_id) / name
         with path.open("wb") as file:
             file.write(os.urandom(size))
@@ -198,7 +199,7 @@ class LoopServer:
         self.sync()
 
     def sync(self) -> None:
-        """Everything is on the disks."""
+        """Write all dirty data to the disks."""
         for disk_id in self.loops:
             run("sync", "-f", self.mount(disk_id))
 
@@ -207,13 +208,14 @@ class LoopServer:
         run("fstrim", self.mount(disk_id))
 
     def sha256(self, disk_id: str) -> str:
-        """Of the disk as it is, past the driver. The loop device's own cache is written back first."""
+        """The digest of the disk's present content, without the driver. The loop device's cache is written back
+        first."""
         run("blockdev", "--flushbufs", self.loops[disk_id])
         return hashlib.sha256(self.image(disk_id).read_bytes()).hexdigest()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """A workload that overwrites, creates and removes files of both disks without a pause."""
+        """A workload that continuously overwrites, creates and deletes files on both disks."""
         script = """
 import os, random, sys
 number = 0
@@ -238,7 +240,7 @@ while True:
             writer.wait(30)
 
     def close(self) -> None:
-        """Take it all down; may be called twice."""
+        """Remove everything; may be called twice."""
         if self._agent is not None:
             self._agent.kill()
             self._agent.wait(30)

@@ -1,4 +1,4 @@
-"""`asr physical`, as a person and a script call it; what needs SSH is in the system tests."""
+"""`asr physical`, as people and scripts call it; the system tests cover what needs SSH."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Asr = Callable[..., tuple[int, Any]]
 
 @pytest.fixture
 def asr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Asr:
-    """Runs `asr physical`; gives the exit code, and the document with `--json`, else all that was printed."""
+    """Runs `asr physical`; returns the exit code, and the document with `--json`, otherwise the output."""
 
     def run(*words: str) -> tuple[int, Any]:
         monkeypatch.setattr(sys, "argv", ["asr", "physical", *words])

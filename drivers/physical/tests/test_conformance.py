@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 class LoopRig(ConformanceRig):
     """The server is the source, a world of the memory driver the target.
 
-    It cannot `discard`: what a discarded range of a disk reads as is the disk's own affair, so it is read.
+    It does not support `discard`: the content of a discarded range depends on the disk, so it is read.
     """
 
     consistency = Consistency.FILESYSTEM
@@ -53,7 +53,7 @@ class LoopRig(ConformanceRig):
         return self._target
 
     def restart(self) -> None:
-        # A killed process's lock, port and connections are gone, its spool is not.
+        # A killed process loses its lock, port and connections, but not its spool.
         self.server.site.servers.gateway.close()
         self._away.crash()
         self.server.site = self.server.connect()

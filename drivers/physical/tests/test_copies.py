@@ -1,4 +1,4 @@
-"""What arrives is what was frozen, byte for byte: of a server of loop devices under load, with its real agent."""
+"""The replica equals the frozen disks, byte for byte: a server of loop devices under load, with its real agent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Copier:
         self.points = 0
 
     def point(self, *, compare: bool = False, limit: float = 30.0) -> dict[str, Tracking]:
-        """One cycle; proves that the point equals the frozen disks. Returns what was known of the changes."""
+        """One cycle; proves that the point equals the frozen disks. Returns the tracking of each disk."""
         (self.server.home / "frozen.json").unlink(missing_ok=True)
         source, machine_id = self.server.site.source, self.server.machine_id
         self.points += 1
@@ -61,7 +61,7 @@ class Copier:
         return known
 
     def equal(self) -> None:
-        """The newest point is what was frozen."""
+        """Check that the newest point equals the frozen disks."""
         frozen = json.loads((self.server.home / "frozen.json").read_text())
         assert self.content() == frozen
 
@@ -100,7 +100,7 @@ def test_agent_killed_between_and_nothing_is_missed(server: LoopServer, copier: 
     copier.point()
     with server.writing():
         server.kill(signal.SIGKILL)
-        time.sleep(0.5)  # written while there is no agent: the kernel notes it
+        time.sleep(0.5)  # written while no agent runs: the kernel records it
         server.start()
         assert set(copier.point().values()) == {Tracking.CHANGED}
 
@@ -113,7 +113,9 @@ def test_agent_killed_while_it_is_read(server: LoopServer, copier: Copier) -> No
         with server.site.source.open_view([request], consistency=Consistency.CRASH, freeze_limit=10):
             server.kill(signal.SIGKILL)
             server.start()
-        assert set(copier.point().values()) == {Tracking.CHANGED}, "what was taken by the killed view is told again"
+        assert set(copier.point().values()) == {Tracking.CHANGED}, (
+            "the changes that the killed view had read are reported again"
+        )
 
 
 def test_restart_of_the_server_is_told_and_compared(server: LoopServer, copier: Copier) -> None:
@@ -153,7 +155,7 @@ def test_changes_are_told_finely(server: LoopServer, copier: Copier) -> None:
 
 
 def test_link_cut_in_the_copy(server: LoopServer, copier: Copier) -> None:
-    """The connection breaks; the copy goes on from what has arrived, with the view that the spool has kept."""
+    """The connection breaks; the copy resumes from what has arrived, with the view that the spool has kept."""
     source, machine_id = server.site.source, server.machine_id
     view = source.open_view([ViewRequest(machine_id, "v", None)], consistency=Consistency.CRASH, freeze_limit=10)
     sizes = {key: disk.disk.size for key, disk in view.machines[machine_id].disks.items()}
@@ -170,12 +172,12 @@ def test_link_cut_in_the_copy(server: LoopServer, copier: Copier) -> None:
                 reader.read_into(0, memoryview(buffer))
             writer.write(disk_id, 0, memoryview(buffer))
         writer.flush()
-        server.site.servers.gateway.close()  # the process server is killed, too
+        server.site.servers.gateway.close()  # the process server is also killed
         server.site = server.connect()
         view = server.site.source.open_view(
             [ViewRequest(machine_id, "v", None)], consistency=Consistency.CRASH, freeze_limit=10
         )
-        assert view.taken_at == opened, "the view outlives the process"
+        assert view.taken_at == opened, "the view survives the process"
         machine = view.machines[machine_id]
         while again := {key: item for key, item in view.settle().get(machine_id, {}).items() if item}:
             for disk_id, extents in again.items():
@@ -194,7 +196,7 @@ def test_link_cut_in_the_copy(server: LoopServer, copier: Copier) -> None:
 
 
 def _writes(server: LoopServer) -> bool:
-    """Whether a write to the server's first file system goes through."""
+    """Whether a write to the server's first file system succeeds."""
     command = ["timeout", "2", "sh", "-c", f"echo x > {server.mount('vda')}/probe && sync {server.mount('vda')}/probe"]
     return subprocess.run(command, check=False).returncode == 0
 
@@ -222,7 +224,7 @@ def test_freeze_ends_at_its_limit(server: LoopServer) -> None:
     wait_until(lambda: _writes(server), "thawed by the watchdog", 10)
     server.kill()
     thread.join(60)
-    assert problems, "no point comes of a freeze that was cut short"
+    assert problems, "a freeze that was cut short makes no point"
 
 
 def test_passed_limit_voids_the_point(server: LoopServer, copier: Copier) -> None:
@@ -264,7 +266,7 @@ def test_point_of_a_frozen_server_needs_no_repair(server: LoopServer, copier: Co
 
 
 def _scripts(server: LoopServer, **texts: str) -> Path:
-    """Scripts of the administrator; each may write into the file that is returned."""
+    """Scripts of the administrator; each may write to the returned file."""
     said = server.home / "said"
     said.unlink(missing_ok=True)
     for name, text in texts.items():
@@ -275,7 +277,7 @@ def _scripts(server: LoopServer, **texts: str) -> Path:
 
 
 def test_both_scripts_succeed(server: LoopServer, copier: Copier) -> None:
-    """They run around the freeze: what the first writes is in the point, what the second writes is not."""
+    """They run before and after the freeze: what the first writes is in the point, what the second writes is not."""
     mount = server.mount("vda")
     before, after = f"echo pre >> {{said}}; echo quiet > {mount}/quiet", f"echo post >> {{said}}; rm {mount}/quiet"
     said = _scripts(server, pre_freeze=before, post_thaw=after)
@@ -293,7 +295,7 @@ def test_both_scripts_succeed(server: LoopServer, copier: Copier) -> None:
     ("before", "after"), [("echo pre >> {said}; exit 3", "echo post >> {said}"), ("echo pre >> {said}", "exit 1")]
 )
 def test_a_script_fails(server: LoopServer, copier: Copier, before: str, after: str) -> None:
-    """The point is one of the file systems only; what the first has begun is ended by the second in each case."""
+    """The point is file-system-consistent only; in each case the second script ends what the first one started."""
     said = _scripts(server, pre_freeze=before, post_thaw=after)
     copier.point()
     assert copier.replica.info().points[-1].consistency is Consistency.FILESYSTEM
@@ -303,7 +305,7 @@ def test_a_script_fails(server: LoopServer, copier: Copier, before: str, after: 
 
 @pytest.mark.parametrize("which", ["pre_freeze", "post_thaw"])
 def test_a_script_hangs(server: LoopServer, copier: Copier, which: str) -> None:
-    """It is ended at its limit (2 s here), with what it has started; nothing is frozen, and the point is made."""
+    """It is killed at its limit (2 s here), with its children; nothing stays frozen, and the point is made."""
     quiet = {"pre_freeze": "exit 0", "post_thaw": "exit 0"}
     said = _scripts(server, **{**quiet, which: "sleep 300 & echo $! >> {said}; wait"})
     begun = time.monotonic()
@@ -312,7 +314,7 @@ def test_a_script_hangs(server: LoopServer, copier: Copier, which: str) -> None:
     assert copier.replica.info().points[-1].consistency is Consistency.FILESYSTEM
     assert _writes(server)
     child = int(said.read_text())
-    wait_until(lambda: not _runs(child), "its child is ended", 10)
+    wait_until(lambda: not _runs(child), "its child is killed", 10)
 
 
 def _runs(pid: int) -> bool:
@@ -344,7 +346,7 @@ def test_a_full_spool_is_told_and_it_goes_on_with_room(server: LoopServer, copie
         with pytest.raises(SpoolFull, match="limit is 1048576"):
             view.settle()
     assert _writes(server)
-    assert list(server.site.settings.spool.glob("*/*")) == [], "what did not fit stays in the spool"
+    assert list(server.site.settings.spool.glob("*/*")) == [], "data that did not fit stay in the spool"
     server.site.close()
     server.settings["spool_limit"] = "64MiB"
     server.site = server.connect()
@@ -364,7 +366,7 @@ sys.stdin.read()
 
 
 def test_a_server_goes_to_another_process_server(server: LoopServer, copier: Copier) -> None:
-    """Of the same site: both have the identity. The first is killed; tracking goes on, so a delta is enough."""
+    """Of the same site: both have the identity. The first is killed; tracking continues, so a delta is sufficient."""
     copier.point()
     server.kill()
     server.site.close()
@@ -383,11 +385,11 @@ def test_a_server_goes_to_another_process_server(server: LoopServer, copier: Cop
         server.site = server.connect()
         server.start(wait=False)
         assert first.stdout.readline() == b"connected\n"
-        assert server.site.servers.gateway.connected() == {}, "it goes to the first of its list"
+        assert server.site.servers.gateway.connected() == {}, "it connects to the first of its list"
         with server.writing():
             time.sleep(0.3)
             first.kill()
-            wait_until(lambda: server.name in server.site.servers.gateway.connected(), "it goes to the second", 20)
+            wait_until(lambda: server.name in server.site.servers.gateway.connected(), "it connects to the second", 20)
             assert set(copier.point().values()) == {Tracking.CHANGED}
     finally:
         first.kill()
@@ -395,7 +397,7 @@ def test_a_server_goes_to_another_process_server(server: LoopServer, copier: Cop
 
 
 def test_installed_by_hand(server: LoopServer, copier: Copier, tmp_path: Path) -> None:
-    """By what README.md says: probe on the server, `enrol` on the process server, copy the tree."""
+    """As described in README.md: probe on the server, `enrol` on the process server, copy the tree."""
     server.kill()
     server.site.servers.identity.forget(server.name)
     for name in ("agent.pem", "ca.pem", "config.json"):

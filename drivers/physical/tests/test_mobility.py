@@ -1,4 +1,4 @@
-"""Parts of the mobility service, in the standard library's own test frame: they run on an old Python as well."""
+"""Parts of the mobility service, tested with unittest, so that the tests also run on an old Python."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def _descriptors() -> set[str]:
 
 
 def _children() -> set[str]:
-    """Also those that have ended and were not waited for."""
+    """Including those that have ended without being reaped."""
     return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
 
 
 @unittest.skipUnless(os.geteuid() == 0, "needs root: it locks memory")
 class Freezes(unittest.TestCase):
-    """Of no file system at all."""
+    """A freeze without any file system."""
 
     def setUp(self) -> None:
         self.place = tempfile.TemporaryDirectory()
@@ -318,7 +318,7 @@ class Tracking(unittest.TestCase):
         self.write(1)
         tracked.begin_turn()
         tracked.take()
-        for _ in range(600):  # more than a byte can tell apart
+        for _ in range(600):  # more than fit in a byte
             tracked.begin_turn()
             tracked.take()
         self.write(2)
@@ -328,12 +328,12 @@ class Tracking(unittest.TestCase):
         self.assertEqual(tracked.changed_since(tracked.last - 1), [(2, 1)])
 
     def test_killed_at_any_moment_of_a_turn_loses_nothing(self) -> None:
-        """What a turn does to the array is done up to a write, and not from there on: as by SIGKILL."""
+        """The writes of a turn to the array are done up to one write and then stop, as with SIGKILL."""
         stop = 0
         while True:
             tracked = self.open()
             mark = tracked.last
-            # More than 512 granules in one request: noted in coarse ones only.
+            # More than 512 granules in one request: recorded in coarse ones only.
             subprocess.run(["blkdiscard", "-o", str(4 * MIB), "-l", str(12 * MIB), self.loop], check=True)
             self.write(7)
             tracked.begin_turn()
@@ -362,7 +362,7 @@ class Tracking(unittest.TestCase):
         self.assertGreaterEqual(stop, 6)
 
     def test_a_large_disk_fits_into_the_memory_that_is_allowed(self) -> None:
-        """Of 1 TiB, all of it tracked by the kernel; what the service takes beyond the map is small."""
+        """A disk of 1 TiB, all of it tracked by the kernel; the service uses little memory beyond the map."""
         os.truncate(self.image, 1 << 40)
         subprocess.run(["losetup", "-c", self.loop], check=True)
         script = _LARGE.format(pins=self.pins, loop=self.loop)
@@ -373,7 +373,7 @@ class Tracking(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         before, after, mapped = map(int, done.stdout.split())
         self.assertEqual(mapped, tracker.map_bytes(1 << 40))
-        self.assertGreater(after - before, 100 * MIB, "the map is not counted, so this shows nothing")
+        self.assertGreater(after - before, 100 * MIB, "the map is not counted, so this proves nothing")
         self.assertLess(after - before, mapped + 24 * MIB)
 
     def test_another_disk_in_its_place_is_not_taken_for_it(self) -> None:
@@ -400,7 +400,7 @@ class _Stopped(Exception):
 
 
 class _Stopping(mmap.mmap):
-    """An array that takes so many writes and no more."""
+    """An array that accepts this many writes."""
 
     left = 0
 
@@ -411,7 +411,7 @@ class _Stopping(mmap.mmap):
         super().__setitem__(place, value)
 
 
-# Peak of memory before and after 20 000 changed places, of a turn, of what is told of them, and of what is forgotten.
+# Peak memory before and after 20 000 changed places, a turn, reading the changes, and clearing them.
 _LARGE = """
 import os, random, re
 from asr_mobility import tracker

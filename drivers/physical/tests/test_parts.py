@@ -1,4 +1,4 @@
-"""Settings, readiness, identity, the packed program, and who may dial in."""
+"""Settings, readiness, identity, the packed program, and which agents may connect."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_the_replica_boots_from_a_bus_that_the_system_knows(drivers: list[str], 
     assert (machine.disks[0].bus, machine.firmware, machine.memory) == (bus, Firmware.BIOS, 8 * GiB)
 
 
-# -- identity and who may dial in ---------------------------------------------------------------------------------
+# -- identity and access of agents ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def gateway(place: SiteSettings, identity: Identity) -> Iterator[Gateway]:
 
 
 def enrol(identity: Identity, tmp_path: Path, name: str = "box") -> ssl.SSLContext:
-    """An enrolled server's way to dial."""
+    """The TLS context of an enrolled server."""
     issued = identity.issue(name)
     identity.save(ServerRecord(name, issued.fingerprint, "aa" * 16, FACTS))
     return dialler(identity, tmp_path, issued.certificate, issued.key)
@@ -223,7 +223,7 @@ def test_an_enrolled_server_is_asked(place: SiteSettings, identity: Identity, ga
     with closing(dial(place, enrol(identity, tmp_path))):
         head, body = gateway.call("box", "anything", {})
         assert (head["call"], bytes(body)) == ("anything", b"content")
-        with closing(Gateway("dc", place, identity)) as other:  # another process, such as a verb beside the service
+        with closing(Gateway("dc", place, identity)) as other:  # another process, such as a verb during the service
             assert not other.listens
             assert list(other.connected()) == ["box"]
             assert bytes(other.call("box", "anything", {})[1]) == b"content"
@@ -240,7 +240,7 @@ def test_the_authority_s_key_is_encrypted(identity: Identity) -> None:
     opener = identity.path.with_name(f"{identity.path.name}.key")
     assert opener.stat().st_mode & 0o077 == 0
     opener.rename(opener.with_name("elsewhere"))
-    Identity(identity.path).context()  # it listens without
+    Identity(identity.path).context()  # it can listen without it
     with pytest.raises(SecretKeyUnusable, match="No such file"):
         identity.issue("box")
 
@@ -281,7 +281,7 @@ def test_who_is_not_enrolled_is_refused(
 
 @pytest.mark.parametrize("shown", ["good", "other-authority", "expired", "agent", "none"])
 def test_the_agent_refuses_what_is_no_process_server(shown: str, identity: Identity, tmp_path: Path) -> None:
-    """With the agent's own way to dial."""
+    """With the agent's own connection code."""
     (tmp_path / "ca.pem").write_bytes(identity.authority)
     (tmp_path / "agent.pem").write_bytes(identity.issue("box").pem)
     if shown == "other-authority":
@@ -316,14 +316,14 @@ def test_who_is_removed_is_let_go(place: SiteSettings, identity: Identity, gatew
     with closing(dial(place, enrol(identity, tmp_path))) as channel:
         wait_until(lambda: gateway.connected() != {}, "it is connected")
         identity.forget("box")
-        assert channel.wait_ended(20), "a connection that was made before outlives the removal"
+        assert channel.wait_ended(20), "an existing connection survives the removal"
         assert gateway.connected() == {}
 
 
 def test_a_certificate_is_renewed_in_time(
     place: SiteSettings, identity: Identity, gateway: Gateway, tmp_path: Path
 ) -> None:
-    """Through the agent's own service; the former one is good until the new one is shown, and no longer."""
+    """Through the agent's own service; the former one is valid until the new one is used, and no longer."""
     home = tmp_path / "home"
     home.mkdir()
     issued = identity._sign("agent", "box", timedelta(days=20))
@@ -337,7 +337,7 @@ def test_a_certificate_is_renewed_in_time(
         wait_until(lambda: (home / "agent.pem").read_bytes() != issued.pem, "the renewal")
         assert (home / "agent.pem").stat().st_mode & 0o077 == 0
     with closing(Channel(agent._dial(where, former), dialled=True, me=me)) as again:
-        assert again.peer, "it was not shown yet"
+        assert again.peer, "it was not used yet"
     with closing(Channel(agent._dial(where, agent._context(home)), dialled=True, me=me)):
         record = identity.server("box")
         assert record is not None
@@ -375,7 +375,7 @@ def test_a_second_identity_is_not_made_silently(place: SiteSettings, identity: I
     for _ in range(2):
         with pytest.raises(InvalidSetting, match="enrolled with"):
             PhysicalSite("dc", place)
-    Identity(place.identity)  # another one
+    Identity(place.identity)  # a different identity
     with pytest.raises(InvalidSetting, match="enrolled with"):
         PhysicalSite("dc", place)
     shutil.rmtree(place.identity)
@@ -384,7 +384,7 @@ def test_a_second_identity_is_not_made_silently(place: SiteSettings, identity: I
 
 
 def test_a_record_is_changed_in_one_step(identity: Identity) -> None:
-    """What several change at once is not lost, and what was removed does not come back."""
+    """Concurrent changes are not lost, and removed entries do not return."""
     identity.save(ServerRecord("box", "00", "aa" * 16, {"count": 0}))
 
     def count() -> None:
@@ -414,7 +414,7 @@ def test_the_limit_of_the_spool_holds_for_all_servers_together(tmp_path: Path) -
     class Slow(Spool):
         def used(self) -> int:
             found = super().used()
-            time.sleep(0.02)  # what others write now is not in it
+            time.sleep(0.02)  # later writes are not included
             return found
 
     def fill(name: str) -> None:
@@ -456,7 +456,7 @@ def test_names_of_servers(identity: Identity, name: str) -> None:
 def test_the_program_is_one_file_for_an_old_python(tmp_path: Path) -> None:
     path = tmp_path / "agent.pyz"
     path.write_bytes(mobility_service())
-    assert mobility_service() == path.read_bytes(), "the same sources make the same file"
+    assert mobility_service() == path.read_bytes(), "the same sources produce the same file"
     assert len(path.read_bytes()) < 100_000
     done = subprocess.run([old_python(), "-I", path, "probe"], capture_output=True, text=True, timeout=60, check=True)
     assert set(json.loads(done.stdout)) == set(FACTS)

@@ -1,4 +1,4 @@
-"""nbdkit for the tests of the NBD client: a real server that can be told to be slow, to fail or to be small."""
+"""nbdkit for the tests of the NBD client: a real server that can be configured to be slow, to fail or to be small."""
 
 import os
 import signal
@@ -34,8 +34,8 @@ class Nbdkit:
     @classmethod
     @contextmanager
     def run(cls, kind: Kind, directory: Path, *words: str) -> Iterator[Self]:
-        """WORDS are nbdkit's filters, plugin and parameters; its socket and pid file are in DIRECTORY. Ended with the
-        block."""
+        """WORDS are nbdkit's filters, plugin and parameters; its socket and pid file are in DIRECTORY. Stopped at the
+        end of the block."""
         pid = directory / "nbdkit.pid"
         where: Path | int = directory / "nbdkit" if kind == "unix" else free_port()
         listen = ["-U", where] if isinstance(where, Path) else ["-i", "127.0.0.1", "-p", str(where)]
@@ -57,17 +57,17 @@ class Nbdkit:
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """The process does nothing during the block."""
+    """The process is stopped during the block."""
     os.kill(pid, signal.SIGSTOP)
     try:
-        # The threads stop once one of them takes the signal: on a busy machine another may answer before.
+        # The threads stop once one of them receives the signal: on a busy machine another one may answer before.
         deadline = time.monotonic() + 10
         while not _stands(pid):
             assert time.monotonic() < deadline, f"process {pid} does not stop"
             time.sleep(0.001)
         yield
     finally:
-        with suppress(ProcessLookupError):  # killed meanwhile
+        with suppress(ProcessLookupError):  # killed in the meantime
             os.kill(pid, signal.SIGCONT)
 
 
@@ -77,7 +77,7 @@ def _stands(pid: int) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses now."""
+    """A TCP port that is currently unused."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -1,7 +1,7 @@
-"""The driver is killed at its named places, in all that it does, and carries on when it is asked again.
+"""The driver is killed at its crash points, in all its operations, and resumes when the operation is repeated.
 
-One story: each piece of work is done once for each of its places, killed there, and done again. Then what must be true
-is looked at past the driver.
+One scenario: each operation is run once for each of its crash points, killed there, and repeated. Then the result is
+checked without the driver.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ FENCE = ["azure.fence.recorded", "azure.machine.stopped"]
 
 
 class Story:
-    """`killed` does a piece, killed at a place, and then again to its end."""
+    """`killed` runs an operation, kills it at a place, and then repeats it to its end."""
 
     def __init__(self, storage: Storage, cloud: Cloud, errors: Path) -> None:
         self.storage, self.cloud = storage, cloud
@@ -106,26 +106,26 @@ class Story:
         return answer
 
     def done(self, piece: str, **given: Any) -> None:
-        """Not killed."""
+        """Run an operation without a kill."""
         assert self._do(piece, "", given) == 0, self._errors.read_text()[-3000:]
 
     def lost(self, place: str, piece: str, **given: Any) -> None:
-        """Killed, and never done again."""
+        """Run an operation and kill it, without repeating it."""
         reported = self._do(piece, place, given)
         assert reported == -9, f"{piece} was not killed at {place}: {reported}\n{self._errors.read_text()[-3000:]}"
         self.places.add(f"{piece} {place}")
 
     def killed(self, place: str, piece: str, **given: Any) -> None:
-        """Killed, then done again."""
+        """Run an operation, kill it, and repeat it."""
         self.lost(place, piece, **given)
         self.done(piece, **given)
 
     def connect(self) -> AzureSite:
-        """To look."""
+        """Connect a site for checks."""
         return AzureDriver().connect("azure", self.settings)
 
     def blobs(self, part: str) -> list[tuple[str, str]]:
-        """Names of blobs and snapshots that have this in their name, past the driver."""
+        """Names of blobs and snapshots with this in their name, listed without the driver."""
         return sorted(key for key in self.storage.blobs(self.settings["container"]) if part in key[0])
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ def story(storage: Storage, cloud: Cloud, tmp_path_factory: pytest.TempPathFacto
 
 
 def expected(before: bytes, point: str) -> bytes:
-    """Content of the disk after the cycle of a point."""
+    """The content of the disk after the cycle of a point."""
     disk = bytearray(before)
     disk[:MIB] = content(point, MIB)
     disk[2 * MIB : 2 * MIB + 512 * 1024] = bytes(512 * 1024)
@@ -164,7 +164,7 @@ def test_the_story(story: Story) -> None:
     disk, head, contents = bytes(SIZE), None, {}
     for number, place in enumerate(CYCLE):
         point = f"p{number}"
-        if place == "azure.cleared":  # something must be there to be cleared
+        if place == "azure.cleared":  # there must be something to clear
             story.done("cycle", replica="r0", point="full", base=head)
             _fill(story)
             head, disk = "fill", _read(site, "r0", SIZE)
@@ -194,11 +194,11 @@ def test_the_story(story: Story) -> None:
     _left_over(story, site)
     site.close()
     killed = {place.partition(" ")[2].partition(":")[0] for place in story.places}
-    assert killed == places_of_the_driver(), "places at which nothing was killed, or that are no more"
+    assert killed == places_of_the_driver(), "crash points at which nothing was killed, or that no longer exist"
 
 
 def _fill(story: Story) -> None:
-    """Data where the next cycle clears, in a point of its own."""
+    """Data where the next cycle clears, in a separate point."""
     site = story.connect()
     replica = site.target.replica("r0")
     info = replica.info()
@@ -210,13 +210,13 @@ def _fill(story: Story) -> None:
 
 
 def places_of_the_driver() -> set[str]:
-    """Every place that the driver's source names."""
+    """Every crash point in the driver's source."""
     source = Path(asr_driver_azure.__file__).parent
     return {name for path in source.glob("*.py") for name in re.findall(r'reach\("(azure\.[^"]+)"\)', path.read_text())}
 
 
 def _content(story: Story, site: AzureSite, machine: str) -> bytes:
-    """Of the machine's disk, past the driver."""
+    """The content of the machine's disk, read without the driver."""
     ((name, size),) = site.machines.disks(machine).values()
     with story.cloud.content.path(f"disks/{name}").open("rb") as file:
         return file.read(size)
@@ -231,7 +231,7 @@ def _change(story: Story, site: AzureSite, at: int, data: bytes) -> None:
 
 
 def _home(story: Story, site: AzureSite) -> None:
-    """The way home, killed in the first copy, in a delta and in the last one, of the machine that stands still."""
+    """The failback, killed in the first copy, in a delta, and in the last one, of the stopped machine."""
     directory = story.directory / "home"
     directory.mkdir()
     with (directory / "disk").open("wb") as file:
@@ -252,13 +252,13 @@ def _home(story: Story, site: AzureSite) -> None:
 
 
 def _left_over(story: Story, site: AzureSite) -> None:
-    """A test that was never finished, of a replica whose deletion was not: nobody comes back for either."""
+    """An unfinished test of a replica whose deletion was not finished either, and neither is ever resumed."""
     before = story.cloud.names()
     story.done("create", replica="gone")
     story.done("cycle", replica="gone", point="p", base=None)
     story.lost("azure.disk.put", "start_test", replica="gone", test="lost", point="p")
     assert any(item["properties"]["diskState"] == "ActiveUpload" for item in story.cloud.all("disks"))
-    assert site.sweep() == [], "the test is recorded: somebody may end it yet"
+    assert site.sweep() == [], "the test is recorded: it may still be ended"
     story.lost("azure.replica.leaving", "delete", replica="gone")
     assert story.cloud.names() != before
     removed = site.sweep()

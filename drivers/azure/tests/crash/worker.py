@@ -1,7 +1,7 @@
-"""A process that does one piece of the driver's work at a time, and is killed in it where the test says.
+"""A process that runs one operation of the driver at a time, and is killed in it at the given crash point.
 
-It reads requests as lines of JSON, forks a child for each (the SDK takes seconds to load), and answers with what became
-of the child. Every piece may be done again: that is what is tested.
+It reads requests as lines of JSON, forks a child for each (the SDK takes seconds to load), and answers with the child's
+exit status. Every operation can be repeated: that is what is tested.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ SIZE = 6 * MIB
 
 
 def description(machine_id: str) -> Description:
-    """Of the machine that all this is about."""
+    """The description of the machine."""
     disks = (Disk("vda", SIZE),)
     nics = (Nic("52:54:00:00:00:01", "dmz"),)
     return Description(Machine(machine_id, machine_id, 1, 64 * MIB, Firmware.BIOS, disks, nics), "test")
 
 
 def content(seed: str, length: int) -> bytes:
-    """Always the same for a seed."""
+    """Noise, always the same for a seed."""
     return random.Random(seed).randbytes(length)
 
 
@@ -45,7 +45,7 @@ def create(site: AzureSite, replica: str) -> None:
 
 
 def cycle(site: AzureSite, replica: str, point: str, base: str | None, keep: bool = True) -> None:
-    """Write, zero and leave alone; seal."""
+    """A cycle that writes, zeroes and skips blocks, and seals."""
     at = site.target.replica(replica)
     info = at.info()
     if info.head == point:
@@ -61,7 +61,7 @@ def cycle(site: AzureSite, replica: str, point: str, base: str | None, keep: boo
 
 
 def torn(site: AzureSite, replica: str, base: str) -> None:
-    """Part of a cycle, and given up: what it wrote counts for nothing."""
+    """Part of a cycle, then abandoned: its writes do not count."""
     at = site.target.replica(replica)
     with at.open_cycle(CycleSpec("c-torn", at.info().epoch, base, {"vda": SIZE})) as writer:
         writer.write("vda", 3 * MIB, memoryview(content("torn", MIB)))
@@ -109,7 +109,7 @@ def commit(site: AzureSite, replica: str) -> None:
 
 
 def view(site: AzureSite, machine: str, view_id: str) -> None:
-    """Open, read and close; the older marks go."""
+    """Open, read and close a view; release the older marks."""
     request = ViewRequest(machine, view_id, None)
     with site.source.open_view([request], consistency=Consistency.CRASH, freeze_limit=5.0) as frozen:
         found = frozen.machines[machine]
@@ -122,7 +122,8 @@ def view(site: AzureSite, machine: str, view_id: str) -> None:
 
 
 def home(site: AzureSite, machine: str, view_id: str, directory: str) -> None:
-    """A round of the way home: what has changed since the last one's mark comes into a file; then the mark is kept."""
+    """A round of the failback: the changes since the last round's mark are copied into a file; then the mark is
+    kept."""
     mark = Path(directory) / "mark"
     since = Mark(mark.read_text()) if mark.exists() else None
     request = ViewRequest(machine, view_id, since)

@@ -1,4 +1,4 @@
-"""The kit's rig for a site that runs machines: the source is the memory driver's, the machines run in words only."""
+"""The kit's rig for a site that runs machines: the source is the memory driver's, the machines only pretend to run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from drivers.azure.tests.target.rig import TargetRig
 
 
 class FailoverRig(TargetRig):
-    """`cloud` is what the machines are made in."""
+    """`cloud`: where the machines are made."""
 
     def __init__(self, storage: Storage, cloud: Cloud, driver: AzureDriver | None = None) -> None:
         self.cloud = cloud
@@ -72,7 +72,7 @@ class FailoverRig(TargetRig):
         self.target_site.machines.unfence(machine_id, 1000)
 
     def make_target_machine(self, machine: Machine) -> str:
-        """As an earlier failover left it: a machine of ours that stands still."""
+        """As an earlier failover left it: a stopped machine made by the driver."""
         owner = owner_of(machine.name, f"former/{machine.id}")
         disks = {}
         container = self.target_site.account.container.identity

@@ -1,4 +1,4 @@
-"""The conformance kit for the failover role: managed disks, networks and machines in the tests' own cloud."""
+"""The conformance kit for the failover role: managed disks, networks and machines in the tests' cloud."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kit cannot ask: networks as Azure has them, permissions, limits, and what is said of it all."""
+"""What the kit cannot test: Azure's networks, permissions and limits, and the messages about them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_base_is_taken_before_the_machine_runs(rig: FailoverRig, target: Tar
 
 
 def test_uefi_becomes_generation_2(rig: FailoverRig) -> None:
-    """Disk and machine, on a size that boots it, though a smaller one is allowed that does not."""
+    """Disk and machine, on a size that boots the disk, although a smaller allowed size does not."""
     disk = Disk("vda", 2 * MiB)
     machine = Machine("uefi", "uefi", 1, 64 * MiB, Firmware.UEFI, (disk,), (Nic("52:54:00:00:00:01", "lan"),))
     description = Description(machine, "test")
@@ -118,14 +118,14 @@ def test_uefi_becomes_generation_2(rig: FailoverRig) -> None:
 
 
 def test_nothing_gets_in_or_out_of_a_test_in_no_network(rig: FailoverRig, target: TargetBench) -> None:
-    """Rules before all others, for every protocol, port and address; on the subnet that each card is in."""
+    """Rules before all others, for every protocol, port and address; on the subnet of each network interface."""
     rig.target_site.failover.start_test(TestSpec("t1", target.id, "p1", "asr-t1"), Watch())
     (group,) = [item for item in rig.cloud.all("networkSecurityGroups") if item["name"] != "lab-nsg"]
     rules = [rule["properties"] for rule in group["properties"]["securityRules"]]
     assert sorted(rule["direction"] for rule in rules) == ["Inbound", "Outbound"]
     for rule in rules:
         assert rule["access"] == "Deny"
-        assert rule["priority"] == 100, "the lowest number is the first that counts"
+        assert rule["priority"] == 100, "the lowest number has the highest priority"
         ends = ("sourceAddressPrefix", "destinationAddressPrefix", "sourcePortRange", "destinationPortRange")
         assert {rule[end] for end in (*ends, "protocol")} == {"*"}
     (network,) = [item for item in rig.cloud.all("virtualNetworks") if item["name"] != "production"]
@@ -138,7 +138,7 @@ def test_nothing_gets_in_or_out_of_a_test_in_no_network(rig: FailoverRig, target
         (config,) = card["properties"]["ipConfigurations"]
         assert config["properties"]["subnet"]["id"] == subnet["id"]
         assert "publicIPAddress" not in config["properties"]
-        assert "networkSecurityGroup" not in card["properties"], "it would count besides"
+        assert "networkSecurityGroup" not in card["properties"], "it would be evaluated in addition"
     rig.target_site.failover.stop_test(target.id, "t1")
 
 
@@ -194,7 +194,7 @@ def test_a_wrong_secret_is_told(rig: FailoverRig) -> None:
 def test_a_certificate_that_nobody_vouches_for(rig: FailoverRig) -> None:
     settings = {key: value for key, value in rig.settings.items() if key != "ca_file"}
     site = rig._driver.connect("azure", settings)
-    site.account.make_container()  # storage is asked first, which is another server
+    site.account.make_container()  # storage, which is another server, is contacted first
     with pytest.raises(AccessDenied, match="certificate"):
         site.inventory.machines()
     site.close()
@@ -203,7 +203,7 @@ def test_a_certificate_that_nobody_vouches_for(rig: FailoverRig) -> None:
 def test_a_footer_that_is_wrong_is_refused_at_the_end(
     rig: FailoverRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what is half made can still be removed."""
+    """A half-made machine can still be deleted."""
     with monkeypatch.context() as patch:
         patch.setattr(vhd, "footer", lambda size, identity: bytes(512))
         with pytest.raises(AsrError, match="footer"):
@@ -247,11 +247,11 @@ def test_the_estimate_of_requests_is_near(rig: FailoverRig, target: TargetBench)
 
 
 def test_the_estimate_of_the_first_copy(rig: FailoverRig) -> None:
-    """In bytes and in writes; and as many writes come as were told, if all of the disks holds data."""
+    """In bytes and in writes; and the number of writes is as estimated if the disks are full of data."""
     disks = (Disk("vda", 3 * GiB), Disk("vdb", GiB))
     large = Description(Machine("m", "m", 1, MiB, Firmware.BIOS, disks), "test")
     (cost,) = [item.what for item in rig.target_site.target.findings(large, Policy("p")) if item.code == "azure-cost"]
-    assert cost.startswith("up to 4.0 GiB of page blobs and 1025 writes at first;"), "the footers make one more"
+    assert cost.startswith("up to 4.0 GiB of page blobs and 1025 writes at first;"), "the footers add one"
     bench = TargetBench(rig)
     (cost,) = [
         item.what
@@ -263,7 +263,7 @@ def test_the_estimate_of_the_first_copy(rig: FailoverRig) -> None:
     before = rig.storage.proxy.count("update")
     bench.cycle("p1", *(Data(disk, 0, noise(size)) for disk, size in bench.sizes.items()))
     writes = rig.storage.proxy.count("update") - before
-    assert int(reported[1]) <= writes <= int(reported[1]) + len(bench.sizes), "a disk's last write is not a whole one"
+    assert int(reported[1]) <= writes <= int(reported[1]) + len(bench.sizes), "a disk's last write is not a full one"
     bench.close()
     rig.target_site.target.delete_replica(bench.id, 1)
 
@@ -274,7 +274,7 @@ def test_what_is_stored_is_told(rig: FailoverRig, target: TargetBench) -> None:
 
 
 def test_a_point_tells_what_is_stored_for_it(rig: FailoverRig, target: TargetBench) -> None:
-    """As Azure lists it, past the driver; of a point that is not kept, as it was last known."""
+    """As Azure lists it, without the driver; for a point that is not kept, the last known state."""
 
     def held() -> int:
         record = rig.target_site.account.container.record(target.id, "azure")
@@ -338,7 +338,7 @@ def test_seven_snapshots_at_once(rig: FailoverRig, target: TargetBench, monkeypa
         request = ViewRequest(target.id, f"view{number}", None)
         source.open_view([request], consistency=Consistency.CRASH, freeze_limit=5.0).close()
 
-    for number in range(6):  # the promotion took one, too
+    for number in range(6):  # the promotion also took one
         freeze(number)
     with pytest.raises(AsrError, match="seven snapshots"):
         freeze(6)
@@ -366,14 +366,14 @@ def test_an_eighth_snapshot_waits_as_long_as_azure_says_and_alone(
             assert time.monotonic() - begun < 7
             rig.target_site.account.arm.get("disks", name)
             looked += bool(refusals(rig, before))
-        assert time.monotonic() - begun < 7, "others were held up"
+        assert time.monotonic() - begun < 7, "other operations were delayed"
         assert max(taken) >= 7.5
-    assert len(refusals(rig, before)) == 1, "it was asked again before it was time"
+    assert len(refusals(rig, before)) == 1, "the request was repeated too early"
     builder.remove("nobody")
 
 
 def refusals(rig: FailoverRig, since: int) -> list[str]:
-    """Requests to which Azure said that there were too many."""
+    """Requests that Azure refused as too many."""
     return [item["path"] for item in rig.cloud.traffic[since:] if item["status"] == 429]
 
 
@@ -388,7 +388,7 @@ def test_five_snapshots_of_a_disk_are_read_at_once(rig: FailoverRig, target: Tar
     with pytest.raises(AsrError, match="five snapshots") as caught:
         arm.grant("snapshots", f"{name}-r5", write=False, seconds=60)
     assert caught.value.code == "azure-state-refused"
-    arm.grant("snapshots", f"{name}-r4", write=False, seconds=60)  # one of the five again
+    arm.grant("snapshots", f"{name}-r4", write=False, seconds=60)  # again one of the five
     arm.revoke("snapshots", f"{name}-r0")
     arm.grant("snapshots", f"{name}-r5", write=False, seconds=60)
     builder.remove("nobody")
@@ -408,7 +408,7 @@ def test_five_snapshots_of_a_disk_are_read_at_once(rig: FailoverRig, target: Tar
     ],
 )
 def test_a_disk_takes_pages_and_nothing_else(rig: FailoverRig, verb: Callable[[Any], object]) -> None:
-    """By its SAS; Azure refuses all that would be good for a blob only."""
+    """With its SAS; Azure refuses everything that is valid for a blob only."""
     creation = {"createOption": "Upload", "uploadSizeBytes": 20 * MiB + 512}
     rig.target_site.account.arm.put(
         "disks", "strict", {"location": "westeurope", "properties": {"creationData": creation}}
@@ -425,16 +425,16 @@ def test_a_disk_takes_pages_and_nothing_else(rig: FailoverRig, verb: Callable[[A
 def test_a_fenced_machine_carries_a_sign(rig: FailoverRig, target: TargetBench) -> None:
     rig.promote(target)
     rig.target_site.inventory.power_on(target.id)
-    rig.target_site.inventory.fence(target.id, Fence(4, "it works elsewhere"))
+    rig.target_site.inventory.fence(target.id, Fence(4, "it runs elsewhere"))
     (machine,) = rig.cloud.all("virtualMachines")
-    assert "it works elsewhere" in machine["tags"]["asr-fence"]
+    assert "it runs elsewhere" in machine["tags"]["asr-fence"]
     rig.target_site.inventory.unfence(target.id, 4)
     (machine,) = rig.cloud.all("virtualMachines")
     assert "asr-fence" not in machine["tags"]
 
 
 def test_the_server_is_strict(rig: FailoverRig) -> None:
-    """What Azure would refuse, past the driver."""
+    """What Azure would refuse, without the driver."""
     arm = rig.target_site.account.arm
     disk = {
         "location": "westeurope",
@@ -458,17 +458,17 @@ def test_recorded_traffic_is_as_the_sdk_describes_it(rig: FailoverRig, target: T
     rig.target_site.failover.start_test(TestSpec("t1", target.id, "p1", "asr-t1"), Watch())
     rig.target_site.inventory.power_on(target.id)
     rig.target_site.inventory.machines()
-    rig.target_site.inventory.fence(target.id, Fence(4, "it works elsewhere"))
+    rig.target_site.inventory.fence(target.id, Fence(4, "it runs elsewhere"))
     rig.target_site.inventory.unfence(target.id, 4)
     rig.target_site.failover.stop_test(target.id, "t1")
     heard = list(rig.cloud.traffic)
     assert traffic.problems(heard) == []
     kinds = {kind for kind in traffic.KINDS if any(f"/{kind}" in item["path"] for item in heard)}
-    assert kinds == set(traffic.KINDS), "every kind was spoken of"
+    assert kinds == set(traffic.KINDS), "the traffic covers every kind"
 
 
 def _spoilt(heard: list[dict[str, Any]], spoil: Callable[[dict[str, Any]], object]) -> list[str]:
-    """What is told of an answer about a disk, spoilt."""
+    """The finding for a damaged answer about a disk."""
     (*_, item) = [item for item in heard if item["given"] and item["method"] == "PUT" and "/disks/" in item["path"]]
     copy: dict[str, Any] = json.loads(json.dumps(item))
     spoil(copy)

@@ -1,4 +1,4 @@
-"""The probe: passes, tells, and leaves nothing, however it ends."""
+"""The probe passes, reports, and leaves nothing behind, however it ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from drivers.azure.tests.failover.rig import FailoverRig
 
 MACHINE = "create a disk by upload, and start a machine in an isolated network"
 ROOT = Path(__file__).parents[4]
-# Of a shell without job control, as a CI's may be, what runs in the background ignores Ctrl-C: so would its children.
+# In a shell without job control, as in some CIs, background processes ignore Ctrl-C, and so do their children.
 ASR = """
 import signal
 from asrcore.cli import main
@@ -74,7 +74,7 @@ def test_what_azure_answered_is_kept_without_secrets(rig: FailoverRig, tmp_path:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     asked = {(item["method"], item["url"].partition("?")[0].rpartition("/")[2], item["status"]) for item in reported}
     assert ("POST", "beginGetAccess", 202) in asked
-    assert {404, 409} <= {item["status"] for item in reported}, "refusals are what is most worth knowing"
+    assert {404, 409} <= {item["status"] for item in reported}, "refusals are the most useful records"
     assert any(item["headers"].get("x-ms-error-code") == "BlobNotFound" for item in reported)
     assert any("PageList" in (item["body"] or "") for item in reported)
     assert any('"diskState"' in (item["body"] or "") for item in reported)
@@ -105,7 +105,7 @@ def test_one_that_fails_cleans_up(rig: FailoverRig, monkeypatch: pytest.MonkeyPa
 def test_one_that_is_interrupted_cleans_up(
     rig: FailoverRig, monkeypatch: pytest.MonkeyPatch, problem: BaseException | type[BaseException]
 ) -> None:
-    """Just when a machine runs that is paid for."""
+    """While a machine that costs money runs."""
 
     def broken(self: check._Probe) -> str:
         assert [item["name"] for item in rig.cloud.all("virtualMachines")]
@@ -131,7 +131,7 @@ def test_one_that_nobody_listens_to_any_more_cleans_up(rig: FailoverRig) -> None
 
 
 def test_what_cannot_be_removed_keeps_nothing_else(rig: FailoverRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is found by the next one."""
+    """It is found by the next one."""
     delete, refused = Arm.delete, []
 
     def broken(self: Arm, kind: str, name: str) -> None:
@@ -169,7 +169,7 @@ def test_a_container_of_somebody_else_stays_whatever_its_name(
 
 
 def test_ctrl_c_at_the_command_line(rig: FailoverRig, tmp_path: Path) -> None:
-    """While a machine runs; and what was answered until then is kept."""
+    """While a machine runs; the answers recorded so far are kept."""
     answers = tmp_path / "answers.jsonl"
     command = [sys.executable, "-c", ASR, "driver", "check", "azure"]
     command += ["--record", str(answers), *(f"--set={name}={value}" for name, value in rig.settings.items())]
@@ -203,7 +203,7 @@ def test_one_that_was_killed_is_cleaned_up_later(rig: FailoverRig, monkeypatch: 
         wait_for_machine(rig, probe)
         os.kill(probe.pid, signal.SIGKILL)
     assert "virtualMachines/" in repr(rig.cloud.names())
-    assert rig.target_site.sweep() == [], "it may still be at work"
+    assert rig.target_site.sweep() == [], "it may still be running"
     monkeypatch.setattr(probes, "ABANDONED", -1.0)
     (left,) = containers(rig)
     if by == "sweep":

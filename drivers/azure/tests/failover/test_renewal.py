@@ -1,4 +1,4 @@
-"""Tokens and SAS that run out in the middle of what needs them. The servers refuse what has run out or was replaced."""
+"""Tokens and SAS that expire while they are in use. The servers refuse expired and replaced ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_view(rig: FailoverRig, target: TargetBench, view: str, since: FrozenVie
 
 @pytest.fixture
 def views(rig: FailoverRig, target: TargetBench) -> Iterator[tuple[FrozenView, FrozenView]]:
-    """Of a machine as it was promoted, and after a change of its first disk."""
+    """Views of a machine as it was promoted, and after a change of its first disk."""
     rig.promote(target)
     with open_view(rig, target, "first") as first:
         name, _ = rig._disks(target.id)[target.first]
@@ -59,10 +59,10 @@ def read(view: FrozenView, target: TargetBench) -> bytes:
 def test_a_token_is_renewed_in_a_long_upload(
     rig: FailoverRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same connection signs in again; the token that it began with is refused by then."""
+    """The same connection signs in again; its first token is refused by then."""
     monkeypatch.setattr(rig.cloud, "token_seconds", 3)
     monkeypatch.setattr(rig.cloud.content, "delay", 3.5)
-    rig.restart()  # a connection that has no token yet
+    rig.restart()  # a connection without a token
     given, begun = rig.cloud.tokens_given, time.monotonic()
     rig.promote(target)
     assert time.monotonic() - begun > 3.5
@@ -81,7 +81,7 @@ def test_a_sas_is_renewed_before_its_time_is_over(
     before = rig.cloud.content.granted_count
     rig.promote(target)
     assert rig.cloud.content.granted_count - before > len(target.sizes)
-    assert rig.cloud.content.late == 0, "renewed only when it was refused"
+    assert rig.cloud.content.late == 0, "renewed only after a refusal"
     check_disk(rig, target)
 
 
@@ -128,7 +128,7 @@ def test_a_read_renews_before_its_time_is_over(
 def test_both_ends_of_a_diff_are_renewed(
     rig: FailoverRig, target: TargetBench, views: tuple[FrozenView, FrozenView]
 ) -> None:
-    """The older snapshot's SAS is named by a header of the request for the newer one."""
+    """The older snapshot's SAS is in a header of the request for the newer one."""
     disk = views[1].machines[target.id].disks[target.first]
     assert disk.tracking is Tracking.CHANGED
     wanted = [Extent(MiB, 4 * KiB)]

@@ -1,4 +1,4 @@
-"""The sweeper takes what is left over at its own site, and nothing that is anybody else's."""
+"""The sweeper deletes orphaned resources of its own site, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from drivers.azure.tests.peers.storage import Storage
 
 @pytest.fixture(scope="module")
 def other(storage: Storage, cloud: Cloud) -> Iterator[FailoverRig]:
-    """Another site, with a container of its own, in the same resource group."""
+    """Another site, with its own container, in the same resource group."""
     with FailoverRig(storage, cloud) as made:
         yield made
 
@@ -46,7 +46,8 @@ def test_what_nobody_knows(rig: FailoverRig, target: TargetBench) -> None:
 
 
 def test_what_another_site_made_stays(rig: FailoverRig, other: FailoverRig, target: TargetBench) -> None:
-    """A test, a failover, and what an engine of the other site is about to make; and the other way round."""
+    """A test, a failover, and a resource that an engine of the other site is about to make; also with the sites
+    exchanged."""
     rig.promote(target)
     rig.target_site.inventory.power_on(target.id)
     rig.target_site.failover.start_test(TestSpec("t1", target.id, "p1", "asr-t1"), Watch())
@@ -83,7 +84,7 @@ def test_a_committed_machine_stays_though_its_records_are_lost(rig: FailoverRig)
 
 
 def test_marks_of_a_machine_that_is_simply_there_stay(rig: FailoverRig, target: TargetBench) -> None:
-    """Until the machine is gone."""
+    """Until the machine is deleted."""
     rig.promote(target)
     rig.target_site.inventory.power_on(target.id)
     (machine,) = rig.cloud.all("virtualMachines")

@@ -16,7 +16,7 @@ from drivers.azure.tests.peers.arm import certificate
 
 VERSION = "3.37.0"
 NODE = "22.23.3"
-"""Azurite wants Node.js 22; Debian 12 has 18, which is good enough to run npm."""
+"""Azurite needs Node.js 22; Debian 12 has 18, which is sufficient for npm."""
 HOME = Path(__file__).resolve().parents[4] / "build/azurite"
 ACCOUNT = "asrlab"
 _MODULES = HOME / VERSION / "node_modules"
@@ -28,19 +28,19 @@ START_SECONDS = 120.0
 
 
 def installed() -> bool:
-    """Whether it is there."""
+    """Whether it is installed."""
     return _MAIN.exists() and _NODE.exists()
 
 
 def install() -> None:
-    """Install it, if it is not; several at once wait for the first."""
+    """Install it if it is missing; concurrent calls wait for the first."""
     if installed():
         return
     with _locked.locked(HOME / "lock"):
         if installed():
             return
         npm = ["npm", "install", "--prefix", str(HOME / VERSION), "--no-audit", "--no-fund", "--ignore-scripts"]
-        # The versions are exact, so what npm has already is as good; else a registry that fails is asked again soon.
+        # The versions are exact, so npm's cache is equivalent; otherwise a failing registry is soon contacted again.
         npm += [
             "--prefer-offline",
             "--fetch-retries=40",
@@ -60,10 +60,11 @@ def install() -> None:
 
 
 class Azurite:
-    """One server with its data in `directory`; with `tls` over HTTPS, vouched for by `ca_file`. `with` ends it."""
+    """One server with its data in `directory`; with `tls` over HTTPS, with a certificate of `ca_file`. `with` stops
+    it."""
 
     def __init__(self, directory: Path, *, tls: bool = False) -> None:
-        # Not installed here: a demo's Azurite runs in a network namespace, from which npm asked its registry in vain.
+        # Not installed here: a demo's Azurite runs in a network namespace in which npm cannot reach its registry.
         assert installed(), "Azurite is not installed: run `.ci/setup azurite`"
         directory.mkdir(parents=True, exist_ok=True)
         self.key = base64.b64encode(secrets.token_bytes(64)).decode()
@@ -103,7 +104,7 @@ class Azurite:
         raise AssertionError(f"Azurite does not listen:\n{self._log.read_text(errors='replace')}")
 
     def close(self) -> None:
-        """End it; its data stay."""
+        """Stop it; its data stay."""
         if self._process.poll() is None:
             self._process.terminate()
             try:

@@ -1,7 +1,7 @@
-"""What Azure storage does and Azurite does not: limits, busy answers, and true page-range diffs.
+"""What Azure storage has and Azurite lacks: limits, busy answers, and true page-range diffs.
 
-It stands between the SDK and Azurite, passes requests on as they are, and refuses what Azure would refuse. It keeps a
-journal of every page written or cleared, from which it answers diffs: Azurite's own answer is the list of all pages.
+It runs between the SDK and Azurite, passes requests on unchanged, and refuses what Azure would refuse. It keeps a
+journal of every page written or cleared, from which it answers diffs: Azurite itself returns the list of all pages.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgra
 
 
 class Refused(Exception):
-    """Answered by the proxy itself."""
+    """An error answered by the proxy itself."""
 
     def __init__(self, status: int, code: str, detail: str = "", after: float | None = None) -> None:
         super().__init__(code)
@@ -51,7 +51,7 @@ class Event:
 
 
 class Journal:
-    """What happened to each blob since it was made."""
+    """The events of each blob since it was made."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -63,7 +63,7 @@ class Journal:
             self._events[path] = []
 
     def note(self, path: str, event: Event) -> None:
-        """Something happened to it."""
+        """Record an event of a blob."""
         with self._lock:
             self._events[path].append(event)
 
@@ -87,7 +87,7 @@ class Journal:
 
 @attrs.define
 class Request:
-    """One request that went through. `comp`: what of the blob; `action`: update, clear, acquire, ..."""
+    """One request that was passed on. `comp`: the part of the blob; `action`: update, clear, acquire, ..."""
 
     method: str
     path: str
@@ -100,7 +100,7 @@ class Request:
 
 
 class Proxy:
-    """`with Proxy(port):` listens on `port` of its own. Faults are switched on and off by attributes."""
+    """`with Proxy(port):` listens on its own `port`. Faults are switched by attributes."""
 
     def __init__(self, upstream: int, log: Path | None = None) -> None:
         self.cut = False
@@ -108,11 +108,11 @@ class Proxy:
         self.read_only = False
         """Whether the caller may only read."""
         self.busy_for = 0
-        """How many of the next requests are told that the service is busy."""
+        """How many of the next requests are answered with "server busy"."""
         self.busy_seconds = 1.0
-        """How long they are told to wait."""
+        """The seconds to wait in these answers."""
         self.corrupt = 0
-        """How many of the next puts of pages arrive with a bit turned."""
+        """How many of the next puts of pages arrive with a flipped bit."""
         self.no_diff = False
         """Whether a diff is answered as Azurite does: all pages, and nothing cleared."""
         self.hold: Callable[[Request], None] | None = None
@@ -147,7 +147,7 @@ class Proxy:
         return sum(item.length for item in self.requests if item.action == "update" and item.status < 300)
 
     def check(self, request: Request, headers: Any) -> None:
-        """Raises Refused for what Azure would not take."""
+        """Raises Refused for what Azure would refuse."""
         with self._lock:
             self.requests.append(request)
             if self.busy_for > 0:
@@ -167,11 +167,11 @@ class Proxy:
         if int(headers.get("x-ms-blob-content-length", 0)) > MOST_BLOB:
             raise Refused(400, "InvalidHeaderValue", "a page blob holds 8 TiB at most")
         if "x-ms-copy-source" in headers:
-            # Azurite shares the pages of a copy with its source: what is tested on one would be wrong.
-            raise Refused(501, "NotImplemented", "no server copies here")
+            # Azurite shares the pages of a copy with its source, so tests on a copy would be wrong.
+            raise Refused(501, "NotImplemented", "this server makes no copies")
 
     def turned(self, request: Request, body: bytes) -> bytes:
-        """As it arrives."""
+        """Damage the body if a fault is set."""
         with self._lock:
             if request.action != "update" or self.corrupt <= 0:
                 return body
@@ -179,7 +179,7 @@ class Proxy:
         return bytes([body[0] ^ 1]) + body[1:]
 
     def passed(self, request: Request, query: dict[str, list[str]], answer: http.client.HTTPResponse) -> None:
-        """Note in the journal what has happened."""
+        """Record the request in the journal."""
         if answer.status >= 300 or request.method != "PUT":
             return
         if request.action in ("update", "clear"):
@@ -190,7 +190,7 @@ class Proxy:
             self.journal.born(request.path)
 
     def close(self) -> None:
-        """Listen no more; the log is written."""
+        """Stop listening; the log is complete."""
         self._server.shutdown()
         for connection in list(self._connections):
             with contextlib.suppress(OSError):
@@ -207,7 +207,7 @@ class Proxy:
 
 
 class Aside:
-    """A proxy in a process of its own, so that who is measured does not share a Python with it."""
+    """A proxy in a separate process, so that it does not share the Python of the measured code."""
 
     def __init__(self, upstream: int) -> None:
         self._process = subprocess.Popen(
@@ -235,7 +235,7 @@ class Aside:
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
-        """End it."""
+        """Stop it."""
         self._process.communicate(timeout=60)
 
     def __enter__(self) -> Aside:
@@ -247,7 +247,7 @@ class Aside:
 
 class _Server(ThreadingHTTPServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """A client that was killed is none to speak of."""
+        """Ignore errors of a killed client."""
         with contextlib.suppress(OSError):
             super().finish_request(request, client_address)
 
@@ -260,12 +260,12 @@ class _Handler(BaseHTTPRequestHandler):
     _upstream: http.client.HTTPConnection | None = None
 
     def setup(self) -> None:
-        """A connection began."""
+        """A connection was opened."""
         super().setup()
         self.owner._connections.add(self.connection)
 
     def finish(self) -> None:
-        """It ended."""
+        """A connection was closed."""
         self.owner._connections.discard(self.connection)
         if self._upstream is not None:
             self._upstream.close()
@@ -306,7 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
         return request
 
     def _exists(self, path: str, query: str) -> None:
-        """The caller's right to ask is Azurite's to judge: it is asked the same."""
+        """Azurite decides whether the caller is authorised: it gets the same request."""
         answer, _ = self._ask(b"")
         if answer.status >= 300:
             raise Refused(answer.status, answer.headers.get("x-ms-error-code", "Unknown"), f"{path}?{query}")
@@ -369,11 +369,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _serve  # noqa: N815 - the base class wants these names
 
     def log_message(self, *_: object) -> None:
-        """Nothing: the proxy keeps its own log."""
+        """Print nothing: the proxy keeps its own log."""
 
 
 def main() -> None:
-    """Serve until the input ends; each line of it is answered with the bytes that were sent so far."""
+    """Serve until the input ends; each line of it is answered with the bytes sent so far."""
     with Proxy(int(sys.argv[1])) as proxy:
         print(proxy.port, flush=True)
         for _ in sys.stdin:

@@ -1,9 +1,10 @@
-"""All peers in a process of their own: Azurite, the proxy before it, and a cloud whose machines are real guests.
+"""The emulated Azure in a separate process: Azurite, the proxy in front of it, and a cloud whose machines are real
+guests.
 
     python -m drivers.azure.tests.peers.serve DIRECTORY
 
 prints the settings of a site as one line of JSON, then serves until its input ends. Each line that it reads is answered
-with what there is in the cloud, as one line of JSON.
+with the state of the cloud, as one line of JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 def _state(cloud: Cloud, proxy: Proxy) -> dict[str, object]:
-    """What a look past the driver shows."""
+    """The state of the cloud, read without the driver."""
     return {
         "resources": cloud.names(),
         "cards": {item["name"]: _subnet(item) for item in cloud.all("networkInterfaces")},

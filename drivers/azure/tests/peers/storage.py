@@ -1,4 +1,4 @@
-"""A storage account for a test: settings for a site, and a look past the driver."""
+"""A storage account for a test: settings for a site, and access without the driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _numbers = itertools.count(1)
 
 
 class Storage:
-    """`proxy`: what stands before it; `direct`: a client that goes past the proxy."""
+    """`proxy`: the proxy in front of it; `direct`: a client without the proxy."""
 
     def __init__(self, azurite: Azurite, proxy: Proxy) -> None:
         self.proxy = proxy
@@ -27,7 +27,7 @@ class Storage:
         )
 
     def settings(self, container: str = "") -> dict[str, str]:
-        """For a site with a container of its own."""
+        """Settings for a site with its own container."""
         return {
             "account_url": self.proxy.url(ACCOUNT),
             "account_key": self.key,
@@ -35,22 +35,22 @@ class Storage:
         }
 
     def blobs(self, container: str) -> dict[tuple[str, str], Any]:
-        """All blobs and snapshots by name, past the driver."""
+        """All blobs and snapshots by name, without the driver."""
         found = self.direct.get_container_client(container).list_blobs(include=["snapshots", "metadata"])
         return {(item.name, item.snapshot or ""): item for item in found}
 
     def content(self, container: str, name: str, snapshot: str = "") -> bytes:
-        """A blob's bytes, past the driver."""
+        """A blob's bytes, without the driver."""
         client = self.direct.get_blob_client(container, name, snapshot=snapshot or None)
         return bytes(client.download_blob().readall())
 
     def close(self) -> None:
-        """Close the look past the driver."""
+        """Close the client."""
         self.direct.close()
 
     @contextmanager
     def switched(self, fault: str, value: object = True) -> Iterator[None]:
-        """The proxy's fault is on within the block."""
+        """Enable a fault of the proxy within the block."""
         before = getattr(self.proxy, fault)
         setattr(self.proxy, fault, value)
         try:

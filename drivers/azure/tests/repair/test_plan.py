@@ -1,4 +1,4 @@
-"""Plans of repairs: what becomes of the files that are found."""
+"""Repair plans: the changes to the files that are found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ menuentry 'Debian' {
 
 
 def made(files: dict[str, str], root: int = 1) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The files that are changed, and what was left. A second plan has nothing to do."""
+    """The changed files, and what was left. A second plan changes nothing."""
     given = {"/etc/fstab": f"UUID={ROOT} / ext4 defaults 0 1\n"} | files
     guest = Guest(given, root, {1: ROOT, 2: SWAP})
     first = plan(guest)
@@ -42,7 +42,7 @@ def test_another_disk_is_left() -> None:
 
 
 def test_a_root_that_is_elsewhere_tells_nothing() -> None:
-    """The partition that holds this fstab is not the one that the fstab calls its root."""
+    """The partition with this fstab is not the one that the fstab names as root."""
     changed, left = made({"/etc/fstab": "/dev/sda2 / ext4\n/dev/sda1 /boot ext4\n"})
     assert "/etc/fstab" not in changed
     assert len(left) == 3
@@ -56,7 +56,7 @@ def test_the_boot_menu() -> None:
 
 
 def test_fstab_by_uuid_and_a_menu_by_name() -> None:
-    """The menu's own name of the root tells which disk it is."""
+    """The root in the menu identifies the disk."""
     files = {"/boot/grub2/grub.cfg": MENU, "/etc/fstab": f"UUID={ROOT} / ext4\n/dev/sda2 none swap\n"}
     changed, _ = made(files)
     assert f"root=UUID={ROOT} ro" in changed["/boot/grub2/grub.cfg"]
@@ -114,7 +114,7 @@ def test_dhcp_for_networkd(files: dict[str, str]) -> None:
     changed, _ = made(files)
     assert list(changed) == ["/etc/systemd/network/00-asrcore-azure.network"]
     text = changed["/etc/systemd/network/00-asrcore-azure.network"]
-    assert "Driver=hv_netvsc" in text, "at home it must not count"
+    assert "Driver=hv_netvsc" in text, "it must not apply at the first site"
     assert "DHCP=yes" in text
 
 

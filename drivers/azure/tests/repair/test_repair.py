@@ -1,4 +1,4 @@
-"""Systems that are made ready on the disk of the machine that is made, while the point stays what it is."""
+"""Systems are repaired on the disk of the new machine, and the recovery point stays unchanged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _numbers = itertools.count(1)
 
 @attrs.define
 class Bench:
-    """A site, and the machine that is made of one point of a disk."""
+    """A site, and the machine that is made from one point of a disk."""
 
     storage: Storage
     cloud: Cloud
@@ -63,7 +63,7 @@ class Bench:
             writer.seal(SealSpec("p", 1.0, Consistency.CRASH, True, description))
 
     def promote(self) -> tuple[str, ...]:
-        """What was repaired."""
+        """Promote the machine; returns the repairs."""
         spec = PromoteSpec(self.id, "p", 1, NetworkMap({}))
         return self.site.failover.promote(spec, Watch()).repairs
 
@@ -73,7 +73,7 @@ class Bench:
         return self.cloud.content.path(f"disks/{name}")
 
     def point(self) -> bytes:
-        """Of the blob's snapshot, past the driver."""
+        """The content of the blob's snapshot, read without the driver."""
         ((name, snapshot),) = [key for key in self.storage.blobs(self.settings["container"])
                                if key[1] and f"/{self.id}/" in key[0]]  # fmt: skip
         return self.storage.content(self.settings["container"], name, snapshot)[:SIZE]
@@ -109,7 +109,7 @@ def run(*words: str | Path, text: str = "") -> str:
 
 
 def image_of(directory: Path, files: dict[str, str]) -> Path:
-    """A disk with one partition that holds these files."""
+    """A disk with one partition that contains these files."""
     tree, part, image = directory / "tree", directory / "part", directory / "disk"
     for path, text in files.items():
         (tree / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
@@ -129,12 +129,12 @@ def _put(image: Path, part: Path) -> None:
 
 
 def debugfs(image: Path, *requests: str) -> str:
-    """What debugfs says to requests that may change the image."""
+    """Run debugfs requests that may change the image; returns the output."""
     return run("debugfs", "-w", "-f", "-", f"{image}?offset={START}", text="".join(f"{item}\n" for item in requests))
 
 
 def content(image: Path, path: str) -> str:
-    """Of a file of the image."""
+    """The content of a file of the image."""
     return run("debugfs", "-R", f"cat {path}", f"{image}?offset={START}")
 
 
@@ -178,8 +178,8 @@ def test_a_system_is_made_ready(bench: Bench, debian: Path, tmp_path: Path) -> N
     assert "User:    12" in said
     assert "kept" in run("debugfs", "-R", "ea_get /etc/fstab user.mine", f"{disk}?offset={START}")
     run("e2fsck", "-f", "-n", f"{disk}?offset={START}")
-    assert bench.point() == debian.read_bytes(), "the point is what it was"
-    assert bench.promote() == reported, "asked again it tells the same"
+    assert bench.point() == debian.read_bytes(), "the point is unchanged"
+    assert bench.promote() == reported, "a repeated call returns the same"
 
 
 def test_a_test_is_made_ready_too(bench: Bench, debian: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_test_is_made_ready_too(bench: Bench, debian: Path) -> None:
 
 
 def test_the_way_home_tells_the_repairs_as_changes(bench: Bench, debian: Path) -> None:
-    """The digests that were kept are those of the disk as it runs: what was repaired goes home."""
+    """The stored digests are those of the repaired disk: the repairs are copied in the failback."""
     bench.seal(debian)
     bench.promote()
     request = ViewRequest(bench.id, "view", None)
@@ -243,13 +243,13 @@ def _swap(image: Path) -> str:
 
 
 def _broken(image: Path) -> str:
-    """More than is mended without a person."""
+    """More damage than e2fsck repairs automatically."""
     debugfs(image, "jo", "jc", "clri /etc")
     return "root file system"
 
 
 def _torn(image: Path) -> str:
-    """The root is there; the directory of the boot menu is rubbish."""
+    """The root is intact; the directory of the boot menu is damaged."""
     block = int(run("debugfs", "-R", "blocks /boot/grub", f"{image}?offset={START}").split()[0])
     size = int(re.findall(r"Block size: +(\d+)", run("dumpe2fs", "-h", f"{image}?offset={START}"))[0])
     with image.open("r+b") as file:
@@ -259,7 +259,7 @@ def _torn(image: Path) -> str:
 
 
 def _beyond(image: Path) -> str:
-    """A partition that the disk is too small for, as a table may say."""
+    """A partition table with a partition beyond the end of the disk."""
     run("sfdisk", "-q", image, text=f"label: dos\nstart={START // 512},type=83\n")
     with image.open("r+b") as file:
         file.seek(446 + 12)
@@ -268,7 +268,7 @@ def _beyond(image: Path) -> str:
 
 
 def _endless(image: Path) -> str:
-    """A text of a terabyte."""
+    """A text file of a terabyte."""
     debugfs(image, f"sif /etc/fstab size {1 << 40}")
     return "0 partitions of its first disk are an ext root file system"
 
@@ -309,7 +309,7 @@ def test_without_the_tools(bench: Bench, debian: Path, monkeypatch: pytest.Monke
 def test_an_interrupted_one_begins_anew(
     bench: Bench, connect: Callable[..., Bench], debian: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed with repairs on the disk; meanwhile somebody switched them off: nothing of them is left."""
+    """Killed with repairs on the disk; meanwhile repairs were switched off: nothing of them is left."""
     bench.seal(debian)
 
     def killed(*_: object) -> None:
@@ -322,7 +322,7 @@ def test_an_interrupted_one_begins_anew(
     (unfinished,) = [item["name"] for item in bench.cloud.all("disks")]
     path = bench.cloud.content.path(f"disks/{unfinished}")
     assert UUID in content(path, "/etc/fstab")
-    # As if a repair had gone where the point holds nothing: only the record can tell of that.
+    # As if a repair had been written where the point has no data: only the record shows that.
     place = 20 * MiB
     assert not any(debian.read_bytes()[place : place + MiB])
     name = repairs_blob(unfinished.removesuffix("-0"))

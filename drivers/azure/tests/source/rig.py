@@ -1,4 +1,4 @@
-"""The kit's rig for the way home: a machine that runs in Azure is the source, the memory driver the target."""
+"""The kit's rig for the failback: a machine that runs in Azure is the source, the memory driver the target."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class SourceRig(ConformanceRig):
         self._connect()
 
     def abandon(self, handle: Closing) -> None:
-        """A view's access stays granted, as Azure leaves it when its owner dies."""
+        """The access of a view stays granted, as in Azure when its owner dies."""
 
     @contextmanager
     def unreachable_target(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The conformance kit for the way home: inventory, power, quarantine, views and marks of a machine in Azure."""
+"""The conformance kit for the failback: inventory, power, quarantine, views and marks of a machine in Azure."""
 
 from __future__ import annotations
 

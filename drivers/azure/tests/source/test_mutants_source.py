@@ -1,4 +1,4 @@
-"""Broken variants of the way home fail the kit's tests meant for them."""
+"""Broken variants of the failback fail the kit's tests meant for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bench(rig: SourceRig) -> Iterator[SourceBench]:
 
 
 def test_the_full_list_taken_for_a_diff(rig: SourceRig, bench: SourceBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither is it little, nor does it tell what was cleared."""
+    """It is not small, and does not report what was cleared."""
     monkeypatch.setattr(PageBlob, "changed_since", lambda self, former, size: self.stored(size))
     kit = TrackingConformance()
     with pytest.raises(AssertionError):

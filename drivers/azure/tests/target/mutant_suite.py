@@ -1,4 +1,4 @@
-"""The kit against broken variants of this driver. Not collected by itself: `test_mutants` runs it."""
+"""The kit against broken variants of this driver. Not collected directly: `test_mutants` runs it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drivers.azure.tests.target.rig import TargetRig
 
 
 class Mutant:
-    """A broken driver: what `broken` patches is broken for all of the class."""
+    """A broken driver: the patch of `broken` applies to the whole class."""
 
     def broken(self, patch: pytest.MonkeyPatch) -> None:
         raise NotImplementedError
@@ -60,8 +60,8 @@ class TestFullListTakenForADiff(Kit):
 
 
 class TestPointBeforeItsAcknowledgement(Kit):
-    """The record has the point before Azure has acknowledged the snapshots; it is completed when it has. All is well as
-    long as nobody dies in between."""
+    """The record has the point before Azure has acknowledged the snapshots; it is completed afterwards. This is correct
+    unless the engine dies in between."""
 
     def broken(self, patch: pytest.MonkeyPatch) -> None:
         seal, take = writer.AzureWriter.seal, writer.AzureWriter._snapshot
@@ -88,7 +88,7 @@ class TestPointBeforeItsAcknowledgement(Kit):
 
 
 class TestFlushBeforeTheAcknowledgement(Kit):
-    """What is on its way counts as done."""
+    """Data in flight count as done."""
 
     def broken(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(uploader.Uploader, "drain", lambda self: None)

@@ -1,4 +1,4 @@
-"""The kit's rig for a site that keeps replicas and runs no machine."""
+"""The kit's rig for a site that stores replicas and runs no machines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TargetRig(ConformanceRig):
 
     def close(self) -> None:
         super().close()
-        for site in self._sites:  # the sockets of killed engines, too
+        for site in self._sites:  # including the sockets of killed engines
             site.close()
 
     @property
@@ -54,7 +54,7 @@ class TargetRig(ConformanceRig):
         self._connect()
 
     def abandon(self, handle: Closing) -> None:
-        handle.close()  # its threads end; what they have gathered is lost, as when the process dies
+        handle.close()  # its threads end; the data they have gathered are lost, as when the process dies
 
     def read_only_target(self) -> AbstractContextManager[None]:
         return self.storage.switched("read_only")

@@ -1,4 +1,4 @@
-"""Each broken variant of the driver fails the tests meant for it; the honest one passes them (elsewhere)."""
+"""Each broken variant of the driver fails the tests meant for it; the correct one passes them (elsewhere)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[4]
 PASSED = {
     "TestPointBeforeItsAcknowledgement": {"test_a_kept_point_keeps_its_content", "test_allocated_covers_the_head"}
 }
-"""What a mutant that is broken at a kill only does as well as the honest one."""
+"""Tests that pass for a mutant that is broken only at a kill."""
 CAUGHT_BY = {
     "TestNoFooter": {"test_a_blob_is_a_disk"},
     "TestZerosSkippedOnADirtyBlob": {"test_zeroes_read_as_zeroes", "test_the_last_call_counts"},

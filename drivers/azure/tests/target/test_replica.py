@@ -1,4 +1,4 @@
-"""What the kit cannot ask of every target: how page blobs, leases and snapshots come out."""
+"""What the kit cannot test for every target: the page blobs, leases and snapshots themselves."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def blob_of(rig: TargetRig, target: TargetBench, disk: str) -> str:
 
 
 def test_a_blob_is_a_disk_that_qemu_reads(rig: TargetRig, target: TargetBench, tmp_path: Path) -> None:
-    """A replica is good without this software: the blob is a fixed VHD, at each point."""
+    """A replica can be used without this software: the blob is a fixed VHD, at each point."""
     target.first_points("p1", "p2")
     sizes = target.sizes | {target.second: 3 * MiB}
     target.cycle("p3", Data(target.second, 3 * MiB - 512, noise(512)), sizes=sizes)
@@ -81,7 +81,7 @@ def test_snapshots_are_points_and_nothing_else_is_left(rig: TargetRig, target: T
 
 
 def test_zeroes_of_a_discarded_cycle_are_put_back(target: TargetBench) -> None:
-    """Only a diff that tells what was cleared knows of them."""
+    """Only a diff that reports cleared pages includes them."""
     target.cycle("p1", Data(target.first, 0, noise(MiB)))
     with target.open("c2") as writer:
         target.send(writer, [Zero(target.first, 0, 512 * KiB), Data(target.first, 2 * MiB, noise(64 * KiB))])
@@ -92,7 +92,7 @@ def test_zeroes_of_a_discarded_cycle_are_put_back(target: TargetBench) -> None:
 
 
 def test_a_diff_that_is_all_pages_is_noticed(rig: TargetRig, target: TargetBench) -> None:
-    """The test above fails where the service answers as Azurite does: what it shows is the diff's work."""
+    """The test above fails if the service answers as Azurite does: so it does test the diff."""
     target.cycle("p1", Data(target.first, 0, noise(MiB)))
     with target.open("c2") as writer:
         target.send(writer, [Zero(target.first, 0, 512 * KiB)])
@@ -106,7 +106,7 @@ def test_a_diff_that_is_all_pages_is_noticed(rig: TargetRig, target: TargetBench
 
 
 def test_a_torn_cycle_is_covered_or_put_back(rig: TargetRig, target: TargetBench) -> None:
-    """What a killed engine had sent and not acknowledged counts for nothing, wherever it went."""
+    """Data that a killed engine had sent without an acknowledgement do not count, wherever they were written."""
     target.first_points("p1")
     writer = target.open("c2")
     target.send(writer, [Data(target.first, 0, noise(MiB)), Zero(target.second, 0, MiB)])
@@ -159,7 +159,7 @@ def test_small_writes_are_gathered(rig: TargetRig, target: TargetBench) -> None:
 
 
 def test_a_delta_sends_what_changed(rig: TargetRig, target: TargetBench) -> None:
-    """At most 1.1 x the changed 64 KiB blocks, wherever they lie."""
+    """At most 1.1 x the changed 64 KiB blocks, wherever they are."""
     target.first_points("p1")
     blocks = [0, 3, 4, 17, 31, 40, 47]
     before = rig.storage.proxy.sent()
@@ -181,12 +181,12 @@ def test_a_quiet_cycle_asks_for_no_diff(rig: TargetRig, target: TargetBench) -> 
     target.first_points("p1")
     requests = rig.storage.proxy.requests
     before = sum(item.comp == "pagelist" for item in requests)
-    target.cycle("p2", Data(target.first, 0, noise(64 * KiB)), keep=False)  # a kept one asks what is stored
+    target.cycle("p2", Data(target.first, 0, noise(64 * KiB)), keep=False)  # a kept one queries the stored size
     assert sum(item.comp == "pagelist" for item in requests) == before
 
 
 def test_a_busy_service_is_waited_for(rig: TargetRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By all, and as long as it says."""
+    """By all threads, and for as long as it requests."""
     monkeypatch.setattr(rig.storage.proxy, "busy_seconds", 2.0)
     with target.open("c1") as writer:
         rig.storage.proxy.busy_for = 3
@@ -200,12 +200,12 @@ def test_a_busy_service_is_waited_for(rig: TargetRig, target: TargetBench, monke
     refused = [item.at for item in seen if item.status == 503]
     assert len(refused) == 3
     late = [item.at - at for at in refused for item in seen if 0.3 < item.at - at < 1.9]
-    assert late == [], "what was on its way may still come, and nothing else"
+    assert late == [], "only requests in flight may still arrive"
     target.check()
 
 
 def test_a_bit_that_is_turned_on_the_way_is_noticed(rig: TargetRig, target: TargetBench) -> None:
-    """By the service, which is told the MD5 of each put; it is sent again."""
+    """By the service, which gets the MD5 of each put; it is sent again."""
     with target.open("c1") as writer:
         before = len(rig.storage.proxy.requests)
         rig.storage.proxy.corrupt = 2
@@ -222,7 +222,7 @@ def test_a_bit_that_is_turned_on_the_way_is_noticed(rig: TargetRig, target: Targ
 
 
 def test_the_proxy_is_strict(rig: TargetRig, target: TargetBench) -> None:
-    """Past the driver: what Azure would refuse, and Azurite would not."""
+    """Without the driver: what Azure would refuse, and Azurite would not."""
     container = rig.target_site.account.container.client
     blob = container.get_blob_client("strict")
     blob.create_page_blob(8 * MiB)
@@ -241,7 +241,7 @@ def test_the_proxy_is_strict(rig: TargetRig, target: TargetBench) -> None:
         blob.get_blob_properties()
     assert caught.value.status_code == 503
     assert retry_after(caught.value) == 1
-    container.get_blob_client("large").get_blob_properties()  # the limit is of one blob
+    container.get_blob_client("large").get_blob_properties()  # the limit applies to one blob
     time.sleep(1.1)
     for name in ("large", "strict"):
         rig.target_site.account.container.delete(name)
@@ -251,14 +251,14 @@ def test_the_proxy_is_strict(rig: TargetRig, target: TargetBench) -> None:
 
 
 class Killed(BaseException):
-    """Here the process ends; nothing that comes after it is done."""
+    """The process ends here; nothing after it is run."""
 
 
 @pytest.mark.parametrize("place", ["closed", "snapshotted", "described", "sealed"])
 def test_a_recorded_point_is_whole(
     rig: TargetRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Whenever the engine dies while it seals: what the record names can be read, and is what was sealed."""
+    """Whenever the engine dies while it seals, the points in the record are readable and have the sealed content."""
 
     def reach(name: str) -> None:
         if name == f"azure.{place}":
@@ -282,14 +282,14 @@ def test_a_recorded_point_is_whole(
         found = bytearray(target.sizes[target.first])
         with replica.reader(target.first, point.id) as reader:
             reader.read_into(0, memoryview(found))
-        assert found == wanted[point.id], f"point {point.id} has not its content"
+        assert found == wanted[point.id], f"point {point.id} has wrong content"
 
 
 # -- ownership
 
 
 def test_an_older_owner_is_kept_out_by_the_lease(rig: TargetRig, target: TargetBench) -> None:
-    """Its puts fail at the service, not only by its own good manners."""
+    """The service refuses its puts; the driver's own check is not the only protection."""
     target.first_points("p1")
     name = blob_of(rig, target, target.first)
     with target.open("c2") as writer:
@@ -305,7 +305,7 @@ def test_an_older_owner_is_kept_out_by_the_lease(rig: TargetRig, target: TargetB
 
 
 def test_a_put_of_a_dead_writer_does_not_arrive(rig: TargetRig, target: TargetBench) -> None:
-    """A put that is still on its way when the engine comes back would overwrite what is newer."""
+    """A put that is still in flight when the engine restarts would overwrite newer data."""
     target.first_points("p1")
     held, go = threading.Event(), threading.Event()
 
@@ -334,7 +334,7 @@ def test_a_put_of_a_dead_writer_does_not_arrive(rig: TargetRig, target: TargetBe
 
 
 def test_who_was_followed_by_another_writer_seals_nothing(rig: TargetRig, target: TargetBench) -> None:
-    """All its puts had arrived when the other opened the cycle: only the sequence number tells of the other's."""
+    """All its puts had arrived when the other engine opened the cycle: only the sequence number shows the other's."""
     target.first_points("p1")
     calls = [Data(target.first, 0, noise(64 * KiB))]
     former = target.open("c2")
@@ -370,7 +370,7 @@ def test_a_seal_that_failed_is_repeated(rig: TargetRig, target: TargetBench, mon
 def test_a_lost_answer_at_the_end_is_no_other_writer(
     rig: TargetRig, target: TargetBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cycle is tried again, by whoever opens it next, and sends nothing twice."""
+    """The cycle is retried by the next engine that opens it, and sends nothing twice."""
     target.first_points("p1")
     calls = [Data(target.first, 0, noise(64 * KiB))]
     writer = target.open("c2")

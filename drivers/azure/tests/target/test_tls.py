@@ -1,4 +1,4 @@
-"""The storage account over HTTPS, as Azure's is."""
+"""The storage account over HTTPS, as in Azure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
 
 
 def test_no_put_carries_a_checksum_beside(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """TLS has one for all that travels; the service would spend an eighth of its time on another."""
+    """TLS already has a checksum for all traffic; the service would spend an eighth of its time on another one."""
     puts: list[dict[str, Any]] = []
     upload = BlobClient.upload_page
 
@@ -55,7 +55,7 @@ def test_no_put_carries_a_checksum_beside(settings: dict[str, str], monkeypatch:
 
 
 def test_a_server_that_nobody_vouches_for_is_not_spoken_to(settings: dict[str, str]) -> None:
-    """And not retried: waiting does not help."""
+    """It is not retried: waiting does not help."""
     given = {name: value for name, value in settings.items() if name != "ca_file"}
     begun = time.monotonic()
     with pytest.raises(AccessDenied, match="the server's certificate is not trusted"):

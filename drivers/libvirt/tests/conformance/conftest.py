@@ -1,4 +1,4 @@
-"""Outside the lab the tests of this folder are run by a pytest inside it."""
+"""The tests of this folder are run by a second pytest inside the lab."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def lab(pytestconfig: pytest.Config) -> Lab:
-    """The lab's methods, which are done outside."""
+    """The lab's methods, which run outside."""
     inside = pytestconfig.pluginmanager.get_plugin(NAME)
     assert isinstance(inside, Inside)
     return inside.lab

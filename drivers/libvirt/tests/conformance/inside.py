@@ -1,8 +1,8 @@
-"""Runs tests inside site b, where replicas and their file systems are, and reports them as if they ran here.
+"""Runs tests inside site b, which has the replicas and their file systems, and reports them as if they ran outside.
 
-The pytest that was called (outside) takes each test of this folder by giving it to a second pytest, which is started
-inside the site: `python -m drivers.libvirt.tests.conformance.inside ARGUMENTS`. Over a socket come back the reports,
-and the calls of the lab that work only outside: both sites are hidden from each other and from themselves.
+The pytest that was called (outside) passes each test of this folder to a second pytest, which is started inside the
+site: `python -m drivers.libvirt.tests.conformance.inside ARGUMENTS`. A socket returns the reports, and the calls of the
+lab that work only outside: the sites are isolated from each other and from the host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["HERE", "NAME", "Inside", "Outside"]
 
 HERE = Path(__file__).parent
 NAME = "conformance-inside"
-"""Of the plug-in inside the site."""
+"""The name of the plug-in inside the site."""
 END_SECONDS = 30.0
 TEST_SECONDS = 150
 """Less than the project's limit, so that a test that hangs is reported by the pytest that runs it."""
@@ -37,7 +37,7 @@ LOG_BYTES = 4000
 
 @attrs.frozen
 class Call:
-    """Asks for a method of the lab; answered by Answer."""
+    """Calls a method of the lab; answered by Answer."""
 
     method: str
     arguments: tuple[object, ...]
@@ -46,7 +46,7 @@ class Call:
 
 @attrs.frozen
 class Answer:
-    """`problem`: what a LabError said."""
+    """`problem`: the text of a LabError."""
 
     value: object = None
     problem: str = ""
@@ -54,14 +54,14 @@ class Answer:
 
 @attrs.frozen
 class Report:
-    """Of a test's set-up, call, or tear-down, as pytest serialises it."""
+    """The report of a test's set-up, call or tear-down, as pytest serialises it."""
 
     data: dict[str, Any]
 
 
 @attrs.frozen
 class Done:
-    """A test is over."""
+    """A test has ended."""
 
     nodeid: str
 
@@ -70,9 +70,9 @@ class Done:
 
 
 class Outside:
-    """Plug-in of the pytest that was called: a lab and a pytest inside it for each file of ours.
+    """Plug-in of the outer pytest: a lab and an inner pytest for each file of this folder.
 
-    Not one for all: a worker of pytest-xdist knows every test, yet is given files one by one and in any order.
+    Not one for all: a worker of pytest-xdist knows every test, but gets files one by one and in any order.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -81,7 +81,7 @@ class Outside:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> object:
-        """In place of pytest's own for the tests of this folder."""
+        """Replaces pytest's own protocol for the tests of this folder."""
         if item.path.parent != HERE:
             return None
         hook = item.ihook
@@ -90,7 +90,7 @@ class Outside:
         if call.excinfo is None:
             reports = call.result or []
         else:
-            self._end()  # nobody knows where the inner one is; a new one goes on with the next test
+            self._end()  # the inner one's state is unknown; a new one continues with the next test
             reports = [hook.pytest_runtest_makereport(item=item, call=call)]
         last = nextitem is None or nextitem.path != item.path
         after = pytest.CallInfo.from_call(lambda: self._leave(item, nextitem, last=last), when="teardown")
@@ -110,7 +110,7 @@ class Outside:
         return self._inner.reports(item)
 
     def _leave(self, item: pytest.Item, nextitem: pytest.Item | None, *, last: bool) -> None:
-        # What tests before ours had set up, as pytest's own protocol does.
+        # Tear down what earlier tests had set up, as pytest's own protocol does.
         item.session._setupstate.teardown_exact(nextitem)
         if last:
             self._end()
@@ -150,7 +150,7 @@ class _Inner:
         return [*inifile, *options, *limit, *(f"{item.path}::{item.nodeid.partition('::')[2]}" for item in items)]
 
     def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
-        """Follow a test to its end, doing what it asks of the lab. Raises what makes that impossible."""
+        """Follow a test to its end and run its calls of the lab. Raises LabError if that is impossible."""
         found = []
         while True:
             try:
@@ -181,7 +181,7 @@ class _Inner:
         return self._log.read().decode(errors="replace")
 
     def _stop(self) -> None:
-        self._link.close()  # what still runs in there fails with its next call of the lab
+        self._link.close()  # what still runs inside fails at its next call of the lab
         try:
             self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -189,7 +189,7 @@ class _Inner:
             self._process.wait(END_SECONDS)
 
     def close(self) -> None:
-        """Both go down."""
+        """Stop both."""
         self._stack.close()
 
 
@@ -197,7 +197,7 @@ class _Inner:
 
 
 class _FarLab:
-    """The lab's methods, done outside. Raises LabError."""
+    """The lab's methods, run outside. Raises LabError."""
 
     def __init__(self, link: Connection) -> None:
         self._link = link
@@ -219,7 +219,7 @@ class Inside:
     def __init__(self, link: Connection) -> None:
         self.__name__ = NAME
         self.lab = cast(Lab, _FarLab(link))
-        """The lab's methods: what they do, they do outside."""
+        """The lab's methods, which run outside."""
         self._link = link
         self._config: pytest.Config | None = None
 
@@ -239,7 +239,7 @@ class Inside:
 
 
 def main() -> int:
-    """Run pytest with the socket that came as standard input, which pytest will want to replace."""
+    """Run pytest with the socket that is standard input, because pytest replaces standard input."""
     link = Connection(os.dup(0))
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -249,4 +249,4 @@ def main() -> int:
 if __name__ == "__main__":
     from drivers.libvirt.tests.conformance import inside
 
-    sys.exit(inside.main())  # not this module's: what travels must be of one and the same module at both ends
+    sys.exit(inside.main())  # not this module's: transferred objects must be of the same module at both ends

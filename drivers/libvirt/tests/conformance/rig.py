@@ -51,7 +51,7 @@ done
 truncate -s 16M {NAME}-vdb.raw
 """
 
-# What QEMU holds back of a qcow2 image's tables is written at a flush; `sync` flushes only where a file system asks.
+# QEMU writes cached qcow2 tables at a flush; `sync` flushes only where a file system requests it.
 FLUSH = "sync; for disk in vda vdb sda; do dd if=/dev/null of=/dev/$disk conv=fsync,notrunc; done"
 
 WRITE = (
@@ -62,8 +62,8 @@ WRITE = (
 
 
 class LibvirtRig(ConformanceRig):
-    """Machine `kit`: ext4 on qcow2 (vda), no file system on raw (vdb), ext4 with discard on SCSI (sda). Its workload
-    does not run by itself: the kit decides when it writes."""
+    """Machine `kit`: ext4 on qcow2 (vda), no file system on raw (vdb), ext4 with discard on SCSI (sda). Its workload is
+    paused: the kit decides when it writes."""
 
     consistency = Consistency.FILESYSTEM
     driver = LibvirtDriver()
@@ -75,10 +75,10 @@ class LibvirtRig(ConformanceRig):
         self._random = random.Random(20261202)
         self._number = 0
         self._gone = 0
-        """Number of the file that is to be discarded next: it was written before any mark."""
+        """Number of the file to discard next: it was written before any mark."""
         self._extra = ""
         with ExitStack() as stack:
-            # The platform's own hand at site a, beside the driver's.
+            # Direct access to site a, without the driver.
             self._platform = libvirt.open(REMOTE)
             stack.callback(self._platform.close)
             self._start_guest(stack)
@@ -92,7 +92,7 @@ class LibvirtRig(ConformanceRig):
         self._at_a("sh", "-ec", f"cd /srv/images; {SHRINK}")
         self._lab.start("a", NAME)
         self._guest("rate 50")
-        self._lab.wait_row("a", NAME, 30)  # something for an audit to find
+        self._lab.wait_row("a", NAME, 30)  # content for an audit
         self._guest("rate 0")
         self._guest(f"dd if=/dev/urandom of=/mnt/lab-scratch/gone{self._gone} bs=64k count=8 conv=fsync")
         self.machine_id = self._at_a("virsh", "domuuid", NAME).strip()
@@ -120,7 +120,7 @@ class LibvirtRig(ConformanceRig):
         return self._lab.run_in("a", command).stdout
 
     def _guest(self, line: str) -> str:
-        """A guest that is still booting obeys when it is up."""
+        """A guest that is still booting runs the command when it is up."""
         return self._lab.command("a", NAME, line)
 
     def _here(self, *command: str | Path, text: str | None = None) -> str:
@@ -143,12 +143,12 @@ class LibvirtRig(ConformanceRig):
 
     def restart(self) -> None:
         for site in (self._source, self._target):
-            site.close()  # as a process's end would: it closes the socket and leaves at the host what is there
+            site.close()  # like the end of a process: it closes the socket and leaves everything at the host
         self._source, self._target = self._connect()
 
     def abandon(self, handle: Closing) -> None:
         if isinstance(handle, CycleWriter):
-            handle.close()  # flushes nothing: the lock is let go and its helpers end, as when the process dies
+            handle.close()  # flushes nothing: the lock is released and its helpers end, as when the process dies
         elif isinstance(handle, LibvirtView):
             for machine in handle.machines.values():
                 for disk in machine.disks.values():
@@ -199,7 +199,7 @@ class LibvirtRig(ConformanceRig):
     def lose_view(self, machine_id: str) -> None:
         domain, end = self._platform.lookupByName(NAME), time.monotonic() + COMMAND_SECONDS
         domain.abortJob()
-        # It returns at once, and a QEMU 7.2 that stops serving while somebody connects hangs for ever.
+        # It returns immediately, and a QEMU 7.2 that stops serving during a connection attempt hangs forever.
         while _is_backed_up(domain):
             assert time.monotonic() < end, "the backup job does not end"
             time.sleep(0.05)
@@ -322,7 +322,7 @@ class LibvirtRig(ConformanceRig):
         self._virsh("undefine", machine_id, *forget)
         for path in images:
             path.unlink(missing_ok=True)
-            if path.parent.parent == self._replica_dir / "machines":  # made by a failover: a directory of its own
+            if path.parent.parent == self._replica_dir / "machines":  # made by a failover: a separate directory
                 shutil.rmtree(path.parent, ignore_errors=True)
 
     def make_target_machine(self, machine: Machine) -> str:
@@ -362,11 +362,11 @@ class LibvirtRig(ConformanceRig):
 
 
 def fill(ballast: Path, *, leave: int) -> None:
-    """Take all space of a file system but so many bytes."""
+    """Fill a file system except for this many bytes."""
     with ballast.open("wb") as file:
         taken, step = 0, GiB
         while step >= 4 * KiB:
-            # What was removed just before is free for others only once that is durable.
+            # Space of files deleted just before is available only once the deletion is durable.
             subprocess.run(["sync", "-f", ballast], timeout=COMMAND_SECONDS, check=True)
             try:
                 os.posix_fallocate(file.fileno(), taken, step)
@@ -375,7 +375,7 @@ def fill(ballast: Path, *, leave: int) -> None:
                 if problem.errno != errno.ENOSPC:
                     raise
                 step //= 2
-        file.truncate(taken - leave)  # not by statvfs: what it calls free is in part the file system's own
+        file.truncate(taken - leave)  # not by statvfs: part of what it reports as free is reserved by the file system
     subprocess.run(["sync", "-f", ballast], timeout=COMMAND_SECONDS, check=True)
 
 

@@ -1,6 +1,6 @@
-"""The conformance kit on real sites: replicas on a file system that clones no files.
+"""The conformance kit on real sites: replicas on a file system without file clones.
 
-What a source and its inventory do is the same for both kinds of replicas, and tried with the other.
+Source and inventory behave the same for both kinds of replicas, and are tested with the other one.
 """
 
 from __future__ import annotations

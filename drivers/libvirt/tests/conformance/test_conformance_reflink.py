@@ -1,4 +1,4 @@
-"""The conformance kit on real sites: replicas on a file system that clones files."""
+"""The conformance kit on real sites: replicas on a file system with file clones."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def start(lab: Lab) -> Callable[[str], None]:
 
 @pytest.fixture(scope="session")
 def restart_libvirtd(lab: Lab) -> Callable[[], None]:
-    """Restarts the daemon of site a; its guests go on."""
+    """Restarts the daemon of site a; its guests keep running."""
 
     def restart() -> None:
         names = {path.stem for path in (lab.sites["a"].run_dir / "libvirt/qemu").glob("*.pid")} - {"driver"}
@@ -134,7 +134,7 @@ def nbd_directory() -> Iterator[Path]:
 
 @pytest.fixture
 def site(lab: Lab, nbd_directory: Path) -> Iterator[LibvirtSite]:
-    """Site a, for this process. Its files are not ours, so it counts as remote."""
+    """Site a, for this process. Its files are not visible here, so it counts as remote."""
     settings = {"uri": lab.uri("a"), "nbd": f"unix:{nbd_directory}"}
     with LibvirtDriver().connect("a", settings) as found:
         yield found

@@ -1,4 +1,4 @@
-"""An engine in a process of its own: one JSON request a line in, one answer a line out.
+"""An engine in a separate process: one JSON request per input line, one answer per output line.
 
 Run inside a site of the lab, where paths, sockets and addresses are the site's; it can be killed like an engine.
 """
@@ -25,7 +25,7 @@ Answer = dict[str, object]
 
 
 class Engine:
-    """What a request may call: its public methods."""
+    """The public methods are the calls that a request may use."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self._site: LibvirtSite = LibvirtDriver().connect("a", settings)

@@ -1,4 +1,4 @@
-"""Connecting, and libvirt's errors in the catalogue's words."""
+"""Connecting, and libvirt's errors as catalogued errors."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_connection_is_made_anew_and_a_closed_site_stays_closed(lab: Lab) -> N
     site = LibvirtDriver().connect("a", {"uri": lab.uri("a")})
     assert clients() == before + 1
     site.close()
-    assert clients() == before, "although its events were listened to"
+    assert clients() == before, "although its events were subscribed"
     site = LibvirtDriver().connect("a", {"uri": lab.uri("a")})
     lab.run_in("a", ["virt-admin", "client-disconnect", "libvirtd", newest()])
     assert site.status().version.startswith("libvirt ")

@@ -73,10 +73,10 @@ def test_a_guest_that_does_not_listen_is_not_cut_off(
     start("power")
     lab.sites["a"].virsh("suspend", "power")
     site.inventory.power_on(machine)
-    assert site.inventory.machine(machine).power is PowerState.RUNNING, "a paused one goes on"
+    assert site.inventory.machine(machine).power is PowerState.RUNNING, "a paused one resumes"
     lab.sites["a"].virsh("destroy", "power")
     lab.sites["a"].virsh("start", "power")
-    # The firmware has not even handed over yet: nobody hears the button.
+    # The firmware has not started the system yet: the button has no effect.
     with pytest.raises(ShutdownFailed):
         site.inventory.power_off(machine, graceful=True, timeout=0.2)
     assert lab.state("a", "power") == "running"
@@ -93,7 +93,7 @@ def test_a_fence_stops_it_and_keeps_it_off(lab: Lab, site: LibvirtSite, machine:
     assert site.inventory.fenced(machine) == Fence(3, "failed over to <b> & co")
     with pytest.raises(WrongState, match="fenced"):
         site.inventory.power_on(machine)
-    # Its user starts it nevertheless: a repeated fence stops it again.
+    # Its user starts it anyway: a repeated fence stops it again.
     lab.sites["a"].virsh("start", "power")
     site.inventory.fence(machine, Fence(3, "failed over to <b> & co"))
     assert lab.state("a", "power") == "shut off"

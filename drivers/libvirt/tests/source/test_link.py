@@ -16,7 +16,7 @@ pytestmark = pytest.mark.system
 
 URI = "qemu+tcp://10.77.0.1/system"
 Engines = Callable[..., Any]
-# libvirt's keep-alive and the NBD client each notice within 20 s; asking again after that takes no longer.
+# libvirt's keep-alive and the NBD client each notice within 20 s; a repeated request takes no longer.
 NOTICE_SECONDS = 45
 
 

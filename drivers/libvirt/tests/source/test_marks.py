@@ -1,4 +1,4 @@
-"""Marks, the names of checkpoints, and what follows from them for each disk."""
+"""Marks, the names of checkpoints, and the resulting tracking of each disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machines out of the ordinary. No guest runs in them: QEMU itself is told what to write, exactly and at once."""
+"""Unusual machines. No guest runs in them: QEMU itself is instructed what to write, exactly and immediately."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Bare:
         return self._virsh(*words, check=check).stdout
 
     def write(self, disk: str, command: str) -> None:
-        """A qemu-io command on a disk, as if the guest did it."""
+        """Run a qemu-io command on a disk, as if the guest did it."""
         device = {"vda": "virtio-disk0", "vdb": "virtio-disk1"}[disk]
         line = f'qemu-io -d /machine/peripheral/{device}/virtio-backend "{command}"'
         said = self.virsh("qemu-monitor-command", "--hmp", self.name, line)
@@ -115,7 +115,7 @@ def test_exactly_what_was_written_is_told_and_a_discard_is_zero(lab: Lab, make: 
     bare.write("vda", "discard 8M 1M")
     view, machine = bare.open("v2", mark)
     changed = machine.disks["vda"].changed()
-    # QEMU ignores discards while a backup runs: the content stays, so nothing is told.
+    # QEMU ignores discards while a backup runs: the content stays, so nothing is reported.
     mark = machine.mark
     bare.write("vda", "discard 0 1M")
     view.close()
@@ -194,7 +194,7 @@ def test_an_external_snapshot_made_after_protection_does_not_break_the_delta(lab
     assert bare.codes()["machine-has-snapshots"] is Severity.ERROR
     view, machine = bare.open("v2", mark)
     frozen = machine.disks["vda"]
-    # Known, and then all of it, whichever layer it is in; or said to be unknown.
+    # Either known completely, in whichever layer, or reported as unknown.
     assert frozen.tracking in (Tracking.CHANGED, Tracking.LOST, Tracking.NEW)
     if frozen.tracking is Tracking.CHANGED:
         assert frozen.changed() == [Extent(2 * MIB, MIB), Extent(4 * MIB, MIB)]
@@ -221,7 +221,7 @@ def test_a_disk_replaced_by_another_image_is_new(lab: Lab, make: Make) -> None:
     assert machine.disks["vda"].tracking is Tracking.NEW
     assert "replaced" in machine.disks["vda"].reason
     view.close()
-    assert len(bare.virsh("checkpoint-list", bare.name, "--name").split()) == 1, "no record of what is not there"
+    assert len(bare.virsh("checkpoint-list", bare.name, "--name").split()) == 1, "no record of a missing checkpoint"
 
 
 def test_an_image_recreated_at_the_same_path_is_lost(lab: Lab, make: Make) -> None:
@@ -254,7 +254,7 @@ def test_a_paused_machine_is_frozen_like_a_running_one(lab: Lab, make: Make) -> 
     assert machine.description.machine.power is PowerState.PAUSED
     assert machine.consistency is Consistency.CRASH
     view.close()
-    assert lab.state("a", bare.name) == "paused", "its user paused it, its user resumes it"
+    assert lab.state("a", bare.name) == "paused", "only its user resumes a machine that the user paused"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Machines that are off: their files read in place, or over the link by holding them for the time of the reading."""
+"""Machines that are off: their files are read in place, or over the link while the machine is held paused."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_from_running_to_off_to_running_nothing_is_lost(
     engine.close(view="o1")
     assert state(lab) == "shut off"
 
-    # It stays off: nothing is read again, nothing is started.
+    # It stays off: nothing is read again or started.
     still = engine.open(machine=machine, view="o2", since=off["mark"])
     assert (tracking(still), still["disks"]["vda"]["changed"], still["consistency"]) == ("changed", [], "offline")
     assert state(lab) == "shut off"
     engine.confirm(view="o2")
-    # Somebody wants to read after all (a comparison does).
+    # A read is needed after all (as in a comparison).
     assert engine.hash(view="o2", disk="vda") == content
     engine.confirm(view="o2")
     engine.close(view="o2")
@@ -66,7 +66,7 @@ def test_from_running_to_off_to_running_nothing_is_lost(
 
     start("off")
     back = engine.open(machine=machine, view="r2", since=still["mark"])
-    assert tracking(back) == "changed", "deltas go on after the start"
+    assert tracking(back) == "changed", "deltas continue after the start"
     assert back["disks"]["vda"]["changed"]
     engine.close(view="r2")
     engine.keep(machine=machine, marks=[])
@@ -122,7 +122,7 @@ def test_a_killed_machine_is_neither_offline_consistent_nor_tracked(
     engine.close(view="k2")
     assert off["mark"] != running["mark"]
     after = engine.open(machine=machine, view="k3", since=off["mark"])
-    assert (tracking(after), after["disks"]["vda"]["changed"]) == ("changed", []), "tracked again at once"
+    assert (tracking(after), after["disks"]["vda"]["changed"]) == ("changed", []), "tracked again immediately"
     engine.close(view="k3")
     start("off")
     engine.keep(machine=machine, marks=[])
@@ -147,7 +147,7 @@ def test_a_held_machine_counts_as_off_and_its_owner_may_have_it(lab: Lab, machin
     engine.open(machine=machine, view="h1")
     assert state(lab) == "paused"
     assert engine.power(machine=machine) == "off"
-    # Its user resumes it: from then on it is the user's, and ending the view does not stop it.
+    # Its user resumes it: from then on it belongs to the user, and ending the view does not stop it.
     lab.sites["a"].virsh("resume", "off")
     assert engine.power(machine=machine) == "running"
     engine.close(view="h1")

@@ -34,7 +34,7 @@ def certify(ca: Path, directory: Path, role: str, names: str) -> None:
 
 @pytest.fixture(scope="module")
 def clients(lab: Lab, tmp_path_factory: pytest.TempPathFactory, restart_libvirtd: Callable[[], None]) -> Iterator[Path]:
-    """Directories `client` (signed by the server's authority) and `stranger` (by another)."""
+    """Directories `client` (signed by the server's authority) and `stranger` (by another authority)."""
     made = tmp_path_factory.mktemp("pki")
     for name in ("ours", "other"):
         (made / name).mkdir()

@@ -22,13 +22,13 @@ MIB = 1 << 20
 
 
 class Copy:
-    """A replica of a machine in memory: made by extents, as the engine does."""
+    """A replica of a machine in memory, made from extents as the engine does."""
 
     def __init__(self) -> None:
         self.disks: dict[str, bytearray] = {}
 
     def apply(self, view: MachineView) -> dict[str, list[Extent]]:
-        """Take over what the view says is to be taken; returns that."""
+        """Copy what the view reports as changed; returns the extents."""
         sent = {}
         for disk_id, disk in view.disks.items():
             known = disk.tracking is Tracking.CHANGED and disk_id in self.disks
@@ -52,7 +52,7 @@ class Copy:
 
 
 def content_hashes(view: MachineView) -> dict[str, str]:
-    """Of every byte of each disk, read without regard to extents."""
+    """Digests of every byte of each disk, read without using extents."""
     found = {}
     for disk_id, disk in view.disks.items():
         digest, buffer = blake3(), memoryview(bytearray(4 * MIB))
@@ -88,7 +88,7 @@ class Guest:
         return self.lab.command("a", self.name, line)
 
     def ours(self) -> list[str]:
-        """Checkpoints of ours at the host."""
+        """asrcore's checkpoints at the host."""
         return [name for name in self.virsh("checkpoint-list", self.name, "--name").split() if name.startswith("asr-")]
 
     def scratch_files(self) -> list[str]:
@@ -160,7 +160,7 @@ def test_what_the_guest_trimmed_travels_as_zeroes(guest: Guest) -> None:
         zeroes = total(item for item in sent["sda"] if item.zero)
         data = total(item for item in sent["sda"] if not item.zero)
         assert zeroes >= 31 * MIB
-        # The workload goes on meanwhile: of this disk it rewrites an area of 8 MiB and a journal of 4 MiB, not more.
+        # The workload continues meanwhile: on this disk it rewrites an area of 8 MiB and a journal of 4 MiB, not more.
         assert data < 16 * MIB
         assert copy.hashes() == content_hashes(guest.of(view))
 
@@ -177,7 +177,7 @@ def test_a_killed_qemu_loses_tracking_and_only_that(guest: Guest) -> None:
         renewed = guest.of(view).mark
     assert renewed is not None
     guest.site.source.keep_marks(guest.id, [renewed])
-    assert len(guest.ours()) == 1, "stale bitmaps of ours are gone"
+    assert len(guest.ours()) == 1, "asrcore's stale bitmaps are deleted"
     with guest.open(renewed) as view:
         assert guest.of(view).disks["vda"].tracking is Tracking.CHANGED
 
@@ -185,7 +185,7 @@ def test_a_killed_qemu_loses_tracking_and_only_that(guest: Guest) -> None:
 def test_a_bitmap_left_inconsistent_in_the_image_is_removed(guest: Guest) -> None:
     with guest.open() as view:
         mark = guest.of(view).mark
-    guest.virsh("destroy", guest.name)  # in order: the bitmap is saved ...
+    guest.virsh("destroy", guest.name)  # a clean stop: the bitmap is saved ...
     guest.start(guest.name)  # ... and marked as in use
     guest.lab.kill_qemu("a", guest.name)
     guest.start(guest.name)
@@ -193,7 +193,7 @@ def test_a_bitmap_left_inconsistent_in_the_image_is_removed(guest: Guest) -> Non
         assert guest.of(view).disks["vda"].tracking is Tracking.LOST
     guest.site.source.keep_marks(guest.id, [])
     size = int(guest.virsh("domblkinfo", guest.name, "sda").split()[1])
-    guest.virsh("blockresize", guest.name, "sda", f"{size}b")  # which QEMU refuses while such a bitmap is there
+    guest.virsh("blockresize", guest.name, "sda", f"{size}b")  # which QEMU refuses while such a bitmap exists
 
 
 def test_a_shutdown_and_start_keep_the_delta_going(guest: Guest) -> None:
@@ -250,7 +250,7 @@ def test_disks_may_be_added_grown_and_removed(guest: Guest) -> None:
             assert disks["sda"].tracking is Tracking.CHANGED
             assert disks["sda"].disk.size == 300 * MIB
             grown = [Extent(256 * MIB, 44 * MIB)]
-            assert total(intersect(grown, disks["sda"].changed())) == 44 * MIB, "the new part is told"
+            assert total(intersect(grown, disks["sda"].changed())) == 44 * MIB, "the new part is reported"
             copy.apply(guest.of(view))
             assert copy.hashes() == content_hashes(guest.of(view))
             mark = guest.of(view).mark
@@ -273,7 +273,7 @@ def test_allocated_tells_every_byte_once(guest: Guest) -> None:
             assert total(item for item in extents if not item.zero) < disk.disk.size / 2, "thin stays thin"
 
 
-# -- jobs of ours and of others -------------------------------------------------------------------------------------
+# -- backup jobs of asrcore and of others ---------------------------------------------------------------------------
 
 
 def test_the_same_view_id_attaches_to_the_view_that_is_frozen_still(guest: Guest) -> None:
@@ -345,7 +345,7 @@ def test_checkpoints_of_others_stay_and_do_not_disturb(guest: Guest, nbd_directo
             guest.site.source.keep_marks(guest.id, [])
             view.confirm()
     except ViewLost:
-        pass  # nothing was to be kept: its view ended too
+        pass  # nothing to keep: its view has ended, too
     assert guest.virsh("checkpoint-list", guest.name, "--name").split() == ["theirs"]
     guest.virsh("checkpoint-delete", guest.name, "theirs")
 
@@ -427,7 +427,7 @@ def test_a_consistency_that_cannot_be_had_is_no_error(guest: Guest) -> None:
     finally:
         guest.command("kill -CONT $(pidof qemu-ga)")
     wait_for_agent(guest)
-    # The freeze that it had not heard in time it hears now, and the thaw after it.
+    # It now receives the freeze that it had missed, and the thaw after it.
     thawed = '{"execute":"guest-fsfreeze-status"}'
     assert wait(lambda: "thawed" in guest.virsh("qemu-agent-command", guest.name, thawed, check=False), 60)
     guest.command("echo alive >/mnt/lab-scratch/alive; sync")

@@ -1,4 +1,4 @@
-"""Replica directories on real file systems, and a replica's expected content."""
+"""Replica directories on real file systems, and the expected content of a replica."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ FILE_SYSTEM = {ReplicaKind.REFLINK: "xfs", ReplicaKind.CHAIN: "ext4"}
 
 
 def run(*command: str | Path) -> None:
-    """A command with a time limit, its output in the error."""
+    """Run a command with a time limit; its output is in the error."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
 @pytest.fixture(scope="session")
 def file_systems(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[ReplicaKind, Path]]:
-    """One large enough for all tests, of either kind."""
+    """A file system of either kind, large enough for all tests."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
     directory = tmp_path_factory.mktemp("replicas")
@@ -70,7 +70,7 @@ def replica_dir(file_systems: dict[ReplicaKind, Path], kind: ReplicaKind) -> Ite
 @contextlib.contextmanager
 def small_file_system(directory: Path, kind: ReplicaKind) -> Iterator[Path]:
     """A small file system on which replicas are of that kind, all of it a replica directory."""
-    sizes = {ReplicaKind.REFLINK: 320 * MIB, ReplicaKind.CHAIN: 64 * MIB}  # mkfs.xfs makes none below 300 MiB
+    sizes = {ReplicaKind.REFLINK: 320 * MIB, ReplicaKind.CHAIN: 64 * MIB}  # mkfs.xfs refuses less than 300 MiB
     with mounted(directory, FILE_SYSTEM[kind], sizes[kind]) as mount:
         yield mount
 
@@ -83,7 +83,7 @@ def small(tmp_path: Path, kind: ReplicaKind) -> Iterator[Path]:
 
 
 def fill(directory: Path, leave: int) -> Path:
-    """Take all space of the file system but so many bytes."""
+    """Fill the file system except for this many bytes."""
     path = directory / "ballast"
     step = 4 * MIB
     with path.open("wb") as file:
@@ -98,17 +98,17 @@ def fill(directory: Path, leave: int) -> Path:
             except OSError as problem:
                 if problem.errno != errno.ENOSPC:
                     raise
-                step //= 2  # the file system keeps some for itself
+                step //= 2  # the file system reserves some space
     return path
 
 
 def site_at(replica_dir: Path) -> LibvirtSite:
-    """A site that is not connected: the target role's work on files needs no libvirt."""
+    """A site that is not connected: the target role needs no libvirt for its work on files."""
     return LibvirtSite("b", SiteSettings.parse({"uri": "qemu:///system", "replica_dir": str(replica_dir)}))
 
 
 def target_at(replica_dir: Path) -> LibvirtTarget:
-    """The target role alone, with what no contract shows."""
+    """The target role alone, with access to its internals."""
     host = LibvirtHost("b", SiteSettings.parse({"uri": "qemu:///system", "replica_dir": str(replica_dir)}))
     return LibvirtTarget(host, LibvirtFailover(host))
 
@@ -121,7 +121,7 @@ def machine(disks: dict[str, int]) -> Description:
 
 @attrs.define
 class Bench:
-    """A replica under test with what it should hold."""
+    """A replica under test with its expected content."""
 
     target: LibvirtTarget
     replica: Replica
@@ -139,13 +139,13 @@ class Bench:
         return cls(target, replica, dict(disks), {disk_id: bytearray(size) for disk_id, size in disks.items()})
 
     def spec(self, cycle_id: str | None = None) -> CycleSpec:
-        """Of a cycle on the present head."""
+        """The specification of a cycle on the present head."""
         self.number += cycle_id is None
         info = self.replica.info()
         return CycleSpec(cycle_id or f"c{self.number}", info.epoch, info.head, self.disks)
 
     def seal_spec(self, *, keep: bool, point_id: str | None = None) -> SealSpec:
-        """Of the present cycle."""
+        """The specification of the present cycle's seal."""
         description = machine(self.disks)
         return SealSpec(
             f"p{self.number}" if point_id is None else point_id,
@@ -169,13 +169,13 @@ class Bench:
         return point
 
     def sealed(self, point: StoredPoint) -> None:
-        """Note a point."""
+        """Record a point."""
         infos = {stored.id for stored in self.replica.info().points}
         self.points = {name: content for name, content in self.points.items() if name in infos}
         self.points[point.id] = {disk_id: bytes(self.head[disk_id]) for disk_id in point.disks}
 
     def check(self) -> None:
-        """All points and the head are what they should be, byte by byte."""
+        """Check that all points and the head have the expected content, byte by byte."""
         assert [point.id for point in self.replica.info().points] == list(self.points)
         for point_id, disks in self.points.items():
             for disk_id, content in disks.items():
@@ -186,7 +186,7 @@ class Bench:
 
 
 def read(replica: Replica, disk_id: str, size: int, point_id: str | None = None) -> bytes:
-    """A whole disk, read as comparisons read it."""
+    """Read a whole disk as comparisons do."""
     with replica.reader(disk_id, point_id) as reader, page_buffer(size) as buffer:
         reader.read_into(0, buffer)
         return bytes(buffer)
@@ -194,13 +194,13 @@ def read(replica: Replica, disk_id: str, size: int, point_id: str | None = None)
 
 @pytest.fixture
 def bench() -> Callable[..., Bench]:
-    """Makes benches."""
+    """Makes replicas under test."""
     return Bench.make
 
 
 @pytest.fixture(scope="session")
 def tools() -> ModuleType:
-    """This module: tests cannot import their neighbours by name."""
+    """This module, because tests cannot import their neighbours by name."""
     return sys.modules[__name__]
 
 

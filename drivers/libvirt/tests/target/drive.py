@@ -1,4 +1,4 @@
-"""Does one thing to a replica in a process of its own: inside a site of the lab, and to be killed at named steps.
+"""Runs one operation on a replica in a separate process: inside a site of the lab, and killed at crash points.
 
 The words of a command are SITE_URI REPLICA_DIR COMMAND [ARGUMENT...]; `driven.py` sends them.
 """
@@ -51,7 +51,7 @@ def create(site: LibvirtSite, replica_id: str, directory: str, seed: str = "") -
 
 
 def cycle(site: LibvirtSite, replica_id: str, directory: str, cycle_id: str, point_id: str, keep: str) -> object:
-    """A cycle that compares: it sends what differs from the head."""
+    """A cycle that compares: it sends the differences from the head."""
     description = described(Path(directory))
     replica = site.target.replica(replica_id)
     info = replica.info()
@@ -82,7 +82,7 @@ def cycle(site: LibvirtSite, replica_id: str, directory: str, cycle_id: str, poi
 
 
 def read(site: LibvirtSite, replica_id: str, point_id: str, directory: str) -> object:
-    """Whether a point's disks are those in the directory."""
+    """Whether a point's disks equal those in the directory."""
     replica = site.target.replica(replica_id)
     point = next(point for point in replica.info().points if point.id == point_id)
     for disk_id, size in point.disks.items():
@@ -179,7 +179,7 @@ COMMANDS = {
 
 
 def main(words: Sequence[str]) -> int:
-    """One command; its result is printed. Returns the exit code."""
+    """Run one command and print its result. Returns the exit code."""
     uri, replica_dir, command, *arguments = words
     site = LibvirtSite("site", SiteSettings.parse({"uri": uri, "replica_dir": replica_dir}))
     try:
@@ -194,13 +194,13 @@ def main(words: Sequence[str]) -> int:
 def serve() -> None:
     """Run each line of the input, `[environment, words]`, in a fork; the answer is `[status, output, errors]`.
 
-    This process has one thread and no connection, so a fork is as good as a new process. To start Python and to import
-    the driver costs more than most commands.
+    This process has one thread and no connection, so a fork is equivalent to a new process. Starting Python and
+    importing the driver takes longer than most commands.
     """
     gc.freeze()
     for line in sys.stdin:
         environment, words = json.loads(line)
-        assert threading.active_count() == 1, "a fork takes one thread only"
+        assert threading.active_count() == 1, "a fork copies only one thread"
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             pid = os.fork()
             if pid == 0:

@@ -1,4 +1,4 @@
-"""Commands of `drive.py`, each in a process of its own that is forked from one that has imported everything."""
+"""Commands of `drive.py`, each in a separate process, forked from one that has imported everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("drive.py")))
-"""To be started with pipes for its input and output."""
+"""The command to start, with pipes for its input and output."""
 
 
 class Driven:
@@ -35,7 +35,8 @@ class Driven:
     def __call__(
         self, *words: str | Path, crash_at: str = "", log: Path | None = None, timeout: float = 120
     ) -> tuple[int, str, str]:
-        """Run a command, killed at a named step; its status as `subprocess` has it, its output and its errors."""
+        """Run a command, killed at a crash point if given; returns its status as in `subprocess`, its output and its
+        errors."""
         environment = {"ASRCORE_CRASH_AT": crash_at, "ASRCORE_CRASH_LOG": str(log or "")}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([environment, [str(word) for word in words]]).encode() + b"\n")

@@ -1,6 +1,6 @@
 """The parts of the conformance kit that concern a target, on both kinds of replicas.
 
-The kit for all roles runs inside a lab site; this one needs of libvirt only that it answers.
+The kit for all roles runs inside a lab site; this one only needs a libvirt that answers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TargetRig(ConformanceRig):
         self._site = LibvirtDriver().connect("b", self._settings)
 
     def abandon(self, handle: Closing) -> None:
-        handle.close()  # flushes nothing: the lock is let go, as when the process dies
+        handle.close()  # flushes nothing: the lock is released, as when the process dies
 
     @contextlib.contextmanager
     def full_target(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""SIGKILL at every named step of the target role: afterwards each point is whole, and repeating ends as it should."""
+"""SIGKILL at every crash point of the target role: afterwards each point is intact, and repeating succeeds."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ DELETE = ["target.delete.begin", "target.delete.done"]
 
 
 class Crashing:
-    """A replica directory and machines' states m1, m2, ..., as `drive.py` takes them."""
+    """A replica directory and machines' states m1, m2, ..., as `drive.py` uses them."""
 
     def __init__(self, replica_dir: Path, work: Path, drive: Any, site: Any, driven: Driven) -> None:
         self.replica_dir, self.work, self.drive, self.site, self.driven = replica_dir, work, drive, site, driven
@@ -84,18 +84,18 @@ class Crashing:
         return str(directory)
 
     def run(self, *arguments: str, crash_at: str = "", log: Path | None = None) -> int:
-        """In a process of its own; its exit code."""
+        """Run a command in a separate process; returns its exit code."""
         replica_dir = str(self.replica_dir)
         status, _, errors = self.driven("qemu:///system", replica_dir, *arguments, crash_at=crash_at, log=log)
         assert status in (0, -signal.SIGKILL), errors
         return status
 
     def here(self, command: str, *arguments: str) -> Any:
-        """In this process."""
+        """Run a command in this process."""
         return self.drive.COMMANDS[command](self.site, *arguments)
 
     def equal(self, points: dict[str, int]) -> None:
-        """The replica has exactly these points, each the state of that number."""
+        """Check that the replica has exactly these points, each with the state of that number."""
         assert self.here("info", "r1")["points"] == list(points)
         for point_id, number in points.items():
             assert self.here("read", "r1", point_id, self.state(number)) == "equal", point_id
@@ -152,7 +152,7 @@ def test_first_cycle(crashing: Crashing, tmp_path: Path) -> None:
 
 
 def test_cycle(crashing: Crashing, tmp_path: Path, kind: ReplicaKind) -> None:
-    """p1 is kept, p2 only the latest state; the cycle that is killed keeps p3 (or p4 in its place)."""
+    """p1 is kept, p2 only the latest state; the killed cycle keeps p3 (or p4 instead)."""
     steps = CYCLE[kind]
     crashing.here("create", "r1", crashing.state(1))
     crashing.here("cycle", "r1", crashing.state(1), "c1", "p1", "keep")
@@ -168,7 +168,7 @@ def test_cycle(crashing: Crashing, tmp_path: Path, kind: ReplicaKind) -> None:
             if code == 0:
                 assert step in ("target.keep.cloned", "target.chain.overlay"), step
             elif steps.index(step) < steps.index("target.seal.commit"):
-                crashing.equal(expected)  # as it was, by a process that opens it anew
+                crashing.equal(expected)  # unchanged, for a process that opens it again
             else:
                 crashing.equal({**kept, new: number + 1})
             crashing.run(*command, log=log)
@@ -194,7 +194,7 @@ def test_drop(crashing: Crashing, tmp_path: Path, kind: ReplicaKind) -> None:
             crashing.equal({"p1": 1, "p2": 2, "p3": 3, "p4": 4})
         else:
             crashing.equal({"p1": 1, "p4": 4})
-        # the head changes before the merge is taken up again
+        # the head changes before the merge is resumed
         crashing.here("cycle", "r1", crashing.state(5), "c5", "p5", "no")
         crashing.run("drop", "r1", "1", "p2", "p3", log=log)
         crashing.equal({"p1": 1, "p4": 4, "p5": 5})
@@ -205,7 +205,7 @@ def test_drop(crashing: Crashing, tmp_path: Path, kind: ReplicaKind) -> None:
 
 @pytest.mark.parametrize("kind", [ReplicaKind.CHAIN], ids=["chain"])
 def test_gather(crashing: Crashing, tmp_path: Path) -> None:
-    """The eleventh point is the tenth layer on the base: that run is gathered, of two disks one after the other."""
+    """The eleventh point is the tenth layer on the base: that run is gathered, for two disks one after the other."""
     crashing.here("create", "r1", crashing.state(1))
     for number in range(1, SPAN + 2):
         crashing.here("cycle", "r1", crashing.state(number), f"c{number}", f"p{number}", "keep")
@@ -218,7 +218,7 @@ def test_gather(crashing: Crashing, tmp_path: Path) -> None:
         shutil.copytree(whole, crashing.replica_dir, dirs_exist_ok=True)
         assert crashing.run("drop", "r1", "1", crash_at=step) == -signal.SIGKILL, step
         crashing.equal(points)
-        # the head changes before it is taken up again
+        # the head changes before it is resumed
         crashing.here("cycle", "r1", crashing.state(SPAN + 2), "c-new", "p-new", "no")
         crashing.equal({**points, "p-new": SPAN + 2})
         crashing.run("drop", "r1", "1", "p2", "p3", log=log)

@@ -1,4 +1,4 @@
-"""Raw images are read past the page cache where that can be, and rightly where it cannot."""
+"""Raw images are read without the page cache where possible, and correctly where it is not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from asrcore.model.extent import Extent
 
 KIB, MIB = 1024, 1024 * 1024
 CONTENT = random.Random(7).randbytes(4 * MIB - 512)
-"""A file of sectors, but not of pages."""
+"""A file of whole sectors, but not of whole pages."""
 Make = Callable[..., Any]
 
 
@@ -53,7 +53,7 @@ def _durable(path: Path, content: bytes) -> Path:
 
 
 def _cached(path: Path) -> int:
-    """Pages of a file that are in memory."""
+    """The number of a file's pages in the page cache."""
     libc = ctypes.CDLL(None, use_errno=True)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         pages = -(-len(mapped) // mmap.PAGESIZE)
@@ -77,7 +77,7 @@ def test_leaves_in_memory_what_others_have_there(small: Path, opened: Callable[[
     path = _durable(small / "image", CONTENT)
     path.read_bytes()
     before = _cached(path)
-    assert before > len(CONTENT) // mmap.PAGESIZE // 2  # else the test could not tell
+    assert before > len(CONTENT) // mmap.PAGESIZE // 2  # otherwise the test would prove nothing
     with page_buffer(MIB) as buffer:
         opened(path).read_into(0, buffer)
     assert _cached(path) >= before
@@ -86,15 +86,15 @@ def test_leaves_in_memory_what_others_have_there(small: Path, opened: Callable[[
 @pytest.mark.parametrize(
     ("offset", "length", "shift"),
     [
-        (0, MIB, 1),  # memory that begins beside a page
+        (0, MIB, 1),  # memory that is not page-aligned
         (4096, MIB, 16),
         (512, MIB, 0),
-        (100, 1000, 0),  # a place that is no sector
+        (100, 1000, 0),  # not sector-aligned
         (0, 1, 0),
         (len(CONTENT) - MIB, MIB, 0),
-        (len(CONTENT) // 4096 * 4096, 4096, 0),  # the file ends within
+        (len(CONTENT) // 4096 * 4096, 4096, 0),  # extends beyond the end of the file
         (3 * MIB, 2 * MIB, 0),
-        (len(CONTENT) + MIB, MIB, 0),  # all of it behind the end
+        (len(CONTENT) + MIB, MIB, 0),  # completely beyond the end
     ],
 )
 def test_any_buffer_at_any_place(
@@ -134,7 +134,7 @@ def test_a_file_system_that_has_no_such_way(
         assert buffer == CONTENT[MIB : 2 * MIB]
     monkeypatch.undo()
     assert calls
-    assert _cached(path) == 0  # and nothing is left behind
+    assert _cached(path) == 0  # nothing is left in the cache
 
 
 def test_another_error_is_told(
@@ -151,7 +151,7 @@ def test_another_error_is_told(
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
-    """Each read that brought something: whether it went past the page cache, and its bytes."""
+    """Each read that returned data: whether it bypassed the page cache, and its bytes."""
     found: list[tuple[bool, int]] = []
 
     def preadv(fd: int, buffers: Any, offset: int) -> int:
@@ -167,10 +167,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
 def test_private_memory_is_filled_by_the_page_cache(
     small: Path, opened: Callable[[Path], DirectFile], reads: list[tuple[bool, int]]
 ) -> None:
-    """A fork meanwhile would lose what is read past it."""
+    """A concurrent fork would lose data that are read directly."""
     path = _durable(small / "image", CONTENT)
     memory = bytearray(MIB + mmap.PAGESIZE)
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % mmap.PAGESIZE  # else it could not be read past it
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % mmap.PAGESIZE  # direct reads need that
     buffer = memoryview(memory)[start : start + MIB]
     opened(path).read_into(MIB, buffer)
     assert buffer == CONTENT[MIB : 2 * MIB]
@@ -198,7 +198,7 @@ def test_no_descriptor_is_left(small: Path) -> None:
 
 
 def test_a_check_sees_what_the_disk_holds(bench: Make, tmp_path: Path, tools: Any) -> None:
-    """A block of the replica rots below the file system while memory still has it as it was."""
+    """A block of the replica is damaged below the file system while the page cache still has the old content."""
     with tools.small_file_system(tmp_path, ReplicaKind.REFLINK) as home:
         one = bench(home, {"vda": 4 * MIB})
         one.cycle([("vda", 0, CONTENT[: 2 * MIB])])
@@ -206,7 +206,7 @@ def test_a_check_sees_what_the_disk_holds(bench: Make, tmp_path: Path, tools: An
         block = Extent(MIB + 128 * KIB, 64 * KIB)
         good = CONTENT[block.offset : block.end]
         assert one.replica.digests("vda", block) == digest_of(good)
-        assert image.read_bytes()[block.offset : block.end] == good  # now it is in memory
+        assert image.read_bytes()[block.offset : block.end] == good  # now it is in the page cache
         with home.with_name("xfs.img").open("r+b") as below:
             below.seek(_place_on_disk(image, block.offset))
             below.write(b"rot")
@@ -218,16 +218,16 @@ def test_a_check_sees_what_the_disk_holds(bench: Make, tmp_path: Path, tools: An
 
 
 def _descriptors(path: Path) -> int:
-    """How many of ours are of the file."""
+    """How many open descriptors of this process refer to the file."""
     found = 0
     for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # that of this very loop
+        with contextlib.suppress(OSError):  # that of this loop itself
             found += link.readlink() == path
     return found
 
 
 def _place_on_disk(path: Path, offset: int) -> int:
-    """Where the file system has this byte of a file, as filefrag tells it."""
+    """The physical place of this byte of a file, as filefrag reports it."""
     reported = subprocess.run(
         ["filefrag", "-e", "-b4096", path], check=True, capture_output=True, text=True, timeout=20
     ).stdout

@@ -1,4 +1,4 @@
-"""Machines made of recovery points on a real site: tests, promotion, undo, commit, and a kill at each named step."""
+"""Machines made from recovery points on a real site: tests, promotion, undo, commit, and a kill at each crash point."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def driven(lab: Lab) -> Iterator[Driven]:
 
 
 class Bench:
-    """Site b with a replica directory, and states m1, m2 of guest g1, which lives at site a."""
+    """Site b with a replica directory, and states m1, m2 of guest g1, which runs at site a."""
 
     def __init__(self, lab: Lab, work: Path, directory: str, driven: Driven) -> None:
         self.lab, self.work, self.directory, self.driven = lab, work, directory, driven
 
     def drive(self, *arguments: str, crash_at: str = "") -> Any:
-        """One operation by a process inside site b; None if it was killed."""
+        """Run one operation in a process inside site b; None if it was killed."""
         status, output, errors = self.driven("qemu:///system", self.directory, *arguments, crash_at=crash_at)
         if status == -signal.SIGKILL:
             assert crash_at, "killed by something else"
@@ -101,7 +101,7 @@ class Bench:
         return parse_domain((self.work / "m1" / "domain.xml").read_bytes())
 
     def replica(self, name: str) -> None:
-        """With a kept point p1 (m1) and the latest state p2 (m2)."""
+        """A replica with a kept point p1 (m1) and the latest state p2 (m2)."""
         self.drive("create", name, self.state(1))
         self.drive("cycle", name, self.state(1), "c1", "p1", "keep")
         self.drive("cycle", name, self.state(2), "c2", "p2", "no")
@@ -111,7 +111,7 @@ class Bench:
         assert self.drive("read", name, "p2", self.state(2)) == "equal"
 
     def wait_for(self, path: str, words: bytes, seconds: float = 60.0) -> str:
-        """Until a file of the site has the words."""
+        """Wait until a file of the site contains the words."""
         file = self.lab.host_path("b", path)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -121,7 +121,7 @@ class Bench:
         raise AssertionError(f"no {words!r} in {path}")
 
     def twin(self, *, fenced: bool) -> str:
-        """Another definition of the machine at site b, with a disk of the user's."""
+        """Another definition of the machine at site b, with a disk of the user."""
         self.lab.run_in("b", ["sh", "-c", "mkdir -p /srv/images && truncate -s 1M /srv/images/own.raw"])
         xml = f"""<domain type='qemu'><name>{self.model.name}</name><uuid>{self.model.uuid}</uuid>
 <memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type arch='x86_64'>hvm</type></os><devices>
@@ -133,7 +133,7 @@ class Bench:
         return "/srv/images/own.raw"
 
     def clear(self) -> None:
-        """Nothing of an earlier test is left."""
+        """Delete everything from earlier tests."""
         for name in self.domains():
             if name in self.virsh("list", "--name").split():
                 self.virsh("destroy", name)
@@ -187,7 +187,7 @@ def bench(lab: Lab, states: Path, driven: Driven, request: pytest.FixtureRequest
 
 
 BY_KIND = pytest.mark.parametrize("bench", ["reflink", pytest.param("chain", marks=pytest.mark.long)], indirect=True)
-"""For what kills at the same steps for either kind of replica."""
+"""For tests that kill at the same crash points for both kinds of replica."""
 
 
 def audited(text: str) -> str:
@@ -225,7 +225,7 @@ def test_test_failover_boots_isolated_while_replication_goes_on(bench: Bench) ->
     assert bench.drive("stop-test", "r1", "t1") == []
     assert bench.domains() == []
     assert bench.networks() == ["lab"]
-    assert len(bench.files("replicas/r1/images")) == 3, "layers that nobody stands on are merged"
+    assert len(bench.files("replicas/r1/images")) == 3, "unused layers are merged"
     assert not bench.lab.host_path("b", "/srv/console/g1.log.asr-test-t1").exists()
     assert bench.drive("read", "r1", "p4", bench.state(2)) == "equal"
 
@@ -260,7 +260,7 @@ def test_kill_at_each_step_of_a_test(bench: Bench) -> None:
         assert bench.domains() == []
         assert bench.networks() == ["lab"]
         assert bench.files("replicas/r1/tests") == []
-    # killed and never repeated: only taken away
+    # killed and never repeated: only deleted
     for step in TEST_STEPS:
         assert bench.drive("start-test", "r1", "t1", "p2", "g1-test", crash_at=step) is None, step
         assert bench.drive("stop-test", "r1", "t1") == []
@@ -288,7 +288,7 @@ def test_promoted_machine_runs_and_becomes_its_own(bench: Bench) -> None:
     for good in ("gaps=0", "torn=0", "bad=0", "blocks_bad=0", "behind=0", "ahead=0"):
         assert good in audited(bench.wait_for("/srv/console/g1.log", b"LAB-READY"))
     model = parse_domain(bench.virsh("dumpxml", "g1"))
-    assert [disk.format for disk in model.hard_disks] == ["qcow2"] * 3, "so that it can be tracked for the way back"
+    assert [disk.format for disk in model.hard_disks] == ["qcow2"] * 3, "so that it can be tracked for failback"
     assert [nic.network for nic in model.nics] == ["lab"]
     assert bench.drive("promote", "r1", "p1", "2")["error"] == "wrong-state"
     assert bench.drive("delete", "r1", "2")["error"] == "wrong-state"
@@ -338,7 +338,7 @@ def test_kill_at_each_step_of_promote_and_undo(bench: Bench) -> None:
     before = bench.virsh("dumpxml", "--inactive", "g1")
     for number, step in enumerate(PROMOTE_STEPS):
         assert bench.drive("promote", "r1", "p1", "2", crash_at=step) is None, step
-        if number % 2:  # taken back as it was left, or finished first
+        if number % 2:  # undone as it was left, or finished first
             assert bench.drive("promote", "r1", "p1", "2")[0] == bench.model.uuid
             assert parse_domain(bench.virsh("dumpxml", "g1")).hard_disks[0].path.startswith(bench.directory)
         undo = UNDO_STEPS[number % len(UNDO_STEPS)]
@@ -359,13 +359,13 @@ def test_kill_at_each_step_of_commit(bench: Bench) -> None:
         bench.drive("promote", name, "p2", "2")
         assert bench.drive("commit", name, "2", crash_at=step) is None, step
         if step != "failover.commit.done":
-            assert bench.drive("undo", name, "2")["error"] == "wrong-state", "there is no way back"
+            assert bench.drive("undo", name, "2")["error"] == "wrong-state", "undo is no longer possible"
         assert bench.drive("commit", name, "2") == [], step
         assert bench.lab.host_path("b", own).exists(), "the user's own disk stays"
         assert [file for file in bench.files("machines") if file.startswith(f"g1-{name}/")]
         for file in bench.lab.host_path("b", f"{bench.directory}/machines/g1-{name}").glob("*.qcow2"):
             below = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", file], timeout=60))
-            assert "replicas" not in below.get("backing-filename", ""), "it stands on nothing of the replica"
+            assert "replicas" not in below.get("backing-filename", ""), "it does not depend on the replica"
         if number == 1:
             bench.lab.start("b", "g1")
             assert "gaps=0" in bench.lab.command("b", "g1", "audit")
@@ -381,14 +381,14 @@ def test_failover_back_removes_our_superseded_disks_at_commit(bench: Bench) -> N
     assert first
     assert all(file.startswith("g1-r1/") for file in first)
     bench.drive("fence", bench.model.uuid, "3")
-    # re-protect: the disks of the fenced machine are the first content of the new replica
+    # re-protect: the disks of the fenced machine are the initial content of the new replica
     bench.drive("create", "r2", bench.state(2), bench.model.uuid)
     sent = bench.drive("cycle", "r2", bench.state(2), "c1", "p1", "keep")
     total = sum(path.stat().st_size for path in Path(bench.state(2)).glob("*.raw"))
-    assert 0 < sent < total / 2, "only differences travel"
+    assert 0 < sent < total / 2, "only differences are sent"
     assert bench.drive("read", "r2", "p1", bench.state(2)) == "equal"
     bench.drive("promote", "r2", "p1", "4")
-    assert set(first) <= set(bench.files("machines")), "until commit there is a way back"
+    assert set(first) <= set(bench.files("machines")), "undo is possible until the commit"
     bench.lab.start("b", "g1")
     bench.drive("commit", "r2", "4")
     assert all(file.startswith("g1-r2/") for file in bench.files("machines"))

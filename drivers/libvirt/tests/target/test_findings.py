@@ -1,4 +1,4 @@
-"""The judgement of a target site, from facts."""
+"""The findings about a target site, derived from facts."""
 
 from __future__ import annotations
 

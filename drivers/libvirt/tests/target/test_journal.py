@@ -1,4 +1,4 @@
-"""The journal: later records win, a torn tail is cut off, what is indexed is durable."""
+"""The journal: later records win, a torn tail is cut off, indexed records are durable."""
 
 from __future__ import annotations
 

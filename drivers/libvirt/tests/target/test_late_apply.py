@@ -1,4 +1,4 @@
-"""A point is there when its cycle is sealed; the heads are written at the close, or for whoever looks before."""
+"""A point exists when its cycle is sealed; the heads are written at the close, or earlier when they are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Make = Callable[..., Any]
 
 
 def sealed(one: Any) -> CycleWriter:
-    """The open writer of a second cycle that is sealed; a first cycle goes into the heads themselves."""
+    """The open writer of a sealed second cycle; a first cycle is written directly to the heads."""
     one.cycle([("vda", 0, bytes(reversed(DATA)))])
     writer: CycleWriter = one.replica.open_cycle(one.spec())
     writer.write("vda", 0, memoryview(DATA))

@@ -1,4 +1,4 @@
-"""Many points: layers of a chain are gathered, points keep their content, and few layers stand below each."""
+"""Many points: layers of a chain are gathered, points keep their content, and each has few layers below it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DISKS = {"vda": 2 * MIB, "sdb": 192 * KIB}
 
 
 def small(bench: Any, number: int) -> None:
-    """A kept point, and what follows each in the engine."""
+    """Make a kept point, and call what the engine calls after each."""
     choice = random.Random(number)
     writes = []
     for disk_id, size in bench.disks.items():
@@ -40,7 +40,7 @@ def deepest(record: Record) -> int:
 
 @pytest.fixture
 def kind() -> ReplicaKind:
-    """What is tested here is the chain's."""
+    """These tests concern the chain."""
     return ReplicaKind.CHAIN
 
 
@@ -56,7 +56,7 @@ def test_many_points_stand_on_few_layers(bench: Make, replica_dir: Path, monkeyp
     record = one.replica.home.load()
     assert deepest(record) <= 3 * 3 + 2
     assert max(layer.level for layer in record.layers.values()) >= 3
-    # thinning first, then the oldest, as retention does
+    # points in between first, then the oldest ones, as retention does
     ids = list(one.points)
     for dropped in (ids[1:20:2], ids[0:8:2], ids[8:-1]):
         one.replica.drop_points(dropped, 1)
@@ -150,7 +150,7 @@ def test_a_head_in_many_pieces_ends_cloning(bench: Make, replica_dir: Path, monk
         del one.points[point_id]
     one.check()
     clones = {path.parent.name for path in (replica.home.path / "points").rglob("*.raw")}
-    assert clones == {"p2"}, "only the clone that the test stands on is left"
+    assert clones == {"p2"}, "only the clone that the test uses is left"
     with replica.working("releasing") as record:
         released(replica, record, "test:t1")
     assert not list((replica.home.path / "points").rglob("*.raw"))
@@ -191,7 +191,7 @@ def test_without_space_the_chain_only_grows_longer(
 
 def test_gathering_plans_runs_of_whole_levels() -> None:
     def record(levels: list[int]) -> Record:
-        """From the base up."""
+        """The layers from the base up."""
         made = {"base": Layer("vda", None, 0)}
         below = "base"
         for number, level in enumerate(levels):

@@ -1,4 +1,4 @@
-"""From the domain of a point to the domain of an instance: only what must differ is edited."""
+"""From the domain of a point to the domain of an instance: only what must differ is changed."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_both_forget_the_host_they_ran_on(tested: tuple[etree._Element, list[str
     for root in (tested[0], real({})):
         assert root.get("id") is None
         assert root.find("seclabel/label") is None
-        assert root.find("devices/emulator") is None, "it is not there: libvirt takes its own"
+        assert root.find("devices/emulator") is None, "that path does not exist here: libvirt uses its own"
         assert root.findtext("os/nvram") == "/r/nvram.fd"
         assert root.find("os/nvram[@template='/usr/share/OVMF/OVMF_VARS_4M.fd']") is not None
         assert root.find("devices/channel/source") is None

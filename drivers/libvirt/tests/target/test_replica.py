@@ -84,7 +84,7 @@ def history(make: Make, replica_dir: Path, kind: ReplicaKind) -> type[RuleBasedS
                 elif what == "zero":
                     piece = bytes(length)
                     writer.zero(disk_id, offset, length)
-                else:  # back to the base
+                else:  # return to the base
                     piece = before[disk_id][offset : offset + length]
                     writer.same(disk_id, offset, length)
                 self.bench.head[disk_id][offset : offset + length] = piece
@@ -155,7 +155,7 @@ def history(make: Make, replica_dir: Path, kind: ReplicaKind) -> type[RuleBasedS
         @rule()
         def add_disk(self) -> None:
             self.disks_made += 1
-            # the same name again, after it was removed, is an empty disk
+            # the same name after a removal is a new, empty disk
             self.bench.disks["vdz"] = 64 * KIB
             self.bench.head["vdz"] = bytearray(64 * KIB)
             self.bench.cycle([("vdz", 4096, data(self.disks_made, 8192))])
@@ -185,7 +185,7 @@ def history(make: Make, replica_dir: Path, kind: ReplicaKind) -> type[RuleBasedS
 
 
 def allocated_and_digests(bench: Any) -> None:
-    """Of the head: what is said to be zero is, and digests are those of the bytes."""
+    """Check the head: extents reported as zero are zero, and digests match the bytes."""
     for disk_id, size in bench.replica.info().disks.items():
         content = bytes(bench.head[disk_id])
         extents = bench.replica.allocated(disk_id)
@@ -322,11 +322,11 @@ def test_another_pending_cycle_stays_whole(bench: Make, replica_dir: Path) -> No
 def test_second_process_is_told(bench: Make, replica_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = bench(replica_dir, {"vda": MIB})
     monkeypatch.setattr("asr_storage.replica.store._BUSY_SECONDS", 0.1)
-    other = Shared(one.replica.home)  # as another process would have
+    other = Shared(one.replica.home)  # as in another process
     other.hold()
     with pytest.raises(MachineBusy):
         one.replica.open_cycle(one.spec())
-    assert one.replica.info().points == ()  # looking is free
+    assert one.replica.info().points == ()  # reading is always allowed
     other.release()
     one.cycle([("vda", 0, data(1, 512))])
 
@@ -377,7 +377,7 @@ def test_open_reader_sees_the_point_after_layers_were_merged(bench: Make, replic
 
 @pytest.mark.parametrize("point_id", ["p1", "p2"], ids=["an older point", "the newest point"])
 def test_what_stands_on_a_point_never_changes(bench: Make, replica_dir: Path, tmp_path: Path, point_id: str) -> None:
-    """The disk of a test machine, while cycles go on and its point is dropped."""
+    """The disk of a test machine, while cycles continue and its point is deleted."""
     one = bench(replica_dir, {"vda": MIB})
     for number in (1, 2):
         one.cycle([("vda", 0, data(number, 65536))])
@@ -453,7 +453,7 @@ def test_missing_things_are_named(bench: Make, replica_dir: Path, tmp_path: Path
         one.replica.description("p9")
     with pytest.raises(PointNotFound):
         one.replica.reader("vda", "p9")
-    one.target.delete_replica("r2", 1)  # gone already
+    one.target.delete_replica("r2", 1)  # already deleted
     elsewhere = tools.target_at(tmp_path / "not-mounted")
     assert elsewhere.replicas() == []
     with pytest.raises(InvalidSetting):

@@ -1,4 +1,4 @@
-"""Full and read-only file systems: a clear error, nothing sealed is harmed, and the same cycle goes on."""
+"""Full and read-only file systems: a clear error, no damage to sealed points, and the same cycle can be resumed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_dropping_on_a_full_file_system_keeps_content(bench: Make, small: Path, 
     for number in range(4):
         one.cycle([("vda", number * 2 * MIB, random.Random(number).randbytes(2 * MIB))])
     ballast = tools.fill(small, 0)
-    with contextlib.suppress(TargetFull):  # merging layers may need space; the points are gone either way
+    with contextlib.suppress(TargetFull):  # merging layers may need space; the points are deleted either way
         one.replica.drop_points(["p1", "p2", "p3"], 1)
     for name in ("p1", "p2", "p3"):
         del one.points[name]

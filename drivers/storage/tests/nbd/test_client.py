@@ -94,7 +94,7 @@ def test_reads_fill_any_writable_buffer_and_nothing_beside_it(server: QemuNbd, f
         assert frame == b"x" * 10 + filled[1000:1080] + b"x" * 10
         with pytest.raises(BufferError):
             client.read_into(b"not writable", 0)
-        client.read_into(frame, 0)  # a caller's mistake breaks nothing
+        client.read_into(frame, 0)  # a caller's mistake does not break the client
         assert frame == filled[:100]
 
 
@@ -163,7 +163,7 @@ def test_zero_makes_holes_unless_allocated(tmp_path: Path) -> None:
     path.write_bytes(content)
 
     def used() -> float:
-        """MiB on the disk; the file system's own blocks for the file do not count."""
+        """MiB on the disk; the file system's metadata for the file does not count."""
         return round(path.stat().st_blocks * 512 / MiB, 1)
 
     with QemuNbd(path, "raw", writable=True) as server, server.connect(contexts=[BASE_ALLOCATION]) as client:
@@ -174,7 +174,7 @@ def test_zero_makes_holes_unless_allocated(tmp_path: Path) -> None:
         client.flush()
         assert used() == 14
         client.trim(8 * MiB, 1 * MiB)
-        client.write(bytes(MiB), 9 * MiB)  # zeroes that are written do not thicken the file either
+        client.write(bytes(MiB), 9 * MiB)  # written zeroes do not allocate space either
         client.flush()
         assert used() == 12
         merged = list(merge_status(client.block_status(0, SIZE), 0, SIZE, bitmap=None))
@@ -262,7 +262,7 @@ def test_a_wrong_export_is_told_from_a_missing_socket(server: QemuNbd, tmp_path:
 
 def test_a_closed_port_is_refused() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening
+        taken.bind(("127.0.0.1", 0))  # bound but not listening
         with pytest.raises(NbdError) as caught:
             NbdClient.connect_tcp("127.0.0.1", taken.getsockname()[1], "")
     assert caught.value.errno == errno.ECONNREFUSED
@@ -367,7 +367,7 @@ def test_a_silent_server_costs_the_time_limit_and_no_more(server: QemuNbd, verb:
 
 
 def test_a_slow_server_is_not_a_silent_one(tmp_path: Path) -> None:
-    """The whole takes longer than the limit, no answer does."""
+    """The whole read takes longer than the limit, but no single answer does."""
     with (
         Nbdkit.run("unix", tmp_path, "--filter=delay", "--threads=1", "memory", "16M", "rdelay=100ms") as nbdkit,
         nbdkit.connect(0.6) as client,
@@ -422,7 +422,7 @@ def test_ctrl_c_ends_a_waiting_call_and_leaves_no_pointer_behind(server: QemuNbd
                 client.read_into(bytearray(1), 0)
             with pytest.raises(NbdError, match="unusable"):
                 client.flush()
-            assert buffer.count(0) == len(buffer)  # what the server sends now goes nowhere
+            assert buffer.count(0) == len(buffer)  # later data from the server are discarded
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -1,4 +1,4 @@
-"""Covering a range and merging contexts, against a map of bytes."""
+"""Covering a range and merging contexts, compared with a map of bytes."""
 
 from collections.abc import Iterator
 from itertools import groupby, pairwise
@@ -23,7 +23,7 @@ CONTEXTS = (BASE_ALLOCATION, DIRTY)
 
 @st.composite
 def reported(draw: st.DrawFn, context: str, offset: int, flags: list[int]) -> list[BlockStatus]:
-    """FLAGS, one for each byte, told as extents that are cut at random, not only where the flags change."""
+    """FLAGS, one for each byte, as extents that are cut at random, not only where the flags change."""
     cuts = draw(st.sets(st.integers(1, max(1, len(flags) - 1))))
     ends = {i for i in range(1, len(flags)) if flags[i] != flags[i - 1]} | {c for c in cuts if c < len(flags)}
     edges = [0, *sorted(ends), len(flags)] if flags else []
@@ -81,7 +81,7 @@ def test_overlap_is_refused() -> None:
 
 
 def test_merging_is_a_stream() -> None:
-    """What both contexts have told is given out before the rest of the answer is asked for."""
+    """Extents that both contexts have reported are returned before the rest of the answer is read."""
 
     def endless() -> Iterator[BlockStatus]:
         for i in range(1000):
@@ -98,7 +98,7 @@ def test_merging_is_a_stream() -> None:
 def test_every_context_is_covered_once_whatever_the_server_answers(
     offset: int, length: int, data: st.DataObject
 ) -> None:
-    """The server may answer any prefix, another one for each context, or past the end."""
+    """The server may answer any prefix, a different one for each context, or beyond the end."""
     coverage = Coverage(CONTEXTS, offset, length)
     got: dict[str, list[BlockStatus]] = {context: [] for context in CONTEXTS}
     for round_ in range(40):
@@ -108,7 +108,7 @@ def test_every_context_is_covered_once_whatever_the_server_answers(
         start, count = request
         assert 0 < count <= MAX_STATUS_REQUEST
         for context in data.draw(st.permutations(CONTEXTS)):
-            # in the end the whole request, or the test would not end
+            # finally the whole request, otherwise the test would not end
             lengths = data.draw(st.lists(st.integers(0, count), max_size=4)) if round_ < 10 else []
             lengths.append(2 * count if round_ >= 10 else data.draw(st.integers(1, count)))
             entries = [number for size in lengths for number in (size, size % 4)]

@@ -1,4 +1,4 @@
-"""NBD over TCP with TLS, against real servers with certificates made here."""
+"""NBD over TCP with TLS, with real servers and certificates made by the tests."""
 
 import datetime
 import shutil
@@ -63,7 +63,7 @@ def make_leaf(ca: Path, directory: Path, role: str, names: str, *, trusts: Path,
 
 
 def revoke(ca: Path, revoked: Path, directory: Path) -> None:
-    """A revocation list with one certificate in it, where QEMU looks for it."""
+    """A revocation list with one certificate, where QEMU expects it."""
     authority = x509.load_pem_x509_certificate(ca.read_bytes())
     key = load_pem_private_key(ca.with_name(f"{ca.stem}-key.pem").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)

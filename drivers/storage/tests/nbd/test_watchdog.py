@@ -1,4 +1,4 @@
-"""Reads as the engine's workers make them, in threads of their own, where one call of libnbd waits for the answers."""
+"""Reads as in the engine's workers, in separate threads, where one call of libnbd waits for the answers."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def content(tmp_path: Path) -> bytes:
 
 
 def elsewhere(call: Callable[[], object]) -> None:
-    """Call it in a thread that is not the main one, to its end; raises what it raises."""
+    """Call it in a thread other than the main one, and wait for it; raises its exception."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(call).result()
 
@@ -78,7 +78,7 @@ def test_a_silent_server_costs_the_time_limit_and_no_more(kind: Kind, tmp_path: 
 
 @pytest.mark.parametrize("sizes", [[64 * KiB] * IN_FLIGHT, [4 * REQUEST_SIZE]], ids=["small", "several"])
 def test_a_slow_server_is_not_a_silent_one(kind: Kind, tmp_path: Path, sizes: list[int]) -> None:
-    """The whole takes longer than the limit, no answer does."""
+    """The whole read takes longer than the limit, but no single answer does."""
     parts = [(number * 64 * KiB, bytearray(size)) for number, size in enumerate(sizes)]
     slow = ["--filter=delay", "--threads=1", "memory", "16M", f"rdelay={LIMIT * 600:.0f}ms"]
     with Nbdkit.run(kind, tmp_path, *slow) as server, server.connect(LIMIT) as client:
@@ -88,7 +88,7 @@ def test_a_slow_server_is_not_a_silent_one(kind: Kind, tmp_path: Path, sizes: li
 
 
 def test_a_failed_read_has_its_errno_and_the_connection_lives(kind: Kind, tmp_path: Path) -> None:
-    cut_off = tmp_path / "cut-off"  # while it is there every read fails
+    cut_off = tmp_path / "cut-off"  # while this file exists every read fails
     failing = ["error-pread=EIO", f"error-pread-file={cut_off}", "error-pread-rate=100%"]
     parts = [(0, bytearray(64 * KiB)), (MiB, bytearray(2 * MiB))]
     with (

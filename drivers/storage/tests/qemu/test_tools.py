@@ -35,7 +35,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hanging_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """qemu-img and qemu-nbd that say something and then hang."""
+    """qemu-img and qemu-nbd that print a line and then hang."""
     directory = tmp_path / "bin"
     directory.mkdir()
     for name in ("qemu-img", "qemu-nbd"):
@@ -82,7 +82,7 @@ def test_a_guests_raw_disk_is_raw_whatever_it_holds(tmp_path: Path) -> None:
     secret.write_bytes(b"secret" * 10_000)
     img.create(disk, 65536, "qcow2", backing=secret, backing_fmt="raw")
     assert b"secretsecret" in read(disk, "qcow2", 65536)  # the trap works
-    header = disk.read_bytes() + bytes(-disk.stat().st_size % 512)  # QEMU counts whole sectors
+    header = disk.read_bytes() + bytes(-disk.stat().st_size % 512)  # QEMU uses whole sectors
     disk.write_bytes(header)
     assert read(disk, "raw", len(header)) == header
     reported = img.info(disk, "raw")
@@ -142,7 +142,7 @@ def test_close_returns_when_the_image_is_let_go_and_leaves_nothing(image: Path, 
     runtime = tmp_path / "run"
     runtime.mkdir()
     server = QemuNbd(image, "qcow2", writable=True, runtime_dir=runtime)
-    for _ in range(3):  # can be started again
+    for _ in range(3):  # it can be started again
         server.start()
         pid = server.pid
         assert server.socket.parent.stat().st_mode & 0o077 == 0
@@ -180,7 +180,7 @@ def test_too_long_a_socket_path_is_told(image: Path, tmp_path: Path) -> None:
 
 
 def test_the_server_outlives_the_thread_that_started_it_but_not_the_process(image: Path) -> None:
-    """The kernel's parent-death signal comes at the end of the starting *thread*: it must not be a worker."""
+    """The kernel sends the parent-death signal at the end of the starting *thread*, which must not be a worker."""
     program = """
 import sys, threading
 from pathlib import Path
@@ -205,14 +205,14 @@ sys.stdin.read()
         pid = int(parent.stdout.readline())
         with suppress(subprocess.TimeoutExpired):
             parent.wait(0.2)
-            pytest.fail("the parent ended by itself")
+            pytest.fail("the parent exited")
         assert alive(pid)
         watch = os.pidfd_open(pid)
         parent.kill()
     try:
         poller = select.poll()
         poller.register(watch)
-        assert poller.poll(5000), "the server outlived its parent"
+        assert poller.poll(5000), "the server survived its parent"
     finally:
         os.close(watch)
 
@@ -353,8 +353,8 @@ def test_check_tells_sound_leaking_and_corrupt_images_apart(image: Path, tmp_pat
     l1 = int.from_bytes(content[40:48])
     l2 = int.from_bytes(content[l1 : l1 + 8]) & 0x00FF_FFFF_FFFF_FE00
     leaking, corrupt = bytearray(content), bytearray(content)
-    leaking[l2 : l2 + 8] = bytes(8)  # the first cluster is no longer referred to
-    corrupt[l2 : l2 + 8] = corrupt[l2 + 8 : l2 + 16]  # the second one is referred to twice
+    leaking[l2 : l2 + 8] = bytes(8)  # the first cluster is no longer referenced
+    corrupt[l2 : l2 + 8] = corrupt[l2 + 8 : l2 + 16]  # the second one is referenced twice
     image.write_bytes(leaking)
     reported = img.check(image, "qcow2", timeout=60)
     assert (reported.corruptions, reported.sound) == (0, True)
@@ -397,7 +397,7 @@ def test_a_missing_tool_is_told_as_something_to_install(tmp_path: Path, monkeypa
 
 
 def test_a_forked_process_starts_children_too(tmp_path: Path) -> None:
-    """A fork does not inherit the thread that starts them."""
+    """A fork does not inherit the thread that starts processes."""
     program = """
 import os, sys
 from asr_storage.qemu import process

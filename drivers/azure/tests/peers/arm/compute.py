@@ -19,7 +19,8 @@ SNAPSHOTS_PER_DISK = 500
 SNAPSHOTS_IN_WINDOW = 7
 SAS_SECONDS = 60 * 86400
 SIZES = {
-    # name: CPUs, memory in GiB, data disks, generations, cards, processors, disk controllers (none told: SCSI)
+    # name: CPUs, memory in GiB, data disks, generations, network interfaces, processors, disk controllers (none given:
+    # SCSI)
     "Standard_B1ls": (1, 0.5, 2, "V1,V2", 2, "x64", ""),
     "Standard_B1s": (1, 1, 2, "V1,V2", 2, "x64", ""),
     "Standard_B2s": (2, 4, 4, "V1,V2", 3, "x64", ""),
@@ -46,15 +47,15 @@ class Compute:
     # -- disks
 
     def put_disk(self, name: str, body: dict[str, Any], former: dict[str, Any] | None) -> dict[str, Any]:
-        """Create a disk to be uploaded to; the same again changes nothing."""
+        """Create a disk for an upload; repeating the request changes nothing."""
         check("compute", "Disk", body)
         self.cloud.tagged(body)
         creation = body["properties"]["creationData"]
         if creation["createOption"] != "Upload":
-            raise Refusal(400, "InvalidParameter", "here disks are made by upload only")
+            raise Refusal(400, "InvalidParameter", "this server makes disks by upload only")
         size = creation.get("uploadSizeBytes", 0)
         if not LEAST_UPLOAD <= size <= MOST_UPLOAD or (size - 512) % MIB:
-            raise Refusal(400, "InvalidParameter", f"uploadSizeBytes {size}: whole mebibytes and a footer, 20 MiB on")
+            raise Refusal(400, "InvalidParameter", f"uploadSizeBytes {size}: whole mebibytes and a footer, from 20 MiB")
         if former is not None:
             if former["properties"]["creationData"] != creation:
                 raise Refusal(409, "PropertyChangeNotAllowed", "creationData cannot be changed")
@@ -89,7 +90,7 @@ class Compute:
         return {"accessSAS": self.cloud.url + sas}
 
     def _family(self, kind: str, name: str, item: dict[str, Any]) -> None:
-        """At most five of a disk's snapshots are read at once."""
+        """At most five snapshots of a disk can be read at once."""
         origin = item["properties"]["creationData"].get("sourceResourceId")
         family = [
             other["name"]
@@ -118,12 +119,12 @@ class Compute:
         self.cloud.content.remove(f"{kind}/{name}")
 
     def put_snapshot(self, name: str, body: dict[str, Any], former: dict[str, Any] | None) -> dict[str, Any]:
-        """A snapshot of a disk, as it is at this instant."""
+        """A snapshot of a disk at this instant."""
         check("compute", "Snapshot", body)
         self.cloud.tagged(body)
         creation = body["properties"]["creationData"]
         if creation["createOption"] != "Copy" or body["properties"].get("incremental") is not True:
-            raise Refusal(400, "InvalidParameter", "here snapshots are incremental copies of a disk")
+            raise Refusal(400, "InvalidParameter", "this server makes incremental snapshots of a disk only")
         if former is not None:
             if former["properties"]["creationData"] != creation:
                 raise Refusal(409, "PropertyChangeNotAllowed", "creationData cannot be changed")
@@ -201,11 +202,11 @@ class Compute:
         system = storage["osDisk"]
         data = storage.get("dataDisks", [])
         if system["createOption"] != "Attach" or any(item["createOption"] != "Attach" for item in data):
-            raise Refusal(400, "InvalidParameter", "here machines are made of disks that are there")
+            raise Refusal(400, "InvalidParameter", "this server makes machines of existing disks only")
         if "osType" not in system:
             raise Refusal(400, "InvalidParameter", "osDisk needs osType when it is attached")
         if len({item["lun"] for item in data}) != len(data) or len(data) > SIZES[size][2]:
-            raise Refusal(409, "OperationNotAllowed", f"{len(data)} data disks, or a LUN that is used twice")
+            raise Refusal(409, "OperationNotAllowed", f"{len(data)} data disks, or a LUN used twice")
         disks = [self.cloud.by_id(item["managedDisk"]["id"], "disks") for item in (system, *data)]
         for disk in disks:
             if disk["properties"]["diskState"] != "Unattached":
@@ -241,7 +242,7 @@ class Compute:
         self.cloud.deallocated.discard(name)
 
     def power_off(self, name: str, *, skip_shutdown: bool) -> bool:
-        """Stop it; False while the guest has not done so yet."""
+        """Stop it; False until the guest has shut down."""
         machine = self.cloud.hypervisor(name)
         if skip_shutdown:
             machine.kill()
@@ -254,7 +255,7 @@ class Compute:
         return True
 
     def deallocate(self, name: str, item: dict[str, Any]) -> None:
-        """Stop it and give its host away."""
+        """Stop it and release its host."""
         self.cloud.hypervisor(name).kill()
         self.cloud.pressed.discard(name)
         self.cloud.deallocated.add(name)
@@ -272,7 +273,7 @@ class Compute:
         self.cloud.deallocated.discard(name)
 
     def power_state(self, name: str) -> str:
-        """Azure's word for it."""
+        """Azure's name for the power state."""
         if self.cloud.hypervisor(name).running:
             return "running"
         return "deallocated" if name in self.cloud.deallocated else "stopped"

@@ -1,4 +1,4 @@
-"""Content of managed disks and snapshots: sparse files, and the little of the blob protocol that their SAS allows."""
+"""Content of managed disks and snapshots: sparse files, and the part of the blob protocol that their SAS allows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from asr_driver_azure.blobs import vhd
 from drivers.azure.tests.peers.arm.schema import Refusal
 
 BLOCK = 4096
-"""Pages are told, and compared, in blocks of this many bytes."""
+"""Pages are listed and compared in blocks of this many bytes."""
 MOST_PUT = 4 << 20
 
 
 @attrs.define
 class Access:
-    """A SAS: whose content, whether it may be written, and until when."""
+    """A SAS: its owner, whether it allows writing, and its expiry."""
 
     owner: str
     write: bool
@@ -41,14 +41,14 @@ class Content:
         self.delay = 0.0
         """Seconds that each put takes."""
         self.replaces = False
-        """Whether a SAS is worth nothing as soon as another is given for the same access."""
+        """Whether a SAS becomes invalid when another one is granted for the same access."""
         self.granted_count = 0
         self.tokens: set[str] = set()
-        """Of every SAS that was ever given."""
+        """The tokens of all SAS granted so far."""
         self.late = 0
-        """Requests that came with a SAS past its time."""
+        """Requests with an expired SAS."""
         self.read = 0
-        """Bytes of content given away so far."""
+        """Bytes of content read so far."""
 
     def path(self, owner: str) -> Path:
         """The file of a disk (`disks/NAME`) or snapshot (`snapshots/NAME`)."""
@@ -60,7 +60,7 @@ class Content:
             file.truncate(size)
 
     def copy(self, owner: str, to: str) -> None:
-        """A copy, as a snapshot is."""
+        """A copy, for a snapshot."""
         command = ["cp", "--reflink=auto", "--sparse=always", str(self.path(owner)), str(self.path(to))]
         subprocess.run(command, check=True, timeout=300)
 
@@ -69,7 +69,7 @@ class Content:
         self.path(owner).unlink()
 
     def finish(self, owner: str) -> None:
-        """End an upload: the footer is read and cut off. Raises Refusal for one that is wrong."""
+        """End an upload: the footer is read and cut off. Raises Refusal for a wrong footer."""
         path = self.path(owner)
         size = path.stat().st_size - vhd.FOOTER
         with path.open("r+b") as file:
@@ -79,13 +79,13 @@ class Content:
             except ValueError as problem:
                 raise Refusal(409, "InvalidVhd", f"{owner}: {problem}") from problem
             if reported != size:
-                raise Refusal(409, "InvalidVhd", f"{owner}: the footer tells {reported} bytes, the disk has {size}")
+                raise Refusal(409, "InvalidVhd", f"{owner}: the footer has {reported} bytes, the disk has {size}")
             file.truncate(size)
 
     # -- SAS
 
     def grant(self, owner: str, *, write: bool, seconds: float) -> str:
-        """Path and query of a SAS. The same access granted again is the same SAS, longer."""
+        """Path and query of a SAS. Granting the same access again extends the same SAS."""
         with self._lock:
             found = next((item for item in self._access.values() if item.owner == owner and item.write == write), None)
             if found is not None and self.replaces:
@@ -101,7 +101,7 @@ class Content:
         return f"/md-content/{owner.replace('/', '-')}?sv=2026-06-06&sr=b&sp={kind}&se={until}&sig={access.token}"
 
     def granted(self, owner: str) -> bool:
-        """Whether somebody has access."""
+        """Whether access is granted."""
         return any(item.owner == owner for item in self._access.values())
 
     def revoke(self, owner: str) -> None:
@@ -110,7 +110,7 @@ class Content:
             self._access = {token: item for token, item in self._access.items() if item.owner != owner}
 
     def expire(self) -> None:
-        """Every SAS is past its time now."""
+        """Let every SAS expire now."""
         with self._lock:
             for item in self._access.values():
                 item.until = 0
@@ -118,7 +118,7 @@ class Content:
     # -- the protocol
 
     def serve(self, method: str, query: dict[str, str], headers: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        """One request with a SAS. Raises Refusal."""
+        """Answer one request with a SAS. Raises Refusal."""
         access = self._access.get(query.get("sig", ""))
         if access is None or access.until < time.time():
             self.late += access is not None
@@ -133,7 +133,7 @@ class Content:
             return self._read(access.owner, headers, size)
         if method == "PUT" and comp == "page":
             return self._write(access, headers, body, size)
-        # A disk's SAS allows no other: no create, no delete, no lease, no metadata, no snapshot.
+        # A disk's SAS allows nothing else: no create, no delete, no lease, no metadata, no snapshot.
         raise Refusal(403, "AuthorizationPermissionMismatch", f"{method} {comp} is not allowed on a managed disk")
 
     def _headers(self, size: int) -> dict[str, str]:
@@ -190,7 +190,7 @@ class Content:
             return any(os.pread(file.fileno(), end - start, start))
 
     def _runs(self, owner: str, base: str | None, start: int, end: int) -> list[tuple[int, int]]:
-        """Blocks that hold data, or that differ from `base`; with a base, runs of zeroes are kept apart from data."""
+        """Blocks with data, or that differ from `base`; with a base, runs of zeroes are kept apart from data."""
         runs: list[tuple[int, int]] = []
         former = self.path(base).open("rb") if base else None
         was_zero = False

@@ -1,4 +1,4 @@
-"""What "start VM" does: a real QEMU guest on the machine's disks, in a network that leads nowhere; or only words."""
+"""The effect of "start VM": a real QEMU guest on the machine's disks, in an isolated network, or a simulated one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OVMF_VARS = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 
 
 class Paper:
-    """Machines that are said to run: no processor works for them."""
+    """Simulated machines: only their power state is kept."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -28,7 +28,7 @@ class Paper:
 
     @property
     def running(self) -> bool:
-        """Whether it is on."""
+        """Whether it is powered on."""
         return self._running
 
     def start(self, disks: Sequence[Path], *, uefi: bool) -> None:
@@ -46,26 +46,26 @@ class Paper:
         self._running = False
 
     def pause(self) -> None:
-        """Hold the processors."""
+        """Pause the processors."""
 
     def go_on(self) -> None:
-        """Let them run."""
+        """Resume them."""
 
     @property
     def console(self) -> str:
-        """What the serial console said."""
+        """The serial console's output."""
         return ""
 
 
 class Qemu(Paper):
-    """A guest of QEMU. The console's file is kept over its starts."""
+    """A guest of QEMU. The console's file is kept across starts."""
 
     def __init__(self, name: str, directory: Path) -> None:
         super().__init__(name)
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._console = directory / f"{name}.console"
-        self._sockets = Path(tempfile.mkdtemp(prefix="vm"))  # a socket's path is short
+        self._sockets = Path(tempfile.mkdtemp(prefix="vm"))  # a socket's path must be short
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -82,7 +82,7 @@ class Qemu(Paper):
         command += ["-smbios", "type=1,manufacturer=Lab,version=rate=10"]
         command += ["-qmp", f"unix:{qmp},server=on,wait=off"]
         command += ["-chardev", f"file,id=console,path={self._console},append=on", "-serial", "chardev:console"]
-        # A card that is there and leads nowhere: the isolated network of the test.
+        # A network interface without a connection: the isolated network of the test.
         command += ["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"]
         if uefi:
             variables = self._directory / f"{self.name}.vars"
@@ -130,7 +130,7 @@ class Qemu(Paper):
                             assert b'"event"' in answer, f"QEMU: {command}: {answer!r}"
                     return
             except (FileNotFoundError, ConnectionRefusedError):
-                assert self.running, f"QEMU ended at once, see {self._directory}/{self.name}.log"
+                assert self.running, f"QEMU exited immediately, see {self._directory}/{self.name}.log"
                 assert time.monotonic() < end
                 time.sleep(0.05)
 

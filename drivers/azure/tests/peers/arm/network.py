@@ -1,4 +1,4 @@
-"""Networks, security groups, addresses and cards."""
+"""Networks, security groups, addresses and network interfaces."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Network:
             properties["virtualMachine"] = old["virtualMachine"]
 
     def subnet(self, subnet_id: str) -> dict[str, Any]:
-        """Raises Refusal for one that is not there."""
+        """Raises Refusal for a missing one."""
         network, _, name = subnet_id.rpartition("/subnets/")
         found: list[dict[str, Any]] = self.cloud.by_id(network, "virtualNetworks")["properties"].get("subnets", [])
         for subnet in found:
@@ -80,7 +80,7 @@ class Network:
         raise Refusal(404, "NotFound", f"no subnet {subnet_id}")
 
     def delete(self, kind: str, name: str, item: dict[str, Any]) -> None:
-        """Refused while somebody uses it."""
+        """Refused while it is in use."""
         if kind == "networkInterfaces":
             if item["properties"].get("virtualMachine"):
                 raise Refusal(400, "NicInUse", name)

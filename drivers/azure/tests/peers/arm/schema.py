@@ -22,7 +22,7 @@ _KINDS: dict[str, tuple[ModuleType, ModuleType]] = {
 
 
 class Refusal(Exception):
-    """Answered as an error. `after`: seconds to wait."""
+    """An error answer. `after`: seconds to wait."""
 
     def __init__(self, status: int, code: str, message: str, after: float | None = None) -> None:
         super().__init__(f"{status} {code}: {message}")
@@ -30,7 +30,7 @@ class Refusal(Exception):
 
 
 def check(provider: str, kind: str, body: object) -> None:
-    """Raises Refusal for an unknown property, a value of a wrong type, or an enum's unknown word."""
+    """Raises Refusal for an unknown property, a value of a wrong type, or an unknown value of an enum."""
     _check(provider, getattr(_KINDS[provider][0], kind), body, kind)
 
 
@@ -41,17 +41,17 @@ def _hints(provider: str, kind: type) -> dict[str, Any]:
 
 
 def check_sent(provider: str, kind: str, body: object) -> None:
-    """Raises Refusal for a property that its description lets be read only."""
+    """Raises Refusal for a property that is read-only in its description."""
     _check_sent(provider, getattr(_KINDS[provider][1], kind), body, kind)
 
 
 @functools.cache
 def _fields(provider: str, model: Any) -> dict[str, tuple[bool, Any]]:
-    """Whether it is read only, and its type, by name."""
+    """Whether each property is read-only, and its type, by name."""
     models = _KINDS[provider][1]
     names = vars(models) | {"_models": models}
     hints = typing_extensions.get_type_hints(model, globalns=names)
-    model({})  # the first one of a model tells what its fields are
+    model({})  # the first instance of a model defines its fields
     fields = model._attr_to_rest_field
     return {field._rest_name: (field._visibility == ["read"], hints.get(name)) for name, field in fields.items()}
 
@@ -112,7 +112,7 @@ def _check_union(provider: str, kinds: tuple[Any, ...], value: object, path: str
     enums = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)]
     if enums:
         words = {item.value for item in enums[0]}
-        # Sizes are an open list, of which the description names but the oldest; the region's own list counts.
+        # Sizes are an open list, and the description names only the oldest; the region's own list is decisive.
         if value not in words and not path.endswith(".vmSize"):
             raise Refusal(400, "InvalidParameter", f"{path} is {value!r}, and must be one of {sorted(words)}")
         return

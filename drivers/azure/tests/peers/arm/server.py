@@ -1,8 +1,8 @@
-"""The management endpoint, the sign-in endpoint and the disks' endpoint of a cloud that fits in a directory.
+"""The management endpoint, the sign-in endpoint and the disks' endpoint of a cloud in a directory.
 
-Only the calls that the driver makes exist. Anything else, and anything that Azure would not take (an unknown property
-or word, a disk in the wrong state, a network in use, too many snapshots), is refused. Answers come as Azure's do:
-changes are accepted at once and done when the operation says so.
+Only the calls that the driver makes exist. Everything else, and everything that Azure would refuse (an unknown property
+or value, a disk in the wrong state, a network in use, too many snapshots), is refused. Answers are like Azure's:
+changes are accepted immediately and done when the operation reports it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _Answer = tuple[int, dict[str, str], bytes]
 
 @attrs.define
 class Operation:
-    """Under way until `done` is asked and says True. `answer`: what its location gives in the end."""
+    """In progress until `done` returns True. `answer`: the final answer of its location."""
 
     done: Callable[[], bool]
     answer: dict[str, Any] | None = None
@@ -67,9 +67,9 @@ class Cloud:
         self.client_id = str(uuid.uuid4())
         self.token_seconds = 3600
         self.cut = False
-        """Whether nobody gets an answer."""
+        """Whether requests get no answer."""
         self.polls = 1
-        """How often an operation is asked for before it is done."""
+        """How often an operation is polled before it is done."""
         self.deny = ""
         """Requests whose method and path this expression matches are forbidden to the caller."""
         self.content = Content(directory / "disks")
@@ -101,7 +101,7 @@ class Cloud:
         self._furnish()
 
     def _furnish(self) -> None:
-        """What the user has made before: a network with two subnets, and a security group."""
+        """The user's own resources: a network with two subnets, and a security group."""
         self._make("networkSecurityGroups", "lab-nsg", {"location": LOCATION, "properties": {}})
         subnets = [
             {"name": name, "properties": {"addressPrefix": f"10.9.{index}.0/24"}}
@@ -114,7 +114,7 @@ class Cloud:
         self._make("virtualNetworks", "production", body)
 
     def settings(self) -> dict[str, str]:
-        """For a site of the driver."""
+        """Settings for a site of the driver."""
         return {
             "subscription": SUBSCRIPTION,
             "resource_group": GROUP,
@@ -131,47 +131,47 @@ class Cloud:
     # -- state
 
     def id(self, kind: str, name: str) -> str:
-        """A resource's full name."""
+        """A resource's id."""
         provider = "Microsoft.Compute" if kind in COMPUTE else "Microsoft.Network"
         return f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/{provider}/{kind}/{name}"
 
     def all(self, kind: str) -> list[dict[str, Any]]:
-        """All of a kind."""
+        """All resources of a kind."""
         with self._lock:
             return [item for (found, _), item in sorted(self._items.items()) if found == kind]
 
     def names(self) -> list[str]:
-        """All resources but the user's own."""
+        """All resources except the user's own."""
         with self._lock:
             keys = sorted(self._items)
         return [f"{kind}/{name}" for kind, name in keys if name not in ("production", "lab-nsg")]
 
     def item(self, kind: str, name: str) -> dict[str, Any]:
-        """Raises Refusal for one that is not there."""
+        """Return a resource. Raises Refusal for a missing one."""
         found = self._items.get((kind, name.lower()))
         if found is None:
             raise Refusal(404, "ResourceNotFound", f"the resource {kind}/{name} was not found")
         return found
 
     def by_id(self, resource_id: str, kind: str) -> dict[str, Any]:
-        """Raises Refusal for one that is not there, or is of another kind."""
+        """Raises Refusal for one that is missing or of another kind."""
         match = _RESOURCE.fullmatch(resource_id)
         if match is None or match[3] != kind or match[1].lower() != GROUP:
             raise Refusal(400, "LinkedInvalidPropertyId", f"{resource_id} is no id of {kind} in this group")
         return self.item(kind, match[4])
 
     def hypervisor(self, name: str) -> Paper:
-        """What runs a machine."""
+        """The hypervisor of a machine."""
         if name not in self._machines:
             self._machines[name] = Qemu(name, self.directory / "machines") if self.boots else Paper(name)
         return self._machines[name]
 
     def hypervisor_of(self, machine_id: str) -> Paper:
-        """The same by the machine's full name."""
+        """The same by the machine's id."""
         return self.hypervisor(self.by_id(machine_id, "virtualMachines")["name"])
 
     def tagged(self, body: dict[str, Any]) -> None:
-        """Raises Refusal for tags that Azure would not take."""
+        """Raises Refusal for tags that Azure would refuse."""
         if body.get("location", "").lower() != LOCATION:
             raise Refusal(400, "LocationNotAvailableForResourceGroup", f"location {body.get('location')!r}")
         tags = body.get("tags") or {}
@@ -189,7 +189,7 @@ class Cloud:
         elif kind == "snapshots":
             made = self.compute.put_snapshot(name, body, former)
         elif kind == "virtualMachines":
-            # The machine must be known while it is made: its disks name it.
+            # The machine must exist while it is made: its disks refer to it.
             self._items[kind, name.lower()] = body | {"name": name}
             try:
                 made = self.compute.put_machine(name, body, former)
@@ -209,7 +209,7 @@ class Cloud:
     # -- requests
 
     def serve(self, method: str, path: str, query: dict[str, str], headers: Any, body: bytes) -> _Answer:
-        """One request. Raises Refusal."""
+        """Answer one request. Raises Refusal."""
         if path.startswith("/md-content/"):
             return self.content.serve(method, query, headers, body)
         if path.startswith(f"/{TENANT}"):
@@ -321,7 +321,7 @@ class Cloud:
         updates = {"virtualMachines": "VirtualMachineUpdate", "disks": "DiskUpdate", "snapshots": "SnapshotUpdate"}
         check("compute", updates[kind], body)
         if set(body) != {"tags"}:
-            raise Refusal(400, "PropertyChangeNotAllowed", "here only tags are changed")
+            raise Refusal(400, "PropertyChangeNotAllowed", "this server changes only tags")
         item = self.item(kind, name)
         self.tagged({"location": LOCATION, **body})
         item["tags"] = body["tags"]
@@ -369,7 +369,7 @@ class Cloud:
         raise Refusal(404, "NotFound", f"{method} {kind}/{action}")
 
     def record(self, method: str, path: str, sent: bytes, status: int, given: bytes, headers: dict[str, str]) -> None:
-        """Keep what was said of management, for those who look at it afterwards."""
+        """Record the management traffic for later checks."""
         if path.startswith("/subscriptions/"):
             self.traffic.append(
                 {
@@ -383,7 +383,7 @@ class Cloud:
             )
 
     def close(self) -> None:
-        """End all machines and listen no more."""
+        """Stop all machines and stop listening."""
         for machine in self._machines.values():
             machine.kill()
         self._server.shutdown()
@@ -430,7 +430,7 @@ class _Server(ThreadingHTTPServer):
     context: ssl.SSLContext
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """In the connection's own thread: a slow handshake keeps nobody waiting."""
+        """In the connection's own thread: a slow handshake does not delay others."""
         try:
             request = self.context.wrap_socket(request, server_side=True)
         except (ssl.SSLError, OSError):
@@ -451,12 +451,12 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16
 
     def setup(self) -> None:
-        """A connection began."""
+        """A connection was opened."""
         super().setup()
         self.owner._connections.add(self.connection)
 
     def finish(self) -> None:
-        """It ended."""
+        """A connection was closed."""
         self.owner._connections.discard(self.connection)
         with contextlib.suppress(OSError):
             super().finish()
@@ -490,4 +490,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = do_PATCH = _serve  # noqa: N815 - the base class wants these names
 
     def log_message(self, *_: object) -> None:
-        """Nothing: traffic is recorded."""
+        """Print nothing: traffic is recorded."""

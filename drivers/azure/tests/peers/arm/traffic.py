@@ -1,8 +1,8 @@
-"""Recorded traffic checked against Microsoft's own description of it, as the SDK of that API version carries it.
+"""Recorded traffic checked against Microsoft's own description, as contained in the SDK of that API version.
 
-What `oav` would do with the OpenAPI documents: each body that was sent or answered has properties, types and words that
-the SDK's types and models declare; none that was sent has a property that can only be read; each long-running operation
-is answered as one.
+What `oav` would do with the OpenAPI documents: each request and answer body has properties, types and values that the
+SDK's types and models declare; no request body has a read-only property; each long-running operation is answered as
+one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS = {
 
 
 def problems(traffic: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What is not as described, one line each."""
+    """Deviations from the description, one line each."""
     found = []
     for item in traffic:
         try:
@@ -69,7 +69,7 @@ def _exchange(item: Mapping[str, Any]) -> None:
 
 
 def _body(provider: str, kind: str, body: Mapping[str, Any]) -> None:
-    if kind == "ResourceSku":  # is only read: the SDK has a model of it and no type
+    if kind == "ResourceSku":  # read-only: the SDK has a model of it and no type
         fields = vars(azure.mgmt.compute.models)[kind]._attr_to_rest_field.values()
         unknown = body.keys() - {field._rest_name for field in fields}
         if unknown:
