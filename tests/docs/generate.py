@@ -22,7 +22,7 @@ CATEGORIES = {
     Category.UNREACHABLE: "A site or machine does not answer",
     Category.ACCESS: "Permission or credentials",
     Category.CAPACITY: "No space",
-    Category.INTEGRITY: "Content or records are not what they should be",
+    Category.INTEGRITY: "Content or records are wrong",
     Category.VAULT: "The vault cannot be used",
     Category.DRIVER: "A driver or its platform failed",
     Category.CANCELLED: "Cancelled on request",
@@ -51,7 +51,7 @@ def _errors() -> str:
         "Every expected failure has a stable code. `asr` prints what happened, the cause and what to do next, and ends "
         "with the exit code of the error's category; with `--json` the error is an object with the fields `code`, "
         "`category`, `happened`, `cause`, `action` and `retry`. In Python each is a class of `asrcore.errors`. "
-        "Anything else is a defect: it ends with exit code 1 and a traceback.",
+        "Anything else is a defect: `asr` exits with status 1 and prints a traceback.",
         "",
         "*Retried* errors are tried again by the replication service after 1, 2, 4, 8 and 10 minutes, then every 30; "
         "the others are not retried automatically.",
@@ -98,28 +98,28 @@ def _states() -> str:
         "# States of a protected machine",
         "",
         NOTE,
-        "A state says what is true between steps that are durable. How far a copy is and how well replication goes are "
-        "other things: progress and health.",
+        "A state describes what is true between durable steps. The progress of a copy and the health of replication are "
+        "reported separately.",
         "",
-        "| state | what is true | what may happen |",
+        "| state | what is true | possible events |",
         "|---|---|---|",
     ]
     for item in state.State:
         events = ", ".join(_event(event) for event in state.possible_events(item))
         lines.append(f"| `{item.value}` | {_what_is_true(item)} | {events} |")
-    lines += ["", "## Transitions", "", "| from | event | to | why |", "|---|---|---|---|"]
+    lines += ["", "## Transitions", "", "| from | event | to | reason |", "|---|---|---|---|"]
     lines += [
         f"| `{row.source.value}` | {_event(row.event)} | `{row.target.value}` | {row.reason} |"
         for row in state.TRANSITIONS
     ]
-    lines += ["", "## Picture", "", "Transitions that change the state:", "", "```mermaid", "stateDiagram-v2"]
+    lines += ["", "## Diagram", "", "Transitions that change the state:", "", "```mermaid", "stateDiagram-v2"]
     lines += [f"    [*] --> {_node(state.State.ENABLING)}"]
     moves: dict[tuple[str, str], list[str]] = {}
     for row in state.TRANSITIONS:
         if row.source is not row.target and row.event is not state.Event.DISABLE:
             moves.setdefault((_node(row.source), _node(row.target)), []).append(_event(row.event))
     lines += [f"    {source} --> {target}: {', '.join(events)}" for (source, target), events in moves.items()]
-    lines += ["```", "", f"Left out: *{_event(state.Event.DISABLE)}*, which leads to `disabling`."]
+    lines += ["```", "", f"Not shown: *{_event(state.Event.DISABLE)}*, which leads to `disabling`."]
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,7 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names: dict[str, object] = {"__name__": "__example__"}
     for block in runnable(PAGES[name]):
         code = compile("\n" * (block.line - 1) + block.text, PAGES[name], "exec")
-        exec(code, names)  # our own documentation
+        exec(code, names)  # the project's own documentation
 
 
 @pytest.mark.parametrize("name", PAGES)
