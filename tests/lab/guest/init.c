@@ -1,8 +1,8 @@
 /*
- * The first and only process of a lab guest: loads the modules, mounts what carries a "lab-" label, audits the ledger,
- * says LAB-READY on the serial console, then runs the workload, and obeys the power button and a command channel.
+ * The first and only process of a lab guest: loads modules, mounts file systems with a "lab-" label, audits the ledger,
+ * prints LAB-READY on the serial console, then runs the workload, and handles the power button and a command channel.
  *
- * On a host, `lab-init mkarea PATH ID BLOCKS` prepares an area, for the builder of the images.
+ * On a host, `lab-init mkarea PATH ID BLOCKS` prepares an area, for the build of the images.
  */
 #define _GNU_SOURCE
 #include "lab.h"
@@ -71,7 +71,7 @@ static void load_modules(void)
     while (order && fscanf(order, "%127s", name) == 1) {
         snprintf(path, sizeof path, "/modules/%s", name);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
-        /* "sync": all SCSI disks must be there when the audit begins. */
+        /* "sync": all SCSI disks must be present when the audit starts. */
         if (fd < 0 || (syscall(SYS_finit_module, fd, strcmp(name, "scsi_mod.ko") ? "" : "scan=sync", 0) &&
                        errno != EEXIST && errno != ENODEV)) /* ENODEV: efivarfs on a BIOS */
             say("LAB-ERROR module %s: %s", name, strerror(errno));
@@ -91,7 +91,7 @@ static void mount_kernel_views(void)
     mount("tmpfs", "/tmp", "tmpfs", 0, NULL);
 }
 
-/* Mounts the device if it holds an ext4 file system with one of our labels. */
+/* Mounts the device if it has an ext4 file system with one of the lab's labels. */
 static void mount_labelled(const char *device)
 {
     unsigned char super[1024];
@@ -157,7 +157,7 @@ static void find_area_files(void)
         free(names);
 }
 
-/* Counts the boots in a firmware variable: the proof that the NVRAM travelled. Returns the count before, -1 on BIOS. */
+/* Counts the boots in a firmware variable, to prove that NVRAM is replicated. Returns the former count, -1 on BIOS. */
 static int count_boots_in_nvram(void)
 {
     struct {
@@ -173,7 +173,7 @@ static int count_boots_in_nvram(void)
     if (fd >= 0) {
         if (read(fd, &variable, sizeof variable) == sizeof variable)
             before = (int)variable.boots;
-        /* The kernel protects variables it does not know from careless removal. */
+        /* The kernel protects variables it does not know from accidental removal. */
         if (!ioctl(fd, _IOR('f', 1, long), &flags)) {
             flags &= ~0x10;
             ioctl(fd, _IOW('f', 2, long), &flags);
@@ -279,7 +279,7 @@ static void *workload(void *unused)
     return NULL;
 }
 
-/* Ends the machine. Everything the workload acknowledged is on the disks before the last line is said. */
+/* Shuts the machine down. Everything the workload acknowledged is on the disks before the last line is printed. */
 static void power_off(void)
 {
     static pthread_mutex_t once = PTHREAD_MUTEX_INITIALIZER;
@@ -312,7 +312,7 @@ static void power_off(void)
 static struct pollfd buttons[16];
 static nfds_t button_count;
 
-/* Before LAB-READY: a press that nobody has opened the device for is lost, and the guest would run on. */
+/* Before LAB-READY: a press before the device is opened is lost, and the guest would keep running. */
 static void open_buttons(void)
 {
     struct dirent **names;
@@ -363,7 +363,7 @@ static bool virtio_port(const char *wanted, char *device, size_t size)
     return found;
 }
 
-/* Writes random data that does not compress: `fill PATH OFFSET_MIB MIB`. */
+/* Writes incompressible random data: `fill PATH OFFSET_MIB MIB`. */
 static int fill(const char *path, uint64_t offset_mib, uint64_t mib)
 {
     static char buffer[1 << 20];
@@ -389,7 +389,7 @@ static void set_pause(bool value)
         sync();
 }
 
-/* Obeys one line; what it prints goes to the host, then "LAB-DONE <exit status>". */
+/* Runs one line; sends its output to the host, then "LAB-DONE <exit status>". */
 static void obey(const char *line, FILE *host)
 {
     char text[1024];
@@ -449,7 +449,7 @@ static void *command_channel(void *unused)
                 obey(line, host);
             }
         } else {
-            /* Nobody is connected at the host; the kernel then neither blocks nor wakes a reader. */
+            /* No connection from the host; the kernel then neither blocks nor wakes a reader. */
             struct timespec nap = {0, 50000000};
             used = 0;
             nanosleep(&nap, NULL);
@@ -474,7 +474,7 @@ static void start_guest_agent(void)
     }
 }
 
-/* The machine's description carries the settings, so that they are the same however the guest boots. */
+/* The machine's description contains the settings, so that they are the same however the guest boots. */
 static void read_settings(void)
 {
     char text[128];
@@ -514,7 +514,7 @@ int main(int argc, char **argv)
     ledger.rows_fd = open("/mnt/" LEDGER_LABEL "/rows", O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     audit_line(line, sizeof line);
     say("%s", line);
-    if (ftruncate(ledger.rows_fd, (off_t)(ledger.last * ROW_BYTES))) /* a torn tail was reported; go on after it */
+    if (ftruncate(ledger.rows_fd, (off_t)(ledger.last * ROW_BYTES))) /* a torn tail was reported; continue after it */
         paused = true;
     open_buttons();
     say("LAB-READY %08x", ledger.boot);

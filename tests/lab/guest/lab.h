@@ -1,4 +1,4 @@
-/* What a lab guest keeps on its disks, and how it is judged. Shared by the parts of the guest's one program. */
+/* The data of a lab guest on its disks, and their audit. Shared by the parts of the guest's program. */
 #ifndef LAB_H
 #define LAB_H
 
@@ -8,7 +8,7 @@
 
 enum { ROW_BYTES = 512, BLOCK_BYTES = 4096, MAX_AREAS = 8, MAX_BLOCKS = 1 << 16 };
 
-/* One row is one sector: a disk writes it wholly or not at all, so a half-written row is damage, never bad luck. */
+/* One row is one sector: a disk writes it completely or not at all, so a half-written row is always damage. */
 struct row {
     char magic[8];
     uint64_t number;   /* 1, 2, 3, ... ; row n lies at offset (n - 1) * ROW_BYTES */
@@ -21,7 +21,7 @@ struct row {
     uint32_t crc;
 } __attribute__((packed));
 
-/* Block 0 of an area is its header (version = number of blocks that follow); a block of zeroes is one never written. */
+/* Block 0 of an area is its header (version = number of blocks that follow); a block of zeroes was never written. */
 struct block {
     char magic[8];
     uint32_t area;
@@ -55,7 +55,7 @@ struct ledger {
     int area_count;
 };
 
-/* What an audit found; all but rows, first, last, last_time_us, blocks, written and areas must be 0. */
+/* The result of an audit; all but rows, first, last, last_time_us, blocks, written and areas must be 0. */
 struct audit {
     uint64_t rows, first, last, last_time_us;
     uint64_t gaps;    /* row numbers absent between first and last */
@@ -77,7 +77,7 @@ bool ledger_area_open(struct ledger *ledger, const char *path);
 int area_create(const char *path, uint32_t id, uint64_t blocks);
 /* Reads everything, sets last and last_crc. Returns 0, or an errno. */
 int ledger_audit(struct ledger *ledger, struct audit *audit);
-/* One turn of the workload: a block, flushed, then the row that names it, flushed. Returns 0, or an errno. */
+/* One step of the workload: a block, flushed, then the row that refers to it, flushed. Returns 0, or an errno. */
 int ledger_append(struct ledger *ledger, uint64_t *time_us);
 
 #endif

@@ -27,7 +27,7 @@ static void crc_prepare(void)
             crc_table[k][i] = (crc_table[k - 1][i] >> 8) ^ crc_table[0][crc_table[k - 1][i] & 0xFF];
 }
 
-/* CRC-32, eight bytes a turn: an audit reads every block, and an emulated processor is slow. */
+/* CRC-32, eight bytes at a time: an audit reads every block, and an emulated processor is slow. */
 static uint32_t crc32(const void *buffer, size_t bytes)
 {
     const uint8_t *p = buffer;
@@ -146,7 +146,7 @@ static struct area *area_by_id(struct ledger *ledger, uint32_t id)
     return NULL;
 }
 
-/* newest[area id] holds, for each block of the area, the last row that speaks of it. */
+/* newest[area id] holds, for each block of the area, the last row that refers to it. */
 static int audit_rows(struct ledger *ledger, struct audit *found, uint64_t *newest[MAX_AREAS])
 {
     enum { AT_ONCE = 1024 };

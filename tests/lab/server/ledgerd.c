@@ -1,9 +1,9 @@
 /*
- * The ledger as a service of a whole Debian system, the lab's physical server: audits its disks, says so on the serial
- * console and in a file, then runs the workload. Areas and rows lie in file systems that are mounted already.
+ * The ledger as a service of a complete Debian, the lab's physical server: audits its disks, reports on the serial
+ * console and in a file, then runs the workload. Areas and rows are in file systems that are already mounted.
  *
- *   ledgerd run RATE ROWS AREA...     SIGTERM ends it after a whole turn
- *   ledgerd audit ROWS AREA...        between two turns of a running one
+ *   ledgerd run RATE ROWS AREA...     SIGTERM ends it after a complete step
+ *   ledgerd audit ROWS AREA...        between two steps of a running one
  *   ledgerd mkarea PATH ID BLOCKS
  */
 #define _GNU_SOURCE
@@ -95,7 +95,7 @@ static int run(struct ledger *ledger, double rate)
     sigaction(SIGINT, &stop, NULL);
     flock(ledger->rows_fd, LOCK_EX);
     audit_line(ledger, line, sizeof line);
-    if (ftruncate(ledger->rows_fd, (off_t)(ledger->last * ROW_BYTES))) /* a torn tail was reported; go on after it */
+    if (ftruncate(ledger->rows_fd, (off_t)(ledger->last * ROW_BYTES))) /* a torn tail was reported; continue after it */
         return 1;
     flock(ledger->rows_fd, LOCK_UN);
     FILE *kept = fopen(AUDIT_FILE, "we");
@@ -142,7 +142,7 @@ int main(int argc, char **argv)
         return failed != 0;
     }
     if (argc > 4 && !strcmp(argv[1], "run")) {
-        /* Not to wait for a terminal that nobody reads. */
+        /* Do not wait for a terminal without a reader. */
         console = open(CONSOLE, O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
         open_all(&ledger, argv[3], argv + 4, argc - 4);
         return run(&ledger, atof(argv[2]));
