@@ -50,7 +50,7 @@ def _start(words: list[str], environment: dict[str, str], log: str) -> int:
         asr()
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:  # noqa: BLE001 - told, as the interpreter would; the fork ends either way
+    except BaseException:  # noqa: BLE001 - printed, as the interpreter would do; the fork ends either way
         sys.excepthook(*sys.exc_info())
     finally:
         for stream in (sys.stdout, sys.stderr):

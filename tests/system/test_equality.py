@@ -70,7 +70,7 @@ def test_verify_says_the_same(equal: Equal) -> None:
         assert proof["source_digest"] == proof["replica_digest"] == rig.disk_digest(name, disk)
 
 
-def test_damaged_replica_is_found_and_mended(equal: Equal) -> None:
+def test_damaged_replica_is_found_and_repaired(equal: Equal) -> None:
     """A sector of a tracked disk's image is changed outside replication: it is reported, and that piece is sent
     again."""
     rig, name = equal.rig, equal.name

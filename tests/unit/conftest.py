@@ -11,13 +11,13 @@ from hypothesis import settings
 from tests.postgres import Cluster, cluster
 from tests.unit.rig import Rig
 
-# Time limits belong to pytest-timeout: on a busy machine a deadline per example fails for no reason of ours.
+# pytest-timeout sets the time limits: a deadline per example fails without a defect on a busy machine.
 settings.register_profile("asrcore", deadline=None)
 settings.load_profile("asrcore")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first: what begins last ends alone, with the other processors idle."""
+    """The long ones first: a long test that starts last runs alone, with the other processors idle."""
     items.sort(key=lambda item: item.get_closest_marker("once") is None)
 
 
@@ -32,6 +32,6 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Cluster]:
-    """A PostgreSQL server, started when the first test asks for it."""
+    """A PostgreSQL server, started when the first test needs it."""
     with cluster() as server:
         yield server

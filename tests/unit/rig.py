@@ -28,7 +28,7 @@ from asrcore.vault import Job
 
 
 class Clock:
-    """Time that passes when a test says so; every look takes a millisecond."""
+    """A clock that a test advances; each reading takes a millisecond."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self.now = now
@@ -39,11 +39,11 @@ class Clock:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL inside this process."""
+    """Simulates SIGKILL inside this process."""
 
 
 class DirectEngine(Engine):
-    """Runs a job's steps at once in the caller's thread, so that a test sees each error where it arises."""
+    """Runs a job's steps directly in the caller's thread, so that a test sees each error where it is raised."""
 
     def _submit(self, kind: str, protection: Protection, arguments: Arguments) -> Job:
         work = Work(self.context, f"j{os.urandom(4).hex()}", protection.id, arguments, Watch())
@@ -53,13 +53,13 @@ class DirectEngine(Engine):
 
 
 def facts(job: Job | None) -> dict[str, Any]:
-    """What a job told."""
+    """The facts of a job."""
     assert job is not None
     return dict(json.loads(job.result or "{}"))
 
 
 class Rig:
-    """Sites `a` and `b`; a machine `web` at `a`. `restart` is what a crash of the engine looks like."""
+    """Sites `a` and `b`; a machine `web` at `a`. `restart` simulates a crash of the engine."""
 
     def __init__(self, folder: Path, *, interval: float = 5.0, point_interval: float = 5.0) -> None:
         self.clock = Clock()
@@ -127,7 +127,8 @@ class Rig:
 
     @contextmanager
     def killed_at(self, place: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-        """Run the block until the crash point is reached, then restart. The list holds the place if it was."""
+        """Run the block until the crash point is reached, then restart. The list contains the place if it was
+        reached."""
         reached: list[str] = []
 
         def die(*_: object) -> None:

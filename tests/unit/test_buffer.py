@@ -1,4 +1,4 @@
-"""Memory that disks are read into: at a page, nobody else's while it is used, used again afterwards."""
+"""Memory for reading disks: page-aligned, exclusive while in use, reused afterwards."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_serves_again() -> None:
     with page_buffer(MiB) as buffer:
         buffer[:4] = b"mark"
     with page_buffer(64 * KiB) as buffer:
-        assert bytes(buffer[:4]) == b"mark"  # memory that is mapped anew has zeroes
+        assert bytes(buffer[:4]) == b"mark"  # newly mapped memory is zero
 
 
 def test_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +83,6 @@ assert bytes(buffer) == b"p" * 65536
 
 
 def test_a_child_has_other_memory() -> None:
-    """What a child reads must not appear in what its parent compares."""
+    """Data that a child reads must not appear in the data that its parent compares."""
     done = subprocess.run([sys.executable, "-c", FORK], check=False, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Crash points kill when told to, at the place and count told, and are silent otherwise."""
+"""Crash points kill at the configured place and count, and do nothing otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the contract itself does: digests, closing, defaults of a site."""
+"""The contract's own code: digests, closing, defaults of a site."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asrcore.units import MiB
 
 
 class BytesReader(DiskReader):
-    """A disk in memory that remembers how it was read."""
+    """A disk in memory that records how it was read."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -30,7 +30,7 @@ class BytesReader(DiskReader):
         buffer[:] = piece
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""
 
 
 def pattern(length: int) -> bytes:
@@ -91,7 +91,7 @@ def test_error_of_the_block_is_not_hidden_by_that_of_close() -> None:
         raise ViewLost(machine="web", detail="gone")
 
 
-def test_error_of_close_is_told_when_it_is_the_first() -> None:
+def test_error_of_close_is_reported_when_it_is_the_first() -> None:
     with pytest.raises(OSError, match="close failed"), Fragile():
         pass
 
@@ -117,7 +117,7 @@ class BareSite(Site):
     name, driver = "paris", "bare"
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""
 
 
 @pytest.mark.parametrize("role", ["inventory", "source", "target", "failover"])

@@ -1,4 +1,4 @@
-"""The catalogue keeps its promises, for every class in it."""
+"""The guarantees of the catalogue, for every class in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ every_error = pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.code)
 
 
 def sample(kind: type[AsrError]) -> AsrError:
-    """An instance with a telling value in each attribute; numbers where the template formats one."""
+    """An instance with a recognisable value in each attribute; numbers where the template formats one."""
     texts = kind.happened + kind.cause + kind.action
     return kind(**{name: 7 if f"{{{name}:" in texts else f"<{name}>" for name in kind.fields()})
 
@@ -25,7 +25,7 @@ def sample(kind: type[AsrError]) -> AsrError:
 def test_says_what_why_and_what_next(kind: type[AsrError]) -> None:
     error = sample(kind)
     assert str(error)
-    assert not str(error).endswith("."), "it is put into other sentences"
+    assert not str(error).endswith("."), "it is inserted into other sentences"
     for text in (error.cause_text, error.action_text):
         assert text.strip()
         assert text[0].isupper() or text[0] in "`<"
@@ -80,7 +80,7 @@ def test_is_public(kind: type[AsrError]) -> None:
 def test_exit_codes_are_apart_from_each_other_and_from_the_shells() -> None:
     codes = [category.value for category in Category]
     assert len(set(codes)) == len(codes)
-    # 0 is success, 1 a defect with its traceback, 126 and up belong to the shell.
+    # 0 is success, 1 a defect with its traceback, 126 and above belong to the shell.
     assert all(2 <= code < 126 for code in codes)
 
 
@@ -89,7 +89,8 @@ def test_every_category_is_used() -> None:
 
 
 def test_bad_credentials_and_invalid_state_are_not_retried() -> None:
-    """W6: unrecoverable are authentication, authorisation, and a replica in an invalid state."""
+    """Unrecoverable are authentication, authorisation, and a replica in an invalid state (W6 of
+    docs/reference/site-recovery-map.md)."""
     never = {errors.AccessDenied, errors.TargetReadOnly, errors.WrongState, errors.StaleEpoch, errors.ReplicaDamaged}
     assert not any(kind.retry for kind in never)
     assert all(kind.retry for kind in (errors.SiteUnreachable, errors.TargetFull, errors.TimedOut))

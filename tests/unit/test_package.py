@@ -1,4 +1,4 @@
-"""`import asrcore` is cheap and gives the names that the README uses."""
+"""`import asrcore` is fast and provides the names that the README uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plug-ins of real distributions, made in a temporary directory that is put on the path."""
+"""Plug-ins of real distributions, made in a temporary directory on the import path."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_registering_twice_keeps_the_first() -> None:
 
 
 class Recorder:
-    """Takes every event, each with other parameters than the spec's order."""
+    """Receives every event, each with its parameters in a different order from the specification."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[object, ...]] = []
@@ -287,7 +287,7 @@ class Recorder:
 
 
 class Exploder:
-    """Fails at every event it hears of."""
+    """Fails at every event."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -381,7 +381,7 @@ Asr = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def asr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Asr:
-    """Runs `asr` in this process; gives its exit code and all that it printed."""
+    """Runs `asr` in this process; returns its exit code and output."""
 
     def run(*words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["asr", *words])

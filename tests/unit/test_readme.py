@@ -1,4 +1,4 @@
-"""README and docs are true: examples run as printed, every command exists, every place that is named is there."""
+"""README and docs are correct: examples run as printed, every command exists, every named file exists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIMIT = 120  # seconds for an example; they take a few
 
 
 def run(argv: list[str], folder: Path) -> str:
-    """In a process of its own, as a reader would."""
+    """In a separate process, as a reader would."""
     done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -73,7 +73,7 @@ class Line:
 
 
 def _commands(text: str) -> Iterator[str]:
-    """Lines of shell within blocks that call `asr`, without prompt, comment and what follows a pipe."""
+    """Shell lines in blocks that call `asr`, without prompt, comment and the part after a pipe."""
     for block in blocks(text):
         if block.info not in ("console", "sh", ""):
             continue
@@ -88,19 +88,19 @@ def _lines() -> list[Line]:
 
 
 def _spans() -> list[Line]:
-    """`asr ...` within the text of a page: a verb, perhaps with some of its options."""
+    """`asr ...` in the text of a page: a verb, possibly with some of its options."""
     found = set()
     for name, text in PAGES.items():
         rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
         rest = re.sub(r"(?<!\n)\n *(?=[^\n|#-])", " ", rest)  # a span may be broken over two lines
-        # A first word in capitals stands for several verbs (of the error catalogue).
+        # A first word in capitals is a placeholder for several verbs (in the error catalogue).
         for span in re.findall(r"`asr (?![A-Z])([^`\n]+)`", rest):
             found.add(Line(name, tuple(shlex.split(span))))
     return sorted(found, key=str)
 
 
 def _parse(words: tuple[str, ...]) -> None:
-    """What `asr` does before it runs a verb."""
+    """The same checks as in `asr` before it runs a verb."""
     command: Any = ASR
     vault, rest = _hoisted(list(words))
     context = command.make_context("asr", vault + rest)
@@ -156,7 +156,7 @@ def _verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def _resolved(command: Any, name: str) -> Any:
-    """The command of that name: `asr` itself has only a line for each of its verbs until one is called."""
+    """The command of that name: `asr` has only a line of help for each verb until one is called."""
     return command.resolve_command(Context(command), [name])[1]
 
 

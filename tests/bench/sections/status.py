@@ -42,7 +42,7 @@ def measure(field: Cluster) -> Result:
         def ours() -> Measured:
             command = [str(asr), "--vault", str(vault), "status"]
             begun = time.monotonic()
-            with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - no path of ours
+            with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a device, not a file
                 pid = os.posix_spawn(
                     command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, nothing.fileno(), 1)]
                 )

@@ -49,7 +49,7 @@ def _child(verb: str, folder: str, chapter: str, place: str) -> None:
     try:
         _work.work(verb, folder, chapter, place)
         status = 0
-    except BaseException:  # noqa: BLE001 - told in the log; the fork ends either way
+    except BaseException:  # noqa: BLE001 - logged; the fork ends either way
         traceback.print_exc(file=log)
     finally:
         log.flush()

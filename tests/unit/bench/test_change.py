@@ -1,4 +1,4 @@
-"""The change of a round: its size, its place, and that it is one."""
+"""The change of a round: its size, its place, and that it changes the content."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_same_seed_same_plan() -> None:
     assert one != other
 
 
-def test_too_few_blocks_are_told() -> None:
+def test_too_few_blocks_are_reported() -> None:
     with pytest.raises(ValueError, match="600 blocks requested, 512 available"):
         plan_change(BLOCKS, SIZE, 1, scattered=600 * BLOCK)
 

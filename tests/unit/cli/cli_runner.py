@@ -1,4 +1,4 @@
-"""`asr` with the memory driver beside the installed ones, as verbs and as services, and all that it ever said."""
+"""`asr` with the memory driver in addition to the installed ones, as verbs and as services, and all its output."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ main()
 
 @attrs.define
 class Service:
-    """One that runs. `log`: what it has said so far."""
+    """A running service. `log`: its output so far."""
 
     process: subprocess.Popen[str]
     log: list[str] = attrs.field(factory=list)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Until it has said that."""
+        """Wait until it has printed that."""
         found: list[re.Match[str]] = []
 
         def said() -> bool:
@@ -81,7 +81,7 @@ class CliRunner:
         return [*words, *more]
 
     def asr(self, *words: str, given: str = "", code: int = 0, **environment: str) -> str:
-        """A verb; what it printed."""
+        """Run a verb; returns its output."""
         done = subprocess.run(
             [sys.executable, "-c", CODE, *words],
             env={**self.environment, **environment},
@@ -96,18 +96,18 @@ class CliRunner:
         return done.stdout + done.stderr
 
     def asked(self, *words: str) -> Any:
-        """A verb's `--json`."""
+        """Run a verb with `--json`; returns its document."""
         return json.loads(self.asr(*words, "--json"))
 
     def authority(self) -> Path:
-        """Make it; the identity of the configuration server."""
+        """Make the authority; returns the identity of the configuration server."""
         own = self.folder / "own"
         self.asr("ca", "init", "--url", "https://127.0.0.1:1", "--identity", str(own))
         return own
 
     @contextmanager
     def service(self, *words: str, says: str) -> Iterator[tuple[Service, re.Match[str]]]:
-        """Run one from when it says that it is ready; SIGTERM ends it."""
+        """Start a service and wait until it prints that it is ready; SIGTERM ends it."""
         command = [sys.executable, "-c", CODE, *words]
         pipe, errors = subprocess.PIPE, subprocess.STDOUT
         with subprocess.Popen(command, env=self.environment, text=True, stdout=pipe, stderr=errors) as process:

@@ -1,4 +1,4 @@
-"""All roles in one process, each at work: its listeners are used, and its machines are replicated."""
+"""All roles in one process, each active: its listeners are used, and its machines are replicated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_all_roles_in_one_process(tmp_path: Path, database: str, postgres: Clust
     desk.asr("init")
     own = desk.authority()
     target, engine, ann = (tmp_path / name for name in ("target", "engine", "ann"))
-    # The first configuration server gives the others what they need to be there; then all are one process.
+    # The first configuration server issues what the other roles need; then all roles run in one process.
     with desk.service("config-server", "--listen", "127.0.0.1:0", "--identity", str(own), says=r"(https://\S+);") as (
         _,
         found,

@@ -1,4 +1,4 @@
-"""`asr` as a person and a script see it, on memory sites, with real jobs."""
+"""`asr` as people and scripts use it, on memory sites, with real jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Asr = Callable[..., tuple[int, Any]]
 
 @pytest.fixture
 def asr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Asr:
-    """Runs a verb with --json; gives (exit code, document)."""
+    """Runs a verb with --json; returns (exit code, document)."""
 
     def load() -> plugins.Plugins:
         loaded = plugins.Plugins()
@@ -72,7 +72,7 @@ def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
     assert status["state"] == "protected"
     assert status["health"]["level"] == "ok"
     assert {"machine", "rpo_seconds", "last_point", "points", "direction", "epoch"} <= set(status)
-    assert 100_000 <= status["stored_bytes"] < 110_000, "whole blocks of what the machine has written"
+    assert 100_000 <= status["stored_bytes"] < 110_000, "whole blocks that the machine has written"
     sites.machine("web").write("vda", 0, b"y" * 5000)
     assert asr("replicate", "web", "--keep")[1]["result"]["mode"] == "delta"
     assert len(asr("point", "list", "web")[1]) == 2

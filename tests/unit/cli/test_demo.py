@@ -1,4 +1,4 @@
-"""`asr demo`: the story ends well, each of its checks can fail, and it leaves nothing behind."""
+"""`asr demo`: it succeeds, each of its checks can fail, and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_story_ends_well() -> None:
 
 
 def promoted(change: Callable[[MemoryMachine], None], world: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """A failover to that world whose machine is not as it should be."""
+    """A failover to that world whose machine is wrong."""
 
     def sabotage(patch: pytest.MonkeyPatch) -> None:
         sound = MemoryFailover.promote
@@ -228,13 +228,13 @@ class User:
         )
 
     def asr(self, code: str, *words: str) -> tuple[int, str, str]:
-        """Exit code and what it printed."""
+        """Its exit code and output."""
         with self.start(code, *words) as process:
             out, err = process.communicate(timeout=90)
         return process.returncode, out, err
 
     def left(self) -> list[str]:
-        """All that there is besides the empty directory for temporary files."""
+        """All files except the empty directory for temporary files."""
         folder = self.temporary.parent
         return [str(path.relative_to(folder)) for path in folder.rglob("*") if path != self.temporary]
 

@@ -1,4 +1,4 @@
-"""`asr master-target` as a process: it says where it listens, serves, ends in good order, and refuses in words."""
+"""`asr master-target` as a process: it prints where it listens, serves, stops cleanly, and reports refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def authority() -> Authority:
 
 @contextmanager
 def running(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, and what it says first."""
+    """The process, and its first line."""
     process = subprocess.Popen(
         [ASR, "master-target", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -41,8 +41,8 @@ def running(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_serves_until_it_is_told_to_end(tmp_path: Path, authority: Authority, number: int) -> None:
-    """The site that it serves is itself served elsewhere: a gateway, and the only driver that is always there."""
+def test_serves_until_it_is_asked_to_end(tmp_path: Path, authority: Authority, number: int) -> None:
+    """The site that it serves is itself a remote one: a gateway, with the only driver that is always installed."""
     identity = authority.issue(tmp_path / "target", "master-target", "beta")
     gateway = authority.issue(tmp_path / "gateway", "process-server")
     MemoryWorld("far", path=tmp_path / "far").add_machine("web", {"vda": 1 << 20})
@@ -62,7 +62,7 @@ def test_serves_until_it_is_told_to_end(tmp_path: Path, authority: Authority, nu
 
 
 def refused(*words: str) -> tuple[int, str]:
-    """Exit code, and what was said."""
+    """Its exit code and output."""
     done = subprocess.run([ASR, "master-target", *words], capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr
 

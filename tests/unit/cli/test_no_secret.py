@@ -1,4 +1,4 @@
-"""A secret setting of a site is nowhere to be read: output, logs, errors, process lists, files of the vault."""
+"""A secret setting of a site cannot be read anywhere: output, logs, errors, process lists, files of the vault."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ main()
 
 
 class Host:
-    """`asr` with the memory driver, and all that it ever said."""
+    """`asr` with the memory driver, and all its output."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,12 +55,12 @@ class Host:
         return done.stdout + done.stderr
 
     def files_with(self, secret: str) -> list[str]:
-        """Files of the vault's directory that hold it."""
+        """Files of the vault's directory that contain it."""
         folder = Path(self.environment["ASR_VAULT"]).parent
         return [item.name for item in folder.iterdir() if secret.encode() in item.read_bytes()]
 
     def run_until(self, text: str) -> None:
-        """The service, with all it can log, until it has logged a text."""
+        """Run the service with full logging until it has logged a text."""
         command = [sys.executable, "-c", CODE, "run", "-v", "--log-format", "json"]
         with subprocess.Popen(command, env=self.environment, text=True, stderr=subprocess.PIPE) as service:
             assert service.stderr is not None
@@ -102,7 +102,7 @@ def test_a_secret_setting_is_nowhere(tmp_path: Path) -> None:
     with Vault.open(host.environment["ASR_VAULT"]) as vault:
         cycles = len(vault.cycles(vault.protection("web").id))
         protection = vault.protection("web")
-    home.configure(key="another")  # the service finds it changed, and says so
+    home.configure(key="another")  # the service detects the change and logs it
     host.run_until("refused access")
     home.configure(key=SECRET)
     host.asr("replicate", "web")
@@ -121,7 +121,7 @@ def test_a_secret_setting_is_nowhere(tmp_path: Path) -> None:
     assert host.files_with(key) == ["vault.db.key"]
 
 
-def test_who_works_on_a_vault_is_told_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_works_on_a_vault_is_shown_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["/usr/bin/asr", "--vault", "postgresql://me:pw1@host/asr", "--vault=postgresql://me:pw2@host/asr", "run"]
     monkeypatch.setattr(sys, "argv", [*words, "--set", "password=pw3", "--set=password=pw4", "-v"])
     reported = engine._holder()
@@ -129,7 +129,7 @@ def test_who_works_on_a_vault_is_told_without_passwords(monkeypatch: pytest.Monk
     assert reported.endswith("asr --vault ... ... run --set ... ... -v")
 
 
-def test_a_file_of_a_setting_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_file_of_a_setting_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.asr("init")
     said = host.asr("site", "add", "a", "--driver", "memory", "--set", f"key=@{tmp_path / 'none'}", code=2)

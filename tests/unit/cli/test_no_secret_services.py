@@ -1,5 +1,5 @@
-"""Secrets of a deployment with services are nowhere to be read: what a driver is given, join tokens, private keys, the
-key of the secrets, the database's password. Looked at: all output and logs, errors, lists of processes, the database.
+"""Secrets of a deployment with services cannot be read anywhere: settings of a driver, join tokens, private keys, the
+key of the secrets, the database's password. Checked: all output and logs, errors, process lists, the database.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATHS = ("/v1/health", "/v1/machines", "/v1/machines/web/points", "/v1/jobs", "/
 
 
 def command_lines() -> str:
-    """Of all processes."""
+    """Command lines and environments of all processes."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
@@ -34,7 +34,8 @@ def command_lines() -> str:
 
 
 def shapes(pem: str, opener: str) -> list[str]:
-    """How a private key would look in a text: lines of its PEM, its number. `opener`: of one that is encrypted."""
+    """The forms in which a private key could appear in a text: lines of its PEM, its number. `opener`: key of an
+    encrypted one."""
     key = load_pem_private_key(pem.encode(), opener.encode() if "ENCRYPTED" in pem else None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     number = key.private_numbers().private_value
@@ -43,7 +44,7 @@ def shapes(pem: str, opener: str) -> list[str]:
 
 
 class Deployment:
-    """A vault on PostgreSQL with a password, worlds with keys, and who has joined."""
+    """A vault on PostgreSQL with a password, worlds with keys, and the joined components."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
@@ -55,16 +56,16 @@ class Deployment:
         self.process_server = ("process-server", "-v", "--log-format", "json")
 
     def file(self, secret: str) -> str:
-        """An option that gives a secret by file."""
+        """An option that passes a secret by file."""
         path = self.folder / f"{(OF_HOME, OF_AWAY, WRONG).index(secret)}.secret"
         path.write_text(secret + "\n")
         return f"key=@{path}"
 
     def join(self, role: str) -> Path:
-        """With a token that only a file and standard input ever see; others try, too."""
+        """Join with a token that is passed only by file and standard input; also attempts that fail."""
         desk = self.desk
         token = desk.asr("ca", "token", role, role, "--address", "127.0.0.1")
-        desk.said.pop()  # it is what was asked for
+        desk.said.pop()  # the token is the requested output
         self.tokens.append(token.strip())
         self.keys.append(enrolment.unpack(token)[0].key)
         file = self.folder / f"{role}.token"
@@ -75,14 +76,15 @@ class Deployment:
         return self.folder / role
 
     def dump(self) -> None:
-        """What a backup of the vault would hold."""
+        """The content of a backup of the vault."""
         command = ["pg_dump", "--dbname", self.url]
         dump = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         assert "COPY public.certificates" in dump
         self.desk.said.append(dump)
 
     def replicate(self, served: str) -> None:
-        """A machine is protected by a process server, the next one is refused by its site, the next goes on."""
+        """A machine is protected by a process server, the next server is refused by its site, the next one
+        continues."""
         desk = self.desk
         home = [*desk.site(desk.home), "--set"]
         assert "access-denied" in desk.asr("site", "add", "a", *home, self.file(WRONG), code=7)
@@ -101,14 +103,14 @@ class Deployment:
             desk.asr("replicate", "web", "--json")
 
     def look(self, url: str, operator: Path) -> None:
-        """All that people can ask for."""
+        """All verbs that print records."""
         for verb in ("status", "job list", "event list", "point list web", "server list", "ca list", "site list"):
             self.desk.asr(*verb.split(), "--json")
         assert "(secret)" in self.desk.asr("site", "show", "a", "--json")
         self.desk.said += [fetch_text(Identity(operator), url, "GET", path) for path in PATHS]
 
     def fail(self) -> None:
-        """A database that is not there."""
+        """A database that does not exist."""
         vault = self.desk.environment["ASR_VAULT"].replace("?host=", "-none?host=")
         assert "error [vault-" in self.desk.asr("status", code=10, ASR_VAULT=vault)
 
@@ -133,7 +135,7 @@ def test_no_secret_of_a_deployment_is_anywhere(tmp_path: Path, postgres: Cluster
     postgres.drop(url)
 
     everything = "\n".join(desk.said)
-    assert "process-server\0-v" in everything, "lists of processes were looked at"
+    assert "process-server\0-v" in everything, "process lists were checked"
     made.keys += [path.read_text() for path in tmp_path.rglob("*key.pem")]
     assert len(made.keys) >= 3 + 5, "tokens, authority, components"
     opener = (tmp_path / "ca.key").read_text().strip()

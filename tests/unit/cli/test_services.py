@@ -1,4 +1,4 @@
-"""The services as processes: an authority, a configuration server, components that join, and clean ends."""
+"""The services as processes: an authority, a configuration server, components that join, and clean stops."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Host:
 
     @contextmanager
     def service(self, *words: str, says: str) -> Iterator[tuple[subprocess.Popen[str], re.Match[str]]]:
-        """Run one until it says that it is ready; SIGTERM ends it."""
+        """Start one and wait until it prints that it is ready; SIGTERM ends it."""
         command = [sys.executable, "-c", CODE, *words]
         with subprocess.Popen(command, env=self.environment, text=True, stderr=subprocess.PIPE) as process:
             try:
@@ -56,7 +56,7 @@ class Host:
                 heard = ""
                 while not (found := re.search(says, heard)):
                     line = process.stderr.readline()
-                    assert line, f"it ended: {heard}"
+                    assert line, f"it exited: {heard}"
                     heard += line
                 yield process, found
                 process.send_signal(signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_from_nothing_to_a_component_with_an_identity(host: Host) -> None:
     assert host.asr("ca", "init", "--url", "https://127.0.0.1:1", *own, code=4)["error"]["code"] == "already-exists"
     with host.service("config-server", "--listen", "127.0.0.1:0", *own, says=r"at (https://\S+);") as (_, found):
         url = found[1]
-        (host.folder / "ca" / "url").write_text(url)  # the port was chosen just now
+        (host.folder / "ca" / "url").write_text(url)  # the port was chosen at start
         token = host.asr("ca", "token", "operator", "ann", *ca)["token"]
         ann = str(host.folder / "ann")
         assert host.asr("join", "-", "--identity", ann, given=token)["component"] == "operator ann"
@@ -104,7 +104,7 @@ def test_from_nothing_to_a_component_with_an_identity(host: Host) -> None:
 
 @pytest.fixture(scope="module")
 def settled(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """One with an authority, which no test changes."""
+    """A host with an authority, which no test changes."""
     folder = tmp_path_factory.mktemp("settled")
     made = Host(folder, str(folder / "vault.db"))
     made.asr("init")

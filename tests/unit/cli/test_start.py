@@ -1,4 +1,4 @@
-"""What starting `asr` loads: a verb pays only for what it uses."""
+"""The modules that starting `asr` loads: a verb loads only what it uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration server over real TLS: who is let in, what may be asked, and an identity's whole life."""
+"""The configuration server over real TLS: access, permitted requests, and the life cycle of an identity."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def office(rig: Rig, tmp_path: Path) -> Iterator[Office]:
 
 
 def said_to(office: Office, identity: Identity | None) -> bytes:
-    """What the server answers to somebody who does not care whom it is; nothing when it refuses the handshake."""
+    """The server's answer to a client that does not verify it; empty when it refuses the handshake."""
     if identity is None:
         context = ssl.create_default_context(cafile=office.folder / "ca" / "ca.pem")
         context.check_hostname = False
@@ -96,12 +96,12 @@ def said_to(office: Office, identity: Identity | None) -> bytes:
         ):
             encrypted.sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             return encrypted.recv(100)
-    except (ssl.SSLError, ConnectionError):  # with TLS 1.3 the client may have sent its request before it is told
+    except (ssl.SSLError, ConnectionError):  # with TLS 1.3 the request may be sent before the refusal arrives
         return b""
 
 
 def refusal(office: Office, identity: Identity) -> tuple[str, object]:
-    """The error that a caller gets, each time, and whose certificate it is about."""
+    """The error that a caller gets each time, and whose certificate it refers to."""
     reported = set()
     for _ in range(5):
         with pytest.raises(AsrError) as caught:
@@ -135,7 +135,7 @@ def test_a_certificate_of_another_authority(office: Office, tmp_path: Path) -> N
     certificates.Authority().issue(tmp_path / "stranger", "operator")
     stranger = Identity(tmp_path / "stranger")
     assert said_to(office, stranger) == b""
-    (tmp_path / "stranger" / "ca.pem").write_text(office.authority.pem)  # he trusts the server
+    (tmp_path / "stranger" / "ca.pem").write_text(office.authority.pem)  # this client trusts the server
     assert refusal(office, stranger) == ("certificate-unknown", "our")
 
 
@@ -156,7 +156,7 @@ def test_a_revoked_certificate_is_refused_at_once(office: Office) -> None:
 
 
 def test_a_revocation_list_is_read_anew(office: Office) -> None:
-    """So that a component that has fetched it refuses the revoked one in the handshake."""
+    """A component that has fetched it refuses the revoked one in the handshake."""
     operator, other = office.join(Role.OPERATOR), office.join(Role.OPERATOR, "two")
     office.authority.revoke(Component(Role.OPERATOR, "one"))
     write_private(office.folder / "config-server" / "crl.pem", office.authority.revoked(), 0o644)
@@ -204,7 +204,7 @@ def test_a_component_may_not_do_what_people_do(role: Role, office: Office) -> No
 
 
 def test_another_component_that_answers_is_not_trusted(office: Office) -> None:
-    """A process server's certificate is good, but it is not the configuration server."""
+    """A process server's certificate is valid, but it is not the configuration server."""
     imposter = office.join(Role.PROCESS_SERVER)
     app = make_app(office.vault, office.authority)
     with WebServer(app, Address("127.0.0.1", 0), imposter) as server:
@@ -217,7 +217,7 @@ def test_another_component_that_answers_is_not_trusted(office: Office) -> None:
 # -- an identity's life ------------------------------------------------------------------------------------------------
 
 
-def test_joining_is_gone_on_with_after_a_crash(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joining_is_resumed_after_a_crash(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     token, url = enrolment.unpack(office.token(Role.PROCESS_SERVER))
     directory = office.folder / "joined"
     with monkeypatch.context() as patch:
@@ -261,7 +261,7 @@ def test_a_renewal_fetches_what_was_revoked(office: Office) -> None:
 
 
 def test_a_component_that_was_off_for_long_gets_back_in(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its revocation list is too old: it trusts nobody, but it can fetch a new one."""
+    """Its revocation list is too old: it trusts no peer, but it can fetch a new list."""
     with monkeypatch.context() as patch:
         patch.setattr("asrcore.pki.authority.LIST_LIFETIME", -1.0)
         identity = office.join(Role.PROCESS_SERVER)
@@ -286,7 +286,7 @@ def test_the_server_renews_its_own(office: Office, monkeypatch: pytest.MonkeyPat
     former = (own / "certificate.pem").read_text()
     keep_own(own, office.authority)
     assert (own / "certificate.pem").read_text() == former
-    monkeypatch.setattr(enrolment, "LIFETIME", 400 * DAY)  # as if a third of it were left
+    monkeypatch.setattr(enrolment, "LIFETIME", 400 * DAY)  # as if a third of its lifetime were left
     keep_own(own, office.authority)
     assert (own / "certificate.pem").read_text() != former
     identity, address = office.join(Role.OPERATOR), office.server.address
@@ -299,7 +299,7 @@ def test_the_server_renews_its_own(office: Office, monkeypatch: pytest.MonkeyPat
     assert ssl.DER_cert_to_PEM_cert(shown).strip() == (own / "certificate.pem").read_text().strip()
 
 
-def test_a_token_that_is_none_is_told_and_not_shown() -> None:
+def test_a_token_that_is_none_is_reported_and_not_shown() -> None:
     for text in ("", "x", "aGFsbG8=", "e30="):
         with pytest.raises(InvalidValue) as caught:
             enrolment.unpack(text)
@@ -392,7 +392,7 @@ def test_many_at_once(office: Office, operator: Identity) -> None:
     assert done == [1] * 8
 
 
-def test_an_address_that_is_taken_is_told(office: Office) -> None:
+def test_an_address_that_is_taken_is_reported(office: Office) -> None:
     app = make_app(office.vault, office.authority)
     again = web.WebServer(app, office.server.address, Identity(office.folder / "config-server"))
     with pytest.raises(CannotListen, match="already in use"):

@@ -1,4 +1,4 @@
-"""A vault of two machines and the trace that their jobs leave."""
+"""A vault with two machines, and the trace of their jobs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def trace(path: Path) -> job_procedures.Trace:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
-    """Waits for something to become true."""
+    """Waits until a condition is true."""
 
     def wait(true: Callable[[], bool]) -> None:
         ends, pause = time.monotonic() + 20, threading.Event()

@@ -1,7 +1,7 @@
 """Procedures that leave a trace in files, an engine around them, and the same as a process that can be killed.
 
 `python -m tests.unit.jobs.job_procedures VAULT run` is an engine that runs until its input ends;
-`... VAULT submit KIND MACHINE` only records a job, as `asr` does beside a service.
+`... VAULT submit KIND MACHINE` only records a job, as `asr` does while a service runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make_vault(path: Path | str) -> None:
 
 
 class Trace:
-    """Lines in a file beside the vault: what ran, in the order it ran. Files named `go-...` let waiting steps go."""
+    """Lines in a file next to the vault: the steps that ran, in order. Files named `go-...` release waiting steps."""
 
     def __init__(self, vault: Path) -> None:
         self._directory = vault.parent
@@ -121,8 +121,8 @@ def procedures(trace: Trace) -> dict[str, Procedure]:
     return {procedure.kind: procedure for procedure in made}
 
 
-class Told:
-    """Keeps what plug-ins are told."""
+class Reported:
+    """Records the events that plug-ins receive."""
 
     def __init__(self) -> None:
         self.finished: list[FinishedJob] = []
@@ -156,7 +156,7 @@ def engine(path: Path, plugins: Plugins | None = None) -> Iterator[Jobs]:
 
 
 def submit(path: Path, kind: str, machine: str = "web1", now: float = 1000.0) -> Job:
-    """As another process does it."""
+    """Submit a job as another process does."""
     with Vault.open(path) as vault:
         return enqueue(vault, kind, vault.protection(machine), Arguments(), now=now)
 

@@ -1,6 +1,6 @@
 """A process server that runs the kit's jobs: `python -m tests.unit.jobs.server_process URL FOLDER NAME`.
 
-It says `ready`, and ends when its input does, or with `given up` when others have taken over.
+It prints `ready`, and ends when its input ends, or with `given up` when other servers have taken over.
 """
 
 from __future__ import annotations

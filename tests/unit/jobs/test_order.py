@@ -1,4 +1,4 @@
-"""Which jobs run beside each other, and who goes first."""
+"""Which jobs run at the same time, and which run first."""
 
 from __future__ import annotations
 

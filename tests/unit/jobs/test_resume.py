@@ -1,4 +1,4 @@
-"""Engines that end, are killed, come back: nothing is lost and nothing done twice that was logged as done."""
+"""Engines that stop, are killed and restart: nothing is lost, and nothing logged as done is done again."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_killed_after_the_end_was_recorded(path: Path, trace: job_procedures.Tra
         until(lambda: log_of(path) == {job.id: "SUCCESS"})
     assert trace.lines() == COUNT
     with job_procedures.engine(path):
-        assert log_of(path) == {}, "the log of ended jobs does not grow for ever"
+        assert log_of(path) == {}, "the log of ended jobs does not grow"
 
 
 def test_killed_while_a_step_works(path: Path, trace: job_procedures.Trace, until: Until) -> None:
@@ -164,7 +164,7 @@ def test_interrupted_jobs_keep_their_order(path: Path, trace: job_procedures.Tra
 def test_an_engine_that_ends_leaves_its_jobs_as_a_kill_would(
     path: Path, trace: job_procedures.Trace, until: Until
 ) -> None:
-    reported = job_procedures.Told()
+    reported = job_procedures.Reported()
     with job_procedures.engine(path, reported.plugin()) as jobs:
         running, waiting = start(jobs, path, "wait"), start(jobs, path, "count")
         until(lambda: "web1 wait.wait" in trace.lines())
@@ -300,7 +300,7 @@ sys.addaudithook(refuse)
 from pathlib import Path
 from tests.unit.jobs import job_procedures
 path = Path(sys.argv[1])
-assert "dbos" not in sys.modules, "DBOS is imported by an engine that starts, and by nobody else"
+assert "dbos" not in sys.modules, "only a starting engine imports DBOS"
 job = job_procedures.submit(path, "count")
 assert "dbos" not in sys.modules
 with job_procedures.engine(path) as jobs:

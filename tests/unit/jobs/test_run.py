@@ -1,4 +1,4 @@
-"""What becomes of a job: its steps, facts, progress and end."""
+"""A job from start to end: its steps, facts, progress and result."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_arguments_reach_the_steps_as_given(path: Path) -> None:
 
 
 def test_an_error_of_the_catalogue_fails_the_job_with_its_own_code(path: Path, trace: job_procedures.Trace) -> None:
-    reported = job_procedures.Told()
+    reported = job_procedures.Reported()
     with job_procedures.engine(path, reported.plugin()) as jobs:
         job = start(jobs, path, "verify")
         with pytest.raises(VerifyFailed, match="512 bytes of 'web1' differ") as raised:
@@ -53,7 +53,7 @@ def test_an_error_of_the_catalogue_fails_the_job_with_its_own_code(path: Path, t
     assert ended.state is JobState.FAILED
     assert ended.error is not None
     assert ended.error["code"] == "verify-failed"
-    assert json.loads(ended.result or "") == {"different_bytes": 512}, "what a failed step found out is kept"
+    assert json.loads(ended.result or "") == {"different_bytes": 512}, "the facts of a failed step are kept"
     assert trace.lines() == ["web1 verify.compare"], "no step after the failed one"
     (finished,) = reported.finished
     assert (finished.id, finished.work, finished.machine) == (job.id, "verify", "web1")
@@ -67,7 +67,7 @@ def test_a_defect_fails_the_job_with_its_traceback(path: Path) -> None:
         with pytest.raises(JobFailed, match="ZeroDivisionError: a defect"):
             jobs.wait(job.id, timeout=20)
         healthy = jobs.wait(start(jobs, path, "count").id, timeout=20)
-    assert healthy.state is JobState.DONE, "the engine lives on"
+    assert healthy.state is JobState.DONE, "the engine keeps running"
     with Vault.open(path) as vault:
         error = vault.job(job.id).error
     assert error is not None
@@ -110,11 +110,11 @@ def test_progress_is_seen_but_written_seldom(path: Path) -> None:
 
 
 def test_a_running_job_is_cancelled_by_another_process(path: Path, trace: job_procedures.Trace, until: Until) -> None:
-    reported = job_procedures.Told()
+    reported = job_procedures.Reported()
     with job_procedures.engine(path, reported.plugin()) as jobs:
         job = start(jobs, path, "wait")
         until(lambda: "web1 wait.wait" in trace.lines())
-        with Vault.open(path) as other:  # that `asr` knows nothing but the vault
+        with Vault.open(path) as other:  # as `asr` does, which has only the vault
             assert other.request_cancel(job.id)
         with pytest.raises(Cancelled):
             jobs.wait(job.id, timeout=20)

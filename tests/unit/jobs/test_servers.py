@@ -1,4 +1,4 @@
-"""Jobs of several process servers: whose machine it is runs them, and goes on with those of a server that died."""
+"""Jobs of several process servers: a machine's server runs them, and resumes those of a server that died."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Field:
 
 
 def give(vault: Vault, machine: str, session: str) -> None:
-    """As a planner would, whether the session lives or not."""
+    """As a planner would, whether the session is alive or not."""
     table = _schema.assignments
     with vault._write("test") as connection:
         connection.execute(table.update().filter_by(protection_id=machine).values(session=session))
@@ -102,7 +102,7 @@ def test_another_server_goes_on_at_the_step(field: Field, place: str, ran: list[
 
 
 def test_a_paused_server_s_job_goes_on_elsewhere_and_not_twice(field: Field, until: Until) -> None:
-    """It wakes up in the middle of a step that another server has finished meanwhile."""
+    """It resumes in the middle of a step that another server has finished meanwhile."""
     with ExitStack() as stack:
         one = stack.enter_context(field.server("one"))
         job = field.submit("wait")
@@ -121,7 +121,7 @@ def test_a_paused_server_s_job_goes_on_elsewhere_and_not_twice(field: Field, unt
 
 
 def test_a_job_whose_machine_went_away_and_came_back_goes_on(field: Field, until: Until) -> None:
-    """The server that it went to died before it had taken the job up."""
+    """The server that received the machine died before it had started the job."""
     with field.server("one") as one:
         job = field.submit("wait")
         until(lambda: "web1 wait.wait" in field.trace.lines())

@@ -1,4 +1,4 @@
-"""The algebra of extents, against a model that holds one letter for each byte."""
+"""The algebra of extents, against a model with one letter per byte."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_split(items: list[Extent], most: int) -> None:
 
 @given(extents, st.integers(1, 16), st.integers(1, 5))
 def test_batches(items: list[Extent], most: int, count: int) -> None:
-    """All pieces in order, none too large or with too many, and none that the one before had room for."""
+    """All batches in order, none too large or with too many pieces, and no piece that fits into the previous batch."""
     whole = x.normalise(items)
     found = list(x.batches(whole, most, count))
     assert [piece for batch in found for piece in batch] == list(x.split(whole, most))

@@ -61,7 +61,7 @@ def test_rpo_past_two_and_three_intervals(age: float, level: Level) -> None:
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
-def test_health_never_mends_by_waiting(age: float, wait: float) -> None:
+def test_health_never_improves_by_waiting(age: float, wait: float) -> None:
     order = list(Level)
     now, later = (assess(WEB, POLICY, newest(age), at).level for at in (NOW, NOW + wait))
     assert order.index(later) >= order.index(now)

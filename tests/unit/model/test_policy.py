@@ -1,4 +1,4 @@
-"""Policies refuse what makes no sense; windows know the time of day."""
+"""Policies refuse invalid values; windows follow the time of day."""
 
 from __future__ import annotations
 

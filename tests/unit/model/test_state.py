@@ -16,7 +16,7 @@ from asrcore.model.state import TRANSITIONS, Event, State, allowed, possible_eve
 every_state = pytest.mark.parametrize("state", State, ids=lambda state: state.value)
 every_event = pytest.mark.parametrize("event", Event, ids=lambda event: event.name.lower())
 
-# States that a killed process leaves behind: each must be able to go on, or to be given up.
+# States that a killed process leaves behind: each must allow the work to be resumed or abandoned.
 UNDER_WAY = (State.RESYNCING, State.FAILING_OVER, State.UNDOING, State.COMMITTING, State.REVERSING, State.DISABLING)
 
 

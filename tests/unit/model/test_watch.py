@@ -43,9 +43,9 @@ def test_an_engine_that_ends_is_no_failure_of_the_work() -> None:
     watch = Watch()
     watch.cancel()
     watch.stop()
-    with pytest.raises(Stopped) as raised:  # also if it was cancelled: that is for the next start to do
+    with pytest.raises(Stopped) as raised:  # also if it was cancelled: the next start handles that
         watch.advance(10)
-    assert not isinstance(raised.value, Exception), "what takes work back when it fails must not see it"
+    assert not isinstance(raised.value, Exception), "code that undoes failed work must not catch it"
 
 
 def test_threads_add_up() -> None:

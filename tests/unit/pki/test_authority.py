@@ -1,4 +1,4 @@
-"""The certificate authority: what it issues, to whom, once, and what it takes away."""
+"""The certificate authority: what it issues, to whom, only once, and what it revokes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ONE = Component(Role.PROCESS_SERVER, "one")
 
 
 class Desk:
-    """An authority over a vault in memory's stead, and its clock."""
+    """An authority with a vault in a file, and its clock."""
 
     def __init__(self, folder: Path) -> None:
         self.clock = Clock()
@@ -105,7 +105,7 @@ def test_the_authority_s_key_is_opened_by_another_that_is_not_beside_it(desk: De
 
 
 @pytest.mark.parametrize("what", ["another", "damaged", "readable"])
-def test_a_key_that_does_not_open_the_authority_s_is_told(what: str, desk: Desk) -> None:
+def test_a_key_that_does_not_open_the_authority_s_is_reported(what: str, desk: Desk) -> None:
     opener = desk.folder / "ca.key"
     if what == "another":
         opener.write_text(base64.b64encode(bytes(32)).decode())

@@ -1,4 +1,4 @@
-"""Planned and unplanned failover on memory sites: who runs where, what is lost, who may write."""
+"""Planned and unplanned failover on memory sites: which machine runs where, what is lost, and who may write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification: what it proves, what it finds, how it goes on after an interruption, how it mends."""
+"""Verification: what it proves, what it finds, how it resumes after an interruption, and how it repairs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
 
 
 class Interrupted(Watch):
-    """Cancels itself after so many bytes of verifying."""
+    """Cancels itself after this many bytes of verification."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def run(
     watch: Watch | None = None,
     facts: dict[str, Any] | None = None,
 ) -> Work:
-    """The step of a job, once; `facts` are what an interrupted one saved."""
+    """The step of a job, once; `facts` are those that an interrupted one saved."""
     given = dict(facts or {})
     arguments = Arguments(repair=repair, sha256=sha256)
     work = Work(rig.engine.context, "j1", rig.protection.id, arguments, watch or Watch(), given)
@@ -96,13 +96,13 @@ def result(work: Work) -> dict[str, Any]:
 
 
 def damage(rig: Rig, offset: int, data: bytes, disk: str = "vda") -> None:
-    """Change the replica's newest content behind everybody's back."""
+    """Change the replica's newest content outside the engine."""
     with rig.away.change() as state:
         state.replicas[rig.protection.replica_id].head[disk].write(offset, data)
 
 
 def digest_of_disk(content: bytes) -> str:
-    """As docs/reference/cli.md says it is computed."""
+    """The digest as described in docs/reference/cli.md."""
     regions = b""
     for start in range(0, len(content), REGION):
         region = content[start : start + REGION]
@@ -182,7 +182,7 @@ def test_what_a_killed_one_saved_is_enough_to_go_on(rig: Rig, compared: list[Ext
 
 
 def test_what_changed_since_is_compared_again(rig: Rig, compared: list[Extent]) -> None:
-    """Damage beside a change of the guest, in a region that was proved: the proof no longer holds for it."""
+    """Damage next to a change by the guest, in a verified region: its proof is no longer valid."""
     first = result(run(rig, watch=Interrupted(MiB)))
     rig.machine.write("vda", REGION, b"written by the guest")
     damage(rig, REGION + 2 * BLOCK, b"bad sector")
@@ -233,7 +233,7 @@ def test_recovery_points_go_on_while_a_disk_is_compared(rig: Rig, compared: list
 def test_what_the_guest_writes_between_slices_is_compared_again(
     rig: Rig, compared: list[Extent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Damage in a region that an earlier slice proved is found if the region changes."""
+    """Damage in a region that an earlier slice verified is found if the region changes."""
     honest = run_cycle
     cycles = 0
 
@@ -267,4 +267,4 @@ def test_a_guest_that_writes_everywhere_is_compared_in_one_view_at_last(
     monkeypatch.setattr(verify, "run_cycle", then_write)
     found = result(run(rig))
     assert found["equal"]
-    assert len(found["points"]) == 3, "two slices show that it comes to no end"
+    assert len(found["points"]) == 3, "two slices show that it does not end"

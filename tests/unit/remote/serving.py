@@ -1,6 +1,6 @@
-"""A memory world served by a process of its own: `python -m tests.unit.remote.serving WORLD PATH IDENTITY PORT`.
+"""A memory world served by a separate process: `python -m tests.unit.remote.serving WORLD PATH IDENTITY PORT`.
 
-The port is told on the first line of its output.
+The first line of its output is the port.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 @attrs.define
 class Served:
-    """The process, as the tests see it."""
+    """The process, from the tests' side."""
 
     world: str
     path: Path
@@ -37,7 +37,7 @@ class Served:
         self.start()
 
     def start(self) -> None:
-        """Start it; it listens when this returns, at the port it had before."""
+        """Start it; when this returns it listens, at its former port."""
         words = [self.world, str(self.path), str(self.identity), str(self.port), str(self.silence)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.unit.remote.serving", *words],
@@ -48,16 +48,16 @@ class Served:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, "the serving process ended at once"
+        assert line, "the serving process exited immediately"
         self.port = int(line)
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Kill it, like a power cut."""
         self.process.kill()
         self.stop()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it in good order; its exit code."""
+        """Stop it cleanly; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(30)
@@ -67,7 +67,7 @@ class Served:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address where it listens."""
         return f"127.0.0.1:{self.port}"
 
 

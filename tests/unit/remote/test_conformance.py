@@ -1,4 +1,4 @@
-"""The conformance kit over the wire: both sites are served by processes of their own, and killed with the engine."""
+"""The conformance kit over the wire: both sites are served by separate processes, and killed with the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Cycles over a link that cuts at random, against a model: what is done stays done, what is sealed is what was sent."""
+"""Cycles over a link that cuts at random, against a model: what is done stays done, and a sealed point equals what was
+sent."""
 
 from __future__ import annotations
 
@@ -45,11 +46,11 @@ class Ends:
     replicas: int = 0
 
     def connect(self) -> Site:
-        """As a new engine, or the same after an error."""
+        """Connect as a new engine, or as the same one after an error."""
         return RemoteDriver().connect("there", self.settings)
 
     def replica(self) -> str:
-        """A new, empty replica, made past the wire."""
+        """A new, empty replica, made without the wire."""
         self.replicas += 1
         name = f"r{self.replicas}"
         with MemoryDriver().connect("here", {"world": self.world.name}) as site:
@@ -57,7 +58,7 @@ class Ends:
         return name
 
     def content(self, replica: str) -> bytes:
-        """Of its head, read past the wire."""
+        """The content of its head, read without the wire."""
         data = bytearray(SIZE)
         with (
             MemoryDriver().connect("here", {"world": self.world.name}) as site,
@@ -67,7 +68,7 @@ class Ends:
         return bytes(data)
 
     def points(self, replica: str) -> list[str]:
-        """Sealed ones."""
+        """The sealed points."""
         with MemoryDriver().connect("here", {"world": self.world.name}) as site:
             return [point.id for point in site.target.replica(replica).info().points]
 
@@ -99,7 +100,7 @@ def seal(writer: CycleWriter, point: str = "p1") -> None:
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 30), cuts=st.lists(st.integers(20_000, 3_000_000), max_size=4))
 def test_a_copy_over_a_cutting_link_is_the_source(ends: Ends, seed: int, cuts: list[int]) -> None:
-    """Each attempt asks what is done and sends the rest, in pieces of odd sizes; some of them zeroes."""
+    """Each attempt queries what is done and sends the rest, in pieces of odd sizes, some of them zeroes."""
     chance = random.Random(seed)
     source = bytearray(chance.randbytes(SIZE))
     zero = [Extent(at, 64 * KiB) for at in range(0, SIZE, 64 * KiB) if chance.random() < 0.3]
@@ -136,7 +137,7 @@ def send(writer: CycleWriter, source: bytearray, chance: random.Random) -> None:
 
 
 def test_ten_cuts_resend_little(ends: Ends) -> None:
-    """What arrived counts, flushed by the engine or not: at most what was on its way at a cut is sent again."""
+    """Data that arrived count, flushed by the engine or not: at most the data in flight at a cut are sent again."""
     replica, chance = ends.replica(), random.Random(3)
     source = bytearray(chance.randbytes(SIZE))
     ends.relay.cut()
@@ -156,13 +157,13 @@ def test_ten_cuts_resend_little(ends: Ends) -> None:
             cut += 1
     assert cut == 10
     assert ends.content(replica) == bytes(source)
-    # Frames of 4 KiB have heads of some 110 bytes; at each cut at most the window is on its way.
+    # Frames of 4 KiB have heads of some 110 bytes; at each cut at most the window is in flight.
     assert ends.relay.sent - begun < SIZE * 1.06 + 10 * 64 * 4096
 
 
 def test_what_arrived_before_the_cut_is_done(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The target is slow, the link is cut with much unread: all counts, though no acknowledgement goes out, and the
-    engine is back before it is written."""
+    """The target is slow, and the link is cut with much data unread: all of it counts, although it is not acknowledged
+    and the engine reconnects before it is written."""
     write = MemoryWriter.write
 
     def slowly(writer: MemoryWriter, disk_id: str, offset: int, data: memoryview) -> None:
@@ -170,7 +171,7 @@ def test_what_arrived_before_the_cut_is_done(ends: Ends, monkeypatch: pytest.Mon
         write(writer, disk_id, offset, data)
 
     monkeypatch.setattr(MemoryWriter, "write", slowly)
-    replica, frames, size = ends.replica(), 6, 8 * KiB  # together less than a receive buffer
+    replica, frames, size = ends.replica(), 6, 8 * KiB  # in total less than a receive buffer
     one = {**ends.settings, "connections": "1"}
     with RemoteDriver().connect("there", one) as site, site.target.replica(replica).open_cycle(spec()) as writer:
         before = ends.relay.sent
@@ -195,10 +196,12 @@ def test_a_second_session_takes_the_cycle_over(ends: Ends) -> None:
         former.write("vda", MiB, memoryview(first_data))
         wait_until(lambda: all(lane.stream.acknowledged for lane in former._lanes.values()), "it has arrived")  # type: ignore[attr-defined]
         with two.target.replica(replica).open_cycle(spec()) as writer:
-            assert writer.done("vda") == [Extent(0, 65536), Extent(MiB, 65536)], "what had arrived was made durable"
+            assert writer.done("vda") == [Extent(0, 65536), Extent(MiB, 65536)], (
+                "data that had arrived were made durable"
+            )
             writer.write("vda", 0, memoryview(second_data))
             writer.flush()
-            with pytest.raises(WrongCycle):  # noqa: PT012 - it is told by a later call at the latest
+            with pytest.raises(WrongCycle):  # noqa: PT012 - reported by a later call at the latest
                 former.write("vda", 0, memoryview(first_data))
                 former.flush()
             with pytest.raises(WrongCycle):
@@ -223,7 +226,7 @@ def test_an_older_epoch_takes_nothing_over(ends: Ends) -> None:
 
 
 def test_overlapping_writes_keep_their_order(ends: Ends) -> None:
-    """Whatever connection they travel on."""
+    """On whichever connection they are sent."""
     replica = ends.replica()
     chance = random.Random(5)
     model = bytearray(SIZE)
@@ -242,7 +245,7 @@ def test_overlapping_writes_keep_their_order(ends: Ends) -> None:
 
 
 def test_frames_without_a_body_wait_for_the_other_side_too(ends: Ends) -> None:
-    """The target stands still: no more than the window's number of frames is sent, and the rest is, when it goes on."""
+    """The target is paused: at most the window's number of frames is sent, and the rest when it continues."""
     replica = ends.replica()
     one = {**ends.settings, "connections": "1"}
     errors: list[BaseException] = []
@@ -252,11 +255,11 @@ def test_frames_without_a_body_wait_for_the_other_side_too(ends: Ends) -> None:
             try:
                 for index in range(3 * WINDOW_FRAMES):
                     writer.zero("vda", index * 4096, 4096)
-            except BaseException as problem:  # noqa: BLE001 - told to the test
+            except BaseException as problem:  # noqa: BLE001 - passed to the test
                 errors.append(problem)
 
         sender = threading.Thread(target=send_many)
-        with ends.world.look():  # whoever wants to write waits
+        with ends.world.look():  # writers wait
             sender.start()
             wait_until(lambda: 0 in writer._lanes and counted(writer) == WINDOW_FRAMES, "the window is full")  # type: ignore[attr-defined]
             sender.join(0.3)
@@ -268,13 +271,13 @@ def test_frames_without_a_body_wait_for_the_other_side_too(ends: Ends) -> None:
 
 
 def counted(writer: CycleWriter) -> int:
-    """Frames sent on the first connection."""
+    """The number of frames sent on the first connection."""
     lane = writer._lanes[0]  # type: ignore[attr-defined]
     return int(lane.stream.channel._wire.counts(lane.stream._stream)[0])
 
 
 def test_a_loss_is_not_forgotten_at_the_seal(ends: Ends) -> None:
-    """A piece was lost with its connection, the caller was told, and seals all the same."""
+    """A piece was lost with its connection, the caller was notified, and seals nevertheless."""
     replica = ends.replica()
     with ends.connect() as site:
         writer = site.target.replica(replica).open_cycle(spec())

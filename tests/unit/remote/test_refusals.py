@@ -1,7 +1,7 @@
-"""Bad frames of somebody with a good certificate, at a master target with an open cycle: each is refused with its own
-error, nothing of the replica changes, and the honest engine goes on.
+"""Invalid frames from a peer with a valid certificate, at a master target with an open cycle: each is refused with its
+own error, the replica does not change, and the real engine continues.
 
-The intruder is as strong as can be: it has the engine's certificate, knows its session and the name of its cycle, and
+The intruder has every advantage: it has the engine's certificate, knows its session and the name of its cycle, and
 makes frames with the keys of its own connection.
 """
 
@@ -51,7 +51,7 @@ class Intruder:
         before = field.target._listener.channels
         self.carrier.send(self.link.hello())
         self.receive()
-        wait_until(lambda: set(field.target._listener.channels) - set(before), "it was let in")
+        wait_until(lambda: set(field.target._listener.channels) - set(before), "it is connected")
         (self.channel,) = set(field.target._listener.channels) - set(before)
         self.stream = self.link.open_stream()
         self.carrier.send(
@@ -60,11 +60,11 @@ class Intruder:
         self.heard = b""
 
     def pack(self, frame: Frame) -> bytes:
-        """As it travels."""
+        """The bytes on the wire."""
         return b"".join(map(bytes, self.link.pack(frame)))
 
     def data(self, content: bytes = EVIL, at: int = 0) -> bytes:
-        """A frame of data as it travels."""
+        """A data frame as bytes on the wire."""
         return self.pack(Frame(frames.DATA, self.stream, {"disk": "vda", "at": at}, content))
 
     def receive(self) -> Frame:
@@ -80,7 +80,7 @@ class Intruder:
         return frame
 
     def last_words(self) -> Exception:
-        """What the other side's goodbye means here."""
+        """The error for the other side's goodbye."""
         while (frame := self.receive()).type != frames.GOODBYE:
             pass
         return goodbye_error(frame.head, "the master target")
@@ -88,7 +88,7 @@ class Intruder:
 
 @attrs.define
 class Field:
-    """A master target, an engine with an open cycle, and the directory in which the replica is kept."""
+    """A master target, an engine with an open cycle, and the directory of the replica."""
 
     directory: Path
     target: MasterTarget
@@ -105,14 +105,14 @@ class Field:
         return dict(self.writer._handle)  # type: ignore[attr-defined]
 
     def state(self) -> str:
-        """A digest of all that the target has made durable."""
+        """A digest of all durable data of the target."""
         whole = hashlib.sha256()
         for path in sorted(self.directory.rglob("*")):
             whole.update(str(path).encode() + (path.read_bytes() if path.is_file() else b""))
         return whole.hexdigest()
 
     def go_on(self) -> None:
-        """The engine writes the rest and seals; the point holds what it has written."""
+        """The engine writes the rest and seals; the point contains what it has written."""
         self.writer.write("vda", 512 * KiB, memoryview(HONEST))
         self.writer.seal(SealSpec("p1", 1.0, Consistency.CRASH, True, DESCRIPTION))
         data = bytearray(MiB)
@@ -151,7 +151,7 @@ def reordered(intruder: Intruder) -> bytes:
 
 
 def replayed(intruder: Intruder) -> bytes:
-    frame = intruder.data(HONEST)  # what is there already
+    frame = intruder.data(HONEST)  # already there
     intruder.carrier.send(frame)
     while intruder.receive().type != frames.ACK:
         pass
@@ -182,7 +182,7 @@ def test_a_bad_frame_is_refused(field: Field, case: str) -> None:
     intruder = Intruder(field)
     bad = make(intruder)
     before = field.state()
-    intruder.carrier.send(bad + bytes(512 * KiB))  # what comes behind it does not keep the reason away
+    intruder.carrier.send(bad + bytes(512 * KiB))  # later data do not hide the reason
     reported = intruder.last_words()
     assert isinstance(reported, AsrError)
     assert reported.code == "frame-refused"
@@ -202,7 +202,7 @@ def test_a_frame_of_another_connection_is_refused(field: Field) -> None:
     reported = two.last_words()
     assert isinstance(reported, AsrError)
     assert (reported.code, "forged" in str(reported)) == ("frame-refused", True)
-    assert one.channel.error is None, "who sent it first is not disturbed"
+    assert one.channel.error is None, "the first sender is not affected"
     for intruder in (one, two):
         intruder.carrier.close()
     assert field.state() == before
@@ -269,7 +269,7 @@ def test_another_version_is_refused_after_the_hello(field: Field) -> None:
 
 
 def test_another_version_is_refused_by_who_dials(tmp_path: Path) -> None:
-    """It learns the reason, whatever the other side does with its hello."""
+    """It receives the reason, whatever the other side does with its hello."""
     authority = Authority()
     serving = Identity(authority.issue(tmp_path / "serving", "master-target"))
     engine = authority.issue(tmp_path / "engine", "process-server")

@@ -1,4 +1,4 @@
-"""What a serving process keeps between calls, and what it answers to those who ask wrongly."""
+"""The state that a serving process keeps between calls, and its answers to invalid calls."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Place:
         return self.sites[-1]
 
     def cut(self) -> None:
-        """Until both sides have noticed."""
+        """Cut the link and wait until both sides have noticed."""
         self.relay.cut()
         wait_until(lambda: not self.server._sessions, "the session has ended")
         wait_until(lambda: not any(site._peer.links.living() for site in self.sites), "the site has noticed")
@@ -148,7 +148,7 @@ def test_long_lists_come_in_pages(place: Place, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_equal_exchanges_little(place: Place) -> None:
-    """One digest each way for a piece of 4 MiB, whatever it holds; block digests only where it differs."""
+    """One digest in each direction for a piece of 4 MiB, whatever its content; block digests only where it differs."""
     size = 8 * MiB
     machine = place.world.add_machine("big", {"vda": size})
     with place.connect() as site:
@@ -188,7 +188,7 @@ def test_a_wrong_question_is_answered_in_words(place: Place, case: str) -> None:
         with pytest.raises(error):
             channel.ask(call, head)
         site.status()
-        assert channel.error is None, "it is no reason to hang up"
+        assert channel.error is None, "the connection stays open"
 
 
 def test_an_answer_that_is_too_large_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Whatever happens to machine and engine between cycles: a sealed point equals the frozen source, for ever."""
+"""Whatever happens to machine and engine between cycles, a sealed point always equals the frozen source."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Replication(RuleBasedStateMachine):
         pending = protection.pending
         for point in self.rig.engine.points("web"):
             if point.id not in stored:
-                # Only the latest state may be gone, and only because a sealed one has taken its place.
+                # Only the latest state may be missing, and only because a sealed one has replaced it.
                 assert not point.kept
                 assert pending is not None
                 assert replica.head == pending.point_id

@@ -1,4 +1,4 @@
-"""The planner: which disk is copied, which is compared, and what an interrupted cycle still has to do."""
+"""The planner: which disk is copied, which is compared, and the work left of an interrupted cycle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The retention rule, by its promises."""
+"""The retention rule and its guarantees."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def left(points: list[RecoveryPoint], policy: Policy, now: float) -> list[Recove
 
 @st.composite
 def ladders(draw: st.DrawFn) -> tuple[Rung, ...]:
-    """Any ladder that a policy accepts, spacings that are no multiples of each other included."""
+    """Any ladder that a policy accepts, including spacings that are not multiples of each other."""
     count = draw(st.integers(0, 4))
     ages = sorted(draw(st.sets(st.integers(0, 40_000), min_size=count, max_size=count)))
     spaces = sorted(draw(st.sets(st.integers(1, 9_000), min_size=count, max_size=count)))
@@ -81,7 +81,8 @@ def test_thinning_often_loses_nothing_that_thinning_late_keeps(
 
 
 def test_spacings_that_are_no_multiples_do_not_cut_through_each_other() -> None:
-    """Buckets of 90 s beside those of 60 s would keep, late, what was dropped early: two thinnings lose more."""
+    """Buckets of 90 s next to buckets of 60 s would later keep points that were deleted earlier: applying retention
+    twice would delete more."""
     policy = Policy("p", interval=60.0, point_interval=60.0, keep=DAY, ladder=(Rung(0.0, 60.0), Rung(1000.0, 90.0)))
     base = NOW // 180 * 180
     points = [point(base + 70), point(base + 100), point(base + 5000)]
@@ -110,9 +111,9 @@ def test_distance_of_kept_neighbours_is_bounded(policy: Policy, step: int, phase
 def test_number_of_points_is_bounded(policy: Policy, step: int) -> None:
     points = [point(NOW - age) for age in range(0, 60_000, step)]
     ends = [*(rung.after for rung in policy.ladder), policy.keep]
-    bound = ends[0] / step + 3  # and the newest, whatever its age
+    bound = ends[0] / step + 3  # plus the newest, whatever its age
     for rung, end in zip(policy.ladder, ends[1:], strict=True):
-        # Rounded down to a multiple of the former one, a spacing is still more than half of what was asked.
+        # Rounded down to a multiple of the previous one, a spacing is still more than half of the requested one.
         bound += max(0.0, min(end, policy.keep) - rung.after) / (rung.every / 2) + 2
     assert len(left(points, policy, NOW)) <= bound
 
@@ -129,7 +130,7 @@ def test_reference_ladder_keeps_what_it_says() -> None:
 
 
 def test_day_by_day_the_oldest_points_stay_where_they_are() -> None:
-    """A week of a living machine: what is an hour-bucket's point today is the same point tomorrow."""
+    """A week of a running machine: the point of an hour bucket today is the same point tomorrow."""
     policy, former = Policy("p", keep=3 * DAY), set[RecoveryPoint]()
     points: list[RecoveryPoint] = []
     for tick in range(7 * 24 * 12):

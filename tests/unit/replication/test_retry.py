@@ -1,4 +1,4 @@
-"""W6, to the minute."""
+"""The retry schedule (W6 of docs/reference/site-recovery-map.md), to the minute."""
 
 from __future__ import annotations
 

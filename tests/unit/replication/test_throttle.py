@@ -24,7 +24,7 @@ MBIT = 125_000.0
 
 
 class Time(Watch):
-    """A watch whose waits make the time pass, some of them longer than they should."""
+    """A watch whose waits advance the clock, some of them by more than requested."""
 
     def __init__(self, start: float = 0.0, late: float = 0.0) -> None:
         super().__init__()

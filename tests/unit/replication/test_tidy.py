@@ -1,4 +1,4 @@
-"""After a kept point the target is asked to put its points in order, with the view no longer open."""
+"""After a kept point the target is called to reorganise its points, with the view already closed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.rig import Rig
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What each call of `drop_points` was to drop."""
+    """The points that each call of `drop_points` had to delete."""
     calls: list[list[str]] = []
     inner = MemoryReplica.drop_points
 
@@ -54,7 +54,7 @@ def test_a_planned_failover_does_not_wait_for_it(rig: Rig, reported: list[list[s
 
 
 def test_the_writer_is_closed_last(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have much to do then: the point is recorded and the source let go before."""
+    """That may take long, so the point is recorded and the source released first."""
     rig.protect()
     order: list[str] = []
     close_view, close_writer = MemoryFrozenView.close, MemoryWriter.close

@@ -1,8 +1,8 @@
-"""The pipeline against a model, whatever fails in between: reads, writes, flushes, space, links, the engine itself.
+"""The pipeline against a model, with failures of reads, writes, flushes, space, links and the engine itself.
 
-A source and a replica in memory; each attempt goes on with what the one before made durable, as a cycle does. While
-anything fails nothing is sealed and the head is untouched; in the end the replica is what the model says, byte by
-byte, and no more memory was in use than workers x pieces.
+A source and a replica in memory; each attempt resumes from what the previous one made durable, as a cycle does. As long
+as something fails, nothing is sealed and the head is unchanged; at the end the replica equals the model, byte by byte,
+and no more memory was used than workers x pieces.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COPY, NEAR, FAR = 128 * KiB, 128 * KiB, 256 * KiB
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: what was not flushed is gone."""
+    """Simulates SIGKILL: unflushed data are lost."""
 
 
 ERRORS: dict[str, Callable[[], BaseException]] = {
@@ -70,7 +70,7 @@ class Faults:
 
 
 class Tracked(bytearray):
-    """A buffer that is counted as long as it lives."""
+    """A buffer that is counted as long as it exists."""
 
     live, peak = 0, 0
     lock = threading.Lock()
@@ -132,7 +132,7 @@ def allocation(content: bytes | bytearray) -> list[Extent]:
 
 
 class ModelReplica:
-    """What a comparison asks of a replica."""
+    """The calls that a comparison makes on a replica."""
 
     def __init__(self, head: bytes, faults: Faults, at_target: bool) -> None:
         self.head, self.faults, self.hashes_at_target = head, faults, at_target
@@ -153,7 +153,7 @@ class ModelReplica:
 
 @attrs.define
 class Journal:
-    """What is durable of a cycle: calls in order."""
+    """The durable part of a cycle: calls in order."""
 
     calls: list[tuple[str, int, bytes | int]] = attrs.field(factory=list)
 
@@ -187,7 +187,7 @@ class ModelWriter(CycleWriter):
         return self.journal.done()
 
     def write(self, disk_id: str, offset: int, data: memoryview) -> None:
-        assert isinstance(data.obj, Tracked), "data is sent from the buffer that it was read into"
+        assert isinstance(data.obj, Tracked), "data are sent from the buffer into which they were read"
         self.faults.strike("write", lambda: self._note(("data", offset, bytes(data[: len(data) // 2]))))
         self._note(("data", offset, bytes(data)))
 
@@ -236,7 +236,7 @@ def small_steps() -> Iterator[None]:
 
 
 def content_of(seed: int, size: int, kinds: list[int]) -> bytes:
-    """Blocks of 32 KiB: zeroes, noise, or noise that begins with zeroes."""
+    """Blocks of 32 KiB: zeroes, noise, or noise that starts with zeroes."""
     noise = random.Random(seed)
     parts = []
     for kind in kinds:
@@ -252,7 +252,7 @@ def work_through(
     cover: Callable[[Transfer, list[Extent]], None],
     view: ModelView,
 ) -> list[str]:
-    """Attempts until one succeeds; what each of the others failed with."""
+    """Repeat attempts until one succeeds; returns the errors of the others."""
     problems: list[str] = []
     most = len(faults.planned)
     while True:
@@ -269,8 +269,8 @@ def work_through(
                 writer.flush()
         else:
             return problems
-        assert len(problems) <= most, "each fault strikes once"
-        gc.collect()  # the traceback of an error holds the buffers of its frames
+        assert len(problems) <= most, "each fault occurs once"
+        gc.collect()  # the traceback of an error keeps the buffers of its frames alive
 
 
 SIZES = st.integers(1, 2 * 1024).map(lambda sectors: sectors * 512)

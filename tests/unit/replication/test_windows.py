@@ -1,4 +1,4 @@
-"""Windows by the clock on the wall, on days of 23, 24 and 25 hours."""
+"""Windows in local time, on days of 23, 24 and 25 hours."""
 
 from __future__ import annotations
 

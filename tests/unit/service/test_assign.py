@@ -1,4 +1,4 @@
-"""The planner of process servers: machines stay, orphans are spread, pins hold, and it comes to rest."""
+"""The planner of process servers: machines stay, orphans are spread, pins are honoured, and the plan converges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is due, from the record alone."""
+"""Which work is due, from the record alone."""
 
 from __future__ import annotations
 

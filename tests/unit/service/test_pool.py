@@ -1,4 +1,4 @@
-"""Who may start beside whom. Work holds on until the test lets it go; time passes when the test says so."""
+"""Which work may run at the same time. Work runs until the test releases it; the test advances the clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asrcore.service.pool import Lanes
 
 
 class Bench:
-    """Lanes of 8 quick and 8 slow places."""
+    """A pool with 8 quick and 8 slow places."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -32,7 +32,7 @@ class Bench:
         return started
 
     def fill(self, site: str) -> int:
-        """Start work of a site until it is refused; how much was started."""
+        """Start work of a site until it is refused; returns the number of started works."""
         count = 0
         while self.start(f"{site}{self.now}-{count}", site):
             count += 1

@@ -29,7 +29,7 @@ from asrcore.vault import JobState, _schema
 
 
 class Service:
-    """An engine that serves in a thread, and two worlds to disturb."""
+    """An engine that serves in a thread, and two worlds in which faults are injected."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.away = MemoryWorld("home"), MemoryWorld("away")
@@ -113,7 +113,7 @@ def test_a_source_that_returns_is_put_down_and_kept_down(service: Service) -> No
     service.home.restore()
     service.until(lambda: service.machine.value.power is PowerState.OFF)
     service.until(lambda: not service.engine.vault.protection("web").fence_due)
-    service.machine.start()  # somebody at the host starts it by hand
+    service.machine.start()  # started by hand at the host
     service.until(lambda: service.machine.value.power is PowerState.OFF)
 
 
@@ -164,7 +164,9 @@ def test_a_cycle_that_ends_starts_the_next_one(service: Service, monkeypatch: py
     with vault._write("test") as connection:  # all at the same instant
         connection.execute(_schema.protections.update().values(retry_at=time.time() - 1))
     service.until(lambda: all(vault.protection(name).retry_at is None for name in names))
-    assert sum(waiting > 0 for waiting in looks) <= 2, "eight at a time, and three looks, if each had waited for a look"
+    assert sum(waiting > 0 for waiting in looks) <= 2, (
+        "eight at a time, and three rounds, if each had waited for the next round"
+    )
 
 
 def test_a_machine_that_hangs_holds_up_no_other(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +193,7 @@ def test_a_machine_that_hangs_holds_up_no_other(service: Service, monkeypatch: p
         free.set()
 
 
-def test_a_replica_is_verified_and_mended_by_itself(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_is_verified_and_repaired_automatically(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "VERIFY_LOOK", 0.05)
     vault = service.engine.vault
     protection = vault.protection("web")
@@ -214,7 +216,7 @@ def test_a_replica_is_verified_and_mended_by_itself(service: Service, monkeypatc
     assert [job.kind for job in vault.jobs()].count("verify") == 1  # the next one is due in an hour
 
 
-def test_it_is_told_once_that_the_service_cannot_keep_up_and_that_it_does_again(service: Service) -> None:
+def test_saturation_is_reported_once_and_so_is_its_end(service: Service) -> None:
     reported = scheduler.Scheduler(service.engine.context, lambda kind, protection, arguments: None)
 
     def events() -> list[str]:

@@ -1,4 +1,4 @@
-"""What is told of master targets: one that serves, and then is gone."""
+"""The status of master targets: one that serves, and later disappears."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.certificates import Authority
 from tests.unit.remote.serving import Served
 
 
-def test_a_master_target_is_told_up_and_down(tmp_path: Path) -> None:
+def test_a_master_target_is_reported_up_and_down(tmp_path: Path) -> None:
     authority = Authority()
     target = authority.issue(tmp_path / "target", "master-target", "beta")
     engine_identity = authority.issue(tmp_path / "engine", "process-server")

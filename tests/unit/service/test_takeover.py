@@ -1,7 +1,7 @@
-"""A server is paused in the middle of a cycle, another takes its machine over, then the first one goes on.
+"""A server is paused in the middle of a cycle, another one takes over its machine, then the first one resumes.
 
-Both are engines of this process on one vault and the same worlds. At a named place of the first one's cycle the
-second one takes over and runs a whole cycle; whatever the first one does after that is refused, and changes nothing.
+Both are engines of this process on one vault and the same worlds. At a crash point of the first one's cycle the second
+one takes over and runs a whole cycle; everything the first one does after that is refused, and changes nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PLACES = [
 
 
 class Pair:
-    """Two servers, and a machine that the first one has."""
+    """Two servers, and a machine that is assigned to the first one."""
 
     def __init__(self, rig: Rig, folder: Path) -> None:
         self.rig = rig
@@ -87,7 +87,7 @@ def pair(rig: Rig, tmp_path: Path) -> Iterator[Pair]:
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], None]], list[str]]:
-    """Runs something once when a place is first reached; returns the list that then holds the place."""
+    """Runs a function once when a place is first reached; returns the list that then contains the place."""
 
     def prepare(place: str, then: Callable[[], None]) -> list[str]:
         reached: list[str] = []
@@ -117,14 +117,14 @@ def test_whoever_was_paused_changes_nothing(
     def pause() -> None:
         pair.take_over()
         machine.write("vda", 4096, b"after the take-over" * 4096)
-        pair.cycle(pair.two)  # goes on with the interrupted one, if there is one
+        pair.cycle(pair.two)  # resumes the interrupted one, if there is one
         pair.cycle(pair.two)
         seen["truth"] = pair.rig.truth()
         seen["vault"] = pair.two.vault.protection("web"), pair.two.points("web")
         seen["points"] = [item.point.id for item in pair.at_target().replica(seen["vault"][0].replica_id).points]
 
     reached = at(place, pause)
-    with pytest.raises(AsrError):  # refused by the vault or the replica, or its view is gone: the second one swept it
+    with pytest.raises(AsrError):  # refused by the vault or the replica, or its view is lost: the second one swept it
         pair.cycle(pair.one)
     assert reached == [place]
     protection, points = seen["vault"]
@@ -135,7 +135,7 @@ def test_whoever_was_paused_changes_nothing(
     assert [item.point.id for item in pair.at_target().replica(protection.replica_id).points] == seen["points"]
     assert points[-1].id == seen["points"][-1] == protection.head_point
     assert pair.rig.content() == seen["truth"], "the first one wrote to the replica"
-    # Nothing of the first one is in the way of the second one's next cycles.
+    # Nothing left by the first one blocks the second one's next cycles.
     machine.write("vdb", 0, b"later" * 1000)
     result = pair.cycle(pair.two)
     assert not result.resumed
@@ -168,8 +168,8 @@ def test_who_takes_over_goes_on_with_the_interrupted_cycle(
     assert pair.rig.content() == pair.rig.truth()
 
 
-def test_the_replica_is_told_of_the_epoch_before_it_is_asked_what_it_has(pair: Pair) -> None:
-    """Else the former server could still seal between the answer and the next cycle."""
+def test_the_replica_gets_the_epoch_before_it_is_asked_what_it_has(pair: Pair) -> None:
+    """Otherwise the former server could still seal between the answer and the next cycle."""
     pair.one.vault.begin_cycle(pair.rig.protection.id, samples.cycle(1, pair.rig.protection.head_point))
     pair.take_over()
     assert adopt_sealed(pair.two.context, pair.two.vault.protection("web")) is None
@@ -197,7 +197,7 @@ def noted(name: str, method: Callable[..., None], sent: list[str]) -> Callable[.
 def test_whoever_was_paused_switches_nothing_on_or_off(
     verb: str, place: str, before: list[str], pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A command to a hypervisor carries no epoch. Here connecting to it takes longer than the lease."""
+    """A command to a hypervisor has no epoch. Here connecting takes longer than the lease."""
     if verb == "undo":
         pair.one.failover_planned("web")
     armed: list[str] = []
@@ -229,7 +229,7 @@ def test_whoever_was_paused_switches_nothing_on_or_off(
 
 
 def test_a_refused_cycle_is_no_failure_of_the_machine(pair: Pair) -> None:
-    """Else it would wait for somebody, since a retry of a refused epoch is hopeless."""
+    """Otherwise it would wait for an operator, because retrying a refused epoch cannot succeed."""
     protection = pair.one.vault.protection("web")
     error = StaleEpoch(replica="web", epoch=protection.epoch, owner=protection.epoch + 1)
     pair.one.vault.update(protection.id, epoch=protection.epoch + 1)

@@ -12,5 +12,5 @@ def wait_until(true: Callable[[], object], what: str, seconds: float = 60.0) -> 
     """Wait until it is true. Raises AssertionError."""
     ends = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < ends, f"{what}: not so after {seconds:g} s"
+        assert time.monotonic() < ends, f"{what}: not true after {seconds:g} s"
         time.sleep(0.02)

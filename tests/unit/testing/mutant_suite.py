@@ -1,6 +1,6 @@
-"""The kit run against each mutant: a test class each. Not collected by itself: `test_mutants` runs it.
+"""The kit run against each mutant: a test class each. Not collected directly: `test_mutants` runs it.
 
-Two further classes run it against sites that claim little, to see it skip what is not claimed.
+Two further classes run it against sites that claim little, to check that it skips what is not claimed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from asrcore.testing.conformance.memory_rig import MemoryRig
 
 from .mutants import MUTANTS, Mutant
 
-# The parts of the kit that try a role. The others use it as well, but running all of them takes twice as long.
+# The parts of the kit that test a role. The others use it as well, but running all of them takes twice as long.
 _AT_TARGET = (CycleConformance, PointConformance, ReplicationConformance)
 PARTS: dict[str, tuple[type, ...]] = {
     "site": (SiteConformance,),
@@ -63,4 +63,4 @@ class TestLittleIsClaimed(DriverConformance):
 
 
 class TestRigIsMissing(SiteConformance):
-    """What an author sees who forgot the rig."""
+    """The message for an author who forgot the rig."""

@@ -1,4 +1,4 @@
-"""The kit as a whole: nothing hidden, nothing untried, nothing that a driver alone would need."""
+"""The kit as a whole: nothing hidden, nothing untested, nothing that only one driver needs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_test_says_what_it_needs() -> None:
     assert {name.partition(".")[0] for name in free} == {"SiteConformance", "InventoryConformance"}
 
 
-# The kit itself closes each view again when it cleans up: a driver that cannot take it fails everywhere.
+# The kit itself closes each view again when it cleans up: a driver that does not accept that fails everywhere.
 WITHOUT_MUTANT = {"test_a_view_may_be_closed_twice"}
 
 

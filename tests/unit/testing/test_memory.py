@@ -1,4 +1,4 @@
-"""The memory world beyond the contract: what tests may do to it, and what a killed engine finds again."""
+"""The memory world beyond the contract: what tests can do to it, and what survives a killed engine."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_big_disk_costs_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"world": ""}, {"world": "nowhere"}], ids=repr)
-def test_wrong_settings_are_told(home: MemoryWorld, settings: dict[str, str]) -> None:
+def test_wrong_settings_are_reported(home: MemoryWorld, settings: dict[str, str]) -> None:
     with pytest.raises(InvalidSetting):
         MemoryDriver().connect("s", settings)
 
@@ -203,7 +203,7 @@ def test_a_full_target_takes_what_fits(home: MemoryWorld, away: MemoryWorld) -> 
             writer.write("vda", 512, memoryview(bytes(60)))
         writer.flush()
         assert writer.done("vda") == [Extent(0, 60)]
-        writer.zero("vda", 4096, 8192)  # takes no space
+        writer.zero("vda", 4096, 8192)  # needs no space
 
 
 def test_points_share_what_they_have_in_common(home: MemoryWorld, away: MemoryWorld) -> None:
@@ -229,7 +229,7 @@ def fail_over(source: MemoryWorld, target: MemoryWorld, epoch: int) -> None:
 
 
 def test_disks_of_the_user_outlive_a_failback(home: MemoryWorld, away: MemoryWorld) -> None:
-    """The first machine's own disks are left when it is replaced; disks that were made by a failover are not."""
+    """The first machine's own disks are kept when it is replaced; disks that were made by a failover are deleted."""
     content = home.machine("web").read("vda")
     fail_over(home, away, 2)
     fail_over(away, home, 3)

@@ -19,7 +19,7 @@ class TestMemoryDriver(DriverConformance):
 
 
 class TestMemoryDriverWithoutSnapshots(DriverConformance):
-    """Disks are read while the machine writes, and what changed is read again at the end."""
+    """Disks are read while the machine writes, and changes are read again at the end."""
 
     @pytest.fixture(scope="class")
     @classmethod

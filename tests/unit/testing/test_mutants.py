@@ -1,4 +1,4 @@
-"""The kit is tested too: every broken driver fails exactly the tests meant for it, an honest one none."""
+"""Tests of the kit: every broken driver fails exactly the tests meant for it, a correct driver none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROCESSES = 2
 
 @attrs.frozen
 class Outcome:
-    """Of one class of the suite: names of its tests, without parameters."""
+    """Results of one class of the suite: names of its tests, without parameters."""
 
     passed: set[str] = attrs.field(factory=set)
     failed: dict[str, str] = attrs.field(factory=dict)
@@ -30,7 +30,7 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """Results of the whole suite by class, run once in processes of their own."""
+    """Results of the whole suite by class, run once in separate processes."""
     classes = [f"Test{mutant.name}" for mutant in MUTANTS] + ["TestLittleIsClaimed", "TestRigIsMissing"]
     folder = tmp_path_factory.mktemp("mutants")
     command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:randomly"]
@@ -73,7 +73,7 @@ def _sort(case: ElementTree.Element, outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_fails_exactly_the_tests_meant_for_it(mutant: Mutant, outcomes: dict[str, Outcome]) -> None:
-    assert mutant.caught_by, "no test of the kit would notice this driver"
+    assert mutant.caught_by, "no test of the kit would detect this driver"
     assert set(outcomes[f"Test{mutant.name}"].failed) == mutant.caught_by
 
 

@@ -1,4 +1,4 @@
-"""A vault with two sites, a policy and a machine: a SQLite file, or a database of the tests' own PostgreSQL."""
+"""A vault with two sites, a policy and a machine: a SQLite file, or a database in the tests' PostgreSQL."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def path(made_once: Path, tmp_path: Path) -> Path:
-    """The SQLite file, for what is about files."""
+    """The SQLite file, for tests about files."""
     return Path(shutil.copy(made_once, tmp_path / "vault.db"))
 
 
 @pytest.fixture(scope="session")
 def database(postgres: Cluster) -> str:
-    """A vault on the server, made once: emptying it is quicker than making another."""
+    """A vault on the server, made once: emptying it is faster than making another one."""
     url = postgres.create()
     Vault.create(url).close()
     return url
@@ -46,7 +46,7 @@ def database(postgres: Cluster) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def place(request: pytest.FixtureRequest) -> str:
-    """Where the vault is, as `--vault` takes it."""
+    """The vault's location, as `--vault` accepts it."""
     if request.param == "sqlite":
         return str(request.getfixturevalue("path"))
     url = str(request.getfixturevalue("database"))

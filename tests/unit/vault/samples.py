@@ -1,4 +1,4 @@
-"""Values to put into a vault, and how to run a piece of Python in another process."""
+"""Sample values for a vault, and running Python code in another process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def stats(number: int) -> CycleStats:
 
 
 def record(vault: Vault, number: int, *, kept: bool = False, protection_id: str = "id-1") -> Protection:
-    """A whole cycle, as the engine does it."""
+    """Record a whole cycle, as the engine does."""
     base = vault.protection(protection_id).head_point
     vault.begin_cycle(protection_id, cycle(number, base))
     return vault.record_point(protection_id, f"c{number}", point(number, kept=kept), stats=stats(number))
@@ -76,7 +76,7 @@ def child(code: str, *arguments: object, **environment: str) -> subprocess.Popen
 
 
 def run(code: str, *arguments: object, **environment: str) -> tuple[int, str]:
-    """Run to its end; exit code and what it printed, errors included."""
+    """Run to its end; returns the exit code and the output, including errors."""
     with child(code, *arguments, **environment) as process:
         out, err = process.communicate(timeout=60)
     return process.returncode, out + err

@@ -71,7 +71,7 @@ def test_a_reader_does_not_wait_for_the_writer(vault: Vault) -> None:
         with vault._write("test") as connection:
             connection.exec_driver_sql("UPDATE protections SET attempt=7")
             written.set()
-            assert seen.wait(20), "the reader waited for us"
+            assert seen.wait(20), "the reader had to wait"
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -83,7 +83,7 @@ def test_a_reader_does_not_wait_for_the_writer(vault: Vault) -> None:
 
 
 def test_a_listing_shows_one_moment(vault: Vault) -> None:
-    """A point and its pending cycle never show together, however the threads fall."""
+    """A point and its pending cycle are never visible together, in any order of the threads."""
     stop = threading.Event()
     odd: list[object] = []
 
@@ -148,7 +148,7 @@ def test_a_killed_engine_lets_go(vault: Vault, place: str) -> None:
             pass
         other.send_signal(signal.SIGKILL)
         other.wait(20)
-    wait_until(lambda: vault.engine_holder() is None, "the database server has seen its end")
+    wait_until(lambda: vault.engine_holder() is None, "the database server has noticed its end")
     with vault.engine_lock("me"):
         assert str(vault.engine_holder()).startswith("me")
 

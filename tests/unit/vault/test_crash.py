@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of a transaction: the old state whole, or the new one."""
+"""SIGKILL in the middle of a transaction: the complete old state or the complete new one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_recording_is_whole_or_not_at_all(at: str, recorded: bool, place: str) -
     new = (after, ["p2"], ["c1", "c2"])
     crash(RECORD, place, at)
     assert state(place) == (new if recorded else old)
-    with Vault.open(place) as vault:  # the engine repeats the step, whatever it was
+    with Vault.open(place) as vault:  # the engine repeats the step
         vault.record_point("id-1", "c2", samples.point(2), stats=samples.stats(2))
     assert state(place) == new
 
@@ -81,7 +81,7 @@ def test_a_reversal_is_whole_or_not_at_all(at: str, reversed_: bool, place: str)
 
 
 def test_killed_at_any_moment(place: str) -> None:
-    """Not at a named place but anywhere: what the child said that it recorded is there after the kill."""
+    """At any place, not only crash points: what the child reported as recorded exists after the kill."""
     code = """
     vault = Vault.open(sys.argv[1])
     for number in range(int(sys.argv[2]), 100000):
@@ -96,7 +96,7 @@ def test_killed_at_any_moment(place: str) -> None:
             while said < first + 20:
                 said = int(process.stdout.readline())
             process.kill()
-            rest = process.stdout.read().split()  # not communicate: it does not know of lines read ahead
+            rest = process.stdout.read().split()  # not communicate(), which ignores lines that were read ahead
             process.wait(60)
         said = int(rest[-1]) if rest else said
         with Vault.open(place) as vault:

@@ -305,7 +305,7 @@ def test_unknown_machine_has_no_points_and_marks_nothing(vault: Vault) -> None:
 
 
 def test_only_a_recorded_point_writes_a_mark() -> None:
-    """Invariant 2, held by the text of the code as well: everything else can only take the mark away."""
+    """Invariant 2, checked in the code's text as well: everything else can only remove the mark."""
     source = inspect.getsource(_cycles) + "".join(
         inspect.getsource(getattr(Vault, name)) for name in ("update", "transition", "forget_mark", "_change")
     )
@@ -318,7 +318,7 @@ def test_only_a_recorded_point_writes_a_mark() -> None:
 
 
 class Model:
-    """What the vault should say, in the simplest terms."""
+    """The expected state of the vault, in the simplest form."""
 
     def __init__(self) -> None:
         self.head: str | None = None

@@ -153,7 +153,7 @@ def test_ended_jobs_are_bounded_by_age_and_per_machine(vault: Vault, monkeypatch
 
 
 def test_trimming_never_waits_for_many_rows(vault: Vault) -> None:
-    """What fell due at once is taken away in portions, each with a row that is added."""
+    """Rows that expire at the same time are deleted in portions, each together with an added row."""
     for number in range(250):
         vault.add_event(float(number), "web-1", "x", "old")
     counts = []

@@ -1,4 +1,4 @@
-"""Moving a vault: never two live ones, and a killed move is ended by the next call."""
+"""Moving a vault: never two live ones, and the next call completes a killed move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Creating and opening: only a vault is opened, nothing foreign is touched, no password is shown."""
+"""Creating and opening: only a vault is opened, other files are not changed, no password is shown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.unit.vault import samples
 
 @pytest.fixture
 def vault(path: Path) -> Iterator[Vault]:
-    """Of a file: what these tests look at."""
+    """The properties of a file that these tests compare."""
     with Vault.open(path) as opened:
         yield opened
 
@@ -163,14 +163,14 @@ def test_a_database_that_only_claims_to_be_a_vault_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("size", [100, 4096, 9000])
-def test_a_truncated_vault_is_told(size: int, path: Path) -> None:
+def test_a_truncated_vault_is_reported(size: int, path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(size)
     with pytest.raises((VaultDamaged, NotAVault)):
         Vault.open(path)
 
 
-def test_a_vault_with_damaged_pages_is_told(path: Path) -> None:
+def test_a_vault_with_damaged_pages_is_reported(path: Path) -> None:
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(4096)
@@ -227,7 +227,7 @@ def test_other_urls_are_refused(url: str) -> None:
 
 
 def everything(error: BaseException) -> str:
-    """All that a person or a log may see of it."""
+    """Every text about it that a person or a log may see."""
     shown = "".join(traceback.format_exception(error)) + repr(error)
     return shown + (repr(error.as_dict()) + repr(error.attributes) if isinstance(error, AsrError) else "")
 
@@ -264,7 +264,7 @@ def test_settings_of_sites_are_not_in_errors_of_the_database(vault: Vault) -> No
     assert "hunter2" not in everything(caught.value)
 
 
-def test_closing_twice_is_fine_and_use_after_it_is_told(path: Path) -> None:
+def test_closing_twice_is_fine_and_use_after_it_is_reported(path: Path) -> None:
     with Vault.open(path) as vault:
         vault.close()
         vault.close()

@@ -1,4 +1,4 @@
-"""Values come back as they went in; what is not a value any more is told, never guessed."""
+"""Values are read back as they were stored; an unreadable value is reported, never guessed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_plan_comes_back(plan: dict[str, tuple[Extent, ...]]) -> None:
 
 
 @given(plan=plans, where=st.floats(0, 0.999), value=st.integers(1, 255))
-def test_a_damaged_plan_is_told(plan: dict[str, tuple[Extent, ...]], where: float, value: int) -> None:
+def test_a_damaged_plan_is_reported(plan: dict[str, tuple[Extent, ...]], where: float, value: int) -> None:
     packed = bytearray(pack_plan(plan))
     packed[int(where * len(packed))] ^= value
     with suppress(ValueError):
@@ -98,7 +98,7 @@ def read_all(vault: Vault) -> None:
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_row_is_told(what: str, vault: Vault) -> None:
+def test_a_damaged_row_is_reported(what: str, vault: Vault) -> None:
     samples.record(vault, 1)
     vault.begin_cycle("id-1", samples.cycle(2))
     vault.add_job(Job("j1", "x"))

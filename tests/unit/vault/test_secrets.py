@@ -1,4 +1,4 @@
-"""Secret settings: encrypted in the vault, with a key apart from it; older vaults are brought to that."""
+"""Secret settings: encrypted in the vault, with a separate key; older vaults are converted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_key_is_needed_for_secrets_only(vault: Vault, place: str, key: Path)
 
 
 @pytest.mark.parametrize("what", ["another", "damaged", "readable", "directory"])
-def test_a_key_that_does_not_fit_is_told(what: str, vault: Vault, place: str, key: Path) -> None:
+def test_a_key_that_does_not_fit_is_reported(what: str, vault: Vault, place: str, key: Path) -> None:
     vault.add_site(SITE, secret=["password"])
     if what == "another":
         key.write_text(base64.b64encode(bytes(32)).decode())
@@ -74,7 +74,7 @@ def test_a_key_that_does_not_fit_is_told(what: str, vault: Vault, place: str, ke
         with pytest.raises(SecretKeyUnusable) as caught:
             again.site("far")
         assert SECRET not in repr(caught.value.as_dict())
-        if what == "another":  # all that can be done without the former key
+        if what == "another":  # the only operation that works without the former key
             again.update_site(SITE, secret=["password"])
             assert again.site("far") == SITE
 
@@ -88,7 +88,7 @@ def test_a_secret_cannot_be_put_in_another_s_place(vault: Vault, key: Path) -> N
         vault.site("near")
 
 
-def test_a_damaged_secret_is_told(vault: Vault, key: Path) -> None:
+def test_a_damaged_secret_is_reported(vault: Vault, key: Path) -> None:
     vault.add_site(SITE, secret=["password"])
     with vault._write("test") as connection:
         broken = _rows._dump({"password": {"sealed": "!"}})

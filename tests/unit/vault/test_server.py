@@ -1,4 +1,4 @@
-"""A vault on PostgreSQL: what a database server has of its own. All else is tested on both, see `conftest`."""
+"""A vault on PostgreSQL: what is specific to a database server. Everything else is tested on both, see `conftest`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.vault.test_upgrade import NEXT, NOW, PATCH
 
 @pytest.fixture
 def empty(postgres: Cluster) -> Iterator[str]:
-    """A database with nothing in it, of the test alone."""
+    """An empty database, for this test only."""
     url = postgres.create()
     yield url
     postgres.drop(url)
@@ -96,7 +96,7 @@ def test_a_killed_creation_leaves_an_empty_database(empty: str) -> None:
 
 
 def test_lost_connections_are_made_again(empty: str) -> None:
-    """A server that restarts, or a firewall that forgets: the next use connects anew."""
+    """A server that restarts, or a firewall that drops its state: the next use reconnects."""
     with Vault.create(empty) as vault:
         vault.add_site(samples.NORTH)
         execute(empty, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")

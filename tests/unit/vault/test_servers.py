@@ -1,4 +1,5 @@
-"""Process servers in the vault: leases, assignments, and that a server that was given up records nothing any more."""
+"""Process servers in the vault: leases, assignments, and that a server considered dead can no longer record
+anything."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ LEASE = 60.0
 
 
 def silence(vault: Vault, name: str, seconds: float = 2 * LEASE) -> None:
-    """As if nothing had been heard of the server for so long."""
+    """As if the server had been silent for this long."""
     table = _schema.servers
     with vault._write("test") as connection:
         connection.execute(update(table).where(table.c.name == name).values(beat_at=table.c.beat_at - seconds))
@@ -29,7 +30,7 @@ def silence(vault: Vault, name: str, seconds: float = 2 * LEASE) -> None:
 
 @pytest.fixture
 def one(place: str) -> Iterator[Vault]:
-    """Has the machine `web-1`."""
+    """The server that has the machine `web-1`."""
     with Vault.open(place) as vault:
         vault.join("one", "s1", host="host-1", sites=None, lease=LEASE)
         assert [(item.name, item.server, item.before, item.epoch) for item in vault.assign(assign)] == [
@@ -63,11 +64,11 @@ def test_a_server_lives_as_long_as_it_beats(one: Vault, two: Vault, vault: Vault
     ]
     silence(two, "one")
     assert [item.alive for item in vault.servers()] == [False, True]
-    one.beat()  # nobody has noticed: it still has its machines
+    one.beat()  # not noticed by other servers: it still has its machines
     assert [item.alive for item in vault.servers()] == [True, True]
 
 
-def test_a_server_that_was_given_up_is_told(one: Vault, two: Vault) -> None:
+def test_a_server_that_was_given_up_is_reported(one: Vault, two: Vault) -> None:
     take_over(one, two)
     with pytest.raises(ServerReplaced, match="'one'"):
         one.beat()
@@ -134,7 +135,7 @@ def test_a_server_that_was_given_up_records_nothing(what: str, one: Vault, two: 
     with pytest.raises(NotAssigned, match="'web-1' is no longer assigned to process server 'one'"):
         WRITES[what](one)
     assert before == (two.protection("id-1"), two.points("id-1"), two.job("j1"))
-    assert one.protection("id-1").epoch == 2, "it may look"
+    assert one.protection("id-1").epoch == 2, "it may read"
 
 
 def test_who_took_over_goes_on_with_the_cycle(one: Vault, two: Vault) -> None:
@@ -149,7 +150,7 @@ def test_who_took_over_goes_on_with_the_cycle(one: Vault, two: Vault) -> None:
 
 @pytest.mark.parametrize("what", ["begin", "replan", "abandon", "record"])
 def test_a_cycle_of_an_older_epoch_records_nothing(what: str, one: Vault) -> None:
-    """Also where it is the same server: the machine went away and came back meanwhile."""
+    """Also where it is the same server: the machine was reassigned and returned meanwhile."""
     samples.record(one, 1)
     one.begin_cycle("id-1", samples.cycle(2, "p1"), epoch=1)
     before = one.update("id-1", epoch=2)

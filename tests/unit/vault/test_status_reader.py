@@ -1,4 +1,4 @@
-"""What `asr status` reads by itself: the same as the vault says, or nothing."""
+"""What `asr status` reads directly: the same as through the vault, or nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOW = 5000.0
 
 
 def assert_same(path: Path, vault: Vault) -> None:
-    """All that can be read at a glance is what the vault says."""
+    """Everything that the status reader returns equals the vault's content."""
     with StatusReader.open(path) as seen:
         assert seen.protections() == vault.protections()
         assert [item.pending for item in seen.protections()] == [item.pending for item in vault.protections()]
@@ -41,7 +41,7 @@ def assert_same(path: Path, vault: Vault) -> None:
         assert seen.jobs(1, active=False) == vault.jobs(1)
         found, wanted = status.machines(seen, NOW), status.machines(vault, NOW)
     assert found == wanted
-    # 0 and False are equal, and differ in JSON
+    # 0 and False are equal but differ in JSON
     assert str([status.document(item) for item in found]) == str([status.document(item) for item in wanted])
 
 
@@ -90,7 +90,7 @@ def test_whatever_was_recorded(made_once: Path, tmp_path_factory: pytest.TempPat
     with Vault.open(path) as vault:
         vault.add_protection(machine(2))
         for number, step in enumerate(steps):
-            with suppress(AsrError):  # a second cycle beside the first, say
+            with suppress(AsrError):  # for example, a second cycle during the first
                 STEPS[step](vault, number)
         assert_same(path, vault)
 

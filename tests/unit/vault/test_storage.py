@@ -67,7 +67,7 @@ def test_read_only(path: Path) -> None:
 
 
 def test_full(path: Path, tmp_path: Path) -> None:
-    """A write to a full disk is refused as a whole; with space again it goes on."""
+    """A write to a full disk is refused as a whole; with free space it works again."""
     small = tmp_path / "small"
     small.mkdir()
     code = """

@@ -1,4 +1,4 @@
-"""The schema's versions: code and migrations agree; an older vault is upgraded whole or not at all."""
+"""The schema's versions: code and migrations agree; an older vault is upgraded completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ down_revision = "{NOW}"
 
 def upgrade() -> None:
     op.add_column("sites", sa.Column("note", sa.Text, nullable=False, server_default="none"))
-    with op.batch_alter_table("protections") as table:  # SQLite: the table is made anew
+    with op.batch_alter_table("protections") as table:  # SQLite: the table is rebuilt
         table.alter_column("test_network", new_column_name="test_net")
 """
 

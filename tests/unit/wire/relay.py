@@ -1,4 +1,4 @@
-"""A link that cuts: it carries bytes between an engine and a serving process until it has carried enough."""
+"""A link that breaks: it passes on bytes between an engine and a serving process until its budget is used."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["Relay"]
 
 
 class Relay:
-    """Listens on loopback and passes on what comes, in both directions. `budget`: bytes towards the serving side until
-    all connections break, as a cut cable breaks them; None: no end. `sent` counts those bytes."""
+    """Listens on loopback and passes on bytes in both directions. `budget`: bytes towards the serving side until all
+    connections break, as with a cut cable; None: unlimited. `sent` counts those bytes."""
 
     def __init__(self, port: int) -> None:
         self.sent = 0
@@ -26,13 +26,13 @@ class Relay:
 
     @property
     def idle(self) -> bool:
-        """No connection is left."""
+        """Whether no connection is left."""
         with self._lock:
             return not self._pairs
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address where it listens."""
         return f"127.0.0.1:{self.port}"
 
     def _accept(self) -> None:
@@ -85,7 +85,7 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Stop listening, break what is there."""
+        """Stop listening, and break all connections."""
         self._break(self._server)
         self.cut()
         self._listening.join()

@@ -1,4 +1,5 @@
-"""The protocol between two ends in memory: whatever is done to the bytes between them, only what was sent comes out."""
+"""The protocol between two ends in memory: whatever is done to the bytes between them, only what was sent is
+received."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from asrcore.wire.frames import Connection, Frame, ProtocolError
 
 @attrs.define
 class Link:
-    """Two ends that have greeted each other."""
+    """Two ends that have exchanged hellos."""
 
     left: Connection
     right: Connection
@@ -56,7 +57,7 @@ def plain(frames: Iterator[Frame]) -> list[tuple[object, ...]]:
 def refused(end: Connection, data: bytes) -> str:
     with pytest.raises(ProtocolError) as problem:
         list(end.feed(data))
-    with pytest.raises(ProtocolError):  # and nothing more is taken
+    with pytest.raises(ProtocolError):  # and nothing more is accepted
         list(end.feed(bytes(frames.HEADER_SIZE)))
     return problem.value.reason
 
@@ -151,7 +152,7 @@ def test_a_changed_hello_makes_no_connection(where: int, bit: int, side: bool) -
     left, right = Connection(dialled=True), Connection(dialled=False)
     hellos = [bytearray(left.hello()), bytearray(right.hello())]
     changed = hellos[side]
-    # Who changes the payload can make the digest right again: then the keys differ.
+    # An attacker who changes the payload can correct the digest, but does not have the keys.
     at = frames.HEADER_SIZE + where % (len(changed) - frames.HEADER_SIZE)
     changed[at] ^= 1 << bit
     _make_valid(changed)
@@ -232,7 +233,7 @@ def test_random_bytes_after_the_hello_are_refused(data: bytes) -> None:
 
 
 def stamped(end: Connection, kind: int, stream: int, payload: bytes = b"", **fields: int) -> bytes:
-    """A frame with a valid code and sequence number, whatever it says."""
+    """A frame with a valid code and sequence number, whatever its content."""
     digest = frames._digest(blake3, payload, b"")
     flags, head, body = fields.get("flags", 0), fields.get("head", len(payload)), fields.get("body", 0)
     sequence, version = fields.get("sequence", end._out_sequence), fields.get("version", frames.VERSION)
@@ -350,7 +351,8 @@ def test_the_header_is_as_documented() -> None:
 
 
 def _pythons() -> Iterator[str]:
-    """This one, and the oldest that an agent may have, if it is here: as tox finds it, or where pyenv keeps it."""
+    """This Python, and the oldest one that an agent may have, if installed: as tox finds it, or in pyenv's
+    directory."""
     yield sys.executable
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     found = sorted(root.glob("versions/3.9.*/bin/python3.9"))
@@ -360,7 +362,7 @@ def _pythons() -> Iterator[str]:
 
 @pytest.mark.parametrize("python", list(_pythons()), ids=lambda path: Path(path).name)
 def test_it_needs_the_standard_library_only(python: str) -> None:
-    """Used as a file of its own, with nothing of site-packages in reach."""
+    """Used as a single file, without access to site-packages."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(frames.__file__).parent)!r}); import frames\n"
         "one, two = frames.Connection(dialled=True), frames.Connection(dialled=False)\n"

@@ -1,4 +1,4 @@
-"""Certificates of our authority at a listener of another component: what `tls` tests with certificates of its own."""
+"""Certificates of asrcore's authority at a listener of another component; `test_tls` uses its own certificates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A link in numbers: the pace keeps it busy, and little is under way when it is cut."""
+"""A simulated link: the pace keeps it busy, and little is in flight when it is cut."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ WINDOW = 8 * MiB
 
 
 def simulated(rate: float, round_trip: float, seconds: float = 20.0) -> tuple[float, int]:
-    """A sender that always has more: bytes per second that arrive in the second half, and bytes under way at its end.
-    `rate` of the link in bytes per second, `round_trip` in seconds."""
+    """A sender that always has more data: bytes per second that arrive in the second half, and bytes in flight at its
+    end. `rate` of the link in bytes per second, `round_trip` in seconds."""
     now = 0.0
     pace = Pace(WINDOW, lambda: now)
     free_at, answers, arrived, under_way = 0.0, list[float](), 0, 0
@@ -41,7 +41,7 @@ def test_the_link_is_busy_and_little_is_under_way(rate: float, round_trip: float
 
 
 def test_frames_are_small_on_a_slow_link() -> None:
-    """At a cut half of one is lost, on average, on each connection."""
+    """A cut loses half of one, on average, on each connection."""
     pace = Pace(WINDOW)
     sizes = []
     for limit in (FLOOR, MiB, 2 * MiB + 1, WINDOW):

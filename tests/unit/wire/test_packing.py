@@ -1,4 +1,5 @@
-"""What shrinks is packed, what does not goes as it is; the level follows the link; what comes is not believed."""
+"""Compressible data are packed, other data are sent unchanged; the level follows the link; received data are
+validated."""
 
 from __future__ import annotations
 

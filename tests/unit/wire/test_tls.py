@@ -1,4 +1,4 @@
-"""Who may connect: each bad certificate is refused with its own error, at both sides, and nothing is served."""
+"""Access: each invalid certificate is refused with its own error, at both sides, and nothing is served."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Place:
     target: MasterTarget
 
     def engine(self, name: str = "engine", role: str = "process-server", **options: object) -> Path:
-        """A good identity of an engine, or what `options` make of it."""
+        """A valid identity of an engine, modified by `options`."""
         return self.authority.issue(self.directory / name, role, name, **options)  # type: ignore[arg-type]
 
     def connect(self, identity: Path, **settings: str) -> None:
-        """Use the site as an engine does; raises what it gets to see."""
+        """Use the site as an engine does; raises the engine's error."""
         given = {"address": str(self.target.address), "identity": str(identity), "silence": "10s", **settings}
         with RemoteDriver().connect("there", given) as site:
             assert site.target.replicas() == []
@@ -110,7 +110,7 @@ def test_a_bad_engine_is_refused(place: Place, case: str) -> None:
     with pytest.raises(error) as problem:
         place.connect(make(place))
     assert problem.value.attributes["whose"] == "our"
-    place.connect(place.engine("good"))  # and nobody else is disturbed
+    place.connect(place.engine("good"))  # and other peers are not affected
 
 
 def test_who_shows_no_certificate_is_refused(place: Place) -> None:
@@ -147,11 +147,11 @@ def test_a_revocation_ends_what_is_connected(place: Place) -> None:
                 pass
             return False
 
-        wait_until(refused, "the revoked engine is shut out")
+        wait_until(refused, "the revoked engine is refused")
 
 
 def test_an_expired_revocation_list_lets_nobody_in(place: Place) -> None:
-    """Else whoever keeps new lists away would keep revoked components in."""
+    """Otherwise an attacker who withholds new lists could keep revoked components connected."""
     place.authority.write_crl(place.serving, days=(-9, -2))
     with pytest.raises(CertificateExpired):
         place.connect(place.engine())
@@ -240,7 +240,7 @@ def test_who_is_not_there_is_unreachable(tmp_path: Path) -> None:
 
 
 def test_a_component_without_our_protocol_is_refused(place: Place) -> None:
-    """It has a good certificate and sends something else."""
+    """It has a valid certificate and sends something else."""
     for data in (b"\0" * 200, b"ASRW" + bytes(196)):
         identity = Identity(place.engine())
         carrier = Carrier.dial(place.target.address, identity, [Role.MASTER_TARGET], limits=LIMITS)
@@ -252,7 +252,7 @@ def test_a_component_without_our_protocol_is_refused(place: Place) -> None:
 
 
 def test_a_peer_that_falls_silent_is_let_go(place: Place) -> None:
-    """Half-dead: its connection stands, and nothing comes any more."""
+    """Half-open: its connection exists, but nothing arrives any more."""
     identity = Identity(place.engine())
     authority, silence = place.authority, Limits(connect=5.0, silence=1.0)
     heard: list[Channel] = []
@@ -270,14 +270,14 @@ def test_a_peer_that_falls_silent_is_let_go(place: Place) -> None:
     from asrcore.wire.frames import Connection
 
     carrier.send(Connection(dialled=True).hello())
-    wait_until(lambda: heard and heard[0].error is not None, "the silent peer is let go")
+    wait_until(lambda: heard and heard[0].error is not None, "the silent peer is disconnected")
     assert isinstance(heard[0].error, TimedOut)
     carrier.close()
     listener.close()
 
 
 def test_one_that_lives_is_kept_however_idle(place: Place) -> None:
-    """The serving side, patient itself, knows that the engine is not."""
+    """The serving side has a longer limit, but knows that of the engine."""
     given = {"address": str(place.target.address), "identity": str(place.engine()), "silence": "1s"}
     with RemoteDriver().connect("there", given) as site:
         channel = site._links.channel()

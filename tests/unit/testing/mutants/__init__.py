@@ -1,4 +1,4 @@
-"""Memory drivers that are broken on purpose, each in one way, and the tests of the kit that must notice."""
+"""Memory drivers that are broken on purpose, each in one way, and the tests of the kit that must detect it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mutant is, and the list of them."""
+"""The definition of a mutant, and the list of mutants."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class MutantDriver(MemoryDriver):
 
 @attrs.frozen
 class Mutant:
-    """A broken driver and the names of the kit's tests that fail for it, and no others. `role`: whose tests are run."""
+    """A broken driver and the names of exactly those tests of the kit that fail for it. `role`: whose tests are run."""
 
     name: str
     role: str
@@ -65,8 +65,8 @@ MUTANTS: list[Mutant] = []
 
 
 def caught_by(*tests: str, tried_as: str = "", holds_still: bool = True) -> Callable[[type[Any]], type[Any]]:
-    """Register a broken role. `tried_as`: the role whose tests are run, if not its own. Not `holds_still`: it is tried
-    on machines whose disks have no snapshots."""
+    """Register a broken role. `tried_as`: the role whose tests are run, if not its own. Without `holds_still` it is
+    tested on machines whose disks have no snapshots."""
 
     def register(broken: type[Any]) -> type[Any]:
         roles = {

@@ -224,7 +224,7 @@ class SealTellsItsOwnTime(MemoryWriter):
 
 @caught_by("test_several_threads_write")
 class ThreadsLoseWrites(MemoryWriter):
-    """Of two threads that write, the later one takes away what the earlier one wrote."""
+    """Of two threads that write, the later one undoes what the earlier one wrote."""
 
     _seen: frozenset[int] = frozenset()
 

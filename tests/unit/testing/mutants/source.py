@@ -29,7 +29,7 @@ from ._mutant import caught_by
 
 
 class _ViewMutant(MemorySource):
-    """Does something to each disk of a view."""
+    """Modifies each disk of a view."""
 
     def open_view(
         self, requests: Sequence[ViewRequest], *, consistency: Consistency, freeze_limit: float
@@ -45,7 +45,7 @@ class _ViewMutant(MemorySource):
 
 
 class _MachineMutant(MemorySource):
-    """Does something to each machine of a view."""
+    """Modifies each machine of a view."""
 
     def open_view(
         self, requests: Sequence[ViewRequest], *, consistency: Consistency, freeze_limit: float
@@ -286,7 +286,7 @@ class AllocatedHasGaps(_ViewMutant):
 
 @caught_by("test_a_view_equals_the_machine")
 class SomeBlocksReadAsZeroes(_ViewMutant):
-    """Always the same wrong content, so that only the machine itself can tell."""
+    """Always the same wrong content, so that only a comparison with the machine detects it."""
 
     def spoil(self, machine_id: str, disk: Any) -> None:
         content = disk.frozen.content.snapshot()
@@ -306,7 +306,7 @@ class SourceDigestsAreOfSomethingElse(_ViewMutant):
 
 @caught_by("test_several_readers_at_once")
 class ReadersShareABuffer(_ViewMutant):
-    """A reader waits until another came between, so that it is no matter of luck whether they meet."""
+    """A reader waits until another one has come between, so that the conflict does not depend on timing."""
 
     def spoil(self, machine_id: str, disk: Any) -> None:
         frozen = disk._view
