@@ -98,8 +98,8 @@ def _states() -> str:
         "# States of a protected machine",
         "",
         NOTE,
-        "A state describes what is true between durable steps. The progress of a copy and the health of replication are "
-        "reported separately.",
+        "A state describes what is true between durable steps. The progress of a copy and the health of replication "
+        "are reported separately.",
         "",
         "| state | what is true | possible events |",
         "|---|---|---|",
