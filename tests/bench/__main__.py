@@ -21,7 +21,7 @@ from tests.lab._run import LabError
 PACKAGES = ("virtnbdbackup", "borgbackup", "nbdkit", "libnbd-bin", "rsync", "socat", "zstd", "qemu-utils")
 SSHD_NEEDS = ("openssh-client", "libwrap0", "libgssapi-krb5-2")
 """In addition to what every Debian has; sshd itself is not installed (see `_ssh`)."""
-SECTIONS = ("initial", "delta", "resync", "verify", "idle", "secure", "points", "status", "wan")
+SECTIONS = ("initial", "delta", "resync", "verify", "idle", "secure", "points", "status", "far", "wan")
 QUICK_SECTIONS = SECTIONS[:-1]
 """A slow link makes `wan` slow."""
 ROUNDS = 5
