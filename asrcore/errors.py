@@ -134,7 +134,7 @@ class AlreadyProtected(AsrError):
     category = Category.CONFLICT
     happened = "{what} is already protected, as {name!r}"
     cause = "A machine is protected once, under a name that is unique in the vault."
-    action = "See it with `asr status`. To protect another machine, choose a name that is not in use."
+    action = "See it with `asr status`. To protect another machine of that name, rename it at its site first."
 
 
 class StillInUse(AsrError):
@@ -173,7 +173,7 @@ class PointNotFound(AsrError):
     code = "point-not-found"
     category = Category.NOT_FOUND
     happened = "machine {machine!r} has no recovery point {point!r}"
-    cause = "It never existed, was deleted by retention, or is older than the oldest kept point."
+    cause = "It never existed or was deleted, or the time is before the oldest recovery point."
     action = "See the points with `asr point list {machine}`."
 
 
@@ -218,7 +218,7 @@ class StaleBase(AsrError):
     category = Category.INTEGRITY
     happened = "replica {replica!r} is at point {head}, but the cycle is based on {base}"
     cause = "The vault and the replica disagree about the last sealed point."
-    action = "Nothing was written. `asr resync {replica} --now` compares source and replica and makes them equal."
+    action = "Nothing was written. `asr resync MACHINE --now` compares source and replica and makes them equal."
     retry = True
 
 
@@ -307,7 +307,7 @@ class AccessDenied(AsrError):
     category = Category.ACCESS
     happened = "site {site!r} refused access: {detail}"
     cause = "The user, key, certificate or permission is wrong. A retry alone does not help."
-    action = "Correct the credentials in the site's settings, then run the command again."
+    action = "Correct the credentials (`asr site update`), then retry; `asr replicate MACHINE` resumes replication."
 
 
 class TimedOut(AsrError):
@@ -335,7 +335,7 @@ class IdentityUnusable(AsrError):
     category = Category.ACCESS
     happened = "the identity in {directory} cannot be used: {problem}"
     cause = "It needs certificate.pem, key.pem (readable only by its owner) and ca.pem, and they must belong together."
-    action = "Enrol this component again, or name the right directory."
+    action = "Name the right directory, or enrol this component again: `asr ca token`, then `asr join`."
 
 
 class CertificateMissing(AsrError):
@@ -362,7 +362,10 @@ class CertificateExpired(AsrError):
     category = Category.ACCESS
     happened = "connection with {peer} refused: {whose} certificate, or the revocation list, is not valid at this time"
     cause = "It was not renewed in time, or the clock of a host is wrong. {detail}"
-    action = "Check the clocks of both hosts, then renew the certificate and fetch the newest revocation list."
+    action = (
+        "Check the clocks of both hosts. `asr renew --identity DIR` fetches the newest revocation list. A component "
+        "whose certificate has expired must be enrolled again: `asr ca token`, then `asr join` into an empty directory."
+    )
 
 
 class CertificateRevoked(AsrError):
@@ -370,7 +373,10 @@ class CertificateRevoked(AsrError):
     category = Category.ACCESS
     happened = "connection with {peer} refused: {whose} certificate was revoked"
     cause = "The authority's revocation list names it."
-    action = "If the component is to be trusted again, enrol it again."
+    action = (
+        "If the component is to be trusted again, enrol it again: `asr ca token`, then `asr join` into an empty "
+        "directory."
+    )
 
 
 class CertificateRole(AsrError):
@@ -476,7 +482,10 @@ class TargetReadOnly(AsrError):
     category = Category.ACCESS
     happened = "the target cannot be written at {where}"
     cause = "The directory is read-only or belongs to another user. {detail}"
-    action = "Remount it writable or correct its owner, then retry. Existing recovery points are intact."
+    action = (
+        "Remount it writable or correct its owner, then retry; `asr replicate MACHINE` resumes replication. Existing "
+        "recovery points are intact."
+    )
 
 
 class ReplicaDamaged(AsrError):
@@ -485,8 +494,8 @@ class ReplicaDamaged(AsrError):
     happened = "replica {replica!r} is damaged: {detail}"
     cause = "A file of the replica was changed, lost or truncated by something other than asrcore."
     action = (
-        "`asr verify {replica} --repair` repairs content. If files are missing: `asr unprotect`, which deletes the "
-        "replica, then `asr protect`."
+        "`asr verify MACHINE --repair` repairs content. If files are missing: `asr unprotect MACHINE`, which deletes "
+        "the replica and all its recovery points, then `asr protect`."
     )
 
 
@@ -521,7 +530,7 @@ class VaultMoved(AsrError):
     code = "vault-moved"
     category = Category.VAULT
     happened = "the vault at {url} was moved away"
-    cause = "`asr vault move` moved it to the other recovery site; its last content here is in {left}."
+    cause = "`asr vault move` moved it, to be used at another host; its last content here is in {left}."
     action = "Use the vault at its new place. If that one is lost, rename {left} back to its old name."
 
 
