@@ -69,7 +69,7 @@ class Engine(Closing):
 
     @classmethod
     def create(cls, vault: str, loaded: Plugins | None = None) -> Self:
-        """Make a new vault at a path or database URL. Raises AlreadyExists, NotAVault, VaultUnavailable."""
+        """Make a new vault at a path or database URL. Raises VaultExists, NotAVault, VaultUnavailable."""
         return cls(Vault.create(vault), loaded)
 
     @classmethod
@@ -205,7 +205,8 @@ class Engine(Closing):
         networks: Mapping[str, str] | None = None,
         test_network: str = "",
     ) -> Job:
-        """Start protecting a machine, given by name or id. Raises NotReady when a readiness check fails."""
+        """Start protecting a machine, given by name or id. Raises NotReady when a readiness check fails, AlreadyExists
+        or AlreadyProtected when the name or the machine is protected."""
         from asrcore.procedures.protect import check_ready  # noqa: PLC0415
 
         pairing = self._pairing(machine, source=source, target=target, policy=policy, networks=networks)
@@ -302,7 +303,7 @@ class Engine(Closing):
         return self._submit("failover-cleanup", self.vault.protection(machine), Arguments())
 
     def failover_planned(self, machine: str, *, force_off: bool = False, timeout: float = 120.0) -> Job:
-        """Shut the source down, send the last delta, run the machine at the target. Nothing is lost."""
+        """Shut the source down, send the last delta, run the machine at the target. No data is lost."""
         return self._verb("failover-planned", machine, Event.FAIL_OVER, force_off=force_off, timeout=timeout)
 
     def failover_unplanned(self, machine: str, *, point: str = "latest") -> Job:
@@ -314,7 +315,8 @@ class Engine(Closing):
         return self._verb("failover-undo", machine, Event.UNDO)
 
     def failover_commit(self, machine: str) -> Job:
-        """Accept the machine at the target; the replica and all its recovery points are deleted."""
+        """Accept the machine at the target. It keeps its own disks; the replica and all its recovery points are
+        deleted, so the failover cannot be undone."""
         return self._verb("failover-commit", machine, Event.COMMIT)
 
     def reprotect(self, machine: str) -> Job:

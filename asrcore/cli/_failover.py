@@ -90,9 +90,10 @@ def undo(context: typer.Context, machine: str, as_json: Json = False) -> None:
 
 @_failover.command()
 def commit(context: typer.Context, machine: str, as_json: Json = False) -> None:
-    """Accept the machine at the target. All its recovery points are deleted.
+    """Accept the machine at the target. The replica and all its recovery points are deleted.
 
-    After this the failover cannot be undone.
+    The machine keeps its own disks. After this the failover cannot be undone, and the machine is not protected until
+    `asr reprotect`.
     """
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_commit(machine), as_json=as_json)

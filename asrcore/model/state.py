@@ -22,11 +22,11 @@ class State(Enum):
     ENABLING = "enabling"
     """The relationship is recorded; checks run, the replica's disks may be missing."""
     INITIAL_COPY = "initial-copy"
-    """The replica's disks exist; no recovery point does yet."""
+    """The replica's disks exist; there is no recovery point yet."""
     FINALIZING = "finalizing"
-    """The first point is sealed; network and other settings for failover are being checked."""
+    """The first recovery point is sealed; network and other settings for failover are being checked."""
     PROTECTED = "protected"
-    """At least one point is sealed; deltas follow at the policy's interval."""
+    """At least one recovery point is sealed; deltas follow at the policy's interval."""
     RESYNC_PENDING = "resync-pending"
     """Deltas are suspended; recovery points are intact; a comparison waits for its window."""
     RESYNCING = "resyncing"
@@ -40,7 +40,7 @@ class State(Enum):
     COMMITTING = "committing"
     """The failover is final; the replica and its recovery points are being deleted."""
     COMMITTED = "committed"
-    """The machine runs at the target and is not protected."""
+    """The machine runs at the target from its own disks and is not protected: there are no recovery points."""
     REVERSING = "reversing"
     """Re-protect: the direction is reversed; the new replica is being made equal and has no recovery point yet."""
     DISABLING = "disabling"
@@ -107,10 +107,15 @@ def _table() -> tuple[Transition, ...]:
         Transition(s.FAILED_OVER, e.UNDO, s.UNDOING, "F5: another point, or back to the source, before commit"),
         Transition(s.FAILING_OVER, e.UNDO, s.UNDOING, "a failover that got stuck is undone"),
         Transition(s.UNDOING, e.UNDO, s.UNDOING, "an interrupted undo is repeated"),
-        Transition(s.UNDOING, e.UNDONE, s.PROTECTED, "the replica and its points are as before the failover"),
+        Transition(s.UNDOING, e.UNDONE, s.PROTECTED, "the replica and its recovery points are as before the failover"),
         Transition(s.FAILED_OVER, e.COMMIT, s.COMMITTING, "F5: the workload is accepted at the target"),
         Transition(s.COMMITTING, e.COMMIT, s.COMMITTING, "an interrupted commit is repeated"),
-        Transition(s.COMMITTING, e.COMMITTED, s.COMMITTED, "recovery points are deleted; the machine owns its disks"),
+        Transition(
+            s.COMMITTING,
+            e.COMMITTED,
+            s.COMMITTED,
+            "the replica and all its recovery points are deleted; the machine keeps its own disks",
+        ),
         Transition(s.COMMITTED, e.REPROTECT, s.REVERSING, "F8: reverse replication"),
         Transition(s.REVERSING, e.REPROTECT, s.REVERSING, "an interrupted re-protect resumes"),
         Transition(s.REVERSING, e.REVERSED, s.PROTECTED, "F8: a first point is sealed in the new direction"),
