@@ -95,7 +95,10 @@ def resync(
     now: Annotated[bool, typer.Option("--now", help="Start now instead of in the policy's resync window.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare source and replica, and send what differs."""
+    """Compare source and replica, and send what differs.
+
+    Without --now the comparison starts in the policy's resync window, and no recovery points are created until then.
+    """
     with _session.engine(context) as opened:
         job = opened.resync(machine, now=now)
         if job is None:
