@@ -53,7 +53,7 @@ _hookspec = pluggy.HookspecMarker(PROJECT)
 
 @_hookspec
 def asr_register_drivers() -> list[Driver]:  # type: ignore[empty-body]
-    """Offer drivers; called once, when plug-ins are loaded. Connecting to anything belongs into `Driver.connect`."""
+    """Offer drivers; called once, when plug-ins are loaded. Connecting to anything belongs in `Driver.connect`."""
 
 
 @_hookspec
@@ -78,12 +78,12 @@ def asr_health_changed(machine: Protection, old: Health, new: Health) -> None:
 
 @_hookspec
 def asr_before_failover(machine: Protection, kind: FailoverKind) -> None:
-    """A failover was requested and is possible; nothing has been done yet. It cannot be prevent it."""
+    """A failover was requested and is possible; nothing has been done yet. An implementation cannot prevent it."""
 
 
 @_hookspec
 def asr_after_failover(machine: Protection, kind: FailoverKind) -> None:
-    """The machine has been started at the target and the vault says so."""
+    """The machine has been started at the target, and this is recorded in the vault."""
 
 
 @_hookspec

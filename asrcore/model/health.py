@@ -257,7 +257,7 @@ def _of_fence(protection: Protection) -> list[Finding]:
             Severity.WARNING,
             f"the old {protection.name!r} at {protection.source_site!r} is not quarantined yet",
             "The site could not be reached at the failover; the old machine may still run there.",
-            "No action needed; it is quarantined as soon as the site answers. Do not start it there.",
+            "No action needed; the service quarantines it as soon as the site answers. Do not start it there.",
         )
     ]
 
@@ -269,12 +269,14 @@ def _of_tests(protection: Protection, now: float) -> list[Finding]:
     since = protection.created_at if last is None else last
     if now - since <= TEST_DUE:
         return []
-    when = "never" if last is None else f"{format_duration(now - last)} ago"
+    name = protection.name
     return [
         Finding(
             "test-due",
             Severity.INFO,
-            f"the failover of {protection.name!r} was last tested: {when}",
+            f"no test failover of {name!r} has been run yet"
+            if last is None
+            else f"the last test failover of {name!r} was {format_duration(now - last)} ago",
             "Only a test shows that the machine boots and works at the target.",
             f"Run `asr failover test {protection.name}`; it does not disturb the machine or its replication.",
         )
