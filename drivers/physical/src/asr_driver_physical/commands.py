@@ -96,7 +96,7 @@ def push(
     bandwidth: Bandwidth = "0",
     keep_nic_names: NicNames = True,
     replace_identity: Annotated[
-        bool, typer.Option("--replace-identity", help="Enrol a server that is enrolled with another identity, too.")
+        bool, typer.Option("--replace-identity", help="Replace the identity of a server that is enrolled with another.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -148,7 +148,7 @@ def enrol(
         raise InvalidValue(what="out", value=str(out), wanted=f"an empty directory ({problem})") from None
     known.save(made.record)
     document = {"server": name, "id": made.record.facts["machine"]["id"], "out": str(out), "findings": made.findings}
-    text = f"server {name} is enrolled; copy {out} to it, which holds its private key, and install it there"
+    text = f"server {name} is enrolled; copy {out} to it and install it there: it contains the server's private key"
     _show(document, [*_lines(made.findings), text], as_json=as_json)
 
 

@@ -20,8 +20,10 @@ class ServerTooBusy(AsrError):
     code = "physical-server-too-busy"
     category = Category.CAPACITY
     happened = "{server!r} writes faster than it can be read: {pending} bytes remain after {rounds} rounds"
-    cause = "A recovery point needs a moment with few unread changes. Link speed, limits and workload decide."
-    action = "Raise the agent's bandwidth, or replicate at times of less load. Copied data is kept."
+    cause = (
+        "A recovery point needs a moment with few unread changes. The link, the agent's limits or the load prevents it."
+    )
+    action = "Raise the agent's limits (`asr physical push`), or replicate at times of less load. Copied data is kept."
     retry = True
 
 

@@ -109,7 +109,7 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
             _INFO,
             "the machine starts with its host",
             "When the host comes back after a failover, it would start again; the engine fences it as soon as it can.",
-            "Nothing.",
+            "No action needed.",
         )
     if not facts.active and not facts.local:
         yield Finding(
@@ -202,7 +202,7 @@ def _devices(model: DomainModel) -> Iterator[Finding]:
             _INFO,
             f"a medium is in drive {drive}",
             "CD-ROMs and floppies are not replicated; the drive is empty at the target.",
-            "Nothing.",
+            "No action needed.",
         )
     if model.firmware is Firmware.UEFI and not model.nvram:
         yield Finding(
@@ -210,7 +210,7 @@ def _devices(model: DomainModel) -> Iterator[Finding]:
             _INFO,
             "the machine has no UEFI variables yet",
             "libvirt creates them when it first starts.",
-            "Nothing.",
+            "No action needed.",
         )
 
 
@@ -231,7 +231,7 @@ def _agent(facts: SourceFacts, policy: Policy) -> Iterator[Finding]:
             _INFO,
             "application consistency is available for Windows guests only (VSS)",
             "Other guests may run hook scripts unreported: their points are recorded as filesystem-consistent.",
-            "Nothing.",
+            "No action needed.",
         )
 
 

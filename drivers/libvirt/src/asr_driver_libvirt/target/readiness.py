@@ -150,7 +150,7 @@ def _about_storage(facts: TargetFacts, where: str, description: Description) -> 
             _ERROR,
             f"{where} cannot hold replicas",
             facts.problem,
-            "Mount it, make it writable for this user, or set another one with `asr site add --set replica_dir=...`.",
+            "Mount it, make it writable for this user, or set another: `asr site update NAME --set replica_dir=...`.",
         )
         return
     yield Finding(
@@ -158,7 +158,9 @@ def _about_storage(facts: TargetFacts, where: str, description: Description) -> 
         _INFO,
         f"replicas in {where} are of kind {facts.kind.value}; {format_size(facts.free)} are free",
         "The file system clones files." if facts.kind is ReplicaKind.REFLINK else "The file system cannot clone files.",
-        "None needed; XFS or btrfs makes points cheaper." if facts.kind is ReplicaKind.CHAIN else "No action needed.",
+        "No action needed; XFS or btrfs makes recovery points cheaper."
+        if facts.kind is ReplicaKind.CHAIN
+        else "No action needed.",
     )
     wanted = sum(disk.size for disk in description.machine.disks)
     if facts.free < _LEAST_FREE:
@@ -270,5 +272,5 @@ def _about_networks(facts: TargetFacts, description: Description) -> Iterator[Fi
                 _WARNING,
                 f"the target has no network {network}",
                 "A failover plugs the machine into a network of that name unless it is mapped to another.",
-                f"Map it (`asr protect --network {network}=OTHER`) or define it at the target.",
+                f"Map it (`asr protect --network {network}=OTHER`), or define it at the target.",
             )

@@ -56,7 +56,7 @@ def certificate_finding(ends: float, now: float | None = None) -> Finding | None
         if left < 0
         else f"the agent's certificate expires in {left / _DAY:.0f} days",
         "It is renewed automatically from 60 days before its end while the server is connected; that has not happened.",
-        "Push to the server again.",
+        "Push to the server again (`asr physical push`), or enrol it again by hand.",
     )
 
 
@@ -67,7 +67,7 @@ def nics_to_name(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _about_agent(facts: Mapping[str, Any]) -> Iterator[Finding]:
     if not facts["root"]:
-        yield Finding("not-root", _ERROR, "the user is not root", "Tracking blocks needs root.", "Use root, or sudo.")
+        yield Finding("not-root", _ERROR, "the user is not root", "Change tracking needs root.", "Use root, or sudo.")
     version = tuple(int(part) for part in facts["python"].split("."))
     if version < (3, 9):
         yield Finding(
@@ -91,7 +91,7 @@ def _about_agent(facts: Mapping[str, Any]) -> Iterator[Finding]:
             _ERROR,
             "this kernel cannot track changed blocks",
             f"{facts['tracking']} (lockdown: {facts['lockdown']}).",
-            "Use kernel 5.8 or newer with eBPF and trace points, and lockdown no stricter than `integrity`.",
+            "Use Linux 5.8 or newer with eBPF and trace points, and lockdown no stricter than `integrity`.",
         )
     needed, limit = memory_needed(facts), facts.get("memory_limit", 0)
     if limit and limit < needed:
@@ -217,7 +217,7 @@ def _about_network(facts: Mapping[str, Any]) -> Iterator[Finding]:
                 _INFO,
                 f"network card {nic['name']} keeps its name through its MAC address {nic['mac']}",
                 "A .link file assigns it.",
-                "Nothing.",
+                "No action needed.",
             )
         else:
             yield Finding(
