@@ -54,7 +54,7 @@ def _undo_finish(work: Work) -> None:
     if work.protection.state is State.UNDOING:  # killed right after it, the step is run again
         work.context.vault.transition(work.protection_id, Event.UNDONE, failover_point=None, fence_due=False)
     reach("undo.finished")
-    work.note("failover", "undone")
+    work.note("failover", "undone; the machine at the target is deleted")
 
 
 def _commit_begin(work: Work) -> None:
@@ -75,7 +75,7 @@ def _commit_finish(work: Work) -> None:
     if work.protection.state is State.COMMITTING:  # killed right after it, the step is run again
         vault.transition(work.protection_id, Event.COMMITTED)
     reach("commit.finished")
-    work.note("failover", "committed")
+    work.note("failover", "committed; the replica and all its recovery points are deleted")
 
 
 UNDO = Procedure(

@@ -90,7 +90,8 @@ class _Slice:
     def _compare(self, machine: driver.MachineView, replica: driver.Replica, cycle: PendingCycle) -> None:
         for disk_id, view in machine.disks.items():
             if not view.whole:
-                raise UnsupportedOperation(driver=machine.description.platform, operation=f"hold disk {disk_id} still")
+                operation = f"verify a replica: disk {disk_id} cannot be frozen as a whole"
+                raise UnsupportedOperation(driver=machine.description.platform, operation=operation)
         known = _still_proved(self.former, cycle, machine)
         self.points = [*(_points_of(self.former) if known else ()), cycle.point_id]
         for disk_id, view in machine.disks.items():

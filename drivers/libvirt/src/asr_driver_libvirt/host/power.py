@@ -1,4 +1,4 @@
-"""A machine's power as libvirt tells it."""
+"""A machine's power as libvirt reports it."""
 
 from __future__ import annotations
 
