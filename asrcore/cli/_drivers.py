@@ -41,7 +41,7 @@ def driver_list(as_json: Json = False) -> None:
         typer.echo(f"{info.name} {info.version}: {info.title}")
         typer.echo("  can: " + ", ".join(sorted(item.value for item in info.capabilities)))
         for setting in info.settings:
-            need = "required" if setting.required else f"default {setting.default!r}"
+            need = "required" if setting.required else f"default {setting.default}" if setting.default else "optional"
             typer.echo(f"  --set {setting.name}=...  {setting.help} ({need})")
     for item in loaded.broken:
         typer.echo(f"broken: {item.name} ({item.distribution}): {item.error}")
