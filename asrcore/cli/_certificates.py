@@ -38,6 +38,8 @@ Addresses = Annotated[
     list[str] | None,
     typer.Option("--address", help="DNS name or IP address of the component; repeatable."),
 ]
+RoleName = Annotated[str, typer.Argument(help="process-server, master-target, agent, operator or config-server.")]
+ComponentName = Annotated[str, typer.Argument(help="Name of the component, unique in its role.")]
 _URL = "url"
 
 
@@ -98,8 +100,8 @@ def ca_init(
 @_ca.command("token")
 def ca_token(
     context: typer.Context,
-    role: Annotated[str, typer.Argument(help="process-server, master-target, agent, operator or config-server.")],
-    name: str,
+    role: RoleName,
+    name: ComponentName,
     address: Addresses = None,
     valid: Annotated[str, typer.Option(help="How long the token is valid: 1min to 7d.")] = "1h",
     ca: Ca = None,
@@ -136,7 +138,9 @@ def _row(item: Certificate) -> tuple[str, ...]:
 
 
 @_ca.command("revoke")
-def ca_revoke(context: typer.Context, role: str, name: str, ca: Ca = None, as_json: Json = False) -> None:
+def ca_revoke(
+    context: typer.Context, role: RoleName, name: ComponentName, ca: Ca = None, as_json: Json = False
+) -> None:
     """Revoke all certificates and unused tokens of a component."""
     with _vault(context) as vault:
         serials = Authority(default_ca(ca), vault).revoke(_component(role, name))

@@ -49,7 +49,7 @@ def driver_list(as_json: Json = False) -> None:
 
 @_driver.command("check")
 def driver_check(
-    name: str,
+    name: Annotated[str, typer.Argument(help="Name of the driver (see `asr driver list`).")],
     settings: Settings = None,
     record: Annotated[Path | None, typer.Option(help="Save the platform's answers here, without secrets.")] = None,
     as_json: Json = False,

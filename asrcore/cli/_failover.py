@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from asrcore.cli import _session
+from asrcore.cli._options import MachineName
 from asrcore.cli._output import Json
 from asrcore.units import parse_duration
 
@@ -16,7 +17,7 @@ _failover = typer.Typer(help="Run a machine from its recovery points at the targ
 
 Point = Annotated[
     str,
-    typer.Option(help="`latest`, the id of a recovery point, or an ISO time (the newest one before it)."),
+    typer.Option(help="`latest`, the id of a recovery point, or an ISO time (the newest point not after it)."),
 ]
 
 
@@ -28,11 +29,13 @@ def register(app: typer.Typer) -> None:
 @_failover.command("test")
 def run_test(
     context: typer.Context,
-    machine: str,
+    machine: MachineName,
     point: Point = "latest",
     network: Annotated[
         str | None,
-        typer.Option(help="Network of the target for the test machine (default: an isolated network)."),
+        typer.Option(
+            help="Network for the test machine (default: that of --test-network at protect, or an isolated one)."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +48,7 @@ def run_test(
 
 
 @_failover.command()
-def cleanup(context: typer.Context, machine: str, as_json: Json = False) -> None:
+def cleanup(context: typer.Context, machine: MachineName, as_json: Json = False) -> None:
     """Delete the test machine and everything it wrote."""
     with _session.engine(context) as opened:
         _session.finish(opened, opened.failover_cleanup(machine), as_json=as_json)
@@ -54,7 +57,7 @@ def cleanup(context: typer.Context, machine: str, as_json: Json = False) -> None
 @_failover.command()
 def planned(
     context: typer.Context,
-    machine: str,
+    machine: MachineName,
     force_off: Annotated[
         bool, typer.Option("--force-off", help="Power the machine off instead of asking the guest to shut down.")
     ] = False,
@@ -69,7 +72,7 @@ def planned(
 
 
 @_failover.command()
-def unplanned(context: typer.Context, machine: str, point: Point = "latest", as_json: Json = False) -> None:
+def unplanned(context: typer.Context, machine: MachineName, point: Point = "latest", as_json: Json = False) -> None:
     """Start the machine at the target from a recovery point: the source has failed or is given up.
 
     Changes after that recovery point are not in the started machine.
@@ -79,7 +82,7 @@ def unplanned(context: typer.Context, machine: str, point: Point = "latest", as_
 
 
 @_failover.command()
-def undo(context: typer.Context, machine: str, as_json: Json = False) -> None:
+def undo(context: typer.Context, machine: MachineName, as_json: Json = False) -> None:
     """Before commit: delete the machine at the target, with everything it wrote since the failover.
 
     Then fail over to another recovery point, or replicate from the source as before.
@@ -89,7 +92,7 @@ def undo(context: typer.Context, machine: str, as_json: Json = False) -> None:
 
 
 @_failover.command()
-def commit(context: typer.Context, machine: str, as_json: Json = False) -> None:
+def commit(context: typer.Context, machine: MachineName, as_json: Json = False) -> None:
     """Accept the machine at the target. The replica and all its recovery points are deleted.
 
     The machine keeps its own disks. After this the failover cannot be undone, and the machine is not protected until

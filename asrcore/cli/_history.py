@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from asrcore.cli import _output, _session
+from asrcore.cli._options import MachineName
 from asrcore.cli._output import Json
 from asrcore.units import format_duration, format_size, format_time
 
@@ -30,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 @_point.command("list")
-def point_list(context: typer.Context, machine: str, as_json: Json = False) -> None:
+def point_list(context: typer.Context, machine: MachineName, as_json: Json = False) -> None:
     """List the recovery points of a machine, oldest first."""
     with _session.engine(context) as opened:
         found = opened.points(machine)

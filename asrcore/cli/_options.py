@@ -9,8 +9,11 @@ import typer
 
 from asrcore.errors import InvalidValue
 
-__all__ = ["Settings", "parsed"]
+__all__ = ["MachineName", "PolicyName", "Settings", "SiteName", "parsed"]
 
+MachineName = Annotated[str, typer.Argument(help="Name or id of the protected machine.")]
+PolicyName = Annotated[str, typer.Argument(help="Name of the policy.")]
+SiteName = Annotated[str, typer.Argument(help="Name of the site.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Setting of the driver: NAME=VALUE, or NAME=@FILE for a secret; repeatable."),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from asrcore.cli import _output, _session
+from asrcore.cli._options import PolicyName
 from asrcore.cli._output import Json
 from asrcore.errors import InvalidValue
 from asrcore.model.point import Consistency
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
 @_policy.command("create")
 def policy_create(
     context: typer.Context,
-    name: str,
+    name: PolicyName,
     interval: Annotated[str, typer.Option(help="Time between replication cycles: 5s to 1d.")] = "5min",
     keep: Annotated[str, typer.Option(help="Delete recovery points older than this, up to 365d.")] = "24h",
     point_every: Annotated[
@@ -124,7 +125,7 @@ def policy_list(context: typer.Context, as_json: Json = False) -> None:
 
 
 @_policy.command("show")
-def policy_show(context: typer.Context, name: str, as_json: Json = False) -> None:
+def policy_show(context: typer.Context, name: PolicyName, as_json: Json = False) -> None:
     """Show a policy with its retention of recovery points."""
     with _session.engine(context) as opened:
         policy = opened.vault.policy(name)

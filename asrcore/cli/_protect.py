@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from asrcore.cli import _output, _session
+from asrcore.cli._options import MachineName
 from asrcore.cli._output import Json
 from asrcore.errors import InvalidValue
 
@@ -33,7 +34,7 @@ def _networks(pairs: list[str] | None) -> dict[str, str]:
 
 def protect(
     context: typer.Context,
-    machine: str,
+    machine: Annotated[str, typer.Argument(help="Name or id of the machine at the site where it runs.")],
     source: Annotated[str, typer.Option("--from", help="Site where the machine runs.")],
     target: Annotated[str, typer.Option("--to", help="Site that keeps the replica.")],
     policy: Annotated[str, typer.Option(help="Replication policy.")],
@@ -67,7 +68,7 @@ def protect(
         _session.finish(opened, job, as_json=as_json, wait=not no_wait)
 
 
-def unprotect(context: typer.Context, machine: str, as_json: Json = False) -> None:
+def unprotect(context: typer.Context, machine: MachineName, as_json: Json = False) -> None:
     """End protection: deletes the replica and all its recovery points.
 
     Change tracking at the source is removed. The machine itself is not changed.
@@ -78,7 +79,7 @@ def unprotect(context: typer.Context, machine: str, as_json: Json = False) -> No
 
 def replicate(
     context: typer.Context,
-    machine: str,
+    machine: MachineName,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep this recovery point for as long as the policy says.")
     ] = False,
@@ -91,7 +92,7 @@ def replicate(
 
 def resync(
     context: typer.Context,
-    machine: str,
+    machine: MachineName,
     now: Annotated[bool, typer.Option("--now", help="Start now instead of in the policy's resync window.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -111,7 +112,7 @@ def resync(
 
 def verify(
     context: typer.Context,
-    machine: str,
+    machine: MachineName,
     repair: Annotated[bool, typer.Option("--repair", help="Send what differs again.")] = False,
     sha256: Annotated[
         bool, typer.Option("--sha256", help="Also print a SHA-256 per disk of both sides (reads every disk; slow).")
@@ -123,7 +124,7 @@ def verify(
         _session.finish(opened, opened.verify(machine, repair=repair, sha256=sha256), as_json=as_json)
 
 
-def reprotect(context: typer.Context, machine: str, as_json: Json = False) -> None:
+def reprotect(context: typer.Context, machine: MachineName, as_json: Json = False) -> None:
     """After a committed failover: replicate in the opposite direction.
 
     Sends only what differs.

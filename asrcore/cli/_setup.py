@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -32,10 +33,15 @@ def init(context: typer.Context, as_json: Json = False) -> None:
 
 
 @_vault.command("move")
-def vault_move(context: typer.Context, destination: str, as_json: Json = False) -> None:
-    """Move the vault to a file, to copy it to the other site, which is the recovery site after a failover.
+def vault_move(
+    context: typer.Context,
+    destination: Annotated[str, typer.Argument(help="File to write; it must not exist yet.")],
+    as_json: Json = False,
+) -> None:
+    """Move the vault to a file, which you then copy to the other site.
 
-    The vault that stays behind is marked as moved and refuses work, so that there is only one.
+    After a failover the other site is the recovery site. The old vault is renamed to NAME.moved and refuses work, so
+    that there is only one.
     """
     moved = str(vault.move(_session.vault_url(context), destination, "asr vault move"))
     text = f"vault moved to {moved}; copy it to the recovery site and use it there with --vault"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from asrcore.cli import _output, _session
-from asrcore.cli._options import Settings, parsed
+from asrcore.cli._options import Settings, SiteName, parsed
 from asrcore.cli._output import Json
 from asrcore.model.machine import Machine
 from asrcore.units import format_size
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 @_site.command("add")
 def site_add(
     context: typer.Context,
-    name: str,
+    name: SiteName,
     driver: Annotated[str, typer.Option(help="Driver of the site (see `asr driver list`).")],
     settings: Settings = None,
     as_json: Json = False,
@@ -47,7 +47,7 @@ def site_add(
 
 
 @_site.command("update")
-def site_update(context: typer.Context, name: str, settings: Settings = None, as_json: Json = False) -> None:
+def site_update(context: typer.Context, name: SiteName, settings: Settings = None, as_json: Json = False) -> None:
     """Change settings of a site; an empty value removes a setting. They are tested with a connection first."""
     with _session.engine(context) as opened:
         site = opened.update_site(name, parsed(settings))
@@ -69,7 +69,7 @@ def site_list(context: typer.Context, as_json: Json = False) -> None:
 
 
 @_site.command("show")
-def site_show(context: typer.Context, name: str, as_json: Json = False) -> None:
+def site_show(context: typer.Context, name: SiteName, as_json: Json = False) -> None:
     """Show a site's settings and its present status."""
     with _session.engine(context) as opened:
         site = opened.vault.site(name)
@@ -83,7 +83,7 @@ def site_show(context: typer.Context, name: str, as_json: Json = False) -> None:
 
 
 @_site.command("machines")
-def site_machines(context: typer.Context, name: str, as_json: Json = False) -> None:
+def site_machines(context: typer.Context, name: SiteName, as_json: Json = False) -> None:
     """List the machines of a site."""
     with _session.engine(context) as opened:
         machines = opened.machines(name)
@@ -101,7 +101,7 @@ def _machine_row(machine: Machine) -> tuple[str, ...]:
 
 
 @_site.command("sweep")
-def site_sweep(context: typer.Context, name: str, as_json: Json = False) -> None:
+def site_sweep(context: typer.Context, name: SiteName, as_json: Json = False) -> None:
     """Delete the resources at a site that interrupted runs left behind."""
     with _session.engine(context) as opened:
         removed = opened.sweep_site(name)
@@ -110,7 +110,7 @@ def site_sweep(context: typer.Context, name: str, as_json: Json = False) -> None
 
 
 @_site.command("remove")
-def site_remove(context: typer.Context, name: str, as_json: Json = False) -> None:
+def site_remove(context: typer.Context, name: SiteName, as_json: Json = False) -> None:
     """Remove a site that no protected machine uses. Nothing at the site is changed."""
     with _session.engine(context) as opened:
         opened.vault.remove_site(name)
