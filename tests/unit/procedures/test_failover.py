@@ -15,7 +15,7 @@ from tests.unit.rig import Rig, facts
 
 
 def test_repairs_are_reported(protected: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the job and in the log of events, of a test and of a failover."""
+    """In the job and in the event log, of a test and of a failover."""
     failover = type(protected.engine.context.site("b").failover)
     start, promote = failover.start_test, failover.promote
 

@@ -14,7 +14,7 @@ def test_there_and_back_again_sends_only_differences(protected: Rig) -> None:
     protected.engine.failover_planned("web")
     protected.engine.failover_commit("web")
     assert protected.protection.state is State.COMMITTED
-    assert protected.engine.points("web") == []  # the replica is gone, and all its points
+    assert protected.engine.points("web") == []  # the replica and all its points are deleted
     protected.away.machine("web").write("vda", 64 * 1024, b"written at the other site")
     job = protected.engine.reprotect("web")
     assert facts(job)["bytes_sent"] == 64 * 1024  # one block of the comparison
