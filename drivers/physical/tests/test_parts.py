@@ -272,7 +272,7 @@ def test_who_is_not_enrolled_is_refused(
         identity.save(ServerRecord("box", "00", "aa" * 16, FACTS))
     else:
         hardware = "bb" * 16  # a copy of the disks
-    with pytest.raises((OSError, ChannelClosed)):  # noqa: PT012 - it may be told at the first message only
+    with pytest.raises((OSError, ChannelClosed)):  # noqa: PT012 - it may be reported at the first message only
         channel = dial(place, context, hardware)
         channel.wait_ended(20)
         raise ChannelClosed(channel.reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tests.bench._field import Field
+from tests.bench._cluster import Cluster
 from tests.bench._stats import OURS, Measured, Result, median, ratio
 from tests.bench.far import SCATTERED, SINGLE, far
 
@@ -13,7 +13,7 @@ TITLE = "A delta of 3,000 scattered extents of 16 KiB, 10 ms away"
 LARGE, AGENT, AGENT_LARGE = "one large read", "from an agent", "one large read from an agent"
 
 
-def measure(field: Field) -> Result:
+def measure(cluster: Cluster) -> Result:
     """Needs no guest: both sources and the link are processes of this host."""
     with far() as place:
 
@@ -31,7 +31,7 @@ def measure(field: Field) -> Result:
             AGENT: read("agent", False),
             AGENT_LARGE: read("agent", True),
         }
-        rounds = field.interleave(contenders)
+        rounds = cluster.interleave(contenders)
     figures = {
         "far_scattered_vs_single": ratio(rounds, LARGE),
         "far_agent_scattered_vs_single": median(rounds[AGENT_LARGE]) / median(rounds[AGENT]),

@@ -280,8 +280,9 @@ def test_a_machine_that_is_not_there_is_refused(engine: Engine) -> None:
 
 @pytest.mark.parametrize("wrong", [{"policy": "none"}, {"source": "none"}, {"target": "none"}], ids=str)
 def test_protecting_by_a_name_that_is_unknown_records_nothing(engine: Engine, wrong: dict[str, str]) -> None:
+    names = {"source": "a", "target": "b", "policy": "gold", **wrong}
     with pytest.raises(NotFound):
-        engine.protect("web", **{"source": "a", "target": "b", "policy": "gold", **wrong})
+        engine.protect("web", source=names["source"], target=names["target"], policy=names["policy"])
     assert engine.vault.protections() == []
     assert engine.vault.jobs() == []
 

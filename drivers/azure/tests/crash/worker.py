@@ -195,7 +195,7 @@ def _run(settings: dict[str, str], request: dict[str, Any]) -> None:
         site = AzureDriver().connect("azure", settings)
         _PIECES[request["piece"]](site, **request["given"])
         code = 0
-    except BaseException as problem:  # noqa: BLE001 - told by the exit code and on stderr
+    except BaseException as problem:  # noqa: BLE001 - reported by the exit code and on stderr
         print(f"{request}: {type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
     os._exit(code)
 

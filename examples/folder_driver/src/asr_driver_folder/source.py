@@ -32,7 +32,7 @@ _TICK = 0.02  # a file's times move with the kernel's clock, every 10 ms at the 
 
 @attrs.frozen
 class Snapshot:
-    """The record of a snapshot. `inodes`: by them a disk is told from a file that was put in its place."""
+    """The record of a snapshot. `inodes`: they distinguish a disk from a file that was put in its place."""
 
     taken_at: float
     description: Description

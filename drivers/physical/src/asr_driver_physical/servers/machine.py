@@ -14,7 +14,7 @@ __all__ = ["description_of", "machine_of"]
 
 
 def machine_of(server: ServerRecord, reported: Mapping[str, Any], power: PowerState) -> Machine:
-    """`told`: what the agent reports of the machine. A disk's bus is one from which its system can boot on any
+    """`reported`: what the agent reports of the machine. A disk's bus is one from which its system can boot on any
     platform; a card's network is the card's name, since the server does not know what it is plugged into."""
     bus = boot_bus(server.facts)
     return Machine(
