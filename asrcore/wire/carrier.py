@@ -1,15 +1,17 @@
-"""A TLS connection with time limits: bytes to and from a component whose certificate was checked."""
+"""A connection with time limits: TLS to a component whose certificate was checked, or a Unix socket of this host."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import attrs
 
@@ -58,15 +60,25 @@ _PIECE = 256 * 1024
 class Carrier:
     """A connection after its handshake. One thread may receive while others, one at a time, send."""
 
-    def __init__(self, connection: ssl.SSLSocket, peer: str, limits: Limits) -> None:
-        """`connection` is handed over. See `dial` and `answer`."""
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.silence * 1000))
+    def __init__(self, connection: socket.socket, peer: str, limits: Limits) -> None:
+        """`connection` is handed over: TLS after its handshake (see `dial` and `answer`), or a connected Unix socket,
+        which only processes of this host can reach. Raises ValueError for any other."""
         self.peer = peer
         self.limits = limits
+        self.local = connection.family == socket.AF_UNIX
+        """Whether the other side is a process of this host."""
+        self.fingerprint = ""
+        """SHA-256 of the other side's certificate, in hex; empty where there is none."""
         self._connection = connection
-        self._certificate = connection.getpeercert()
+        self._certificate: Mapping[str, Any] | None = None
+        connection.setblocking(False)
+        if isinstance(connection, ssl.SSLSocket):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.silence * 1000))
+            self._certificate = connection.getpeercert()
+            self.fingerprint = hashlib.sha256(connection.getpeercert(binary_form=True) or b"").hexdigest()
+        elif not self.local:
+            raise ValueError("a connection between hosts needs TLS")
         self._fileno = connection.fileno()
         self._lock = threading.Lock()  # OpenSSL's object is not to be used by two threads at once
         self._broken = False
@@ -161,6 +173,8 @@ class Carrier:
                 direction = select.POLLIN
             except ssl.SSLWantWriteError:
                 direction = select.POLLOUT
+            except BlockingIOError:
+                pass  # a Unix socket that has to wait
             except ssl.SSLError as problem:
                 raise _lost_or_refused(problem, self.peer) from problem
             except OSError as problem:
@@ -239,7 +253,7 @@ def _lost_or_refused(problem: ssl.SSLError, peer: str) -> AsrError | ConnectionL
     return tls.refusal(problem, peer)
 
 
-def _linger(connection: ssl.SSLSocket, seconds: float = 2.0) -> None:
+def _linger(connection: socket.socket, seconds: float = 2.0) -> None:
     """Close so that the reason arrives: a connection that is closed with unread data would be reset."""
     ends = time.monotonic() + seconds
     with contextlib.suppress(OSError):

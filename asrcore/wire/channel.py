@@ -12,10 +12,9 @@ import logging
 import queue
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import attrs
 from blake3 import blake3
@@ -26,6 +25,7 @@ from asrcore.wire import frames
 from asrcore.wire.carrier import Carrier, ConnectionLost
 from asrcore.wire.failures import as_error, error_head, goodbye_error, rebuilt
 from asrcore.wire.frames import Bytes, Connection, Frame, ProtocolError
+from asrcore.wire.keeper import Keeper
 from asrcore.wire.pace import FRAME, Pace
 from asrcore.wire.packing import COMPRESSION, Packer, unpacked
 from asrcore.wire.tls import Component, Role
@@ -94,7 +94,7 @@ class Channel:
             dialled=dialled,
             me={**(about or {}), "silence": carrier.limits.silence},
             hashes={"blake3": blake3},
-            compression=COMPRESSION,
+            compression=() if carrier.local else COMPRESSION,
             entropy=_entropy,
         )
         self._sending = threading.Lock()  # a frame is sent whole, in the order of the sequence numbers
@@ -122,7 +122,7 @@ class Channel:
         # The limits of both sides count: each side has said how long it waits for a keep-alive.
         self._keepalive = min(carrier.limits.silence, _seconds(self.about.get("silence"), carrier.limits.silence)) / 3
         self.packer = Packer(enabled="zstd" in self._wire.peer.compression)
-        _Keeper.take(self)
+        Keeper.take(self)
 
     def start(self) -> None:
         """Begin to receive."""
@@ -133,13 +133,24 @@ class Channel:
         """Who the other side is. Raises CertificateRole if its certificate names no component."""
         return self._carrier.check(set(Role))
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the other side's certificate, in hex; empty on a Unix socket."""
+        return self._carrier.fingerprint
+
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def ask(
-        self, call: str, head: Mapping[str, Any] | None = None, body: Bytes = b"", watch: Watch | None = None
+        self,
+        call: str,
+        head: Mapping[str, Any] | None = None,
+        body: Bytes = b"",
+        watch: Watch | None = None,
+        timeout: float | None = None,
     ) -> Answer:
-        """Call the other side. Raises the error that it raised, else SiteUnreachable, FrameRefused, PeerFailed, and
-        what `watch` raises, which shows the progress of the other side."""
+        """Call the other side. Raises the error that it raised, else SiteUnreachable, FrameRefused, PeerFailed, what
+        `watch` raises, which shows the progress of the other side, and TimeoutError when no reply has come `timeout`
+        seconds after the request was sent. If it is the channel that has failed, `error` is the error raised."""
         return self.begin(call, head, body, watch)()
 
     def begin(
@@ -150,7 +161,7 @@ class Channel:
         packed, flags, plain = self.packer.pack(body)
         full_head = {"call": call, **(head or {}), **({"watch": True} if watch else {})}
         stream = self._open(full_head, packed, flags, plain, replies)
-        return lambda: self._answer(self._reply(stream, replies, watch), call)
+        return lambda: self._answer(self._reply(stream, replies, watch, timeout), call)
 
     def _open(
         self, head: Mapping[str, Any], body: Bytes, flags: int, plain: int, replies: queue.SimpleQueue[Frame | AsrError]
@@ -164,12 +175,20 @@ class Channel:
             self._send(*packed)
         return stream
 
-    def _reply(self, stream: int, replies: queue.SimpleQueue[Frame | AsrError], watch: Watch | None) -> Frame:
+    def _reply(
+        self,
+        stream: int,
+        replies: queue.SimpleQueue[Frame | AsrError],
+        watch: Watch | None,
+        timeout: float | None,
+    ) -> Frame:
+        limit = None if timeout is None else time.monotonic() + timeout
         ends: float | None = None
         stopped: BaseException | None = None
         while True:
+            left = None if limit is None else max(0.0, limit - time.monotonic())
             try:
-                item = replies.get(timeout=_LOOK if watch is not None else None)
+                item = replies.get(timeout=left if watch is None else _LOOK if left is None else min(_LOOK, left))
             except queue.Empty:
                 item = None
             if isinstance(item, AsrError):
@@ -178,6 +197,9 @@ class Channel:
                 if stopped is not None and item.type == frames.ERROR:
                     raise stopped
                 return item
+            if item is None and left == 0:
+                self._say(Frame(frames.CANCEL, stream, {"stop": True}))
+                raise TimeoutError(f"no reply within {timeout:g} s")
             if watch is not None and stopped is None:
                 try:
                     _progress(watch, item)
@@ -552,34 +574,6 @@ class _Closing(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-
-
-class _Keeper:
-    """One thread of the process sends keep-alives on all channels."""
-
-    _channels: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()
-    _lock = threading.Lock()
-    _thread: threading.Thread | None = None
-
-    @classmethod
-    def take(cls, channel: Channel) -> None:
-        with cls._lock:
-            cls._channels.add(channel)
-            if cls._thread is None or not cls._thread.is_alive():
-                cls._thread = threading.Thread(target=cls._keep, name="keep-alive", daemon=True)
-                cls._thread.start()
-
-    @classmethod
-    def _keep(cls) -> None:
-        while True:
-            time.sleep(0.25)
-            with cls._lock:
-                channels = [channel for channel in cls._channels if channel.error is None]
-                if not channels:
-                    cls._thread = None
-                    return
-            for channel in channels:
-                channel.keep_alive()
 
 
 def _seconds(reported: object, otherwise: float) -> float:

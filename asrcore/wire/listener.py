@@ -14,6 +14,7 @@ from typing import Any
 from asrcore.errors import AsrError, CannotListen, CertificateRole
 from asrcore.wire.carrier import Address, Carrier, ConnectionLost, Limits
 from asrcore.wire.channel import Channel, Handler
+from asrcore.wire.failures import as_error
 from asrcore.wire.tls import Identity, Role
 
 __all__ = ["Listener"]
@@ -33,14 +34,20 @@ class Listener:
         address: Address,
         identity: Identity,
         roles: Collection[Role],
-        handler: Handler,
+        handler: Handler | None,
         *,
         limits: Limits | None = None,
         tidy: Callable[[], None] = lambda: None,
+        admit: Callable[[Carrier], None] = lambda carrier: None,
         accepted: Callable[[Channel], None] = lambda channel: None,
         most: int = MOST_CHANNELS,
+        handshakes: int | None = None,
     ) -> None:
-        """Listens at once, and accepts from `start` on. `tidy` is called every second, `accepted` for each new channel.
+        """Listens at once, and accepts from `start` on. `tidy` is called every second. `admit` is called after each TLS
+        handshake; a connection for which it raises AsrError is closed without a hello. `accepted` is called for each
+        new channel before it starts; a channel for which it raises gets the error and is closed. Without a handler
+        nothing is served: only this side asks. At most `most` connections are open, and at most `handshakes` of them
+        (all, by default) are not accepted yet.
 
         Raises CannotListen, IdentityUnusable.
         """
@@ -49,8 +56,10 @@ class Listener:
         self._handler = handler
         self._limits = limits or Limits()
         self._tidy = tidy
+        self._admit = admit
         self._accepted = accepted
         self._most = most
+        self._handshakes = most if handshakes is None else handshakes
         self._lock = threading.Lock()
         self._channels: set[Channel] = set()
         self._shaking = 0
@@ -94,10 +103,11 @@ class Listener:
                     self._stopped.wait(_LOOK)
                 continue
             with self._lock:
-                busy = self._shaking + sum(channel.error is None for channel in self._channels) >= self._most
+                count = self._shaking + sum(channel.error is None for channel in self._channels)
+                busy = count >= self._most or self._shaking >= self._handshakes
                 self._shaking += not busy
             if busy:
-                _log.warning("connection from %s refused: %d connections are open", peer[0], self._most)
+                _log.warning("connection from %s refused: %d connections are open", peer[0], count)
                 plain.close()
                 continue
             name = str(Address(peer[0], peer[1]))
@@ -122,6 +132,11 @@ class Listener:
     def _shake(self, plain: socket.socket, peer: str) -> None:
         try:
             carrier = Carrier.answer(plain, peer, self._identity, self._limits)
+            try:
+                self._admit(carrier)
+            except BaseException:
+                carrier.close()
+                raise
             channel = Channel(carrier, dialled=False, about=_about(), handler=self._handler)
             try:
                 component = carrier.check(self._roles)
@@ -136,7 +151,11 @@ class Listener:
                 channel.close("stopped", "the service ends")
                 return
             _log.info("%s connected from %s", component, peer)
-            self._accepted(channel)
+            try:
+                self._accepted(channel)
+            except Exception as problem:
+                channel.refuse(as_error(problem, peer))
+                raise
             channel.start()
         except (AsrError, ConnectionLost) as problem:
             _log.warning("connection from %s refused: %s", peer, problem)
@@ -150,7 +169,8 @@ class Listener:
         """Stop accepting, and end all connections with a goodbye. May be called twice."""
         self._stopped.set()
         with suppress(OSError):
-            self._socket.close()
+            self._socket.shutdown(socket.SHUT_RDWR)  # ends a wait for a connection at once
+        self._socket.close()
         if self._thread.is_alive():
             self._thread.join()
         for channel in self.channels:

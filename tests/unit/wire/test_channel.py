@@ -1,0 +1,197 @@
+"""Channels over Unix sockets, time limits of requests, and what a listener accepts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from asrcore.errors import AccessDenied, AsrError, FrameRefused, SiteUnreachable
+from asrcore.model.watch import Watch
+from asrcore.units import MiB
+from asrcore.wire import Address, Answer, Carrier, Channel, Identity, Limits, Listener, Role
+from tests.certificates import Authority
+from tests.unit.service.waiting import wait_until
+
+LIMITS = Limits(connect=10.0, silence=10.0)
+
+
+class Served:
+    """Answers with what it was asked; `hang` until `go`, or until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.cancelled = threading.Event()
+
+    def call(self, channel: Channel, call: str, head: Mapping[str, Any], body: Any, watch: Watch) -> Answer:
+        if call == "refuse":
+            raise AccessDenied(site="there", detail="why")
+        while call == "hang" and not self.go.wait(0.02):
+            try:
+                watch.check()
+            except BaseException:
+                self.cancelled.set()
+                raise
+        return Answer(head, body)
+
+    def stream(self, channel: Channel, call: str, head: Mapping[str, Any]) -> Any:
+        raise AssertionError
+
+    def lost(self, channel: Channel) -> None:
+        self.go.set()
+
+
+@pytest.fixture
+def served() -> Served:
+    return Served()
+
+
+@pytest.fixture
+def local(served: Served) -> Iterator[Channel]:
+    """The asking end of a channel within this process."""
+    near, far = socket.socketpair()
+    made: list[Channel] = []
+    thread = threading.Thread(
+        target=lambda: made.append(Channel(Carrier(far, "asking", LIMITS), dialled=False, handler=served))
+    )
+    thread.start()
+    channel = Channel(Carrier(near, "serving", LIMITS), dialled=True)
+    thread.join()
+    made[0].start()
+    channel.start()
+    yield channel
+    channel.close()
+    made[0].close()
+
+
+def test_processes_of_a_host_talk_over_a_unix_socket(local: Channel) -> None:
+    body = os.urandom(2 * MiB)  # more than the socket's buffer: both ends have to wait
+    answer = local.ask("echo", {"a": 1}, body)
+    assert (answer.head["a"], bytes(answer.body)) == (1, body)
+    with pytest.raises(AccessDenied, match="why"):
+        local.ask("refuse")
+    assert local.fingerprint == ""
+    assert not local.packer.enabled, "compression costs more than it saves on one host"
+
+
+def test_without_tls_only_a_unix_socket_will_do() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as plain,
+        pytest.raises(ValueError, match="needs TLS"),
+    ):
+        Carrier(plain, "anyone", LIMITS)
+
+
+@pytest.mark.parametrize("watch", [None, Watch()], ids=["plain", "watched"])
+def test_a_request_may_have_a_time_limit(watch: Watch | None, local: Channel, served: Served) -> None:
+    with pytest.raises(TimeoutError, match=r"within 0\.3 s"):
+        local.ask("hang", watch=watch, timeout=0.3)
+    assert served.cancelled.wait(5), "the other side is asked to stop"
+    assert local.error is None
+    assert local.ask("echo", {"b": 2}, timeout=5).head["b"] == 2
+
+
+def test_an_error_of_the_channel_is_told_from_one_of_the_other_side(local: Channel, served: Served) -> None:
+    threading.Timer(0.2, local.close).start()
+    with pytest.raises(SiteUnreachable) as lost:
+        local.ask("hang", timeout=20)
+    assert lost.value is local.error
+
+
+# -- listeners -----------------------------------------------------------------------------------------------------
+
+
+class Place:
+    """Makes listeners, and dials them as an agent."""
+
+    def __init__(self, folder: Path) -> None:
+        authority = Authority()
+        self.own = Identity(authority.issue(folder / "own", "process-server"))
+        self.agent = Identity(authority.issue(folder / "agent", "agent", "box"))
+
+    def dial(self, listener: Listener) -> Channel:
+        carrier = Carrier.dial(listener.address, self.agent, [Role.PROCESS_SERVER], limits=LIMITS)
+        channel = Channel(carrier, dialled=True, about={"name": "box"})
+        channel.start()
+        return channel
+
+    def listener(self, **options: Any) -> Listener:
+        listener = Listener(Address("127.0.0.1", 0), self.own, [Role.AGENT], None, limits=LIMITS, **options)
+        listener.start()
+        return listener
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def denied(_: object) -> None:
+    raise AccessDenied(site="here", detail="not today")
+
+
+def test_who_is_not_admitted_gets_no_hello(place: Place) -> None:
+    listener = place.listener(admit=denied)
+    with pytest.raises(AsrError) as problem:
+        place.dial(listener)
+    assert isinstance(problem.value, SiteUnreachable)
+    assert listener.channels == []
+    listener.close()
+
+
+@pytest.mark.parametrize("problem", [denied, lambda channel: 1 // 0], ids=["error", "defect"])
+def test_who_is_not_accepted_learns_why(problem: Callable[[Channel], None], place: Place) -> None:
+    listener = place.listener(accepted=problem)
+    channel = place.dial(listener)
+    wait_until(lambda: channel.error is not None, "the refusal")
+    assert isinstance(channel.error, AccessDenied if problem is denied else SiteUnreachable)
+    assert listener.channels == []
+    channel.close()
+    listener.close()
+
+
+def test_a_listener_without_a_handler_only_asks(place: Place) -> None:
+    accepted: list[Channel] = []
+    listener = place.listener(accepted=accepted.append)
+    channel = place.dial(listener)
+    with pytest.raises(FrameRefused, match="nothing is served"):
+        channel.ask("anything", timeout=5)
+    wait_until(lambda: accepted, "the channel")
+    certificate = x509.load_pem_x509_certificate((place.agent.directory / "certificate.pem").read_bytes())
+    assert accepted[0].fingerprint == hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+    assert accepted[0].component.name == "box"
+    assert accepted[0].about["name"] == "box"
+    channel.close()
+    listener.close()
+
+
+def test_handshakes_have_a_limit_of_their_own(place: Place) -> None:
+    listener = place.listener(handshakes=1)
+    where = (listener.address.host, listener.address.port)
+    with socket.create_connection(where) as silent:
+        wait_until(lambda: listener._shaking == 1, "the handshake that does not end")
+        with socket.create_connection(where) as refused:
+            refused.settimeout(5)
+            assert refused.recv(1) == b""
+        assert silent.fileno() >= 0
+    wait_until(lambda: listener._shaking == 0, "its end")
+    channel = place.dial(listener)
+    assert channel.error is None
+    channel.close()
+    listener.close()
+
+
+def test_a_listener_ends_at_once(place: Place) -> None:
+    listener = place.listener()
+    listener.close()
+    assert not listener._thread.is_alive()
+    listener.close()
