@@ -263,7 +263,7 @@ def test_a_renewal_fetches_what_was_revoked(office: Office) -> None:
 def test_a_component_that_was_off_for_long_gets_back_in(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its revocation list is too old: it trusts no peer, but it can fetch a new list."""
     with monkeypatch.context() as patch:
-        patch.setattr("asrcore.pki.authority.LIST_LIFETIME", -1.0)
+        patch.setattr("asrcore.pki.issuer.LIST_LIFETIME", -1.0)
         identity = office.join(Role.PROCESS_SERVER)
     with pytest.raises(CertificateExpired):
         office.get(identity, "/v1/health")
@@ -274,7 +274,7 @@ def test_a_component_that_was_off_for_long_gets_back_in(office: Office, monkeypa
 def test_a_server_that_was_off_for_long_opens_again(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     own, agent = office.folder / "config-server", office.join(Role.AGENT)
     with monkeypatch.context() as patch:
-        patch.setattr("asrcore.pki.authority.LIST_LIFETIME", -1.0)
+        patch.setattr("asrcore.pki.issuer.LIST_LIFETIME", -1.0)
         keep_own(own, office.authority)
     assert said_to(office, agent) == b""
     keep_own(own, office.authority)
