@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -182,8 +183,9 @@ class Channels(unittest.TestCase):
         thread.start()
         asks = channel.Channel(right, dialled=False, me={})
         thread.join()
-        self.addCleanup(asks.close)
-        self.addCleanup(made[0].close)
+        for end in (asks, made[0]):
+            self.addCleanup(end._threads[0].join, 10)  # it closes the socket; other tests count descriptors
+            self.addCleanup(end.close)
         return asks, made[0]
 
     def test_who_was_dialled_asks(self) -> None:
@@ -192,6 +194,17 @@ class Channels(unittest.TestCase):
         self.assertEqual(asks.peer["name"], "box")
         head, body = asks.call("read", {"offset": 7}, timeout=30)
         self.assertEqual((head, bytes(body)), ({"call": "read", "offset": 7}, content))
+
+    def test_a_process_may_have_many_descriptors(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1100):
+            self.addCleanup(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        content = os.urandom(2 * MIB)  # more than a socket holds: both ends have to wait
+        asks, serves = self.pair(lambda call, arguments: ({}, content))
+        self.assertGreater(min(asks._socket.fileno(), serves._socket.fileno()), 1023)
+        self.assertEqual(bytes(asks.call("read", {}, timeout=30)[1]), content)
 
     def test_an_error_is_told_and_the_connection_goes_on(self) -> None:
         def serve(call: str, arguments: Any) -> Any:

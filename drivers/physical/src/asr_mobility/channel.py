@@ -197,12 +197,13 @@ class Channel:
             return 0
 
     def _poll(self, *, read: bool, seconds: float) -> None:
-        watched = [self._socket]
+        poll = select.poll()  # unlike select(), for descriptors above 1023, too
         try:
             # A TLS connection may want to write in order to read, but not in version 1.3 once it is agreed.
-            select.select(watched if read else [], [] if read else watched, [], seconds)
+            poll.register(self._socket, select.POLLIN if read else select.POLLOUT)
         except ValueError:
             raise OSError(9, "closed") from None
+        poll.poll(seconds * 1000)
 
     # -- receiving
 
@@ -285,8 +286,8 @@ class Channel:
             except queue.Full:
                 raise ProtocolError("window", "more requests than can be served") from None
         elif frame.type == GOODBYE:
-            reason = frame.head.get("reason")
-            raise ChannelClosed("the peer said goodbye" + (f": {reason}" if reason else ""))
+            why = [frame.head.get(name) for name in ("reason", "detail", "happened")]
+            raise ChannelClosed(": ".join(["the peer said goodbye", *(str(text) for text in why if text)]))
 
     # -- serving
 

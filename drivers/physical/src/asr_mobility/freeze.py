@@ -189,7 +189,7 @@ class Freeze:
             os.close(ours)
             os.close(tell)
         try:
-            if not select.select([ready], [], [], _START_SECONDS)[0] or os.read(ready, 1) != _READY:
+            if not _readable(ready, _START_SECONDS) or os.read(ready, 1) != _READY:
                 os.kill(self._pid, signal.SIGKILL)  # nothing is frozen yet, and it may never check whether it is needed
                 raise FreezeError("the watchdog process that thaws after the limit did not start")
         finally:
@@ -204,8 +204,7 @@ class Freeze:
         end = time.monotonic() + self._limit
         os.write(tell, _READY)
         os.close(tell)
-        readable = select.select([reported], [], [], max(0.0, end - time.monotonic()))[0]
-        if readable and os.read(reported, 1) == _DONE:
+        if _readable([reported], [], [], max(0.0, end - time.monotonic())) and os.read(reported, 1) == _DONE:
             os._exit(0)
         for fd in reversed(self._fds):
             with suppress(OSError):
@@ -221,6 +220,13 @@ class Freeze:
         _, status = os.waitpid(self._pid, 0)
         self._pid = 0
         return status != 0
+
+
+def _readable(fd: int, seconds: float) -> bool:
+    """Wait until there is something to read, or the writer is gone. poll() takes descriptors above 1023, too."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _lock_memory() -> None:
