@@ -8,128 +8,114 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
 import socket
-import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn
 
 import attrs
 
 from asr_driver_physical.servers.identity import Identity, ServerRecord
 from asr_driver_physical.servers.readiness import RENEW_SECONDS
-from asr_driver_physical.settings import SiteSettings
-from asr_mobility.channel import Answer, Bytes, CallFailed, Channel, ChannelClosed
-from asrcore.errors import AccessDenied, HostIncomplete, SecretKeyUnusable, SiteUnreachable, TimedOut, catalogue
+from asr_driver_physical.settings import DRIVER, SiteSettings
+from asrcore.errors import (
+    AccessDenied,
+    AsrError,
+    CannotListen,
+    HostIncomplete,
+    InvalidSetting,
+    PeerError,
+    SecretKeyUnusable,
+    SiteUnreachable,
+    TimedOut,
+    UnsupportedOperation,
+)
+from asrcore.wire import Address, Answer, Carrier, Channel, Limits, Listener, Role
 
 __all__ = ["CALL_SECONDS", "Gateway"]
 
 _log = logging.getLogger(__name__)
 
 CALL_SECONDS = 60.0
-HANDSHAKE_SECONDS = 15.0
+# An agent sends something every 10 seconds, its keep-alives included.
+_SERVERS = Limits(connect=15.0, silence=35.0)
+_LOCAL = Limits(connect=5.0)
 DIAL_IN_SECONDS = 20.0
 """How long a call waits for a server that is not connected: longer than a server's wait between attempts to connect."""
 _TAKE_OVER_SECONDS = 10.0
 WATCH_SECONDS = 2.0
 _RENEW_AGAIN_SECONDS = 24 * 3600.0
 _MOST_HANDSHAKES = 32
+_MOST_SERVERS = 10_000  # in practice no limit: an enrolled server has one connection
 
 
 class _Hub:
     """The listener; it belongs to the process that holds the lock."""
 
-    def __init__(self, settings: SiteSettings, identity: Identity) -> None:
+    def __init__(self, name: str, settings: SiteSettings, identity: Identity) -> None:
+        """Raises SiteUnreachable, IdentityUnusable, OSError."""
+        self._name = name
         self._identity = identity
         self._changed = threading.Condition()
         self._sessions: dict[str, Channel] = {}
+        self._relays: set[Channel] = set()
         self._closed = threading.Event()
-        self._handshakes = threading.BoundedSemaphore(_MOST_HANDSHAKES)
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        self._listener = socket.create_server((settings.host, settings.port), family=family, backlog=64)
-        # A directory's descriptor, since a unix socket's path may have no more than 107 bytes.
-        self._local = socket.socket(socket.AF_UNIX)
-        path = settings.spool / "hub.sock"
-        path.unlink(missing_ok=True)
-        with _by_descriptor(path) as short:
-            self._local.bind(short)
-        path.chmod(0o600)
-        self._local.listen(16)
         self._renew_at: dict[str, float] = {}
-        for work in (self._accept_servers, self._accept_local, self._watch):
+        address = Address(settings.host, settings.port)
+        try:
+            self._listener = Listener(
+                address,
+                identity.tls,
+                [Role.AGENT],
+                None,
+                limits=_SERVERS,
+                admit=self._admit,
+                accepted=self._accepted,
+                most=_MOST_SERVERS,
+                handshakes=_MOST_HANDSHAKES,
+            )
+        except CannotListen as problem:
+            detail = f"cannot listen on {address}: {problem.attributes['detail']}"
+            raise SiteUnreachable(site=name, detail=detail) from problem
+        self._local = socket.socket(socket.AF_UNIX)
+        try:
+            path = settings.spool / "hub.sock"
+            path.unlink(missing_ok=True)
+            with _by_descriptor(path) as short:
+                self._local.bind(short)
+            path.chmod(0o600)
+            self._local.listen(16)
+        except BaseException:
+            self._local.close()
+            self._listener.close()
+            raise
+        self._listener.start()
+        for work in (self._accept_local, self._watch):
             threading.Thread(target=work, daemon=True).start()
 
     def close(self) -> None:
         self._closed.set()
-        for listener in (self._listener, self._local):
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
+        with contextlib.suppress(OSError):
+            self._local.shutdown(socket.SHUT_RDWR)
+        self._local.close()
+        self._listener.close()
         with self._changed:
-            sessions = list(self._sessions.values())
+            channels = [*self._sessions.values(), *self._relays]
             self._sessions.clear()
-        for session in sessions:
-            session.close()
+        for channel in channels:
+            channel.close("stopped", "the process server ends")
 
     # -- servers
 
-    def _accept_servers(self) -> None:
-        while not self._closed.is_set():
-            try:
-                plain, address = self._listener.accept()
-            except OSError:
-                return
-            if not self._handshakes.acquire(blocking=False):
-                plain.close()  # over the limit of connections; the server retries
-                continue
-            threading.Thread(target=self._greet, args=(plain, address), daemon=True).start()
-
-    def _greet(self, plain: socket.socket, address: tuple[str, int]) -> None:
-        try:
-            plain.settimeout(HANDSHAKE_SECONDS)
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            carrier = self._identity.context().wrap_socket(plain, server_side=True)
-        except (OSError, ValueError) as problem:
-            _log.warning("%s: refused: %s", address[0], problem)
-            plain.close()
-            return
-        finally:
-            self._handshakes.release()
-        try:
-            record = self._admitted(carrier)
-            session = Channel(carrier, dialled=False, me={"name": "process-server"})
-            if session.peer.get("identity") != record.identity:
-                session.end("its hardware differs from the enrolled hardware")
-                raise PermissionError(session.reason)
-        except (OSError, ChannelClosed, PermissionError) as problem:
-            _log.warning("%s: refused: %s", address[0], problem)
-            carrier.close()
-            return
-        with self._changed:
-            former = self._sessions.get(record.name)
-            self._sessions[record.name] = session
-            self._changed.notify_all()
-        if former is not None:
-            former.end("the server has connected again")
-        _log.info("server %s connected from %s", record.name, address[0])
-        if record.fence is not None:
-            _log.warning("server %s is quarantined (%s): shutting it down", record.name, record.fence.get("reason"))
-            with contextlib.suppress(CallFailed, ChannelClosed, TimeoutError):
-                session.call("power-off", {"graceful": True}, timeout=CALL_SECONDS)
-
-    def _admitted(self, carrier: ssl.SSLSocket) -> ServerRecord:
-        certificate = carrier.getpeercert() or {}
-        names = [str(value) for kind, value in cast("Any", certificate.get("subjectAltName", ())) if kind == "URI"]
-        name = next((item.removeprefix("asr://agent/") for item in names if item.startswith("asr://agent/")), "")
-        record = self._identity.server(name) if name else None
-        if record is None:
-            raise PermissionError(f"not an enrolled server: {', '.join(names) or 'a certificate without a name'}")
-        shown = hashlib.sha256(carrier.getpeercert(binary_form=True) or b"").hexdigest()
+    def _admit(self, carrier: Carrier) -> None:
+        """Before the hello, so that an agent that is refused waits longer and longer before it connects again. Raises
+        CertificateRole, AccessDenied."""
+        name, shown = carrier.check([Role.AGENT]).name, carrier.fingerprint
+        record = self._enrolled(name)
         if shown in record.renewals:  # received: the former one is refused from now on
             ends = record.renewals[shown]
             taken = self._identity.change(
@@ -137,8 +123,37 @@ class _Hub:
             )
             record = taken or record
         if shown != record.fingerprint:
-            raise PermissionError(f"the certificate of {name} is not the enrolled one")
+            raise self._denied(f"the certificate of {name} is not the enrolled one")
+
+    def _accepted(self, session: Channel) -> None:
+        """A server has connected. Raises AccessDenied."""
+        record = self._enrolled(session.component.name)
+        if session.about.get("identity") != record.identity:
+            raise self._denied(f"the hardware of {record.name} differs from the enrolled hardware")
+        with self._changed:
+            former = self._sessions.get(record.name)
+            self._sessions[record.name] = session
+            self._changed.notify_all()
+        if former is not None:
+            former.close("stopped", "the server has connected again")
+        _log.info("server %s connected from %s", record.name, session.peer)
+        if record.fence is not None:
+            _log.warning("server %s is quarantined (%s): shutting it down", record.name, record.fence.get("reason"))
+            threading.Thread(target=self._shut_down, args=(session,), daemon=True).start()
+
+    @staticmethod
+    def _shut_down(session: Channel) -> None:
+        with contextlib.suppress(AsrError, TimeoutError):
+            session.ask("power-off", {"graceful": True}, timeout=CALL_SECONDS)
+
+    def _enrolled(self, name: str) -> ServerRecord:
+        record = self._identity.server(name)
+        if record is None:
+            raise self._denied(f"{name} is not an enrolled server")
         return record
+
+    def _denied(self, detail: str) -> AccessDenied:
+        return AccessDenied(site=self._name, detail=detail)
 
     # -- servers that are connected
 
@@ -146,7 +161,7 @@ class _Hub:
         """Disconnect removed servers, renew certificates that end soon."""
         while not self._closed.wait(WATCH_SECONDS):
             with self._changed:
-                sessions = [(name, session) for name, session in self._sessions.items() if not session.ended]
+                sessions = [(name, session) for name, session in self._sessions.items() if session.error is None]
             for name, session in sessions:
                 try:
                     record = self._identity.server(name)
@@ -154,7 +169,7 @@ class _Hub:
                         self._drop(name)
                     elif record.ends and record.ends - time.time() < RENEW_SECONDS:
                         self._renew(record, session)
-                except (HostIncomplete, SecretKeyUnusable) as problem:
+                except (HostIncomplete, InvalidSetting, SecretKeyUnusable) as problem:
                     _log.warning("server %s: its certificate cannot be renewed: %s", name, problem)
                 except (OSError, ValueError, TypeError) as problem:
                     _log.warning("server %s: its record cannot be read: %s", name, problem)
@@ -170,56 +185,77 @@ class _Hub:
 
         self._identity.change(record.name, given)  # first: it may have the new one even if its answer is lost
         try:
-            session.call("renew", {"pem": issued.pem.decode()}, timeout=CALL_SECONDS)
-        except (CallFailed, ChannelClosed, TimeoutError) as problem:
+            session.ask("renew", {"pem": issued.pem.decode()}, timeout=CALL_SECONDS)
+        except (AsrError, TimeoutError) as problem:
             _log.warning("server %s: its certificate could not be renewed: %s", record.name, problem)
         else:
             _log.info("server %s received a new certificate", record.name)
 
     def connected(self) -> dict[str, dict[str, Any]]:
         with self._changed:
-            return {name: dict(session.peer) for name, session in self._sessions.items() if not session.ended}
+            return {name: dict(session.about) for name, session in self._sessions.items() if session.error is None}
 
-    def call(
-        self, server: str, call: str, arguments: Mapping[str, Any], timeout: float
-    ) -> tuple[Mapping[str, Any], Bytes]:
+    def ask(self, server: str, call: str, arguments: Mapping[str, Any], timeout: float) -> Answer:
+        """Call a server's agent. Raises the error that it returns, SiteUnreachable, TimedOut."""
         end = time.monotonic() + min(timeout, DIAL_IN_SECONDS)
         with self._changed:
-            while (session := self._sessions.get(server)) is None or session.ended:
+            while (session := self._sessions.get(server)) is None or session.error is not None:
                 left = end - time.monotonic()
                 if left <= 0 or self._closed.is_set():
-                    raise CallFailed("site-unreachable", {"site": "", "detail": f"server {server} is not connected"})
+                    raise SiteUnreachable(site=self._name, detail=f"server {server} is not connected")
                 self._changed.wait(min(left, 0.5))
         try:
-            return session.call(call, arguments, timeout=timeout)
-        except ChannelClosed as problem:
-            raise CallFailed("site-unreachable", {"site": "", "detail": f"server {server}: {problem}"}) from problem
+            return session.ask(call, arguments, timeout=timeout)
         except TimeoutError as problem:
-            session.end("it does not answer")
-            attributes = {"operation": f"{call} on server {server}", "seconds": timeout, "detail": ""}
-            raise CallFailed("timed-out", attributes) from problem
+            session.close("stopped", "it does not answer")
+            raise TimedOut(operation=f"{call} on server {server}", seconds=timeout, detail="") from problem
+        except AsrError as problem:
+            if problem is session.error:
+                raise SiteUnreachable(site=self._name, detail=f"server {server}: {_why(problem)}") from problem
+            raise
 
     def _drop(self, server: str) -> None:
         with self._changed:
             session = self._sessions.pop(server, None)
         if session is not None:
-            session.end("it is no longer enrolled")
+            session.close("stopped", "it is no longer enrolled")
 
     # -- other processes of this host
 
     def _accept_local(self) -> None:
         while not self._closed.is_set():
             try:
-                carrier, _ = self._local.accept()
+                plain, _ = self._local.accept()
             except OSError:
                 return
-            with contextlib.suppress(ChannelClosed, OSError):
-                Channel(carrier, dialled=False, me={}, serve=self._relay, workers=4)
+            threading.Thread(target=self._serve_local, args=(plain,), daemon=True).start()
 
-    def _relay(self, call: str, arguments: Mapping[str, Any]) -> Answer:
+    def _serve_local(self, plain: socket.socket) -> None:
+        try:
+            relay = Channel(Carrier(plain, "a process of this host", _LOCAL), dialled=False, handler=self)
+        except AsrError as problem:
+            _log.info("%s", problem)
+            return
+        with self._changed:
+            self._relays.add(relay)
+        relay.start()
+        if self._closed.is_set():
+            relay.close("stopped", "the process server ends")
+
+    def call(self, channel: Channel, call: str, head: Mapping[str, Any], body: object, watch: object) -> Answer:
+        """A call of another process. See Handler."""
         if call == "connected":
-            return {"servers": self.connected()}, b""
-        return self.call(arguments["server"], call, arguments["arguments"], float(arguments["timeout"]))
+            return Answer({"servers": self.connected()})
+        return self.ask(head["server"], call, head["arguments"], float(head["timeout"]))
+
+    def stream(self, channel: Channel, call: str, head: Mapping[str, Any]) -> NoReturn:
+        """Agents take no data. See Handler."""
+        raise UnsupportedOperation(driver=DRIVER, operation=call)
+
+    def lost(self, channel: Channel) -> None:
+        """See Handler."""
+        with self._changed:
+            self._relays.discard(channel)
 
 
 class Gateway:
@@ -255,7 +291,7 @@ class Gateway:
         with self._lock:
             if self._hub is not None:
                 return self._hub
-            if self._relay is not None and not self._relay.ended:
+            if self._relay is not None and self._relay.error is None:
                 return self._relay
             end = time.monotonic() + _TAKE_OVER_SECONDS
             while True:
@@ -264,7 +300,7 @@ class Gateway:
                     return self._hub
                 try:
                     self._relay = self._join()
-                except (OSError, ChannelClosed) as problem:
+                except (OSError, AsrError) as problem:
                     if time.monotonic() > end:
                         detail = f"another process listens for the servers but does not answer: {problem}"
                         raise SiteUnreachable(site=self._name, detail=detail) from problem
@@ -284,69 +320,78 @@ class Gateway:
 
     def _listen(self) -> _Hub:
         try:
-            return _Hub(self._settings, self._identity)
-        except OSError as problem:
+            return _Hub(self._name, self._settings, self._identity)
+        except BaseException as problem:
             assert self._lock_file is not None
             os.close(self._lock_file)
             self._lock_file = None
-            detail = f"cannot listen on {self._settings.host}:{self._settings.port}: {problem.strerror or problem}"
-            raise SiteUnreachable(site=self._name, detail=detail) from problem
+            if isinstance(problem, OSError):
+                detail = f"cannot use {self._settings.spool / 'hub.sock'}: {problem.strerror or problem}"
+                raise SiteUnreachable(site=self._name, detail=detail) from problem
+            raise
 
     def _join(self) -> Channel:
-        carrier = socket.socket(socket.AF_UNIX)
+        plain = socket.socket(socket.AF_UNIX)
         try:
-            carrier.settimeout(5)
+            plain.settimeout(_LOCAL.connect)
             with _by_descriptor(self._settings.spool / "hub.sock") as short:
-                carrier.connect(short)
-            return Channel(carrier, dialled=True, me={})
+                plain.connect(short)
+            relay = Channel(Carrier(plain, "the process that listens for the servers", _LOCAL), dialled=True)
         except BaseException:
-            carrier.close()
+            plain.close()
             raise
+        relay.start()
+        return relay
 
     def call(
         self, server: str, call: str, arguments: Mapping[str, Any], *, timeout: float = CALL_SECONDS
-    ) -> tuple[Mapping[str, Any], Bytes]:
+    ) -> tuple[Mapping[str, Any], bytes | bytearray | memoryview]:
         """Call a server's agent. Raises the error that it returns, SiteUnreachable, TimedOut."""
+        way = self._ensure()
         try:
-            way = self._ensure()
             if isinstance(way, _Hub):
-                return way.call(server, call, arguments, timeout)
-            request = {"server": server, "arguments": dict(arguments), "timeout": timeout}
-            return way.call(call, request, timeout=timeout + DIAL_IN_SECONDS)
-        except CallFailed as refused:
-            raise self._translated(refused, server) from refused
-        except ChannelClosed as problem:
-            raise SiteUnreachable(site=self._name, detail=str(problem)) from problem
+                answer = way.ask(server, call, arguments, timeout)
+            else:
+                request = {"server": server, "arguments": dict(arguments), "timeout": timeout}
+                answer = way.ask(call, request, timeout=timeout + DIAL_IN_SECONDS)
         except TimeoutError as problem:
             raise TimedOut(operation=f"{call} on server {server}", seconds=timeout, detail=str(problem)) from problem
+        except AsrError as problem:
+            raise self._translated(problem, way, server) from problem
+        return answer.head, answer.body
 
     def connected(self) -> dict[str, dict[str, Any]]:
         """The connected servers, by name, with what each reported about itself. Raises SiteUnreachable."""
+        way = self._ensure()
+        if isinstance(way, _Hub):
+            return way.connected()
         try:
-            way = self._ensure()
-            if isinstance(way, _Hub):
-                return way.connected()
-            head, _ = way.call("connected", {}, timeout=CALL_SECONDS)
-            return dict(head["servers"])
-        except (ChannelClosed, TimeoutError) as problem:
+            return dict(way.ask("connected", timeout=CALL_SECONDS).head["servers"])
+        except TimeoutError as problem:
             raise SiteUnreachable(site=self._name, detail=str(problem)) from problem
+        except AsrError as problem:
+            raise self._translated(problem, way, "") from problem
 
-    def _translated(self, refused: CallFailed, server: str) -> Exception:
-        kind = catalogue().get(refused.code)
-        attributes = dict(refused.attributes)
-        for name, value in (("site", self._name), ("machine", server)):
-            if name in attributes:
-                attributes[name] = value
-        try:
-            if kind is not None:
-                return kind(**attributes)
-        except TypeError:
-            pass
-        return AccessDenied(site=self._name, detail=f"server {server} returned the unknown error {refused.code!r}")
+    def _translated(self, problem: AsrError, way: _Hub | Channel, server: str) -> AsrError:
+        """As this site's: an agent knows neither the site's name nor its own; another process has its own name for the
+        site."""
+        if isinstance(way, Channel) and problem is way.error:
+            return SiteUnreachable(site=self._name, detail=_why(problem))
+        if isinstance(problem, PeerError):
+            detail = f"server {server} returned the unknown error {problem.attributes['code']!r}"
+            return AccessDenied(site=self._name, detail=detail)
+        known = {"site": self._name, "machine": server}
+        attributes = {name: known.get(name, value) for name, value in problem.attributes.items()}
+        return type(problem)(**attributes)
+
+
+def _why(problem: AsrError) -> str:
+    return str(problem.attributes.get("detail") or problem)
 
 
 @contextlib.contextmanager
-def _by_descriptor(path: Path):  # type: ignore[no-untyped-def]
+def _by_descriptor(path: Path) -> Iterator[str]:
+    """A short path, through a descriptor of the directory: the path of a Unix socket has at most 107 bytes."""
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{directory}/{path.name}"

@@ -1,35 +1,37 @@
 """The process server's identity and the enrolled servers: a directory with certificates and a record per server.
 
 The authority exists only in this directory: it signs the process server and its servers; no other component trusts it.
+The records are its register: a server's certificate is accepted while its record has the fingerprint of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
 import json
 import os
 import re
-import ssl
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import hashes
 
 from asr_driver_physical.settings import DRIVER
-from asrcore.errors import InvalidSetting, InvalidValue
-from asrcore.sealkey import authority_key, open_private_key, seal_private_key
+from asrcore.errors import AuthorityUnusable, InvalidSetting, InvalidValue
+from asrcore.pki.issuer import Issuer, new_key, pem
+from asrcore.units import DAY
+from asrcore.wire import Component, Role
+from asrcore.wire import Identity as TlsIdentity
 
 __all__ = ["Identity", "Issued", "ServerRecord", "checked_name"]
 
-_YEARS = datetime.timedelta(days=3650)
-_AGENT_LIFE = datetime.timedelta(days=825)
+_OWN_LIFE = 3650 * DAY  # as long as the authority's own
+_AGENT_LIFE = 825 * DAY
+_EARLIER = 1 * DAY  # a server's clock may be slow
 
 
 @attrs.frozen
@@ -83,6 +85,8 @@ class Identity:
     def __init__(self, directory: Path) -> None:
         """Raises InvalidSetting where it cannot be written, SecretKeyUnusable, HostIncomplete."""
         self.path = directory
+        self.tls = TlsIdentity(directory)
+        """The process server's own, for the listener."""
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             (directory / "servers").mkdir(mode=0o700, exist_ok=True)
@@ -99,19 +103,10 @@ class Identity:
             yield
 
     def _make(self) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "asrcore physical servers")])
-        now = datetime.datetime.now(datetime.UTC)
-        authority = (
-            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + _YEARS)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        self._write("ca-key.pem", seal_private_key(key, authority_key(self.path)))
-        self._write("ca.pem", authority.public_bytes(serialization.Encoding.PEM))
-        mine = self._sign("process-server", os.uname().nodename, _YEARS)
+        if not (self.path / "ca.pem").exists():  # else an earlier attempt was interrupted
+            with self._usable():
+                Issuer.create(self.path, time.time(), earlier=_EARLIER)
+        mine = self._sign(Component(Role.PROCESS_SERVER, os.uname().nodename), _OWN_LIFE)
         self._write("key.pem", mine.key)
         self._write("certificate.pem", mine.certificate)  # last: it marks the directory as complete
 
@@ -125,27 +120,20 @@ class Identity:
             os.fsync(file.fileno())
         fresh.replace(path)
 
-    def _sign(self, role: str, name: str, life: datetime.timedelta) -> Issued:
-        authority = x509.load_pem_x509_certificate((self.path / "ca.pem").read_bytes())
-        signer = open_private_key((self.path / "ca-key.pem").read_bytes(), authority_key(self.path))
-        assert isinstance(signer, ec.EllipticCurvePrivateKey)
-        key = ec.generate_private_key(ec.SECP256R1())
-        usage = ExtendedKeyUsageOID.CLIENT_AUTH if role == "agent" else ExtendedKeyUsageOID.SERVER_AUTH
-        now = datetime.datetime.now(datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])]))
-            .issuer_name(authority.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=24))  # a server's clock may be slow
-            .not_valid_after(min(now + life, authority.not_valid_after_utc))
-            .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"asr://{role}/{name}")]), False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-            .sign(signer, hashes.SHA256())
-        )
-        return Issued(certificate.public_bytes(serialization.Encoding.PEM), _private(key))
+    def _sign(self, component: Component, life: float) -> Issued:
+        key, now = new_key(), time.time()
+        with self._usable():
+            issuer = Issuer(self.path)
+            made = issuer.issue(component, key.public_key(), now, now + life, earlier=_EARLIER)
+        return Issued(pem(made).encode(), pem(key).encode())
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _usable() -> Iterator[None]:
+        try:
+            yield
+        except AuthorityUnusable as problem:
+            raise InvalidSetting(setting="identity", driver=DRIVER, problem=str(problem)) from problem
 
     # -- certificates
 
@@ -161,17 +149,8 @@ class Identity:
 
     def issue(self, name: str) -> Issued:
         """A certificate for a server's agent; it is accepted once the server is enrolled with it. Raises
-        SecretKeyUnusable, HostIncomplete."""
-        return self._sign("agent", checked_name(name), _AGENT_LIFE)
-
-    def context(self) -> ssl.SSLContext:
-        """For the listener: TLS 1.3, and only clients with a certificate of this authority."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(self.path / "ca.pem")
-        context.load_cert_chain(self.path / "certificate.pem", self.path / "key.pem")
-        return context
+        InvalidSetting, SecretKeyUnusable, HostIncomplete."""
+        return self._sign(Component(Role.AGENT, checked_name(name)), _AGENT_LIFE)
 
     # -- servers
 
@@ -206,9 +185,3 @@ class Identity:
         """Delete its record: its certificate is refused from now on."""
         with self._lock():
             (self.path / "servers" / f"{name}.json").unlink(missing_ok=True)
-
-
-def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
