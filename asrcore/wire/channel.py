@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-import attrs
 from blake3 import blake3
 
 from asrcore.errors import AsrError, Cancelled, FrameRefused
 from asrcore.model.watch import Stopped, Watch
 from asrcore.wire import frames
+from asrcore.wire.answer import Answer, Sink
 from asrcore.wire.carrier import Carrier, ConnectionLost
 from asrcore.wire.failures import as_error, error_head, goodbye_error, rebuilt
 from asrcore.wire.frames import Bytes, Connection, Frame, ProtocolError
@@ -41,24 +41,6 @@ QUEUED = 32
 _LOOK = 0.2  # seconds until a waiting caller notices that its work was cancelled
 _CANCEL_LIMIT = 30.0  # seconds that a cancelled request may take to end at the other side
 _LAST_WORD = 2.0  # seconds for the receiver to read why the other side closed a connection that accepts no more data
-
-
-@attrs.frozen
-class Answer:
-    """What a request is answered with."""
-
-    head: Mapping[str, Any] = attrs.field(factory=dict)
-    body: Bytes = b""
-
-
-class Sink(Protocol):
-    """Takes the DATA of a stream, in order, on the thread that receives."""
-
-    def data(self, head: Mapping[str, Any], body: Bytes) -> None:
-        """One frame; it is acknowledged when this returns. `body` must not be kept."""
-
-    def end(self) -> Answer:
-        """No more data comes."""
 
 
 class Handler(Protocol):
@@ -151,17 +133,23 @@ class Channel:
         """Call the other side. Raises the error that it raised, else SiteUnreachable, FrameRefused, PeerFailed, what
         `watch` raises, which shows the progress of the other side, and TimeoutError when no reply has come `timeout`
         seconds after the request was sent. If it is the channel that has failed, `error` is the error raised."""
-        return self.begin(call, head, body, watch)()
+        return self.begin(call, head, body, watch, timeout)()
 
     def begin(
-        self, call: str, head: Mapping[str, Any] | None = None, body: Bytes = b"", watch: Watch | None = None
+        self,
+        call: str,
+        head: Mapping[str, Any] | None = None,
+        body: Bytes = b"",
+        watch: Watch | None = None,
+        timeout: float | None = None,
     ) -> Callable[[], Answer]:
         """Send a request; what is returned waits for its reply, as `ask` does. So several can be in flight."""
         replies: queue.SimpleQueue[Frame | AsrError] = queue.SimpleQueue()
         packed, flags, plain = self.packer.pack(body)
         full_head = {"call": call, **(head or {}), **({"watch": True} if watch else {})}
         stream = self._open(full_head, packed, flags, plain, replies)
-        return lambda: self._answer(self._reply(stream, replies, watch, timeout), call)
+        limit = None if timeout is None else time.monotonic() + timeout
+        return lambda: self._answer(self._reply(stream, replies, watch, limit), call)
 
     def _open(
         self, head: Mapping[str, Any], body: Bytes, flags: int, plain: int, replies: queue.SimpleQueue[Frame | AsrError]
@@ -180,9 +168,8 @@ class Channel:
         stream: int,
         replies: queue.SimpleQueue[Frame | AsrError],
         watch: Watch | None,
-        timeout: float | None,
+        limit: float | None,
     ) -> Frame:
-        limit = None if timeout is None else time.monotonic() + timeout
         ends: float | None = None
         stopped: BaseException | None = None
         while True:
@@ -199,7 +186,7 @@ class Channel:
                 return item
             if item is None and left == 0:
                 self._say(Frame(frames.CANCEL, stream, {"stop": True}))
-                raise TimeoutError(f"no reply within {timeout:g} s")
+                raise TimeoutError("no reply within the time limit")
             if watch is not None and stopped is None:
                 try:
                     _progress(watch, item)

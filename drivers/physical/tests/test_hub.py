@@ -110,7 +110,12 @@ def test_a_call_ends_with_its_connection(
         return {}, b""
 
     with closing(serving(place, identity, tmp_path, answer)) as end:
-        threading.Thread(target=lambda: asked.wait(10) and end.end("killed"), daemon=True).start()
+
+        def kill() -> None:
+            assert asked.wait(10)
+            end.end("killed")
+
+        threading.Thread(target=kill, daemon=True).start()
         begun = time.monotonic()
         with pytest.raises(SiteUnreachable, match=r"'dc'.*server box: the other side closed the connection"):
             gateway.call("box", "read", {})

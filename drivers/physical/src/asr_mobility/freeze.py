@@ -204,7 +204,7 @@ class Freeze:
         end = time.monotonic() + self._limit
         os.write(tell, _READY)
         os.close(tell)
-        if _readable([reported], [], [], max(0.0, end - time.monotonic())) and os.read(reported, 1) == _DONE:
+        if _readable(reported, max(0.0, end - time.monotonic())) and os.read(reported, 1) == _DONE:
             os._exit(0)
         for fd in reversed(self._fds):
             with suppress(OSError):
