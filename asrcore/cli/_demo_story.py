@@ -46,6 +46,8 @@ POINTS = 5
 ORDERS_AFTER_LAST_POINT = 100
 PATIENCE = 20.0
 """Seconds until something that takes milliseconds counts as failed; a busy host may be slow."""
+QUARANTINE_PATIENCE = PATIENCE
+"""The same, for the quarantine of the machine that returns."""
 
 
 @attrs.frozen
@@ -115,9 +117,9 @@ def claim(holds: bool, what: str) -> None:
         raise DemoFailed(claim=what)
 
 
-def wait(true: Callable[[], bool], what: str) -> None:
-    """Wait for something. Raises DemoFailed after `PATIENCE`."""
-    ends = time.monotonic() + PATIENCE
+def wait(true: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    """Wait for something. Raises DemoFailed after `seconds`."""
+    ends = time.monotonic() + seconds
     while not true():
         claim(time.monotonic() < ends, what)
         time.sleep(0.002)
@@ -398,7 +400,7 @@ class Story:
         self.alpha.reboot()
         claim(self.at_alpha.value.power is PowerState.RUNNING, "the old machine started with its host")
         self.alpha.restore()
-        wait(lambda: self.at_alpha.value.power is PowerState.OFF, "the old machine is stopped")
+        wait(lambda: self.at_alpha.value.power is PowerState.OFF, "the old machine is stopped", QUARANTINE_PATIENCE)
         fence = self.engine.context.site("alpha").inventory.fenced(MACHINE)
         claim(fence is not None, "the old machine is quarantined")
         wait(lambda: not self.protection.fence_due, "the quarantine is on record")

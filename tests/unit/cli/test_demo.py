@@ -125,7 +125,7 @@ def a_test_that_stays(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_quarantine(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_demo_story, "PATIENCE", 1.0)
+    patch.setattr(_demo_story, "QUARANTINE_PATIENCE", 1.0)
     patch.setattr(MemoryInventory, "fence", lambda self, *_: self._session.need(Capability.FENCE, "fence machines"))
 
 
