@@ -131,7 +131,7 @@ def test_demo_begins_without_a_network(target: str) -> None:
 def test_what_is_asked_of_a_network_is_noticed() -> None:
     """A name lookup, and a connection to an address."""
     for asks in (
-        "import socket; socket.getaddrinfo('registry.npmjs.org', 443)",
+        "import socket; socket.getaddrinfo('example.org', 443)",
         "import socket; socket.create_connection(('203.0.113.1', 80))",
     ):
         with isolated([sys.executable, "-c", asks], PROJECT) as asking, pytest.raises(AssertionError, match="asked of"):
