@@ -286,7 +286,7 @@ def test_the_server_renews_its_own(office: Office, monkeypatch: pytest.MonkeyPat
     former = (own / "certificate.pem").read_text()
     keep_own(own, office.authority)
     assert (own / "certificate.pem").read_text() == former
-    monkeypatch.setattr(enrolment, "LIFETIME", 400 * DAY)  # as if a third of its lifetime were left
+    monkeypatch.setattr("asrcore.pki.authority.LIFETIME", 400 * DAY)  # as if a third of its lifetime were left
     keep_own(own, office.authority)
     assert (own / "certificate.pem").read_text() != former
     identity, address = office.join(Role.OPERATOR), office.server.address
