@@ -405,7 +405,8 @@ def test_installed_by_hand(server: LoopServer, copier: Copier, tmp_path: Path) -
     facts = tmp_path / "facts.json"
     facts.write_text(server.probe())
     out, address = tmp_path / "carry", f"{HOST}:{server.port}"
-    command = [sys.executable, "-m", "asr_driver_physical", "enrol", server.name, "--facts", str(facts), "--out"]
+    asr = [sys.executable, "-c", "from asrcore.cli import main; main()", "physical"]
+    command = [*asr, "enrol", server.name, "--facts", str(facts), "--out"]
     command += [str(out), "--identity", server.settings["identity"], "--server", address, "--memory", "300MiB"]
     subprocess.run(command, check=True, timeout=60)
     again = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
