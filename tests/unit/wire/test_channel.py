@@ -93,7 +93,7 @@ def test_without_tls_only_a_unix_socket_will_do() -> None:
 
 @pytest.mark.parametrize("watch", [None, Watch()], ids=["plain", "watched"])
 def test_a_request_may_have_a_time_limit(watch: Watch | None, local: Channel, served: Served) -> None:
-    with pytest.raises(TimeoutError, match=r"within 0\.3 s"):
+    with pytest.raises(TimeoutError, match="within the time limit"):
         local.ask("hang", watch=watch, timeout=0.3)
     assert served.cancelled.wait(5), "the other side is asked to stop"
     assert local.error is None

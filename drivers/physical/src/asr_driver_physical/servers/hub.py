@@ -355,7 +355,7 @@ class Gateway:
                 request = {"server": server, "arguments": dict(arguments), "timeout": timeout}
                 answer = way.ask(call, request, timeout=timeout + DIAL_IN_SECONDS)
         except TimeoutError as problem:
-            raise TimedOut(operation=f"{call} on server {server}", seconds=timeout, detail=str(problem)) from problem
+            raise TimedOut(operation=f"{call} on server {server}", seconds=timeout, detail="") from problem
         except AsrError as problem:
             raise self._translated(problem, way, server) from problem
         return answer.head, answer.body
