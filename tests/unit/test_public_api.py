@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -66,17 +67,26 @@ def members(name: str, kind: type) -> Iterator[str]:
             continue
         if isinstance(value, (classmethod, staticmethod)):
             value = getattr(kind, key)
-        if inspect.isroutine(value):
-            yield f"{name}.{key}{parameters(value)}"
-        else:
+        if isinstance(value, cached_property) or not inspect.isroutine(value):  # Python takes the first for a routine
             yield f"{name}.{key}"
+        else:
+            yield f"{name}.{key}{parameters(value)}"
+
+
+def own(module: ModuleType) -> list[str]:
+    """The names of a module without a list: what it defines itself, without a leading underscore (the errors)."""
+    return [
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
 
 
 def render() -> str:
     """One line for each name."""
     lines: list[str] = []
     for module in modules():
-        for key in sorted(getattr(module, "__all__", ())):
+        for key in sorted(getattr(module, "__all__", ()) or own(module)):
             name, value = f"{module.__name__}.{key}", getattr(module, key)
             if inspect.isclass(value):
                 lines += members(name, value)
