@@ -212,7 +212,9 @@ def _fill(story: Story) -> None:
 def places_of_the_driver() -> set[str]:
     """Every crash point in the driver's source."""
     source = Path(asr_driver_azure.__file__).parent
-    return {name for path in source.glob("*.py") for name in re.findall(r'reach\("(azure\.[^"]+)"\)', path.read_text())}
+    return {
+        name for path in source.rglob("*.py") for name in re.findall(r'reach\("(azure\.[^"]+)"\)', path.read_text())
+    }
 
 
 def _content(story: Story, site: AzureSite, machine: str) -> bytes:
