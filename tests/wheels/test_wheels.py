@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,42 @@ def run(*argv: str | Path, timeout: float = COMMAND_SECONDS, cwd: Path | None = 
     return done.stdout
 
 
+PARTS = ["core", "storage", "azure", "libvirt", "physical"]
+# What is installed together: a driver brings what it needs.
+TOGETHER = {
+    "core": ["core"],
+    "azure": ["core", "azure"],
+    "libvirt": ["core", "storage", "libvirt"],
+    "physical": ["core", "physical"],
+}
+
+
+def sources(work: Path, part: str) -> Path:
+    """A copy: a `build/lib` left in the tree would put files into the wheel that are no longer in the sources."""
+    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
+    if part != "core":
+        return Path(shutil.copytree(PROJECT / "drivers" / part, work / part, ignore=ours))
+    (work / "core").mkdir()
+    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+    shutil.copytree(PROJECT / "asrcore", work / "core/asrcore", ignore=ours)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(PROJECT / name, work / "core")
+    return work / "core"
+
+
 def build(source: Path, output: Path) -> Path:
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", output, source, timeout=BUILD_SECONDS)
+    words = ["-m", "build", "--no-isolation", "--wheel", "--outdir", output, source]
+    run(sys.executable, *words, timeout=BUILD_SECONDS)
     name = {"core": "asrcore", "storage": "asr_storage"}.get(source.name, f"asr_driver_{source.name}")
     return next(output.glob(f"{name}-*.whl"))
+
+
+def environment(place: Path, *wheels: Path) -> Path:
+    """A new virtual environment with just these wheels and what they say they need."""
+    run(sys.executable, "-m", "venv", place, timeout=BUILD_SECONDS)
+    # --no-compile: the environment lives for a few commands, and the SDKs have thousands of modules.
+    run(place / "bin/pip", "install", "-q", "--no-input", "--no-compile", *wheels, timeout=BUILD_SECONDS)
+    return place / "bin"
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +83,22 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def core_wheel(work: Path) -> Path:
-    # A copy: a `build/lib` left in the tree would put files into the wheel that are no longer in the sources.
-    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
-    (work / "core").mkdir()
-    shutil.copytree(PROJECT / "asrcore", work / "core/asrcore", ignore=ours)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-        shutil.copy(PROJECT / name, work / "core")
-    return build(work / "core", work / "dist")
+def wheels(work: Path) -> dict[str, Path]:
+    """The wheel of each distribution."""
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda part: build(sources(work, part), work / "dist"), PARTS)
+        return dict(zip(PARTS, found, strict=True))
+
+
+@pytest.fixture(scope="session")
+def environments(work: Path, wheels: dict[str, Path]) -> dict[str, Path]:
+    """The directory of the commands of each bare environment."""
+
+    def made(name: str) -> Path:
+        return environment(work / f"{name}-venv", *(wheels[part] for part in TOGETHER[name]))
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(TOGETHER, pool.map(made, TOGETHER), strict=True))
 
 
 @pytest.fixture(scope="session", params=["azure", "libvirt"])
@@ -66,44 +107,24 @@ def driver(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def wheel_of(work: Path, part: str) -> Path:
-    """The wheel of a distribution in `drivers/`."""
-    ours = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
-    shutil.copytree(PROJECT / "drivers" / part, work / part, ignore=ours)
-    return build(work / part, work / "dist")
+@pytest.fixture(scope="session")
+def core_wheel(wheels: dict[str, Path]) -> Path:
+    return wheels["core"]
 
 
 @pytest.fixture(scope="session")
-def storage_wheel(work: Path) -> Path:
-    return wheel_of(work, "storage")
+def driver_wheel(wheels: dict[str, Path], driver: str) -> Path:
+    return wheels[driver]
 
 
 @pytest.fixture(scope="session")
-def driver_wheel(work: Path, driver: str) -> Path:
-    return wheel_of(work, driver)
+def core_alone(environments: dict[str, Path]) -> Path:
+    return environments["core"]
 
 
 @pytest.fixture(scope="session")
-def physical_wheel(work: Path) -> Path:
-    return wheel_of(work, "physical")
-
-
-def environment(place: Path, *wheels: Path) -> Path:
-    """A new virtual environment with only these wheels and their dependencies."""
-    run(sys.executable, "-m", "venv", place, timeout=BUILD_SECONDS)
-    run(place / "bin/pip", "install", "-q", "--no-input", *wheels, timeout=BUILD_SECONDS)
-    return place / "bin"
-
-
-@pytest.fixture(scope="session")
-def core_alone(core_wheel: Path, work: Path) -> Path:
-    return environment(work / "core-venv", core_wheel)
-
-
-@pytest.fixture(scope="session")
-def core_and_driver(core_wheel: Path, storage_wheel: Path, driver_wheel: Path, work: Path, driver: str) -> Path:
-    needed = [storage_wheel] if driver == "libvirt" else []
-    return environment(work / f"{driver}-venv", core_wheel, *needed, driver_wheel)
+def core_and_driver(environments: dict[str, Path], driver: str) -> Path:
+    return environments[driver]
 
 
 def test_core_wheel_holds_the_library_and_nothing_else(core_wheel: Path) -> None:
@@ -130,8 +151,8 @@ def test_driver_wheel_holds_the_driver_and_its_entry_point(driver_wheel: Path, d
     assert f"{driver} = asr_driver_{driver}.plugin" in entry_points
 
 
-def test_storage_wheel_holds_no_driver(storage_wheel: Path) -> None:
-    archive = zipfile.ZipFile(storage_wheel)
+def test_storage_wheel_holds_no_driver(wheels: dict[str, Path]) -> None:
+    archive = zipfile.ZipFile(wheels["storage"])
     names = archive.namelist()
     assert "asr_storage/py.typed" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"asr_storage"}
@@ -159,11 +180,11 @@ def test_driver_beside_the_core_is_found(core_and_driver: Path, driver: str) -> 
 
 
 def test_physical_driver_beside_the_core_packs_its_agent(
-    core_wheel: Path, physical_wheel: Path, work: Path, tmp_path: Path
+    wheels: dict[str, Path], environments: dict[str, Path], tmp_path: Path
 ) -> None:
-    names = {name.split("/")[0].split("-")[0] for name in zipfile.ZipFile(physical_wheel).namelist()}
+    names = {name.split("/")[0].split("-")[0] for name in zipfile.ZipFile(wheels["physical"]).namelist()}
     assert names == {"asr_driver_physical", "asr_mobility"}
-    bin_dir = environment(work / "physical-venv", core_wheel, physical_wheel)
+    bin_dir = environments["physical"]
     assert "physical" in run(bin_dir / "asr", "driver", "list")
     run(bin_dir / "asr", "physical", "package", tmp_path / "agent.pyz")
     assert run(sys.executable, "-I", tmp_path / "agent.pyz", "version").strip()
