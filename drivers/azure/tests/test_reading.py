@@ -61,7 +61,10 @@ class Blob:
             self.in_flight += 1
             self.most = max(self.most, self.in_flight)
             self.changed.notify_all()
-            assert self.changed.wait_for(lambda: not self.hold or offset in self.fail, SECONDS)
+            # One that fails does so when all that can be in flight is: what has not begun is cancelled then.
+            assert self.changed.wait_for(
+                lambda: not self.hold or (offset in self.fail and self.in_flight == PARALLEL), SECONDS
+            )
         try:
             if offset in self.fail:
                 raise self.fail[offset]
