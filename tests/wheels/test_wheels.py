@@ -63,8 +63,8 @@ def sources(work: Path, part: str) -> Path:
 
 
 def build(source: Path, output: Path) -> Path:
-    words = ["-m", "build", "--no-isolation", "--wheel", "--outdir", output, source]
-    run(sys.executable, *words, timeout=BUILD_SECONDS)
+    options = ("--no-isolation", "--wheel", "--outdir")
+    run(sys.executable, "-m", "build", *options, output, source, timeout=BUILD_SECONDS)
     name = {"core": "asrcore", "storage": "asr_storage"}.get(source.name, f"asr_driver_{source.name}")
     return next(output.glob(f"{name}-*.whl"))
 
