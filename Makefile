@@ -19,7 +19,7 @@ packages:
 	@.ci/setup venv
 
 # What a change must pass; tests/README.md explains what runs where, and why.
-test: setup  ## run the tests that a change must pass, 25 minutes; STEPS="lint azure" runs some of them
+test: setup  ## run the tests that a change must pass, half an hour; STEPS="lint azure" runs some of them
 	@.ci/setup lab server azurite tests
 	@.ci/test $(STEPS)
 
