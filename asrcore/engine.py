@@ -88,7 +88,7 @@ class Engine(Closing):
         """Become the engine that runs this vault's jobs; interrupted jobs resume. Raises VaultInUse."""
         if self._jobs is not None:
             return
-        from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415
+        from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415 - and the driver contract with it
 
         with ExitStack() as stack:
             stack.enter_context(self.vault.engine_lock(_holder()))
@@ -114,7 +114,7 @@ class Engine(Closing):
         Raises ServerNameTaken, VaultInUse (one engine has all of the vault), InvalidValue (the vault is a file), and
         ServerReplaced when other servers have taken over its machines: `stop` is set then, and this process must end.
         """
-        from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415
+        from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415 - and the driver contract with it
         from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
 
         replaced: list[ServerReplaced] = []

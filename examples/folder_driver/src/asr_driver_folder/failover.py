@@ -1,7 +1,7 @@
 """Machines made of recovery points. Their disks are copies: neither a test nor a failover ever writes to a point.
 
-A machine of ours has a file `made-of` with the id of its replica in its folder. It is built aside and moved to its
-place at once, so a machine is there as a whole or not at all.
+A machine that the driver made has a file `made-of` in its folder, with the id of its replica. It is built aside and
+moved to its place at once, so a machine is there as a whole or not at all.
 """
 
 from __future__ import annotations
