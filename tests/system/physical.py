@@ -250,7 +250,9 @@ class Scene:
 
     def agent(self) -> dict[str, Any]:
         """The status that the service on the server reports; requested by its own process."""
-        script = f"{CONNECT}print(json.dumps(dict(site.gateway.call({NAME!r},'status',{{}})[0])))\nsite.close()\n"
+        script = (
+            f"{CONNECT}print(json.dumps(dict(site.servers.gateway.call({NAME!r},'status',{{}})[0])))\nsite.close()\n"
+        )
         said = self.lab.run_in("a", [sys.executable, "-c", script], timeout=120).stdout
         result: dict[str, Any] = json.loads(said)
         return result
