@@ -207,7 +207,7 @@ class Engine(Closing):
     ) -> Job:
         """Start protecting a machine, given by name or id. Raises NotReady when a readiness check fails, AlreadyExists
         or AlreadyProtected when the name or the machine is protected."""
-        from asrcore.procedures.protect import check_ready  # noqa: PLC0415
+        from asrcore.procedures.protect import check_ready  # noqa: PLC0415 - and the driver contract with it
 
         pairing = self._pairing(machine, source=source, target=target, policy=policy, networks=networks)
         if any(other.name == pairing.name for other in self.vault.protections()):
@@ -233,7 +233,7 @@ class Engine(Closing):
         self, machine: str, *, source: str, target: str, policy: str, networks: Mapping[str, str] | None = None
     ) -> list[Finding]:
         """Findings for protecting a machine, the worst first; `protect` refuses when one is an ERROR."""
-        from asrcore.procedures.protect import readiness  # noqa: PLC0415
+        from asrcore.procedures.protect import readiness  # noqa: PLC0415 - and the driver contract with it
 
         pairing = self._pairing(machine, source=source, target=target, policy=policy, networks=networks)
         return readiness(self.context, pairing)
@@ -241,7 +241,7 @@ class Engine(Closing):
     def _pairing(
         self, machine: str, *, source: str, target: str, policy: str, networks: Mapping[str, str] | None
     ) -> Pairing:
-        from asrcore.procedures.protect import Pairing  # noqa: PLC0415
+        from asrcore.procedures.protect import Pairing  # noqa: PLC0415 - and the driver contract with it
 
         self.vault.policy(policy)
         found = self._find(source, machine)
