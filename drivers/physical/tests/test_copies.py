@@ -31,9 +31,18 @@ from drivers.physical.tests.rig import HOST, LoopServer, old_python, wait_until
 
 pytestmark = pytest.mark.system
 
+_ATTEMPTS = 6
+
+MISSED = "were written and not noted"
+"""Said where the kernel did not call the tracking program. Seen on Linux 6.18 under load: some writes a minute, all of
+them completed in interrupts of one process of the virtual machine's host."""
+
 
 class Copier:
-    """Replicates the server into a world of the memory driver, as the engine does."""
+    """Replicates the server into a world of the memory driver, as the engine does.
+
+    A write that the kernel did not report is not a fault of the agent, which finds it: the cycle is repeated.
+    """
 
     def __init__(self, server: LoopServer, world: str) -> None:
         self.server = server
@@ -42,16 +51,45 @@ class Copier:
         spec = ReplicaSpec("r1", server.name, 1, inventory.description(server.machine_id))
         self.replica: Replica = self.target.create_replica(spec, Watch())
         self.mark: Mark | None = None
+        self.reasons: list[str] = []
         self.points = 0
 
     def point(self, *, compare: bool = False, limit: float = 30.0) -> dict[str, Tracking]:
         """One cycle; proves that the point equals the frozen disks. Returns the tracking of each disk."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._cycle(compare or attempt > 0, limit)
+            except ViewLost as problem:
+                if MISSED not in str(problem):
+                    raise
+                self.discard()
+        raise AssertionError(f"{_ATTEMPTS} times writes were not noted")
+
+    def discard(self) -> None:
+        """Give up the cycle that is open at the replica."""
+        info = self.replica.info()
+        assert info.pending is not None
+        description = self.server.site.inventory.description(self.server.machine_id)
+        sizes = {disk.id: disk.size for disk in description.machine.disks}
+        with self.replica.open_cycle(CycleSpec(info.pending, info.epoch, info.head, sizes)) as writer:
+            writer.discard()
+
+    def delta(self) -> None:
+        """A cycle of what has changed."""
+        for _ in range(_ATTEMPTS):
+            if set(self.point().values()) == {Tracking.CHANGED}:
+                return
+            assert all(not reason or MISSED in reason for reason in self.reasons), self.reasons
+        raise AssertionError(f"{_ATTEMPTS} times writes were not noted")
+
+    def _cycle(self, compare: bool, limit: float) -> dict[str, Tracking]:
         (self.server.home / "frozen.json").unlink(missing_ok=True)
         source, machine_id = self.server.site.source, self.server.machine_id
         self.points += 1
         request = ViewRequest(machine_id, f"v{self.points}", self.mark)
         with source.open_view([request], consistency=Consistency.CRASH, freeze_limit=limit) as view:
             known = {key: disk.tracking for key, disk in view.machines[machine_id].disks.items()}
+            self.reasons = [getattr(disk, "reason", "") for disk in view.machines[machine_id].disks.values()]
             copy = full_copy if self.mark is None and not compare else delta_copy
             copy(view, machine_id, self.replica, f"p{self.points}")
             self.mark = view.machines[machine_id].mark
@@ -93,7 +131,7 @@ def test_under_load_each_point_is_what_was_frozen(server: LoopServer, copier: Co
         copier.point()
         for _ in range(4):
             time.sleep(0.5)
-            assert set(copier.point().values()) == {Tracking.CHANGED}
+            copier.delta()
 
 
 def test_agent_killed_between_and_nothing_is_missed(server: LoopServer, copier: Copier) -> None:
@@ -102,7 +140,7 @@ def test_agent_killed_between_and_nothing_is_missed(server: LoopServer, copier: 
         server.kill(signal.SIGKILL)
         time.sleep(0.5)  # written while no agent runs: the kernel records it
         server.start()
-        assert set(copier.point().values()) == {Tracking.CHANGED}
+        copier.delta()
 
 
 def test_agent_killed_while_it_is_read(server: LoopServer, copier: Copier) -> None:
@@ -113,9 +151,7 @@ def test_agent_killed_while_it_is_read(server: LoopServer, copier: Copier) -> No
         with server.site.source.open_view([request], consistency=Consistency.CRASH, freeze_limit=10):
             server.kill(signal.SIGKILL)
             server.start()
-        assert set(copier.point().values()) == {Tracking.CHANGED}, (
-            "the changes that the killed view had read are reported again"
-        )
+        copier.delta()  # with the changes that the killed view had read
 
 
 def test_restart_of_the_server_is_told_and_compared(server: LoopServer, copier: Copier) -> None:
@@ -124,7 +160,7 @@ def test_restart_of_the_server_is_told_and_compared(server: LoopServer, copier: 
     server.lose_tracking()
     with server.writing():
         assert set(copier.point(compare=True).values()) == {Tracking.LOST}
-        assert set(copier.point().values()) == {Tracking.CHANGED}
+        copier.delta()
 
 
 def test_disk_grown(server: LoopServer, copier: Copier) -> None:
@@ -156,11 +192,23 @@ def test_changes_are_told_finely(server: LoopServer, copier: Copier) -> None:
 
 def test_link_cut_in_the_copy(server: LoopServer, copier: Copier) -> None:
     """The connection breaks; the copy resumes from what has arrived, with the view that the spool has kept."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            _copy_across_a_cut(server, copier, f"v{attempt}")
+            break
+        except ViewLost as problem:
+            if MISSED not in str(problem):
+                raise
+            copier.discard()
+    copier.equal()
+
+
+def _copy_across_a_cut(server: LoopServer, copier: Copier, view_id: str) -> None:
     source, machine_id = server.site.source, server.machine_id
-    view = source.open_view([ViewRequest(machine_id, "v", None)], consistency=Consistency.CRASH, freeze_limit=10)
+    view = source.open_view([ViewRequest(machine_id, view_id, None)], consistency=Consistency.CRASH, freeze_limit=10)
     sizes = {key: disk.disk.size for key, disk in view.machines[machine_id].disks.items()}
     opened = view.taken_at
-    spec = CycleSpec("c1", 1, None, sizes)
+    spec = CycleSpec(view_id, 1, None, sizes)
     with copier.replica.open_cycle(spec) as writer, server.writing():
         disks = view.machines[machine_id].disks
         for number, (disk_id, size) in enumerate(sizes.items()):
@@ -175,7 +223,7 @@ def test_link_cut_in_the_copy(server: LoopServer, copier: Copier) -> None:
         server.site.servers.gateway.close()  # the process server is also killed
         server.site = server.connect()
         view = server.site.source.open_view(
-            [ViewRequest(machine_id, "v", None)], consistency=Consistency.CRASH, freeze_limit=10
+            [ViewRequest(machine_id, view_id, None)], consistency=Consistency.CRASH, freeze_limit=10
         )
         assert view.taken_at == opened, "the view survives the process"
         machine = view.machines[machine_id]
@@ -189,7 +237,6 @@ def test_link_cut_in_the_copy(server: LoopServer, copier: Copier) -> None:
         writer.flush()
         view.confirm()
         writer.seal(SealSpec("p1", view.taken_at, machine.consistency, True, machine.description))
-    copier.equal()
 
 
 # -- freezes -----------------------------------------------------------------------------------------------------------
@@ -390,7 +437,7 @@ def test_a_server_goes_to_another_process_server(server: LoopServer, copier: Cop
             time.sleep(0.3)
             first.kill()
             wait_until(lambda: server.name in server.site.servers.gateway.connected(), "it connects to the second", 20)
-            assert set(copier.point().values()) == {Tracking.CHANGED}
+            copier.delta()
     finally:
         first.kill()
         first.communicate(timeout=10)

@@ -6,6 +6,7 @@ import mmap
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from asr_mobility import bpf, channel, disks, freeze, service, tracker
+from asr_mobility import bpf, btf, channel, disks, freeze, service, tracker
 
 MIB = 1 << 20
 FORMAT = """\
@@ -44,6 +45,29 @@ class TracePoints(unittest.TestCase):
     def test_a_trace_point_without_a_field_is_refused(self) -> None:
         with self.assertRaisesRegex(ValueError, "nr_sector"):
             bpf.TracePoint(FORMAT.replace("nr_sector", "something"))
+
+
+class KernelTypes(unittest.TestCase):
+    """A structure `pair` of two members behind an integer, and a type definition `other` of it."""
+
+    STRINGS = b"\0pair\0first\0second\0other\0"
+    TYPES = struct.pack("<IIII", 0, 1 << 24, 4, 32)
+    TYPES += struct.pack("<III", 1, 4 << 24 | 2, 8) + struct.pack("<IIIIII", 6, 1, 0, 12, 1, 32)
+    TYPES += struct.pack("<III", 19, 8 << 24, 2)
+    CONTENT = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(TYPES), len(TYPES), len(STRINGS)) + TYPES + STRINGS
+
+    def test_members_and_numbers_are_found(self) -> None:
+        types = btf.Types(self.CONTENT, {"pair", "other", "absent"})
+        self.assertEqual((types.structs, types.typedefs), ({"pair": {"first": 0, "second": 4}}, {"other": 3}))
+
+    def test_anything_else_is_refused(self) -> None:
+        for content in (b"", b"\0" * 64, self.CONTENT[:60], self.CONTENT[:20]):
+            with self.assertRaises(ValueError):
+                btf.Types(content, {"pair", "other"})
+
+    def test_a_kernel_without_these_fields_is_not_used(self) -> None:
+        with self.assertRaises(KeyError):
+            bpf.Request(btf.Types(self.CONTENT, {"pair"}))
 
 
 class Mounts(unittest.TestCase):
@@ -292,6 +316,51 @@ class Tracking(unittest.TestCase):
         tracked.begin_turn()
         self.assertEqual(tracked.take(), [(5, 3), (100, 1)])
         self.assertEqual(tracked.take(), [])
+
+    def test_a_kernel_that_does_not_describe_its_types_notes_by_records(self) -> None:
+        known = bpf._requests[:]
+        bpf._requests[:] = [None]
+        self.addCleanup(bpf._requests.__setitem__, slice(None), known)
+        tracked = self.open()
+        self.write(5, 3)
+        subprocess.run(["blkdiscard", "-o", str(MIB), "-l", str(MIB), self.loop], check=True)
+        tracked.begin_turn()
+        self.assertEqual(tracked.take(), [(5, 3), (256, 256)])
+        self.assertTrue(tracked.check())
+
+    def test_what_the_program_did_not_see_is_found(self) -> None:
+        """The program is detached for one write, and attached again."""
+        tracked = self.open()
+        self.write(1)
+        tracked.begin_turn()
+        tracked.take()
+        generation, mark = tracked.generation, tracked.last
+        self.assertTrue(tracked.knows(generation, mark))
+        Path(tracked._pins[0]).unlink()
+        self.write(2)
+        array = bpf.get_pinned(tracked._pins[1])
+        self.addCleanup(os.close, tracked._attach(array)[0])
+        os.close(array)
+        self.write(3)
+        self.assertFalse(tracked.knows(generation, mark))
+        self.assertEqual(tracked.reset, "8 sectors were written and not noted")
+        self.assertTrue(tracked.knows(tracked.generation, tracked.last), "it begins again from there")
+
+    def test_a_disk_without_statistics_is_tracked_and_not_checked(self) -> None:
+        path = Path("/sys/class/block", Path(self.loop).name, "queue/iostats")
+        former = path.read_text()
+        self.addCleanup(path.write_text, former)
+        path.write_text("0")
+        tracked = self.open()
+        self.write(4)
+        self.assertTrue(tracked.check())
+        path.write_text(former)
+        self.write(5)
+        self.assertTrue(tracked.check(), "from here on it is checked")
+        generation = tracked.generation
+        Path(tracked._pins[0]).unlink()
+        self.write(6)
+        self.assertFalse(tracked.knows(generation, tracked.last))
 
     def test_reads_are_not_noted(self) -> None:
         tracked = self.open()

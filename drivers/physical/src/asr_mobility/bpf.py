@@ -12,15 +12,31 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["TracePoint", "attach", "create_array", "get_pinned", "mount", "pin", "trace_point", "tracking_program"]
+from asr_mobility import btf
+
+__all__ = [
+    "Request",
+    "TracePoint",
+    "attach",
+    "create_array",
+    "get_pinned",
+    "mount",
+    "pin",
+    "request",
+    "trace_point",
+    "tracking_program",
+]
 
 _SYSCALLS = {"x86_64": (321, 298), "aarch64": (280, 241)}
-_MAP_CREATE, _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _LINK_CREATE = 0, 5, 6, 7, 28
+_MAP_CREATE, _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _RAW_OPEN, _LINK_CREATE = 0, 5, 6, 7, 17, 28
 _ARRAY, _MMAPABLE = 2, 1 << 10
 _PROG_TRACEPOINT, _ATTACH_PERF_EVENT = 5, 41
+_PROG_TRACING, _ATTACH_TYPED = 26, 23
 _IOC_SET_BPF, _IOC_ENABLE = 0x40042408, 0x2400
 _PERF_TRACEPOINT = 2
 _CLOEXEC = 8
+_LICENCE = b"Dual MIT/GPL"
+"""Of the program that is loaded, not of this module: the kernel shows its own types to such a program only."""
 PAGE = 4096
 """Bytes of an element of the array: one page, so that all of it can be mapped."""
 TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
@@ -96,26 +112,45 @@ def trace_point(event: str) -> TracePoint:
     raise FileNotFoundError(2, "the kernel has no trace point block:" + event)
 
 
-def attach(program: bytes, event_id: int) -> tuple[int, bool]:
-    """Load and attach; gives a descriptor to hold on to, and whether it is a link that can be pinned (Linux 5.15)."""
-    code, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"Apache-2.0")
-    log = ctypes.create_string_buffer(1 << 20)
-    addresses = (ctypes.addressof(code), ctypes.addressof(licence))
+class Request:
+    """The completion of a request as the kernel's own type: where its fields lie.
 
-    def load(level: int) -> int:
-        attributes = (_PROG_TRACEPOINT, len(program) // 8, *addresses, level)
-        where = (len(log), ctypes.addressof(log)) if level else (0, 0)
-        return _bpf(_PROG_LOAD, struct.pack("<IIQQIIQII", *attributes, *where, 0, 0))
+    A program that gets it is called by the trace point itself. One that gets the trace point's record is called by the
+    perf subsystem, which leaves out events: those that interrupt another eBPF program on the same processor, and all of
+    a task whose recursion count it takes for used up (seen on Linux 6.18: each event on an idle processor).
+    """
 
-    try:
-        loaded = load(0)
-    except OSError as problem:
+    def __init__(self, types: btf.Types) -> None:
+        """Raises KeyError if this kernel has none of them."""
+        self.hook = types.typedefs["btf_trace_block_rq_complete"]
+        fields, queue, disk = (types.structs[name] for name in ("request", "request_queue", "gendisk"))
+        self.sector, self.flags = fields["__sector"], fields["cmd_flags"]
+        self.to_disk = [fields["q"], queue["disk"]] if "disk" in queue else [fields["rq_disk"]]  # before Linux 5.16
+        self.major, self.minor = disk["major"], disk["first_minor"]
+
+
+_requests: list[Request | None] = []
+
+
+def request() -> Request | None:
+    """Of the running kernel; None if it does not describe its types."""
+    if not _requests:
+        names = {"request", "request_queue", "gendisk", "btf_trace_block_rq_complete"}
         try:
-            loaded = load(1)  # again, to get the verifier's message
-        except OSError:
-            raise OSError(problem.errno, f"{problem.strerror} {log.value.decode()[-500:]}") from problem
+            _requests.append(Request(btf.Types(btf.KERNEL.read_bytes(), names)))
+        except (OSError, ValueError, KeyError):
+            _requests.append(None)
+    return _requests[0]
+
+
+def attach(program: bytes, point: TracePoint | Request) -> tuple[int, bool]:
+    """Load and attach; gives a descriptor to hold on to, and whether it is a link that can be pinned (Linux 5.15; with
+    a `Request` Linux 5.8)."""
+    loaded = _load(program, point)
     try:
-        event = _perf_event(event_id)
+        if isinstance(point, Request):
+            return _bpf(_RAW_OPEN, struct.pack("<QI", 0, loaded)), True
+        event = _perf_event(point.id)
         try:
             link = _bpf(_LINK_CREATE, struct.pack("<IIIIQ", loaded, event, _ATTACH_PERF_EVENT, 0, 0))
         except OSError:
@@ -126,6 +161,29 @@ def attach(program: bytes, event_id: int) -> tuple[int, bool]:
         return link, True
     finally:
         os.close(loaded)
+
+
+def _load(program: bytes, point: TracePoint | Request) -> int:
+    code, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(_LICENCE)
+    log = ctypes.create_string_buffer(1 << 20)
+    addresses = (ctypes.addressof(code), ctypes.addressof(licence))
+    kind, typed = _PROG_TRACEPOINT, b""
+    if isinstance(point, Request):
+        # From its name (16 bytes) to the number of the type that it is attached to: union bpf_attr.
+        kind, typed = _PROG_TRACING, struct.pack("<16xII36xI", 0, _ATTACH_TYPED, point.hook)
+
+    def load(level: int) -> int:
+        attributes = (kind, len(program) // 8, *addresses, level)
+        where = (len(log), ctypes.addressof(log)) if level else (0, 0)
+        return _bpf(_PROG_LOAD, struct.pack("<IIQQIIQII", *attributes, *where, 0, 0) + typed)
+
+    try:
+        return load(0)
+    except OSError as problem:
+        try:
+            return load(1)  # again, to get the verifier's message
+        except OSError:
+            raise OSError(problem.errno, f"{problem.strerror} {log.value.decode()[-500:]}") from problem
 
 
 def _perf_event(event_id: int) -> int:
@@ -183,12 +241,13 @@ class _Assembler:
 
 
 def tracking_program(  # noqa: PLR0915 - one program, line by line
-    array: int, device: int, shift: int, places: tuple[int, int, int], point: TracePoint
+    array: int, device: int, shift: int, places: tuple[int, int, int], point: TracePoint | Request
 ) -> bytes:
     """Sets a byte of the array for each granule (2 ** shift bytes) that a completed write, discard or zeroing touched.
 
-    `device`: the kernel's number of the disk. `places`: elements where fine bytes, coarse bytes and counters begin.
-    Completion and not issue: a granule read between issue and completion would be read too early.
+    `device`: the kernel's number of the disk (20 bits of minor number). `places`: elements where fine bytes, coarse
+    bytes and counters begin. Completion and not issue: a granule read between issue and completion would be read too
+    early.
     """
     fine, coarse, counters = places
     program = _Assembler()
@@ -205,23 +264,39 @@ def tracking_program(  # noqa: PLR0915 - one program, line by line
     def count(slot: int, register: int) -> None:
         op(_XADD, _R0, register, slot * 8)
 
-    op(_LDW, _R7, _R1, point.offsets["dev"])
-    jump(_JNE, "exit", _R7, value=device)
-    op(_LDB, _R3, _R1, point.offsets["rwbs"])
-    jump(_JEQ, "exit", _R3, value=ord("R"))
-    op(_LDW, _R8, _R1, point.offsets["nr_sector"])
+    if isinstance(point, Request):  # its arguments: the request, its error, the bytes that are complete
+        op(_LDDW, _R6, _R1, 0)
+        op(_LDW, _R8, _R1, 16)
+        op(_MOV, _R7, _R6)
+        for offset in point.to_disk:
+            op(_LDDW, _R7, _R7, offset)
+        op(_LDW, _R3, _R7, point.major)
+        jump(_JNE, "exit", _R3, value=device >> 20)
+        op(_LDW, _R3, _R7, point.minor)
+        jump(_JNE, "exit", _R3, value=device & 0xFFFFF)
+        op(_LDW, _R3, _R6, point.flags)
+        op(_ANDI, _R3, value=1)
+        jump(_JEQ, "exit", _R3, value=0)  # operations that send data to the disk have odd numbers
+        op(_RSHI, _R8, value=9)
+        op(_LDDW, _R6, _R6, point.sector)
+    else:
+        op(_LDW, _R7, _R1, point.offsets["dev"])
+        jump(_JNE, "exit", _R7, value=device)
+        op(_LDB, _R3, _R1, point.offsets["rwbs"])
+        jump(_JEQ, "exit", _R3, value=ord("R"))
+        op(_LDW, _R8, _R1, point.offsets["nr_sector"])
+        op(_LDDW, _R6, _R1, point.offsets["sector"])
     jump(_JEQ, "exit", _R8, value=0)  # a flush without data
-    op(_LDDW, _R6, _R1, point.offsets["sector"])
     op(_STW, _FP, 0, -4, counters)
     lookup()
     op(_MOVI, _R4, value=1)
     count(EVENTS, _R4)
-    count(SECTORS, _R8)
     jump(_JNE, "placed", _R6, value=-1)
     op(_MOVI, _R4, value=1)
     count(ELSEWHERE, _R4)  # SG_IO, such as smartd's: commands that write no data, or whose location is unknown
     jump(_JA, "exit")
     label("placed")
+    count(SECTORS, _R8)
     op(_MOV, _R7, _R6)
     op(_ADD, _R7, _R8)
     op(_ADDI, _R7, value=-1)

@@ -142,6 +142,8 @@ class Service:
             return "changed", ""
         if mark[2] != facts.boot_id():
             return "lost", "the server was restarted"
+        if item.tracker.reset:
+            return "lost", "its tracking was restarted: " + item.tracker.reset
         return "lost", "its tracking was restarted (it was grown, replaced or removed from tracking)"
 
     # -- views
@@ -193,7 +195,8 @@ class Service:
             for key, mark in marks.items():
                 item = watched.get(key)
                 if item is None or item.tracker is None or not item.tracker.knows(mark[0], int(mark[1])):
-                    raise _view_lost(f"tracking of disk {key} was interrupted")
+                    why = item.tracker.reset if item and item.tracker else ""
+                    raise _view_lost(f"tracking of disk {key} was interrupted" + (why and ": " + why))
             if not watched:
                 raise _view_lost("no disk of the server can be tracked, so its state cannot be captured")
             numbers = {key: int(mark[1]) for key, mark in marks.items()}
@@ -222,6 +225,7 @@ class Service:
             freeze = Freeze(mounts_on([item.disk.name for item in watched.values()]), freeze_limit)
             with freeze:
                 still = self._take_in(held, watched, since, readers, freeze)
+                self._prove(watched)
                 instant = freeze.began
         except FreezeError as problem:
             raise _view_lost(str(problem)) from problem
@@ -267,6 +271,13 @@ class Service:
             if not any(item.tracker.pending() for item in watched.values() if item.tracker):
                 return True
         return False
+
+    @staticmethod
+    def _prove(watched: Mapping[str, _Watched]) -> None:
+        """Nothing was written to these disks that is not noted: checked while they are quiet, so to the sector."""
+        for key, item in watched.items():
+            if item.tracker and not item.tracker.check():
+                raise FreezeError(f"disk {key}: {item.tracker.reset}; the next cycle compares the disk")
 
     def _read_runs(
         self, held: _Held, key: str, item: _Watched, runs: Sequence[Run], reader: Reader, freeze: Freeze

@@ -8,6 +8,9 @@ becomes that of the turn. So what changed since mark m is what is noted now, and
 reported on each request, until `keep` says that a mark and all before it are no longer needed. The array belongs to the
 kernel: it outlives this process, not the kernel. A new array has another generation, and marks of an earlier one are
 not known.
+
+What is noted is checked: the kernel counts the sectors written to each disk, and so does the program. As long as the
+difference between the two stays what it was when tracking began, nothing was missed.
 """
 
 from __future__ import annotations
@@ -16,19 +19,26 @@ import mmap
 import os
 import re
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from asr_mobility import bpf
-from asr_mobility.bpf import COARSE, ELSEWHERE, EVENTS, OVERFLOW, PAGE
+from asr_mobility.bpf import COARSE, ELSEWHERE, EVENTS, OVERFLOW, PAGE, SECTORS
 
 __all__ = ["PIN_ROOT", "Layout", "Run", "Tracker", "granule_shift", "joined", "map_bytes", "remove_pins", "tag"]
 
 BPFFS = "/sys/fs/bpf"
 PIN_ROOT = BPFFS + "/asr"
-_MAGIC = b"asrtrk01"
-_CONTROL = struct.Struct("<8sIIQ16s16sQQ")  # magic, shift, -, size, identity, generation, base, last
+_MAGIC = b"asrtrk02"
+_CONTROL = struct.Struct("<8sIIQ16s16sQQq")
+_FIELDS = ("magic", "shift", "", "size", "identity", "generation", "base", "last", "unseen")
+_UNKNOWN = -(1 << 62)
+"""As `unseen`: the disk was never quiet enough to find it."""
+_CHECKS, _CHECK_SECONDS = 5, 0.01
+_LOOKS = 400
+"""Readings of both counters before a disk counts as too busy to compare them: about 20 ms."""
 _AGES = 254
 """Ages that a byte can represent; older turns are counted as younger than they are, which sends more than needed."""
 _WINDOW = 16 * PAGE
@@ -113,6 +123,7 @@ class Tracker:
         self.shift = shift or granule_shift(size)
         number = os.stat(path).st_rdev
         self._device = os.major(number), os.minor(number)
+        self._sysfs = "/sys/dev/block/{}:{}".format(*self._device)
         self._layout = Layout(size, self.shift)
         name = "{}_{}".format(*self._device)  # a name in bpffs has no dots
         self._pins = os.path.join(PIN_ROOT, name + "_link"), os.path.join(PIN_ROOT, name + "_map")
@@ -125,6 +136,8 @@ class Tracker:
             self._begin(identity)
         # Of a `keep` that was killed half way.
         self._forget(self.base)
+        self.reset = ""
+        """Why this process has given the tracking a new generation."""
 
     def _take_up(self, identity: bytes) -> bool:
         link, array = self._pins
@@ -151,15 +164,10 @@ class Tracker:
         array = bpf.create_array(layout.pages)
         try:
             self._map = mmap.mmap(array, layout.pages * PAGE)
-            control = (_MAGIC, self.shift, 0, self.size, identity, os.urandom(16), 0, 0)
+            control = (_MAGIC, self.shift, 0, self.size, identity, os.urandom(16), 0, 0, _UNKNOWN)
             _CONTROL.pack_into(self._map, layout.control, *control)
-            # Devices without request queues (device mapper, brd) report the completion of bios only.
-            has_queue = Path("/sys/dev/block/{}:{}/mq".format(*self._device)).is_dir()
-            point = bpf.trace_point("block_rq_complete" if has_queue else "block_bio_complete")
-            places = (0, layout.coarse_page, layout.counters_page)
-            device = self._device[0] << 20 | self._device[1]
-            program = bpf.tracking_program(array, device, self.shift, places, point)
-            self._held, pinnable = bpf.attach(program, point.id)
+            self._held, pinnable = self._attach(array)
+            self._set(unseen=self._difference())
             if pinnable:
                 bpf.pin(self._held, self._pins[0])
                 bpf.pin(array, self._pins[1])
@@ -167,6 +175,25 @@ class Tracker:
                 self._held = -1
         finally:
             os.close(array)
+
+    def _attach(self, array: int) -> tuple[int, bool]:
+        # Devices without request queues (device mapper, brd) report the completion of bios only.
+        has_queue = Path(self._sysfs, "mq").is_dir()
+        points: list[bpf.TracePoint | bpf.Request] = []
+        typed = bpf.request() if has_queue else None
+        if typed is not None:
+            points.append(typed)
+        points.append(bpf.trace_point("block_rq_complete" if has_queue else "block_bio_complete"))
+        places = (0, self._layout.coarse_page, self._layout.counters_page)
+        device = self._device[0] << 20 | self._device[1]
+        while True:
+            point = points.pop(0)
+            program = bpf.tracking_program(array, device, self.shift, places, point)
+            try:
+                return bpf.attach(program, point)
+            except OSError:  # a kernel that describes its types, and does not let programs use them
+                if not points:
+                    raise
 
     # -- control
 
@@ -176,7 +203,7 @@ class Tracker:
     def _set(self, **fields: object) -> None:
         values = list(_CONTROL.unpack_from(self._map, self._layout.control))
         for name, value in fields.items():
-            values[("magic", "shift", "", "size", "identity", "generation", "base", "last").index(name)] = value
+            values[_FIELDS.index(name)] = value
         _CONTROL.pack_into(self._map, self._layout.control, *values)
 
     @property
@@ -202,14 +229,50 @@ class Tracker:
 
     def knows(self, generation: str, mark: int) -> bool:
         """Whether `changed_since(mark)` is complete."""
-        self._check_overflow()
+        self.check()
         return generation == self.generation and self.base <= mark <= self.last
 
-    def _check_overflow(self) -> None:
-        if self.counters[OVERFLOW]:
+    def check(self) -> bool:
+        """Whether all that was written so far is noted; otherwise no mark made so far is known any more.
+
+        A disk that is too busy, or whose I/O statistics are switched off, counts as noted until it can be checked.
+        """
+        expected = self._field(8)
+        for _ in range(_CHECKS):  # a processor that was stopped by its host has noted a request and not yet counted it
+            unseen = self._difference()
+            missed = 0 if _UNKNOWN in (unseen, expected) else unseen - expected
+            if not missed:
+                break
+            time.sleep(_CHECK_SECONDS)
+        if missed or self.counters[OVERFLOW]:
+            self.reset = "a request was too large to be noted"
+            if missed:
+                self.reset = f"{missed} sectors were written and not noted"
             # The new generation first: after a kill in between, nothing counts as known.
-            self._set(generation=os.urandom(16), base=self.last)
+            self._set(generation=os.urandom(16), base=self.last, unseen=unseen)
             struct.pack_into("<Q", self._map, self._layout.counters + 8 * OVERFLOW, 0)
+            return False
+        if expected == _UNKNOWN != unseen:
+            self._set(unseen=unseen)
+        return True
+
+    def _difference(self) -> int:
+        """Sectors written by the kernel's count minus the noted ones. A value counts if it is found twice while nothing
+        is completed between the readings: a request is noted shortly before it is counted."""
+        if Path(self._sysfs, "queue/iostats").read_bytes().strip() == b"0":
+            return _UNKNOWN
+        found = _UNKNOWN
+        statistics = os.open(self._sysfs + "/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for _ in range(_LOOKS):
+                before, noted = _written(statistics), self.counters[SECTORS]
+                if _written(statistics) == before:
+                    if before - noted == found:
+                        return found
+                    found = before - noted
+        finally:
+            os.close(statistics)
+        return _UNKNOWN
 
     # -- turns
 
@@ -310,6 +373,12 @@ class Tracker:
     def elsewhere(self) -> int:
         """Commands with unknown location; see `bpf.ELSEWHERE`."""
         return self.counters[ELSEWHERE]
+
+
+def _written(statistics: int) -> int:
+    """Sectors written and discarded: fields 7 and 14 of Documentation/block/stat.rst of the kernel."""
+    fields = os.pread(statistics, 400, 0).split()
+    return int(fields[6]) + (int(fields[13]) if len(fields) > 13 else 0)
 
 
 def remove_pins(*paths: str) -> None:
