@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -13,22 +10,10 @@ import pytest
 
 from asrcore import plugins
 from tests.docs import _markdown
+from tests.docs.example_process import run
 
 EXAMPLES = _markdown.PROJECT / "examples"
 PACKAGES = sorted(path.parent for path in EXAMPLES.glob("*/pyproject.toml"))
-
-# Tests of the conformance kit that the folder driver skips, and why. Any other one is a gap in the example.
-SKIPPED = ["does not claim groups", "cannot make a guest ignore a shutdown"]
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("ASR", "PYTEST"))}
-    variables["PYTHONPATH"] = str(_markdown.PROJECT)
-    done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=variables, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_the_library_example(tmp_path: Path) -> None:
@@ -39,16 +24,6 @@ def test_the_library_example(tmp_path: Path) -> None:
 
 def test_the_library_example_is_short() -> None:
     assert len((EXAMPLES / "library.py").read_text(encoding="utf-8").splitlines()) <= 50
-
-
-def test_the_folder_driver_passes_the_whole_kit() -> None:
-    shown = run("-m", "pytest", "-p", "no:cacheprovider", "tests", cwd=EXAMPLES / "folder_driver")
-    reasons = re.findall(r"^SKIPPED \[1\] \S+ (.+)$", shown, re.MULTILINE)
-    assert len(reasons) == len(SKIPPED), shown
-    assert all(any(known in reason for known in SKIPPED) for reason in reasons), reasons
-    passed = re.search(r"(\d+) passed", shown)
-    assert passed is not None
-    assert int(passed[1]) > 120, "the kit has that many tests for what the driver claims"
 
 
 def test_the_driver_in_the_how_to_passes_the_kit(tmp_path: Path) -> None:
