@@ -67,7 +67,10 @@ def leftovers(name: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.value)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.long if kind is not Kind.BIOS_DISK else (), id=kind.value) for kind in Kind],
+)
 def test_guest_boots_and_survives_power_loss(lab: Lab, kind: Kind) -> None:
     name = f"power-{kind.value}"
     uefi = kind is Kind.UEFI

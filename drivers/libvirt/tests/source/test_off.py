@@ -32,7 +32,7 @@ def state(lab: Lab) -> str:
     return lab.state("a", "off")
 
 
-@pytest.mark.parametrize("how", [LOCAL, REMOTE], ids=["local", "remote"])
+@pytest.mark.parametrize("how", [LOCAL, pytest.param(REMOTE, marks=pytest.mark.long)], ids=["local", "remote"])
 def test_from_running_to_off_to_running_nothing_is_lost(
     lab: Lab, start: Start, machine: str, engines: Engines, how: dict[str, str]
 ) -> None:

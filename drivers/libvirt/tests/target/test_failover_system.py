@@ -187,7 +187,7 @@ def bench(lab: Lab, states: Path, driven: Driven, request: pytest.FixtureRequest
 
 
 BY_KIND = pytest.mark.parametrize("bench", ["reflink", pytest.param("chain", marks=pytest.mark.long)], indirect=True)
-"""For tests that kill at the same crash points for both kinds of replica."""
+"""For tests that take long and do the same for both kinds of replica."""
 
 
 def audited(text: str) -> str:
@@ -198,6 +198,7 @@ def audited(text: str) -> str:
 # -- tests -------------------------------------------------------------------------------------------------------------
 
 
+@BY_KIND
 def test_test_failover_boots_isolated_while_replication_goes_on(bench: Bench) -> None:
     bench.replica("r1")
     machine_id, name = bench.drive("start-test", "r1", "t1", "p2", "g1-test")
@@ -278,6 +279,7 @@ def test_deleting_a_replica_ends_its_tests(bench: Bench) -> None:
 # -- promotion ---------------------------------------------------------------------------------------------------------
 
 
+@BY_KIND
 def test_promoted_machine_runs_and_becomes_its_own(bench: Bench) -> None:
     bench.replica("r1")
     machine_id, name = bench.drive("promote", "r1", "p2", "2")
@@ -306,6 +308,7 @@ def test_promoted_machine_runs_and_becomes_its_own(bench: Bench) -> None:
     assert any(file.endswith("vda.qcow2") for file in bench.files("machines"))
 
 
+@BY_KIND
 def test_another_point_before_commit(bench: Bench) -> None:
     bench.replica("r1")
     bench.drive("promote", "r1", "p2", "2")
