@@ -151,6 +151,7 @@ class Engine(Closing):
         if any(other.name == name for other in self.vault.sites()):
             raise AlreadyExists(kind="site", name=name)
         self._prove(site)
+        site = attrs.evolve(site, settings=self.plugins.adopted(driver_name, name, site.settings))
         self.vault.add_site(site, secret=self._secret(driver_name))
         return site
 
@@ -160,6 +161,7 @@ class Engine(Closing):
         merged = {key: value for key, value in {**former.settings, **settings}.items() if value != ""}
         site = attrs.evolve(former, settings=merged)
         self._prove(site)
+        site = attrs.evolve(site, settings=self.plugins.adopted(site.driver, name, merged))
         self.vault.update_site(site, secret=self._secret(site.driver))
         self.context.forget_site(name)
         return site

@@ -185,6 +185,20 @@ class ReplicaNotFound(AsrError):
     action = "Check the target site with `asr site show {site}`; mount the right directory, then retry."
 
 
+class ReplicaDirNotMounted(AsrError):
+    code = "replica-dir-not-mounted"
+    category = Category.UNREACHABLE
+    happened = "the replica directory {path!r} of site {site!r} is not the one that was recorded"
+    cause = (
+        "Its file system is not mounted, or another one is: the directory lacks the mark {mark}. Nothing was written."
+    )
+    action = (
+        "Mount it; work continues at the next retry. If the replicas were moved there from another directory, copy its "
+        "file `.asr-replicas` as well. To begin with an empty directory: `asr site update {site} --set replica_mark=`."
+    )
+    retry = True
+
+
 # -- states ------------------------------------------------------------------------------------------------------
 
 

@@ -83,6 +83,11 @@ class Plugins:
                 raise InvalidSetting(setting=setting.name, driver=driver, problem="is required")
         return chosen.connect(name, settings)
 
+    def adopted(self, driver: str, name: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """The settings with those that the driver records besides. Raises as `driver` and `Driver.adopt` do."""
+        merged = {**settings, **self._accepting(driver, settings).adopt(name, settings)}
+        return {name: value for name, value in merged.items() if value != ""}
+
     def check(self, driver: str, settings: Mapping[str, str], record: Path | None = None) -> Generator[contract.Check]:
         """Test a driver at a site with settings as they were entered. Raises as `driver` and `Driver.check` do."""
         return self._accepting(driver, settings).check(settings, record)

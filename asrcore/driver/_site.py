@@ -97,6 +97,12 @@ class Driver(ABC):
         environment has. `record`: a file for the platform's answers, word for word but without secrets."""
         raise UnsupportedOperation(driver=self.info.name, operation="check a site")
 
+    def adopt(self, name: str, settings: Mapping[str, str]) -> Mapping[str, str]:
+        """Settings to record besides those that were entered, such as an identity by which storage is recognised later.
+        Called when a site is added, and when its settings change, after the site has answered. What is recorded already
+        stays; an operator clears such a setting to have it made again. `name` is for messages."""
+        return {}
+
     @abstractmethod
     def connect(self, name: str, settings: Mapping[str, str]) -> Site:
         """Connect to a site; `name` is for messages. `settings` has no names but those of `info.settings`.

@@ -361,6 +361,23 @@ def test_settings_of_a_site_are_merged_and_an_empty_one_is_removed(engine: Engin
     assert engine.vault.site("a").settings == {"world": "home"}
 
 
+def test_what_a_driver_recognises_a_site_by_is_recorded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept when other settings change, and made again when an operator clears it."""
+    made = iter(["first", "second"])
+
+    def adopt(name: str, settings: dict[str, str]) -> dict[str, str]:
+        assert name == "a"
+        return {} if settings.get("key") else {"key": next(made)}
+
+    MemoryWorld("home").configure(key="")
+    monkeypatch.setattr(engine.plugins.driver("memory"), "adopt", adopt)
+    monkeypatch.setattr(Engine, "_prove", lambda *_: None)  # the memory driver has no setting that may be of any value
+    assert engine.update_site("a", {}).settings == {"world": "home", "key": "first"}
+    assert engine.update_site("a", {"world": "home"}).settings["key"] == "first"
+    assert engine.update_site("a", {"key": ""}).settings["key"] == "second"
+    assert engine.vault.site("a").settings["key"] == "second"
+
+
 @pytest.mark.parametrize("wrong", [{"world": ""}, {"world": "nowhere"}, {"colour": "red"}], ids=str)
 def test_a_site_keeps_its_settings_when_new_ones_are_wrong(engine: Engine, wrong: dict[str, str]) -> None:
     before, connected = engine.vault.site("a"), engine.context.site("a")

@@ -43,6 +43,17 @@ class LibvirtDriver(Driver):
         """Programs and libraries of this host."""
         return doctor.findings()
 
+    def adopt(self, name: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """The mark of the replica directory. Raises InvalidSetting, TargetReadOnly, TargetFull."""
+        from asr_storage.files.errors import storage_errors  # noqa: PLC0415 - as below
+        from asr_storage.replica.store import Layout  # noqa: PLC0415
+
+        parsed = SiteSettings.parse(settings)
+        if parsed.replica_dir is None or parsed.replica_mark:
+            return {}
+        with storage_errors(name, parsed.replica_dir, "marking the replica directory"):
+            return {"replica_mark": Layout(parsed.replica_dir, DRIVER).adopt()}
+
     def connect(self, name: str, settings: Mapping[str, str]) -> LibvirtSite:
         """Raises InvalidSetting, SiteUnreachable, AccessDenied."""
         from asr_driver_libvirt.site import LibvirtSite  # noqa: PLC0415 - libvirt, lxml and libnbd load with a site only

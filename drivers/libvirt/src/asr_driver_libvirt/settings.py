@@ -24,6 +24,10 @@ SETTINGS = (
     Setting("uri", "libvirt URI of the host, such as qemu:///system or qemu+tls://host/system", required=True),
     Setting("replica_dir", "directory on the engine's host for replicas; required for a target"),
     Setting(
+        "replica_mark",
+        "identity of the replica directory, recorded when the site is added: a directory without it is not used",
+    ),
+    Setting(
         "nbd",
         "how disks are read: `unix[:DIRECTORY]`, or `tcp:HOST[:LOW-HIGH]` with the host's address and ports to use; "
         "by default `unix` for a local URI and TCP to the URI's host for a remote one",
@@ -67,6 +71,7 @@ class SiteSettings:
 
     uri: str
     replica_dir: Path | None = None
+    replica_mark: str = ""
     nbd: NbdPlace = NbdPlace()
     nbd_tls: Path | None = None
     user: str = ""
@@ -83,6 +88,7 @@ class SiteSettings:
         return cls(
             uri=given["uri"],
             replica_dir=_directory("replica_dir", given.get("replica_dir")),
+            replica_mark=given.get("replica_mark", ""),
             nbd=_nbd(given.get("nbd"), url),
             nbd_tls=_tls_directory(given.get("nbd_tls")),
             user=given.get("user", ""),

@@ -42,6 +42,8 @@ class LibvirtSite(Site):
         if self._target is not None:
             capabilities |= {Capability.TARGET, Capability.FAILOVER, Capability.SEED}
             details["replica directory"] = str(self._target.layout.path)
+            if not self.host.settings.replica_mark:
+                details["replica mark"] = "not recorded, so a missing mount is not noticed"
             with contextlib.suppress(AsrError):
                 details |= self._target.details()
         return SiteStatus(f"libvirt {_version(lib)}", frozenset(capabilities), details)

@@ -28,7 +28,7 @@ class LibvirtFailover(Failover):
         self._host = host
         self._platform = Platform(host)
         self._clock = clock
-        self._layout = Layout(host.settings.replica_dir, DRIVER)
+        self._layout = Layout(host.settings.replica_dir, DRIVER, host.name, host.settings.replica_mark)
 
     def _replica(self, replica_id: str) -> FileReplica:
         return FileReplica(self._host.name, self._layout.existing(self._host.name, replica_id), self._clock)

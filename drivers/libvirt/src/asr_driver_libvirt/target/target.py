@@ -35,7 +35,7 @@ class LibvirtTarget(Target):
         self._host = host
         self._failover = failover
         self._clock = clock
-        self.layout = Layout(host.settings.replica_dir, DRIVER)
+        self.layout = Layout(host.settings.replica_dir, DRIVER, host.name, host.settings.replica_mark)
 
     def details(self) -> dict[str, str]:
         """Facts for people about the directory. Raises InvalidSetting, TargetReadOnly."""
@@ -106,7 +106,9 @@ class LibvirtTarget(Target):
         return replica
 
     def replicas(self) -> list[str]:
-        """See Target. A missing directory has none."""
+        """See Target. A missing directory has none. Raises ReplicaDirNotMounted."""
+        if self._host.settings.replica_mark:
+            self.layout.check()
         if not self.layout.replicas.is_dir():
             return []
         with storage_errors(self._host.name, self.layout.path, "listing replicas"):

@@ -1,6 +1,6 @@
 """Where replicas are and what is recorded of each: layout, `replica.json`, the lock, and what both kinds of images do.
 
-replica_dir/.asr-replicas                  marks a replica directory
+replica_dir/.asr-replicas                  marks a replica directory, with an identity
 replica_dir/replicas/ID/replica.json       the record: epoch, kind, points, images
 replica_dir/replicas/ID/images/            heads, and with `chain` all layers
 replica_dir/replicas/ID/points/POINT/      description.json, and with `reflink` the clones of a kept point
@@ -32,7 +32,14 @@ from asr_storage.files.sparse import clones_files
 from asr_storage.replica.journal import Change
 from asrcore import codec
 from asrcore.driver import Closing, DiskReader, StoredPoint
-from asrcore.errors import InvalidSetting, InvalidValue, MachineBusy, ReplicaDamaged, ReplicaNotFound
+from asrcore.errors import (
+    InvalidSetting,
+    InvalidValue,
+    MachineBusy,
+    ReplicaDamaged,
+    ReplicaDirNotMounted,
+    ReplicaNotFound,
+)
 from asrcore.model.extent import Extent
 from asrcore.model.machine import Description
 from asrcore.model.watch import Watch
@@ -62,6 +69,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # How long a second process waits for the first to finish before it reports that it is busy.
 _BUSY_SECONDS = 3.0
 _BUSY_STEP = 0.05
+_MARK_FILE = ".asr-replicas"
+_MARK_TEXT = "asrcore keeps replicas of machines here\n"
 _RESERVE = 512 * KiB  # at least; a record of 1000 points of two disks has 430 KiB
 
 
@@ -244,11 +253,16 @@ class Home:
 
 
 class Layout:
-    """A site's replica directory. `driver`: whose setting `replica_dir` is, for the error that it is wrong."""
+    """A site's replica directory.
 
-    def __init__(self, replica_dir: Path, driver: str) -> None:
+    `driver`: whose setting `replica_dir` is, for the error that it is wrong. `mark`: the identity that was recorded of
+    the directory. A directory without it is not used: usually its file system is not mounted, and what is written
+    there would fill the root file system and be hidden after the mount.
+    """
+
+    def __init__(self, replica_dir: Path, driver: str, site: str = "", mark: str = "") -> None:
         self.path = replica_dir
-        self._driver = driver
+        self._driver, self._site, self._mark = driver, site, mark
 
     @property
     def replicas(self) -> Path:
@@ -266,25 +280,46 @@ class Layout:
         return self.machines / f"{plain}-{checked_id('replica id', replica_id)}"
 
     def check(self) -> None:
-        """Raises InvalidSetting when the directory does not exist: the operator mounts it, the driver never creates
-        it."""
-        if not self.path.is_dir():
+        """Raises ReplicaDirNotMounted, and InvalidSetting when the directory does not exist and was never used: the
+        operator mounts it, the driver never creates it."""
+        if self._mark:
+            if self._read_mark() != self._mark:
+                raise ReplicaDirNotMounted(path=str(self.path), site=self._site, mark=self._mark)
+        elif not self.path.is_dir():
             problem = f"there is no directory {str(self.path)!r} (is its file system mounted?)"
             raise InvalidSetting(driver=self._driver, setting="replica_dir", problem=problem)
+
+    def adopt(self) -> str:
+        """The directory's mark; one is made where there is none. Raises InvalidSetting, OSError."""
+        self.prepare()
+        mark = self._read_mark()
+        if not mark:
+            mark = os.urandom(8).hex()
+            write_durably(self.path / _MARK_FILE, f"{_MARK_TEXT}mark: {mark}\n".encode(), 0o644)
+        return mark
+
+    def _read_mark(self) -> str:
+        try:
+            text = (self.path / _MARK_FILE).read_text(errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        found = re.search(r"^mark: ([0-9a-f]{16})$", text, re.MULTILINE)
+        return found[1] if found else ""
 
     def prepare(self) -> None:
         """Make our directories in it. Raises InvalidSetting, OSError."""
         self.check()
         for directory in (self.replicas, self.machines):
             remove_left_over(directory)
-        if (self.path / ".asr-replicas").exists() and self.replicas.is_dir() and self.machines.is_dir():
-            return
         for directory in (self.replicas, self.machines):
             directory.mkdir(0o711, exist_ok=True)
-        write_durably(self.path / ".asr-replicas", b"asrcore keeps replicas of machines here\n", 0o644)
+        if not (self.path / _MARK_FILE).exists():
+            write_durably(self.path / _MARK_FILE, _MARK_TEXT.encode(), 0o644)
 
     def home(self, replica_id: str) -> Home:
-        """The home of a replica, there or not."""
+        """The home of a replica, there or not. Raises ReplicaDirNotMounted."""
+        if self._mark:
+            self.check()
         return Home(self.replicas / checked_id("replica id", replica_id))
 
     def existing(self, site: str, replica_id: str) -> Home:
