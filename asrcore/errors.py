@@ -502,6 +502,17 @@ class TargetReadOnly(AsrError):
     )
 
 
+class ReplicaPromoted(AsrError):
+    code = "replica-promoted"
+    category = Category.CONFLICT
+    happened = "replica {replica!r} of {machine!r} takes no data: the machine was failed over to it"
+    cause = (
+        "Writing to it would overwrite what the failed-over machine stands on. If `asr status` does not show the "
+        "failover, this vault is older than the replica: it was restored from a backup."
+    )
+    action = "Commit the failover with `asr failover commit`, or take it back with `asr failover undo`, then retry."
+
+
 class ReplicaDamaged(AsrError):
     code = "replica-damaged"
     category = Category.INTEGRITY

@@ -173,8 +173,8 @@ class Replica(ABC):
 
     @abstractmethod
     def open_cycle(self, spec: CycleSpec) -> CycleWriter:
-        """Raises StaleEpoch, StaleBase, TargetFull, and MachineBusy beside another pending cycle, which is discarded
-        only by its own writer."""
+        """Raises StaleEpoch, StaleBase, TargetFull, ReplicaPromoted from a promotion until its undo, and MachineBusy
+        beside another pending cycle, which is discarded only by its own writer."""
 
     @abstractmethod
     def drop_points(self, point_ids: Iterable[str], epoch: int, watch: Watch | None = None) -> None:

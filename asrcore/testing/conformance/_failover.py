@@ -9,6 +9,7 @@ import pytest
 
 from asrcore.driver import (
     Capability,
+    CycleSpec,
     Failover,
     Fence,
     Instance,
@@ -19,7 +20,7 @@ from asrcore.driver import (
     TestSpec,
     ViewRequest,
 )
-from asrcore.errors import MachineNotFound, PointNotFound, StaleEpoch
+from asrcore.errors import MachineNotFound, PointNotFound, ReplicaPromoted, StaleEpoch
 from asrcore.model.machine import Machine, PowerState
 from asrcore.model.point import Consistency
 from asrcore.model.protection import NetworkMap
@@ -363,6 +364,19 @@ class FailoverConformance(Base):
                 assert protected.replica.info().points == points
         assert protected.content() == before
         assert protected.add_point() in protected.points, "replication does not continue"
+
+    @needs(source=[SOURCE], target=[TARGET, FAILOVER])
+    def test_a_promoted_replica_takes_no_cycle(self, rig: ConformanceRig, protected: _Protected) -> None:
+        """Nor of a newer epoch: an engine whose vault was restored from a backup does not know of the failover."""
+        epoch, before = protected.higher_epoch(), protected.content()
+        protected.failover.promote(PromoteSpec(protected.id, protected.points[0], epoch, NetworkMap()), Watch())
+        info = protected.replica.info()
+        for writer in (epoch, epoch + 1):
+            with pytest.raises(ReplicaPromoted):
+                protected.replica.open_cycle(CycleSpec(new_id("cycle"), writer, info.head, info.disks))
+        assert protected.content() == before
+        protected.failover.undo(protected.id, protected.higher_epoch())
+        assert protected.add_point() in protected.points, "replication does not continue after an undo"
 
     @needs(source=[SOURCE], target=[TARGET, FAILOVER])
     def test_failover_of_a_stale_epoch_is_refused(self, rig: ConformanceRig, protected: _Protected) -> None:

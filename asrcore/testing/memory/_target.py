@@ -28,7 +28,16 @@ from asrcore.driver import (
     StoredPoint,
     Target,
 )
-from asrcore.errors import InvalidValue, MachineBusy, MachineNotFound, StaleBase, TargetFull, TargetReadOnly, WrongState
+from asrcore.errors import (
+    InvalidValue,
+    MachineBusy,
+    MachineNotFound,
+    ReplicaPromoted,
+    StaleBase,
+    TargetFull,
+    TargetReadOnly,
+    WrongState,
+)
 from asrcore.model.extent import Extent
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Description, PowerState
@@ -210,6 +219,8 @@ class MemoryReplica(Replica):
 
     def _admit(self, replica: ReplicaState, spec: CycleSpec) -> None:
         replica.own(spec.epoch)
+        if replica.promotion is not None:
+            raise ReplicaPromoted(replica=replica.id, machine=replica.name)
         if spec.base_point != replica.head_point:
             raise StaleBase(replica=replica.id, head=replica.head_point, base=spec.base_point)
 

@@ -31,6 +31,7 @@ from asrcore.errors import (
     PointNotFound,
     ReplicaDamaged,
     ReplicaNotFound,
+    ReplicaPromoted,
     StaleBase,
     StaleEpoch,
     WrongCycle,
@@ -148,6 +149,8 @@ class FolderReplica(Replica):
 
     def open_cycle(self, spec: CycleSpec) -> CycleWriter:
         with self.change(spec.epoch) as record:
+            if record.promoted is not None:
+                raise ReplicaPromoted(replica=self.id, machine=record.name)
             if spec.base_point != record.head:
                 raise StaleBase(replica=record.name, head=record.head, base=spec.base_point)
             if record.cycle is not None and record.cycle.id != spec.cycle_id:

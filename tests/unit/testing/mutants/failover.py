@@ -174,6 +174,16 @@ class PromotingAgainFails(MemoryFailover):
         return super().promote(spec, watch)
 
 
+@caught_by("test_a_promoted_replica_takes_no_cycle", tried_as="failover")
+class CycleOverAPromotedMachine(MemoryReplica):
+    def _admit(self, replica: ReplicaState, spec: CycleSpec) -> None:
+        promotion, replica.promotion = replica.promotion, None
+        try:
+            super()._admit(replica, spec)
+        finally:
+            replica.promotion = promotion
+
+
 @caught_by("test_replication_goes_on_during_a_test", tried_as="failover")
 class NoCycleDuringATest(MemoryReplica):
     def open_cycle(self, spec: CycleSpec) -> CycleWriter:

@@ -27,7 +27,7 @@ from asr_driver_azure.target.writer import AzureWriter, OpenDisk, begin_index, r
 from asrcore import codec
 from asrcore.crashpoint import reach
 from asrcore.driver import CycleSpec, CycleWriter, DiskReader, Replica, ReplicaInfo
-from asrcore.errors import InvalidValue, MachineBusy, ReplicaDamaged, StaleBase, StaleEpoch
+from asrcore.errors import InvalidValue, MachineBusy, ReplicaDamaged, ReplicaPromoted, StaleBase, StaleEpoch
 from asrcore.model.extent import Extent, subtract
 from asrcore.model.machine import Description
 from asrcore.model.watch import Watch
@@ -163,6 +163,8 @@ class AzureReplica(Replica):
         def admit(record: Record) -> Record:
             nonlocal resumed
             record.own(spec.epoch)
+            if record.promotion is not None:
+                raise ReplicaPromoted(replica=self._id, machine=record.name)
             if spec.base_point != record.head_id:
                 raise StaleBase(replica=self._id, head=record.head_id, base=spec.base_point)
             if record.pending is not None and record.pending.cycle_id != spec.cycle_id:

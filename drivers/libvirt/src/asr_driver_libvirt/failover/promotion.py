@@ -75,13 +75,13 @@ class Promotion:
 def load(home: Home) -> Promotion | None:
     """The promotion under way, or None."""
     try:
-        return codec.load(Promotion, (home.path / "promotion.json").read_bytes())
+        return codec.load(Promotion, home.promotion.read_bytes())
     except FileNotFoundError:
         return None
 
 
 def _save(home: Home, promotion: Promotion) -> Promotion:
-    write_durably(home.path / "promotion.json", codec.dump(promotion))
+    write_durably(home.promotion, codec.dump(promotion))
     return promotion
 
 
@@ -261,7 +261,7 @@ def _take_back(platform: Platform, replica: FileReplica, record: Record, promoti
     remove_tree(Path(promotion.directory))
     reach("failover.undo.removed")
     released(replica, record, _HOLDER)
-    (replica.home.path / "promotion.json").unlink(missing_ok=True)
+    replica.home.promotion.unlink(missing_ok=True)
     fsync_directory(replica.home.path)
     reach("failover.undo.done")
 

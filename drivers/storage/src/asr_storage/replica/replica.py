@@ -44,6 +44,7 @@ from asrcore.errors import (
     PointNotFound,
     ReplicaDamaged,
     ReplicaNotFound,
+    ReplicaPromoted,
     StaleBase,
     StaleEpoch,
     TargetFull,
@@ -167,6 +168,8 @@ class FileReplica(Replica):
         with self.working("opening a cycle") as found:
             record = found
             self.check_epoch(record, spec.epoch)
+            if self.home.promotion.exists():
+                raise ReplicaPromoted(replica=self.replica_id, machine=record.name)
             head = record.head.stored.id if record.head else None
             if head != spec.base_point:
                 raise StaleBase(replica=self.replica_id, head=head or "nothing", base=spec.base_point or "nothing")

@@ -169,6 +169,11 @@ class Home:
         """Heads and layers."""
         return self.path / "images"
 
+    @property
+    def promotion(self) -> Path:
+        """The driver's record of a machine that was made of this replica; while it exists, no cycle is opened."""
+        return self.path / "promotion.json"
+
     def point(self, point_id: str) -> Path:
         """The directory of a point."""
         return self.path / "points" / checked_id("point id", point_id)
