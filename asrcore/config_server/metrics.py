@@ -63,7 +63,7 @@ class _Vault(Collector):
         yield states
 
     def _lag(self, item: MachineStatus) -> float | None:
-        at = due.cycle_at(item.protection, item.policy)
+        at = due.cycle_at(item.protection, item.policy, self._now)
         return None if at is None else max(0.0, self._now - at)
 
     def _cycles(self, machines: list[MachineStatus]) -> Iterator[Metric]:

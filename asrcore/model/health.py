@@ -17,7 +17,7 @@ from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.units import DAY, format_duration
 
-__all__ = ["RPO_CRITICAL", "RPO_WARNING", "TEST_DUE", "Health", "Level", "Load", "assess", "rpo"]
+__all__ = ["CLOCK_TOLERANCE", "RPO_CRITICAL", "RPO_WARNING", "TEST_DUE", "Health", "Level", "Load", "assess", "rpo"]
 
 RPO_WARNING = 2.0
 RPO_CRITICAL = 3.0
@@ -25,6 +25,9 @@ RPO_CRITICAL = 3.0
 
 TEST_DUE = 90 * DAY
 """Seconds after which a test failover is due again: a quarter of a year."""
+
+CLOCK_TOLERANCE = 2.0
+"""Seconds by which clocks of hosts that share a vault may differ: a time that is further ahead lies in the future."""
 
 
 class Level(Enum):
@@ -75,9 +78,12 @@ def rpo(newest: RecoveryPoint | None, now: float) -> float | None:
     """The true RPO in seconds: what would be lost if the source were lost now. None without a point.
 
     It is counted from the instant that the newest point shows, not from when it was sealed. The newest is the one
-    recorded last: an older one may claim a later time, if the clock was wrong then.
+    recorded last: an older one may claim a later time, if the clock was wrong then. None also where the newest claims a
+    time in the future: its age is unknown.
     """
-    return None if newest is None else max(0.0, now - newest.taken_at)
+    if newest is None or newest.taken_at > now + CLOCK_TOLERANCE:
+        return None
+    return max(0.0, now - newest.taken_at)
 
 
 def assess(
@@ -92,6 +98,7 @@ def assess(
     known; `load` that of the replication service, if one runs."""
     found = [
         *_of_state(protection, policy),
+        *_of_clock(protection, newest, now),
         *_of_point(protection, policy, newest, now, power, load),
         *_of_error(protection, now),
         *_of_fence(protection),
@@ -168,6 +175,24 @@ def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
             return []
 
 
+def _of_clock(protection: Protection, newest: RecoveryPoint | None, now: float) -> list[Finding]:
+    times = [0.0 if newest is None else newest.taken_at, protection.last_cycle_at or 0.0]
+    ahead = max(times) - now
+    if ahead <= CLOCK_TOLERANCE or protection.state not in _REPLICATING:
+        return []
+    return [
+        Finding(
+            "clock-went-back",
+            Severity.ERROR,
+            f"the newest point or cycle of {protection.name!r} is {format_duration(ahead)} in the future; "
+            "its RPO is unknown",
+            "The clock of the engine's host was ahead, or is behind now.",
+            "Check the time of the engine's host (`timedatectl`). The next cycle records the present time. "
+            f"To run it now: `asr replicate {protection.name}`.",
+        )
+    ]
+
+
 def _of_point(
     protection: Protection,
     policy: Policy,
@@ -176,9 +201,9 @@ def _of_point(
     power: PowerState,
     load: Load | None,
 ) -> list[Finding]:
-    age = rpo(newest, now)
-    if newest is None or age is None or protection.state not in _REPLICATING:
+    if newest is None or protection.state not in _REPLICATING:
         return []
+    age = rpo(newest, now)
     found = []
     if _RANK.index(newest.consistency) < _RANK.index(policy.consistency):
         found.append(
@@ -202,7 +227,7 @@ def _of_point(
                 "No action needed; replication resumes when it is started.",
             )
         )
-    elif age > RPO_WARNING * policy.interval:
+    elif age is not None and age > RPO_WARNING * policy.interval:
         critical = age > RPO_CRITICAL * policy.interval
         found.append(
             Finding(
@@ -267,7 +292,7 @@ def _of_tests(protection: Protection, now: float) -> list[Finding]:
         return []
     last = protection.last_test_at
     since = protection.created_at if last is None else last
-    if now - since <= TEST_DUE:
+    if 0 <= now - since <= TEST_DUE or (last is None and since > now):
         return []
     name = protection.name
     return [
@@ -276,6 +301,8 @@ def _of_tests(protection: Protection, now: float) -> list[Finding]:
             Severity.INFO,
             f"no test failover of {name!r} has been run yet"
             if last is None
+            else f"the last test failover of {name!r} is recorded in the future: it is not known when it was"
+            if last > now
             else f"the last test failover of {name!r} was {format_duration(now - last)} ago",
             "Only a test shows that the machine boots and works at the target.",
             f"Run `asr failover test {protection.name}`; it does not disturb the machine or its replication.",

@@ -18,20 +18,34 @@ if TYPE_CHECKING:
     from asrcore import driver
     from asrcore.plugins import Plugins
 
-__all__ = ["Context"]
+__all__ = ["Context", "host_uptime"]
 
 _log = logging.getLogger(__name__)
 
 
+def host_uptime() -> float:
+    """Seconds since this host started, those that it was suspended included where the platform counts them: they have
+    passed for recovery points, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class Context:
-    """Shared by everything that an engine runs. `clock` gives seconds since the epoch.
+    """Shared by everything that an engine runs. `clock` gives seconds since the epoch; `monotonic` counts seconds and
+    is never set. By default they are those of the host; a `clock` that is given alone counts as monotonic as well.
 
     `plugins`: by default the installed ones, loaded when they are first needed.
     """
 
-    def __init__(self, vault: Vault, plugins: Plugins | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        vault: Vault,
+        plugins: Plugins | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] | None = None,
+    ) -> None:
         self.vault = vault
         self.clock = clock
+        self.monotonic = monotonic
         self.locks = MachineLocks()
         self._plugins = plugins
         self._loading = threading.Lock()
@@ -49,6 +63,12 @@ class Context:
             if self._plugins is None:
                 self._plugins = plugins.load()
             return self._plugins
+
+    def elapsed(self) -> float:
+        """Seconds by the monotonic clock, from an arbitrary beginning: for everything that is waited for."""
+        if self.monotonic is not None:
+            return self.monotonic()
+        return host_uptime() if self.clock is time.time else self.clock()
 
     def site(self, name: str) -> driver.Site:
         """The connected site; connects at first use and when its settings were changed, by any process.

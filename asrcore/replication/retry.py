@@ -10,7 +10,7 @@ import attrs
 from asrcore.errors import AsrError
 from asrcore.units import MINUTE
 
-__all__ = ["DELAYS", "LAST_DELAY", "Decision", "decide"]
+__all__ = ["DELAYS", "LAST_DELAY", "Decision", "decide", "delay"]
 
 DELAYS = (1 * MINUTE, 2 * MINUTE, 4 * MINUTE, 8 * MINUTE, 10 * MINUTE)
 LAST_DELAY = 30 * MINUTE
@@ -37,4 +37,9 @@ def decide(error: BaseException, attempt: int) -> Decision:
     attempt = max(0, attempt)
     if isinstance(error, AsrError) and not error.retry:
         return Decision(attempt + 1, None)
-    return Decision(attempt + 1, DELAYS[attempt] if attempt < len(DELAYS) else LAST_DELAY)
+    return Decision(attempt + 1, delay(attempt + 1))
+
+
+def delay(attempt: int) -> float:
+    """Seconds between the failure number `attempt` in a row and its retry."""
+    return DELAYS[max(0, attempt - 1)] if attempt <= len(DELAYS) else LAST_DELAY

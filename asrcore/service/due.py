@@ -1,4 +1,7 @@
-"""What the replication service has to do for a machine, and when: pure functions of its record, policy and time."""
+"""What the replication service has to do for a machine, and when: pure functions of its record, policy and time.
+
+A recorded time that lies in the future counts as due now: the clock is or was wrong, and nothing waits for it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from asrcore.model.health import Load
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
-from asrcore.replication import windows
+from asrcore.replication import retry, windows
 from asrcore.units import HOUR
 from asrcore.vault import JobState
 
@@ -49,13 +52,19 @@ TAKE_UP_AFTER = 10.0
 the process that asked for it was killed in between."""
 
 
-def next_cycle_at(protection: Protection, policy: Policy) -> float:
-    """When the next delta is due: an interval after the last one began, so that points are evenly spaced."""
+def next_cycle_at(protection: Protection, policy: Policy, now: float) -> float:
+    """When the next delta is due: an interval after the last one began, so that points are evenly spaced.
+
+    At most `now` where what is recorded cannot be true: a cycle that began in the future, or a retry that is further
+    off than its own wait. Then the clock is or was wrong, and replication must not wait until it gets there.
+    """
     if protection.retry_at is not None:
-        return protection.retry_at
-    if protection.last_cycle_at is None:
-        return protection.created_at
-    return protection.last_cycle_at + policy.interval
+        at, longest = protection.retry_at, retry.delay(protection.attempt)
+    elif protection.last_cycle_at is not None:
+        at, longest = protection.last_cycle_at + policy.interval, policy.interval
+    else:
+        at, longest = protection.created_at, 0.0
+    return at if at <= now + longest else now
 
 
 def due_action(protection: Protection, policy: Policy, now: float) -> Action:
@@ -65,25 +74,25 @@ def due_action(protection: Protection, policy: Policy, now: float) -> Action:
     """
     if protection.attempt and protection.retry_at is None:
         return Action.NOTHING
-    waiting = protection.retry_at is not None and now < protection.retry_at
-    if waiting:
+    if protection.retry_at is not None and now < next_cycle_at(protection, policy, now):
         return Action.NOTHING
-    if protection.state is State.ENABLING and not protection.attempt and now < protection.created_at + TAKE_UP_AFTER:
+    new = protection.state is State.ENABLING and not protection.attempt
+    if new and 0 <= now - protection.created_at < TAKE_UP_AFTER:
         return Action.NOTHING
     if protection.state in _GO_ON:
         return _GO_ON[protection.state]
     if protection.state is State.RESYNC_PENDING and windows.is_open(policy.resync_window, now):
         return Action.RESYNC
-    if protection.state is State.PROTECTED and now >= next_cycle_at(protection, policy):
+    if protection.state is State.PROTECTED and now >= next_cycle_at(protection, policy, now):
         return Action.CYCLE
     return Action.NOTHING
 
 
-def cycle_at(protection: Protection, policy: Policy) -> float | None:
+def cycle_at(protection: Protection, policy: Policy, now: float) -> float | None:
     """When the machine's next delta is due, or None if deltas have to wait for something else."""
     if protection.state is not State.PROTECTED or (protection.attempt and protection.retry_at is None):
         return None
-    return next_cycle_at(protection, policy)
+    return next_cycle_at(protection, policy, now)
 
 
 VERIFY_AGAIN = HOUR
@@ -91,12 +100,15 @@ VERIFY_AGAIN = HOUR
 
 
 def verification_due(protection: Protection, policy: Policy, ended: Mapping[JobState, float], now: float) -> bool:
-    """Whether an automatic verification is due. `ended`: when the last verifications ended, by their result."""
-    if not policy.verify_every or cycle_at(protection, policy) is None or protection.attempt:
+    """Whether an automatic verification is due. `ended`: when the last verifications ended, by their result; one that
+    ended in the future does not count."""
+    if not policy.verify_every or cycle_at(protection, policy, now) is None or protection.attempt:
         return False
-    if now < max(ended.values(), default=0.0) + VERIFY_AGAIN or not windows.is_open(policy.resync_window, now):
+    past = {state: at for state, at in ended.items() if at <= now}
+    if now < max(past.values(), default=0.0) + VERIFY_AGAIN or not windows.is_open(policy.resync_window, now):
         return False
-    return now >= max(protection.created_at, ended.get(JobState.DONE, 0.0)) + policy.verify_every
+    since = max([at for at in (protection.created_at, past.get(JobState.DONE, 0.0)) if at <= now], default=0.0)
+    return now >= since + policy.verify_every
 
 
 def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now: float, *, engines: int = 1) -> Load:
@@ -107,7 +119,7 @@ def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now:
     late = machines = 0
     for protection in protections:
         policy = policies[protection.policy]
-        at = cycle_at(protection, policy)
+        at = cycle_at(protection, policy, now)
         if at is not None:
             machines += 1
             late += not protection.attempt and now - at > policy.interval

@@ -6,6 +6,9 @@ quarantined as soon as its site answers, and stopped again if it is started ther
 
 Each poll reads the vault's records and queues the cycles with their times; a cycle that ends starts the next one. Only
 the records count: a queued cycle is checked again when its turn comes.
+
+What the service itself waits for is counted by the monotonic clock: fences, health and verifications do not depend on
+the host's clock. What is recorded and lies in the future is due now (`due`).
 """
 
 from __future__ import annotations
@@ -85,11 +88,10 @@ class Scheduler:
         self._queue = _Queue()
         self._policies: Mapping[str, Policy] = {}
         self._fence_at: dict[str, float] = {}
-        self._health_at = 0.0
-        self._verify_at = 0.0
+        self._health_at = self._verify_at = context.elapsed()
         self._health: dict[str, Health] = {}
         self._saturated = False
-        self._keeps_up_at = 0.0
+        self._keeps_up_at: float | None = None
         self._starting = threading.Lock()
 
     def run(self, stop: threading.Event) -> None:
@@ -129,25 +131,25 @@ class Scheduler:
         due: dict[str, list[tuple[float, str]]] = {}
         wanted = []
         for protection in protections:
-            if _to_fence(protection) is not None and self._fence_is_due(protection, now):
+            if _to_fence(protection) is not None and self._fence_is_due(protection):
                 self._fences.start(protection.id, protection.source_site, partial(self._fence, protection))
             if protection.name in active or self._context.locks.busy(protection.id):
                 continue
             policy = policies[protection.policy]
-            at = cycle_at(protection, policy)
+            at = cycle_at(protection, policy, now)
             if at is not None:
                 due.setdefault(protection.source_site, []).append((at, protection.id))
             elif due_action(protection, policy, now) in _JOBS:
                 wanted.append(protection)
         self._queue.fill(due)
-        if now >= self._health_at:
-            self._health_at = now + HEALTH_EVERY
+        if (elapsed := self._context.elapsed()) >= self._health_at:
+            self._health_at = elapsed + HEALTH_EVERY
             self._tell_load(service := load(protections, policies, now), now)
             self._tell_health(protections, service, now)
         for protection in wanted[: max(0, JOBS - len(active))]:
             self._submit(_JOBS[due_action(protection, policies[protection.policy], now)], protection, Arguments())
-        if now >= self._verify_at and not wanted:
-            self._verify_at = now + VERIFY_LOOK
+        if elapsed >= self._verify_at and not wanted:
+            self._verify_at = elapsed + VERIFY_LOOK
             idle = [item for item in protections if item.name not in active]
             self._verify(idle, VERIFICATIONS - sum(job.kind == VERIFY.kind for job in jobs), now)
 
@@ -183,10 +185,11 @@ class Scheduler:
         except AsrError as problem:
             _log.warning("%s: %s; %s", protection_id, problem, problem.action_text)
 
-    def _fence_is_due(self, protection: Protection, now: float) -> bool:
-        if now < self._fence_at.get(protection.id, 0.0):
+    def _fence_is_due(self, protection: Protection) -> bool:
+        elapsed = self._context.elapsed()
+        if elapsed < self._fence_at.get(protection.id, elapsed):
             return False
-        self._fence_at[protection.id] = now + FENCE_EVERY
+        self._fence_at[protection.id] = elapsed + FENCE_EVERY
         return True
 
     def _fence(self, protection: Protection, watch: Watch) -> None:
@@ -226,9 +229,9 @@ class Scheduler:
                 self._context.plugins.health_changed(item, old, new)
 
     def _tell_load(self, service: Load, now: float) -> None:
-        if not service.saturated or not self._keeps_up_at:
-            self._keeps_up_at = now
-        if not self._saturated and now - self._keeps_up_at < SATURATED_FOR:
+        if not service.saturated or self._keeps_up_at is None:
+            self._keeps_up_at = self._context.elapsed()
+        if not self._saturated and self._context.elapsed() - self._keeps_up_at < SATURATED_FOR:
             return
         if self._saturated and service.late > service.at_a_time // 2:
             return

@@ -101,13 +101,15 @@ class Journal(Servers):
         return [self._job(row) for row in rows]
 
     def last_ended(self, kind: str) -> dict[str, dict[JobState, float]]:
-        """By machine and result: when the newest job of this kind ended."""
+        """By machine and result: when the newest job of this kind ended. The newest is the one recorded last: an older
+        one may claim a later time, if the clock was wrong then."""
         table = _schema.jobs
-        newest = select(table.c.machine, table.c.state, func.max(table.c.ended_at).label("ended_at"))
-        statement = newest.where(table.c.kind == kind, table.c.ended_at.is_not(None))
+        newest = select(func.max(table.c.number)).where(table.c.kind == kind, table.c.ended_at.is_not(None))
+        newest = newest.group_by(table.c.machine, table.c.state)
+        statement = select(table.c.machine, table.c.state, table.c.ended_at).where(table.c.number.in_(newest))
         found: dict[str, dict[JobState, float]] = {}
         with self._read() as connection:
-            for row in connection.execute(statement.group_by(table.c.machine, table.c.state)).mappings():
+            for row in connection.execute(statement).mappings():
                 found.setdefault(row["machine"], {})[JobState(row["state"])] = row["ended_at"]
         return found
 

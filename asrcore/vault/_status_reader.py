@@ -122,8 +122,8 @@ class StatusReader:
         """By machine and result: when the newest job of this kind ended."""
         found: dict[str, dict[JobState, float]] = {}
         for row in self._rows(
-            "SELECT machine, state, max(ended_at) AS ended_at FROM jobs WHERE kind = ? AND ended_at IS NOT NULL"
-            " GROUP BY machine, state",
+            "SELECT machine, state, ended_at FROM jobs WHERE number IN"
+            " (SELECT max(number) FROM jobs WHERE kind = ? AND ended_at IS NOT NULL GROUP BY machine, state)",
             kind,
         ):
             found.setdefault(row["machine"], {})[JobState(row["state"])] = row["ended_at"]

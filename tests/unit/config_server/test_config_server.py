@@ -48,7 +48,7 @@ class Office:
             Component(Role.CONFIG_SERVER, "main"), make_request(enrolment.key_in(own)), ["127.0.0.1"]
         )
         enrolment.install(own, issued, "https://127.0.0.1")
-        app = make_app(self.vault, self.authority)
+        app = make_app(self.vault, self.authority, rig.clock)
         self.server = WebServer(app, Address("127.0.0.1", 0), Identity(own))
         self.server.start()
         self.url = f"https://{self.server.address}"

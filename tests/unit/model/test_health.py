@@ -46,8 +46,22 @@ def test_rpo_is_counted_from_the_instant_shown_not_from_the_seal() -> None:
     assert rpo(None, NOW) is None
 
 
-def test_rpo_is_never_negative() -> None:
-    assert rpo(newest(-30.0), NOW) == 0.0
+def test_rpo_of_a_point_from_the_future_is_unknown() -> None:
+    assert rpo(newest(-30.0), NOW) is None
+    assert rpo(newest(-1.5), NOW) == 0.0, "clocks of two hosts may differ by so much"
+
+
+@pytest.mark.parametrize("ahead", [3.0, 3600.0, 86400.0])
+def test_a_point_or_a_cycle_from_the_future_is_critical(ahead: float) -> None:
+    health = assess(WEB, POLICY, newest(-ahead), NOW)
+    assert (health.level, codes(health)) == (Level.CRITICAL, ["clock-went-back"])
+    assert codes(assess(attrs.evolve(WEB, last_cycle_at=NOW + ahead), POLICY, newest(0), NOW)) == ["clock-went-back"]
+    assert codes(assess(attrs.evolve(WEB, last_cycle_at=NOW + 1), POLICY, newest(-1), NOW)) == []
+
+
+def test_a_test_from_the_future_says_nothing() -> None:
+    assert codes(assess(attrs.evolve(WEB, last_test_at=NOW + 86400), POLICY, newest(0), NOW)) == ["test-due"]
+    assert codes(assess(attrs.evolve(WEB, created_at=NOW + 86400), POLICY, newest(0), NOW)) == []
 
 
 @pytest.mark.parametrize(

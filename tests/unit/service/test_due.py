@@ -54,7 +54,28 @@ def test_each_state_has_its_work(state: State, action: Action) -> None:
 def test_a_cycle_is_due_an_interval_after_the_last_began() -> None:
     assert due_action(PROTECTION, POLICY, NOW) is Action.NOTHING
     assert due_action(PROTECTION, POLICY, NOW + 1) is Action.CYCLE
-    assert next_cycle_at(PROTECTION, POLICY) == NOW + 1
+    assert next_cycle_at(PROTECTION, POLICY, NOW) == NOW + 1
+
+
+@pytest.mark.parametrize("back", [10.0, 3600.0, 400 * DAY])
+def test_nothing_waits_for_a_clock_that_was_set_back(back: float) -> None:
+    now = NOW - back
+    assert due_action(attrs.evolve(PROTECTION, last_cycle_at=NOW), POLICY, now) is Action.CYCLE
+    assert cycle_at(attrs.evolve(PROTECTION, last_cycle_at=NOW), POLICY, now) == now
+    first = attrs.evolve(PROTECTION, last_cycle_at=None, created_at=NOW)
+    assert due_action(first, POLICY, now) is Action.CYCLE
+    failed = attrs.evolve(PROTECTION, attempt=2, retry_at=NOW + 120)
+    assert due_action(failed, POLICY, now) is Action.CYCLE
+    assert due_action(failed, POLICY, NOW) is Action.NOTHING, "a retry waits for as long as it was told to"
+    new = attrs.evolve(PROTECTION, state=State.ENABLING, created_at=NOW)
+    assert due_action(new, POLICY, now) is Action.PROTECT
+
+
+def test_a_verification_does_not_wait_for_a_clock_that_was_set_back() -> None:
+    assert verification_due(PROTECTION, POLICY, {JobState.DONE: NOW + DAY}, NOW)
+    assert verification_due(attrs.evolve(PROTECTION, created_at=NOW + DAY), POLICY, {}, NOW)
+    both = {JobState.DONE: NOW + DAY, JobState.FAILED: NOW - 60}
+    assert not verification_due(PROTECTION, POLICY, both, NOW), "the failed one was just now"
 
 
 def test_a_failed_cycle_waits_for_its_retry() -> None:
@@ -81,10 +102,10 @@ def test_a_resync_waits_for_its_window() -> None:
 
 
 def test_a_machine_whose_deltas_stand_still_has_no_time_for_the_next() -> None:
-    assert cycle_at(PROTECTION, POLICY) == NOW + 1
-    assert cycle_at(attrs.evolve(PROTECTION, attempt=1, retry_at=NOW + 60), POLICY) == NOW + 60
-    assert cycle_at(attrs.evolve(PROTECTION, attempt=1), POLICY) is None
-    assert cycle_at(attrs.evolve(PROTECTION, state=State.RESYNCING), POLICY) is None
+    assert cycle_at(PROTECTION, POLICY, NOW) == NOW + 1
+    assert cycle_at(attrs.evolve(PROTECTION, attempt=1, retry_at=NOW + 60), POLICY, NOW) == NOW + 60
+    assert cycle_at(attrs.evolve(PROTECTION, attempt=1), POLICY, NOW) is None
+    assert cycle_at(attrs.evolve(PROTECTION, state=State.RESYNCING), POLICY, NOW) is None
 
 
 @pytest.mark.parametrize(

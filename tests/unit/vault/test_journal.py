@@ -83,7 +83,7 @@ def test_the_last_end_of_a_kind_is_known_by_machine_and_result(vault: Vault) -> 
     vault.add_job(attrs.evolve(job(8, "web-3"), kind="verify"))
     vault.add_job(attrs.evolve(job(9, "web-3"), kind="resync", ended_at=1.0, state=JobState.DONE))
     assert vault.last_ended("verify") == {
-        "web-1": {JobState.DONE: 20.0, JobState.FAILED: 30.0},
+        "web-1": {JobState.DONE: 10.0, JobState.FAILED: 30.0},  # the last one, whatever time an earlier one claims
         "web-2": {JobState.CANCELLED: 5.0},
     }
 
