@@ -86,7 +86,8 @@ class Protection:
 
     `epoch` counts ownership changes, so that a former owner can be refused. `mark` is what the last recorded point left
     at the source; it only changes together with `head_point` (invariants 4 and 2 in docs/explanation/architecture.md).
-    `attempt` and `retry_at`: retries of a failed cycle. `replica_kind` is the target's word for how it keeps points.
+    `last_cycle_at`: when the last recorded cycle began. `attempt` and `retry_at`: retries of a failed cycle.
+    `replica_kind` is the target's word for how it keeps points.
     """
 
     id: str

@@ -25,6 +25,7 @@ from asrcore import driver
 from asrcore.crashpoint import reach
 from asrcore.errors import AsrError, Cancelled, StaleBase, TargetFull, TrackingLost
 from asrcore.model.extent import Extent, union
+from asrcore.model.health import CLOCK_TOLERANCE
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.policy import Policy
 from asrcore.model.protection import CycleMode, PendingCycle, Protection
@@ -172,6 +173,14 @@ def _mode(protection: Protection) -> CycleMode:
     return CycleMode.DELTA
 
 
+def _is_same_view(pending: PendingCycle, view: driver.FrozenView, machine: driver.MachineView) -> bool:
+    """Whether the view of the interrupted cycle is still frozen: a new one has another mark (`ViewRequest`). Without
+    marks the driver's time tells, where that is this host's."""
+    if pending.view_mark is not None:
+        return machine.mark == pending.view_mark
+    return abs(view.taken_at - pending.taken_at) < 1e-3
+
+
 @attrs.define
 class _Cycle:
     context: Context
@@ -186,12 +195,17 @@ class _Cycle:
     info: driver.ReplicaInfo = attrs.field(init=False)
     policy: Policy = attrs.field(init=False)
     started: float = attrs.field(init=False)
+    taken_at: float = attrs.field(init=False)
+    """The instant of the view by this engine's clock, as is `started`: no other host's clock is compared with it."""
+    _ahead: float = attrs.field(init=False)
+    """How far the clock was ahead of the monotonic one when these were read."""
     writers: ExitStack = attrs.field(factory=ExitStack, init=False)
     """Closed after the view: a target applies then what was sealed, and the source need not wait for that."""
     counts: Counts = attrs.field(factory=Counts, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.started = self.context.clock()
+        self.started = self.taken_at = self.context.clock()
+        self._ahead = self.started - self.context.elapsed()
         self.policy = self.context.vault.policy(self.protection.policy)
         self.replica = self.context.site(self.protection.target_site).target.replica(self.protection.replica_id)
         self.info = self.replica.info()
@@ -208,11 +222,13 @@ class _Cycle:
         since = pending.view_mark if pending else self.protection.mark
         cycle_id = pending.id if pending else new_id("c")
         request = driver.ViewRequest(self.protection.source_machine, cycle_id, since)
+        asked = self._now()
         view = self.source.open_view(
             [request], consistency=self.policy.consistency, freeze_limit=self.policy.freeze_limit
         )
         with self.writers, view:
             reach("cycle.view-opened")
+            self._stamp(asked, view.taken_at)
             machine = view.machines[self.protection.source_machine]
             facts = self._facts(machine)
             try:
@@ -261,7 +277,7 @@ class _Cycle:
             point_id=new_id("p"),
             mode=mode,
             base_point=base,
-            taken_at=view.taken_at,
+            taken_at=self.taken_at,
             view_mark=machine.mark,
             plan={disk_id: item.plan for disk_id, item in work.items()},
         )
@@ -289,7 +305,9 @@ class _Cycle:
         machine: driver.MachineView,
         facts: Mapping[str, plan.DiskFacts],
     ) -> tuple[CycleResult, PendingCycle]:
-        reopened = abs(view.taken_at - pending.taken_at) < 1e-3
+        reopened = _is_same_view(pending, view, machine)
+        if reopened:
+            self.taken_at = pending.taken_at
         first: dict[str, plan.DiskWork] = {}
         rest: dict[str, plan.DiskWork] = {}
         writer = self._open(pending, machine)
@@ -314,7 +332,7 @@ class _Cycle:
             reach("cycle.caught-up")
             pending = attrs.evolve(
                 pending,
-                taken_at=view.taken_at,
+                taken_at=self.taken_at,
                 view_mark=machine.mark,
                 base_point=base,
                 plan={
@@ -385,9 +403,9 @@ class _Cycle:
         stored = writer.seal(
             driver.SealSpec(
                 point_id=pending.point_id,
-                taken_at=view.taken_at,
+                taken_at=self.taken_at,
                 consistency=machine.consistency,
-                keep=self.keep or self._point_is_due(view.taken_at),
+                keep=self.keep or self._point_is_due(self.taken_at),
                 description=machine.description,
             )
         )
@@ -404,14 +422,34 @@ class _Cycle:
         writer: driver.CycleWriter,
     ) -> PendingCycle:
         """Read again what the source could not hold still, and record the instant that it then shows."""
-        while resend := _named(view.settle().get(self.protection.source_machine, {})):
+        while True:
+            asked, shown = self._now(), (view.taken_at, machine.mark)
+            resend = _named(view.settle().get(self.protection.source_machine, {}))
+            if (view.taken_at, machine.mark) != shown:
+                self._stamp(asked, view.taken_at)
+            if not resend:
+                break
             self._transfer(resend, machine, writer)
             writer.flush()
             reach("cycle.settling")
-        if machine.mark != pending.view_mark or view.taken_at != pending.taken_at:
-            pending = attrs.evolve(pending, view_mark=machine.mark, taken_at=view.taken_at)
+        self._now()
+        if machine.mark != pending.view_mark or self.taken_at != pending.taken_at:
+            pending = attrs.evolve(pending, view_mark=machine.mark, taken_at=self.taken_at)
             self.context.vault.replan_cycle(self.protection.id, pending, epoch=self.protection.epoch)
         return pending
+
+    def _stamp(self, asked: float, shown: float) -> None:
+        """The view shows an instant since `asked`. A driver that has this host's clock says which (`shown`); what lies
+        outside of the call comes from another clock, and then the instant counts as early as it can have been."""
+        self.taken_at = shown if asked <= shown <= self.context.clock() else asked
+
+    def _now(self) -> float:
+        """By the engine's clock. Where it was set during the cycle, earlier instants are moved with it."""
+        now = self.context.clock()
+        ahead = now - self.context.elapsed()
+        if abs(moved := ahead - self._ahead) > CLOCK_TOLERANCE:
+            self.taken_at, self.started, self._ahead = self.taken_at + moved, self.started + moved, ahead
+        return now
 
     def _point_is_due(self, taken_at: float) -> bool:
         return retention.point_due(self.policy, self.context.vault.last_kept_at(self.protection.id), taken_at)

@@ -29,11 +29,15 @@ def record_sealed(
     counts: Counts,
     started: float,
 ) -> RecoveryPoint:
-    """Record the point and advance the mark, in one transaction (invariant 2 in docs/explanation/architecture.md)."""
+    """Record the point and advance the mark, in one transaction (invariant 2 in docs/explanation/architecture.md).
+
+    `started`: when the cycle began, by the engine's clock. The target's own time of the seal is not recorded.
+    """
+    sealed_at = context.clock()
     point = RecoveryPoint(
         id=stored.id,
         taken_at=stored.taken_at,
-        sealed_at=stored.sealed_at,
+        sealed_at=sealed_at,
         consistency=stored.consistency,
         kept=stored.kept,
         pinned=stored.pinned,
@@ -45,7 +49,7 @@ def record_sealed(
         mode=pending.mode,
         taken_at=stored.taken_at,
         started_at=started,
-        sealed_at=stored.sealed_at,
+        sealed_at=sealed_at,
         **counts.facts(),
     )
     event = _EVENTS.get(protection.state)
@@ -73,5 +77,5 @@ def adopt_sealed(context: Context, protection: Protection) -> RecoveryPoint | No
     if not info.points or info.points[-1].id != pending.point_id:
         return None
     stored = info.points[-1]
-    # What was sent is no longer known; only the point matters.
-    return record_sealed(context, protection, pending, stored, Counts(), stored.sealed_at)
+    # What was sent, and when the cycle began, is no longer known; only the point matters.
+    return record_sealed(context, protection, pending, stored, Counts(), context.clock())

@@ -45,7 +45,7 @@ _POINTS_BEFORE = _ALL_POINTS.where((_points.taken_at < _BEFORE) | (_points.id ==
 _KEPT_AT = (
     select(_points.taken_at)
     .where(_points.protection_id == _MACHINE, _points.kept, ~_points.dropping)
-    .order_by(_points.taken_at.desc())
+    .order_by(_points.number.desc())
     .limit(1)
 )
 _DROPPING = select(_points.id).where(_points.protection_id == _MACHINE, _points.dropping).order_by(_points.number)
@@ -136,7 +136,7 @@ class Cycles(Registry):
                 state=state,
                 head_point=point.id,
                 mark=pending.view_mark,
-                last_cycle_at=point.sealed_at,
+                last_cycle_at=stats.started_at,
                 resync_reason="" if state is State.PROTECTED else protection.resync_reason,
                 attempt=0,
                 retry_at=None,
@@ -160,7 +160,7 @@ class Cycles(Registry):
         return [self._value(_rows.point_of, row, f"point {row['id']}") for row in rows]
 
     def last_kept_at(self, protection_id: str) -> float | None:
-        """The latest instant that a kept point shows; None without one."""
+        """The instant that the newest kept point shows; None without one. The newest is the one recorded last."""
         with self._read() as connection:
             return connection.execute(_KEPT_AT, {"machine": protection_id}).scalar()
 

@@ -20,6 +20,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.policy import ALWAYS, Policy
 from asrcore.model.state import State
 from asrcore.plugins import Plugins
+from asrcore.replication.context import Context
 from asrcore.service import scheduler
 from asrcore.service.scheduler import _Queue
 from asrcore.testing.memory import MemoryWorld
@@ -115,6 +116,26 @@ def test_a_source_that_returns_is_put_down_and_kept_down(service: Service) -> No
     service.until(lambda: not service.engine.vault.protection("web").fence_due)
     service.machine.start()  # started by hand at the host
     service.until(lambda: service.machine.value.power is PowerState.OFF)
+
+
+@pytest.mark.parametrize("step", [-86400.0, 86400.0])
+def test_replication_and_fences_do_not_wait_for_a_clock_that_was_set(service: Service, step: float) -> None:
+    context, offset = service.engine.context, max(0.0, -step)
+    context.monotonic, context.clock = time.monotonic, lambda: time.time() + offset
+    service.engine.wait(service.engine.replicate("web"), timeout=60)
+    head = service.engine.vault.protection("web").head_point
+    offset += step
+    # A clock that went back: without waiting for the interval. One that went forward: the interval is over.
+    service.until(lambda: service.engine.vault.protection("web").head_point != head, seconds=4)
+
+    service.home.cut()
+    service.engine.wait(service.engine.failover_unplanned("web"), timeout=60)
+    service.home.restore()
+    service.until(lambda: service.machine.value.power is PowerState.OFF)
+    service.until(lambda: not service.engine.vault.protection("web").fence_due)
+    offset -= step
+    service.machine.start()
+    service.until(lambda: service.machine.value.power is PowerState.OFF, seconds=4)
 
 
 def test_a_failing_initial_copy_is_not_tried_in_a_tight_loop(service: Service) -> None:
@@ -217,22 +238,29 @@ def test_a_replica_is_verified_and_repaired_automatically(service: Service, monk
 
 
 def test_saturation_is_reported_once_and_so_is_its_end(service: Service) -> None:
-    reported = scheduler.Scheduler(service.engine.context, lambda kind, protection, arguments: None)
+    at = 1000.0
+    context = Context(service.engine.vault, service.engine.plugins, monotonic=lambda: at)
+    reported = scheduler.Scheduler(context, lambda kind, protection, arguments: None)
+
+    def tell(load: Load, now: float) -> None:
+        nonlocal at
+        at = now
+        reported._tell_load(load, time.time())
 
     def events() -> list[str]:
         return [entry.text.partition(":")[0] for entry in service.engine.vault.events(kinds=["service"])]
 
     too_many, some, few = (Load(late, 500, at_a_time=16) for late in (17, 9, 8))
     for now in (0.0, 10.0, 29.0):
-        reported._tell_load(too_many, 1000.0 + now)
-    reported._tell_load(few, 1029.5)
+        tell(too_many, 1000.0 + now)
+    tell(few, 1029.5)
     for now in (30.0, 59.0):
-        reported._tell_load(too_many, 1000.0 + now)
+        tell(too_many, 1000.0 + now)
     assert events() == []
     for now in (61.0, 70.0):
-        reported._tell_load(too_many, 1000.0 + now)
+        tell(too_many, 1000.0 + now)
     assert events() == ["the service cannot keep up"]
-    reported._tell_load(some, 1080.0)
-    reported._tell_load(few, 1090.0)
-    reported._tell_load(few, 1200.0)
+    tell(some, 1080.0)
+    tell(few, 1090.0)
+    tell(few, 1200.0)
     assert events() == ["the service cannot keep up", "the service keeps up again"]

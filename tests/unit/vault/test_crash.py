@@ -48,7 +48,7 @@ def test_recording_is_whole_or_not_at_all(at: str, recorded: bool, place: str) -
         samples.record(vault, 1)
         before = vault.begin_cycle("id-1", samples.cycle(2, "p1"))
     old = (before, ["p1"], ["c1"])
-    after = attrs.evolve(before, pending=None, head_point="p2", mark=Mark("mark-2"), last_cycle_at=1002.5)
+    after = attrs.evolve(before, pending=None, head_point="p2", mark=Mark("mark-2"), last_cycle_at=1002.1)
     new = (after, ["p2"], ["c1", "c2"])
     crash(RECORD, place, at)
     assert state(place) == (new if recorded else old)

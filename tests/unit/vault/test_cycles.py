@@ -125,7 +125,7 @@ def test_recording_moves_everything_at_once(vault: Vault) -> None:
     vault.begin_cycle("id-1", cycle(1))
     recorded = vault.record_point("id-1", "c1", point(1), event=Event.COPIED, stats=stats(1))
     expected = attrs.evolve(
-        machine(), state=State.FINALIZING, head_point="p1", mark=Mark("mark-1"), last_cycle_at=1001.5
+        machine(), state=State.FINALIZING, head_point="p1", mark=Mark("mark-1"), last_cycle_at=1001.1
     )
     assert recorded == vault.protection("id-1") == expected
     assert vault.points("id-1") == [point(1)]
