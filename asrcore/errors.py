@@ -609,6 +609,26 @@ class VaultUnavailable(AsrError):
     retry = True
 
 
+class VaultReadOnly(VaultUnavailable):
+    code = "vault-read-only"
+    happened = "the vault at {url} cannot be written: {detail}"
+    cause = "The database is a standby, or its transactions are read-only by default."
+    action = (
+        "Connect to the primary: name all hosts in the URL and add `target_session_attrs=read-write`. "
+        "Work continues when the vault can be written again. Nothing was recorded."
+    )
+
+
+class VaultForbidden(VaultUnavailable):
+    code = "vault-forbidden"
+    happened = "the database refuses access to the vault at {url}: {detail}"
+    cause = "The role in the vault's URL has lost a privilege that it needs."
+    action = (
+        "Make that role the owner of the database and of the tables in it. Work continues when it has its privileges "
+        "again. Nothing was recorded."
+    )
+
+
 class WrongCycle(AsrError):
     code = "wrong-cycle"
     category = Category.INTEGRITY

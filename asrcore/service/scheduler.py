@@ -21,7 +21,16 @@ from functools import partial
 from heapq import heapify, heappop
 
 from asrcore import driver
-from asrcore.errors import AsrError, Cancelled, MachineBusy, MachineNotFound, NotAssigned, TrackingLost, WrongState
+from asrcore.errors import (
+    AsrError,
+    Cancelled,
+    MachineBusy,
+    MachineNotFound,
+    NotAssigned,
+    TrackingLost,
+    VaultUnavailable,
+    WrongState,
+)
 from asrcore.model.health import Health, Load, assess
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
@@ -45,6 +54,7 @@ LOOK_SHARE = 20  # a poll of the vault costs 40 us a machine; it is repeated aft
 JOBS = 8  # jobs at a time that the service submits: 500 comparisons may become due in one minute
 FENCE_EVERY = 5.0  # seconds between checks of a machine that has to stay quarantined
 SATURATED_FOR = 30.0  # seconds until it is reported that the service cannot keep up: after a pause all are late
+VAULT_PAUSE = 1.0  # seconds without new cycles after the vault did not answer one: each would open a view for nothing
 HEALTH_EVERY = 5.0  # seconds between judgements of the machines' health
 VERIFY_LOOK = 60.0  # seconds between checks for replicas that are to be verified
 VERIFICATIONS = 1  # at a time that the service submits: each reads all data of a machine, and none is urgent
@@ -93,6 +103,7 @@ class Scheduler:
         self._saturated = False
         self._keeps_up_at: float | None = None
         self._starting = threading.Lock()
+        self._paused_until = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; then stop what runs (it is resumed at the next start) and return."""
@@ -107,6 +118,8 @@ class Scheduler:
                         self._look()
                     except AsrError as problem:  # for example the vault's disk is full: continue when it answers again
                         _log.error("%s; %s", problem, problem.action_text)
+                    except Exception:  # noqa: BLE001 - a defect must not end the service; the next look may succeed
+                        _log.exception("looking for work failed unexpectedly")
                     ended = time.monotonic()
                     look_at = ended + LOOK_SHARE * (ended - began)
                 self._start_cycles()
@@ -116,6 +129,8 @@ class Scheduler:
 
     def _start_cycles(self) -> None:
         with self._starting:
+            if time.monotonic() < self._paused_until:
+                return
             while (found := self._queue.pop(self._context.clock(), self._cycles.has_room)) is not None:
                 site, machine = found
                 self._cycles.start(machine, site, partial(self._cycle, machine))
@@ -182,6 +197,9 @@ class Scheduler:
             pass  # a job or another server took over, or the service stops
         except TrackingLost as problem:
             _log.warning("%s", problem)
+        except VaultUnavailable as problem:  # the cycle is still due, and is run when the vault is back
+            self._paused_until = time.monotonic() + VAULT_PAUSE
+            _log.warning("%s: %s", protection_id, problem)
         except AsrError as problem:
             _log.warning("%s: %s; %s", protection_id, problem, problem.action_text)
 

@@ -93,10 +93,10 @@ class Place:
         if found != APPLICATION_ID:
             raise NotAVault(url=self.shown, detail="It is a SQLite database of another program.")
 
-    def unavailable(self, problem: BaseException | str) -> AsrError:
+    def unavailable(self, problem: BaseException | str, kind: type[VaultUnavailable] = VaultUnavailable) -> AsrError:
         """The error for a problem below the vault, with the state of the file system."""
         detail = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem).strip()
-        return VaultUnavailable(url=self.shown, detail=self._scrub(detail) + self._hint())
+        return kind(url=self.shown, detail=self._scrub(detail) + self._hint())
 
     def _hint(self) -> str:
         """SQLite says `disk I/O error` or `unable to open database file` for most; the file system knows more."""

@@ -13,7 +13,16 @@ from sqlalchemy import Connection, Engine, Select, Table, bindparam, create_engi
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, HostIncomplete, InvalidValue, NotAVault, VaultDamaged
+from asrcore.errors import (
+    AsrError,
+    HostIncomplete,
+    InvalidValue,
+    NotAVault,
+    VaultDamaged,
+    VaultForbidden,
+    VaultReadOnly,
+    VaultUnavailable,
+)
 from asrcore.vault._place import Place
 from asrcore.vault._rows import Row
 from asrcore.vault._secrets import Secrets
@@ -120,6 +129,8 @@ class Store:
             error = translated(self._place, problem)
             if error is None:
                 raise
+            if isinstance(error, VaultReadOnly):
+                self._engine.dispose()  # another connection may find the primary: these stay with a server that is none
             raise error from problem
 
     def _damaged(self, detail: str) -> VaultDamaged:
@@ -164,15 +175,32 @@ def translated(place: Place, problem: DBAPIError | sqlite3.Error) -> AsrError | 
             return NotAVault(url=place.shown, detail="The file is not a database.")
         if code == sqlite3.SQLITE_CORRUPT:
             return VaultDamaged(url=place.shown, detail=str(cause))
-        if code in _UNAVAILABLE:
+        if code in _SQLITE_UNAVAILABLE:
             return place.unavailable(cause)
         return None
-    if isinstance(problem, OperationalError | InterfaceError):
-        return place.unavailable(cause or problem)
+    state = getattr(cause, "sqlstate", None) or ""
+    if isinstance(problem, OperationalError | InterfaceError) or state == _NO_PRIVILEGE or state[:2] in _UNAVAILABLE:
+        kinds = {_READ_ONLY: VaultReadOnly, _NO_PRIVILEGE: VaultForbidden}
+        return place.unavailable(cause or problem, kinds.get(state, VaultUnavailable))
     return None
 
 
+# Of PostgreSQL, https://www.postgresql.org/docs/current/errcodes-appendix.html. SQLAlchemy passes some of them on as
+# InternalError or ProgrammingError: what a standby answers, a transaction that was ended for its idleness, a privilege.
+_READ_ONLY = "25006"
+_NO_PRIVILEGE = "42501"
 _UNAVAILABLE = frozenset(
+    {
+        "08",  # the connection
+        "25",  # the transaction's state
+        "40",  # rolled back, for example in a deadlock
+        "53",  # memory, disk, connections
+        "55",  # locked, or in use
+        "57",  # ended or shutting down
+        "58",  # input and output
+    }
+)
+_SQLITE_UNAVAILABLE = frozenset(
     {
         sqlite3.SQLITE_PERM,
         sqlite3.SQLITE_BUSY,
