@@ -113,7 +113,8 @@ class Durable:
             raise Stopped from problem  # another server resumed it meanwhile
 
     def begin(self, job_id: str) -> None:
-        """Start the workflow of a job, or resume one that no server works on. DBOS resumes an engine's own workflows.
+        """Start the workflow of a job, or resume one that no process works on: an interrupted one, or one that ended
+        here without its end being logged.
 
         Raises VaultUnavailable.
         """
@@ -123,8 +124,7 @@ class Durable:
                 DBOS.delete_workflow(job_id)
                 known = None
             if known is not None:
-                if self._queue is not None or known.executor_id != self._executor:
-                    DBOS.resume_workflow(job_id, queue_name=self._queue)
+                DBOS.resume_workflow(job_id, queue_name=self._queue)
                 return
             with SetWorkflowID(job_id):
                 if self._queue is None:
@@ -133,6 +133,18 @@ class Durable:
                     DBOS.enqueue_workflow(self._queue, self._workflow, job_id)
         except DBAPIError as problem:
             raise self._unavailable(problem) from problem
+
+    def elsewhere(self, job_id: str) -> bool:
+        """Whether no workflow of the job is about to run in this process. Raises VaultUnavailable."""
+        try:
+            known = DBOS.get_workflow_status(job_id)
+        except DBAPIError as problem:
+            raise self._unavailable(problem) from problem
+        if known is None or not _goes_on(known):
+            return True
+        if known.status == "ENQUEUED":
+            return self._queue is not None and known.queue_name != self._queue
+        return known.executor_id != self._executor
 
     def sort_out(self) -> set[str]:
         """Ids of the workflows that DBOS resumes automatically. Those that ended are deleted from its log.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 
-from asrcore.errors import AsrError, Cancelled, JobFailed, NotAssigned, catalogue
+from asrcore.errors import AsrError, Cancelled, JobFailed, NotAssigned, VaultUnavailable, catalogue
 from asrcore.model.watch import Stopped
 from asrcore.vault import Job
 
@@ -16,11 +16,17 @@ Failure = dict[str, object]
 
 
 def caught(job_id: str, work: Callable[[], Failure | None]) -> Failure | None:
-    """The failure that the work returned or raised, or None. Raises Stopped if the job has moved to another server."""
+    """The failure that the work returned or raised, or None.
+
+    Raises Stopped if the job has moved to another server, and VaultUnavailable: that is no failure of the work, which
+    may be repeated when the vault is back.
+    """
     try:
         return work()
     except NotAssigned as error:
         raise Stopped from error  # the job continues at another server
+    except VaultUnavailable:
+        raise
     except AsrError as error:
         return _failure(error)
     except Exception as error:  # noqa: BLE001 - a defect ends this job, never the engine

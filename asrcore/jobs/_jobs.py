@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from asrcore.crashpoint import reach
@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 LOOK = 0.2  # seconds between looks for new jobs and requests to cancel; `submit` does not wait for it
 PROGRESS = 0.25  # seconds between writes of a job's progress
 _SAY_SO = 5.0  # seconds that `close` waits for a step before it says what it waits for
+_AGAIN = 1.0  # seconds until a job is taken up again that ended here without a record of its end
+_BEGINS = 5.0  # seconds after which a job that has not begun is looked for in the durable log
 
 
 class Jobs:
@@ -55,7 +57,7 @@ class Jobs:
         self._wake = threading.Event()
         self._changed = threading.Condition()
         self._runs: dict[str, Run] = {}
-        self._taken: set[str] = set()
+        self._left: dict[str, float] = {}  # jobs that ended here without a record of it, and when
         self._wrote_at = 0.0
         self._trouble = ""
 
@@ -94,11 +96,11 @@ class Jobs:
 
         self._ready.clear()
         self._stopping.clear()
-        self._taken.clear()
+        self._left.clear()
         self._durable = Durable(self._vault.jobs_url, self._body, self._server)
         try:
             # Places in line are taken before anything runs, so that jobs keep the order they were asked for in.
-            interrupted = [self._take(job) for job in self._untaken(self._vault.my_jobs())]
+            interrupted = [self._take(job) for job in reversed(self._vault.my_jobs())]
             self._durable.launch()
             going_on = self._durable.sort_out()
             for run in interrupted:
@@ -153,10 +155,14 @@ class Jobs:
             if run is None or run.active:
                 return  # it ended right before the kill, or belongs to a vault that was here before
             run.active = True
+        ended = False
         try:
             run.execute(durably)
+            ended = True
         finally:
             with self._changed:
+                if not ended:
+                    self._left[job_id] = time.monotonic()
                 del self._runs[job_id]
                 self._changed.notify_all()
 
@@ -177,9 +183,12 @@ class Jobs:
     def _look(self) -> None:
         if self._durable is None:
             return
+        with self._changed:
+            # Before the vault is read: a job that ends meanwhile is still in the list, and is no new one.
+            running = set(self._runs)
         active = self._vault.my_jobs()
         self._let_go(active)
-        for job in self._untaken(active):
+        for job in self._untaken(active, running):
             run = self._take(job)
             reach("jobs.taken")
             try:
@@ -187,11 +196,11 @@ class Jobs:
             except BaseException:
                 run.leave()
                 del self._runs[job.id]
-                self._taken.discard(job.id)
                 raise
             reach("jobs.begun")
         with self._changed:
             runs = list(self._runs.values())
+        self._begin_again([run for run in runs if not run.active])
         for run in runs:
             if self._vault.cancel_requested(run.job.id):
                 run.watch.cancel()
@@ -199,6 +208,18 @@ class Jobs:
             self._wrote_at = time.monotonic()
             for run in runs:
                 run.write_progress()
+
+    def _begin_again(self, waiting: Sequence[Run]) -> None:
+        """A job keeps its machine from the moment it is taken up: one whose workflow another process has taken or ended
+        meanwhile would keep it for ever."""
+        now = time.monotonic()
+        for run in waiting:
+            if now - run.taken_at < _BEGINS or self._durable is None:
+                continue
+            run.taken_at = now
+            if self._durable.elsewhere(run.job.id):
+                _log.warning("job %s (%s) did not begin; it is started again", run.job.id, run.job.kind)
+                self._durable.begin(run.job.id)
 
     def _let_go(self, active: Sequence[Job]) -> None:
         """Stop jobs of machines that have moved to another server."""
@@ -209,19 +230,19 @@ class Jobs:
             if self._vault.job(run.job.id).state.ended:  # one that has just ended is in no list either
                 continue
             run.stop()
-            self._taken.discard(run.job.id)  # it may come back
             with self._changed:
                 if not run.active:  # it never began here
                     run.leave()
                     self._runs.pop(run.job.id, None)
 
-    def _untaken(self, active: Sequence[Job]) -> list[Job]:
-        """Jobs to take up, oldest first."""
-        # A job that ends now may still be in this list; it is remembered as taken until it is in no list any more.
+    def _untaken(self, active: Sequence[Job], running: Set[str]) -> list[Job]:
+        """Jobs to take up, oldest first: also those that ended here without a record of it, because the vault or the
+        durable log did not answer, or because the machine was at another server meanwhile."""
         with self._changed:
-            running = set(self._runs)
-        self._taken &= {job.id for job in active} | running
-        return [job for job in reversed(active) if job.id not in self._taken | running]
+            since = time.monotonic() - _AGAIN
+            self._left = {job: at for job, at in self._left.items() if at > since}
+            waiting = running | set(self._left)
+        return [job for job in reversed(active) if job.id not in waiting]
 
     def _take(self, job: Job) -> Run:
         run = Run(self._context, job, self._procedures.get(job.kind))
@@ -229,5 +250,4 @@ class Jobs:
             run.watch.cancel()
         with self._changed:
             self._runs[job.id] = run
-        self._taken.add(job.id)
         return run

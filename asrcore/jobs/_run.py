@@ -2,6 +2,9 @@
 
 The vault's record is what people see; the durable log says which steps are done. Each step writes its facts to the
 vault before it is logged as done. After a kill between the two the step is run again, which every step allows.
+
+A vault that does not answer is like a kill: the step is not logged, and it is run again when the vault is back. The job
+keeps its machine meanwhile, so that no other job comes before it.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ import json
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 from asrcore.crashpoint import reach
 from asrcore.errors import JobFailed, NotAssigned, NotFound, VaultUnavailable
@@ -31,6 +35,8 @@ __all__ = ["Durably", "Run"]
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Durably = Callable[[str, Callable[[], Failure | None]], Failure | None]
 """Runs a named step, or returns what it returned if it was done before the engine was killed."""
 
@@ -40,7 +46,7 @@ _LOCKS = {
     Holds.REPLICATION: (Lock.REPLICATION,),
     Holds.TEST: (Lock.TESTS,),
 }
-_RETRY = 1.0  # seconds between attempts to record the end of a job in a vault whose disk is full
+_RETRY = 1.0  # seconds between attempts to use a vault that does not answer, or whose disk is full
 _OUTCOMES = {
     JobState.DONE: Outcome.SUCCEEDED,
     JobState.FAILED: Outcome.FAILED,
@@ -54,6 +60,7 @@ class Run:
     def __init__(self, context: Context, job: Job, procedure: Procedure | None) -> None:
         self.job = job
         self.active = False
+        self.taken_at = time.monotonic()
         self.watch = Watch(self._report)
         self._context = context
         self._vault = context.vault
@@ -65,6 +72,7 @@ class Run:
         self._begun = False
         self._work: Work | None = None
         self._turns: Sequence[Turn] = ()
+        self._trouble = ""
         self._problem: Failure | None = caught(job.id, self._prepare)
 
     def _prepare(self) -> None:
@@ -121,6 +129,8 @@ class Run:
             with ExitStack() as stack:
                 failure = self._problem or caught(self.job.id, partial(self._all_steps, durably, stack))
                 self._record_end(failure)
+        except VaultUnavailable as problem:  # of the durable log: the engine takes the job up again
+            raise Stopped from problem
         finally:
             self.leave()
         self._tell()
@@ -134,7 +144,7 @@ class Run:
         with self._writing:
             self._begun = True
         started = self._context.clock() if self.job.started_at is None else self.job.started_at
-        self._update(state=JobState.RUNNING, started_at=started)
+        self._when_vault_answers(lambda: self._update(state=JobState.RUNNING, started_at=started))
         for step in procedure.steps:
             failure = durably(step.name, partial(self._step, step, work))
             reach(f"job.{procedure.kind}.{step.name}.logged")
@@ -150,9 +160,9 @@ class Run:
             reach(f"job.{self.job.kind}.{step.name}.begun")
             step.run(work)
 
-        failure = caught(self.job.id, run)
+        failure = self._when_vault_answers(lambda: caught(self.job.id, run))
         # What a failed step found out is kept too: a verification says what differs, and then fails.
-        unrecorded = caught(self.job.id, self._save_facts)
+        unrecorded = self._when_vault_answers(lambda: caught(self.job.id, self._save_facts))
         reach(f"job.{self.job.kind}.{step.name}.done")
         return failure or unrecorded
 
@@ -167,11 +177,28 @@ class Run:
             except NotAssigned as problem:
                 raise Stopped from problem  # the job continues at another server
 
+    def _when_vault_answers(self, work: Callable[[], T]) -> T:
+        """Do the work, again and again while the vault does not answer. Raises Stopped when the engine ends."""
+        while True:
+            try:
+                done = work()
+            except VaultUnavailable as problem:
+                self._wait_for_vault(problem)
+            else:
+                self._trouble = ""
+                return done
+
+    def _wait_for_vault(self, problem: Exception) -> None:
+        if str(problem) != self._trouble:  # logged once, not every second
+            _log.error("job %s (%s) waits for the vault: %s", self.job.id, self.job.kind, problem)
+        self._trouble = str(problem)
+        if self._stopped.wait(_RETRY):
+            raise Stopped from problem
+
     def _record_end(self, failure: Failure | None) -> None:
         state = JobState.DONE
         if failure is not None:
             state = JobState.CANCELLED if is_cancelled(failure) else JobState.FAILED
-        trouble = ""
         while True:
             work, done, total = self._progress
             try:
@@ -183,12 +210,10 @@ class Run:
                     progress_done=done,
                     progress_total=total,
                 )
-            except VaultUnavailable as problem:
-                if str(problem) != trouble:  # said once, not every second
-                    _log.error("the end of job %s cannot be recorded yet: %s", self.job.id, problem)
-                trouble = str(problem)
-                if self._stopped.wait(_RETRY):
-                    raise Stopped from problem
+            except NotFound as problem:  # its record was deleted: there is nothing left to end
+                raise Stopped from problem
+            except Exception as problem:  # noqa: BLE001 - a job that stays `running` would keep its machine for ever
+                self._wait_for_vault(problem)
             else:
                 break
         self._written = self._progress

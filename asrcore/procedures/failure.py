@@ -8,7 +8,16 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from asrcore.errors import AsrError, Cancelled, JobFailed, NotAssigned, NotFound, StaleEpoch, TrackingLost
+from asrcore.errors import (
+    AsrError,
+    Cancelled,
+    JobFailed,
+    NotAssigned,
+    NotFound,
+    StaleEpoch,
+    TrackingLost,
+    VaultUnavailable,
+)
 from asrcore.procedures.procedure import Work
 from asrcore.replication import retry
 from asrcore.replication.context import Context
@@ -22,13 +31,14 @@ _log = logging.getLogger(__name__)
 def recorded_failure(context: Context, protection_id: str, *, of_a_job: bool = True) -> Iterator[None]:
     """Record an error of the block with the machine and raise it again; success is recorded by the point itself.
 
-    Lost tracking is a state, not an error to retry, and a machine that moved to another server is handled there. A job
+    Lost tracking is a state, not an error to retry, and a machine that moved to another server is handled there. A
+    vault that did not answer says nothing about the machine: its work continues as soon as the vault is back. A job
     is cancelled by a person and then not retried automatically; a cycle of the service (`of_a_job` False) is cancelled
     by a job that takes over, which is no failure.
     """
     try:
         yield
-    except (TrackingLost, NotAssigned):
+    except (TrackingLost, NotAssigned, VaultUnavailable):
         raise
     except Cancelled:
         if of_a_job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError
+from asrcore.errors import AsrError, VaultUnavailable
 from asrcore.model.machine import PowerState
 from asrcore.model.state import Event, State
 from asrcore.procedures.drill import cleanup_tests
@@ -44,6 +44,8 @@ def _undo_release(work: Work) -> None:
         reach("undo.released")
         if stopped and inventory.machine(protection.source_machine).power is PowerState.OFF:
             commanded(work, protection.source_site).power_on(protection.source_machine)
+    except VaultUnavailable:
+        raise  # nothing is known of the source: the step is run again
     except AsrError as problem:
         # Undo is also how another point is chosen while the source is lost: it must not depend on it.
         _log.warning("%s: its source could not be released: %s", protection.name, problem)
