@@ -114,15 +114,24 @@ class Carrier:
             return made
 
     @classmethod
-    def answer(cls, plain: socket.socket, peer: str, identity: tls.Identity, limits: Limits) -> Carrier:
-        """Take an accepted connection, which is closed if it is refused. The caller has to `check` its role.
+    def answer(
+        cls,
+        plain: socket.socket,
+        peer: str,
+        identity: tls.Identity,
+        limits: Limits,
+        *,
+        begun: Callable[[Callable[[], None]], None] = lambda cut: None,
+    ) -> Carrier:
+        """Take an accepted connection, which is closed if it is refused. The caller has to `check` its role. `begun` is
+        called with what ends the handshake, from any thread.
 
         Raises TimedOut, ConnectionLost, IdentityUnusable, and what `tls.refusal` gives.
         """
         with _closed_on_error(plain):
             plain.settimeout(limits.connect)
             context = identity.context(server=True)
-            connection = _shaken(context, plain, peer, limits, server=True)
+            connection = _shaken(context, plain, peer, limits, server=True, begun=begun)
         with _closed_on_error(connection):
             return cls(connection, peer, limits)
 
@@ -192,9 +201,7 @@ class Carrier:
     def abort(self) -> None:
         """End all waits at once; `close` is still to be called, when no thread uses the connection any more."""
         self._broken = True
-        with contextlib.suppress(OSError):
-            # SSLSocket's own would continue unencrypted.
-            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+        _shut(self._connection)
 
     def hang_up(self) -> None:
         """Send and receive nothing more; `close` then waits briefly until the other side has read what was sent, which
@@ -214,6 +221,11 @@ class Carrier:
             self._connection.close()
 
 
+def _shut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # SSLSocket's own would continue unencrypted
+
+
 @contextlib.contextmanager
 def _closed_on_error(connection: socket.socket) -> Iterator[None]:
     try:
@@ -224,11 +236,19 @@ def _closed_on_error(connection: socket.socket) -> Iterator[None]:
 
 
 def _shaken(
-    context: ssl.SSLContext, plain: socket.socket, peer: str, limits: Limits, *, server: bool, host: str = ""
+    context: ssl.SSLContext,
+    plain: socket.socket,
+    peer: str,
+    limits: Limits,
+    *,
+    server: bool,
+    host: str = "",
+    begun: Callable[[Callable[[], None]], None] = lambda cut: None,
 ) -> ssl.SSLSocket:
     connection = context.wrap_socket(
         plain, server_side=server, server_hostname=host or None, do_handshake_on_connect=False
     )
+    begun(partial(_shut, connection))
     try:
         connection.settimeout(limits.connect)
         connection.do_handshake()

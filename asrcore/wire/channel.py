@@ -66,12 +66,15 @@ class Channel:
         dialled: bool,
         about: Mapping[str, Any] | None = None,
         handler: Handler | None = None,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
-        """Takes the carrier over and exchanges the hellos. Raises as `ask`."""
+        """Takes the carrier over and exchanges the hellos. `ended` is called once its socket is closed, unless this
+        raises. Raises as `ask`."""
         self.peer = carrier.peer
         self.error: AsrError | None = None
         self._carrier = carrier
         self._handler = handler
+        self._after = ended
         self._wire = Connection(
             dialled=dialled,
             me={**(about or {}), "silence": carrier.limits.silence},
@@ -87,7 +90,7 @@ class Channel:
         self._paces: dict[int, Pace] = {}
         self._workers = ThreadPoolExecutor(WORKERS, "served") if handler else None
         self._queued = threading.BoundedSemaphore(QUEUED)
-        self._sent_at = time.monotonic()
+        self._sent_at = self._worked_at = time.monotonic()
         self._buffer = bytearray(64 * 1024)
         self._receiver = threading.Thread(target=self._receive, name=f"wire {self.peer}", daemon=True)
         try:
@@ -119,6 +122,12 @@ class Channel:
     def fingerprint(self) -> str:
         """SHA-256 of the other side's certificate, in hex; empty on a Unix socket."""
         return self._carrier.fingerprint
+
+    def idle_since(self) -> float | None:
+        """When it last had a request, monotonic; None while one is at work, minus infinity when it has ended."""
+        if self.error is not None:
+            return float("-inf")
+        return None if self._watches or self._sinks or self._waiting else self._worked_at
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -321,6 +330,7 @@ class Channel:
         return frame
 
     def _take(self, frame: Frame) -> None:
+        self._worked_at = time.monotonic()
         if frame.type in (frames.REPLY, frames.ERROR):
             waiting = self._waiting.pop(frame.stream, None)
             if waiting is not None:
@@ -366,6 +376,7 @@ class Channel:
         except (Exception, Stopped) as problem:  # noqa: BLE001 - reported to the other side
             self._fail(frame.stream, call, problem)
         finally:
+            self._worked_at = time.monotonic()
             self._watches.pop(frame.stream, None)
             self._queued.release()
 
@@ -451,6 +462,7 @@ class Channel:
             except Exception:  # noqa: BLE001 - the connection is over all the same
                 _log.exception("cleaning up after %s", self.peer)
         self._carrier.close()
+        self._after()
 
     def close(self, reason: str = "", detail: str = "the connection was closed") -> None:
         """End it, with a goodbye; waiting callers get SiteUnreachable. May be called twice."""

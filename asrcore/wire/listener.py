@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
-import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
-from asrcore.errors import AsrError, CannotListen, CertificateRole
+import attrs
+
+from asrcore.errors import AsrError, CertificateRole
 from asrcore.wire.carrier import Address, Carrier, ConnectionLost, Limits
 from asrcore.wire.channel import Channel, Handler
 from asrcore.wire.failures import as_error
+from asrcore.wire.gate import HELLO_SECONDS, TLS_SECONDS, Full, Gate, Place, Places, listen
 from asrcore.wire.tls import Identity, Role
 
 __all__ = ["Listener"]
@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 MOST_CHANNELS = 64
 """Connections at a time. Each holds a few MiB, so this limits memory."""
+EACH = 16
+"""Of them, those of one component."""
 _LOOK = 1.0  # seconds between two checks of the identity and of what is left over
 
 
@@ -41,13 +43,14 @@ class Listener:
         admit: Callable[[Carrier], None] = lambda carrier: None,
         accepted: Callable[[Channel], None] = lambda channel: None,
         most: int = MOST_CHANNELS,
-        handshakes: int | None = None,
+        each: int = EACH,
     ) -> None:
-        """Listens at once, and accepts from `start` on. `tidy` is called every second. `admit` is called after each TLS
-        handshake; a connection for which it raises AsrError is closed without a hello. `accepted` is called for each
-        new channel before it starts; a channel for which it raises gets the error and is closed. Without a handler
-        nothing is served: only this side asks. At most `most` connections are open, and at most `handshakes` of them
-        (all, by default) are not accepted yet.
+        """Listens at once, and accepts from `start` on. `tidy` is called every second. `admit` is called for each
+        component of one of the roles after its TLS handshake; a connection for which it raises AsrError is closed
+        without a hello. `accepted` is called for each new channel before it starts; a channel for which it raises gets
+        the error and is closed. Without a handler nothing is served: only this side asks. At most `most` connections
+        are open, `each` of them of one component: the one that had no request for the longest time is closed for the
+        next. Those that have shown no certificate yet are not counted among them (see `gate`).
 
         Raises CannotListen, IdentityUnusable.
         """
@@ -55,30 +58,26 @@ class Listener:
         self._roles = frozenset(roles)
         self._handler = handler
         self._limits = limits or Limits()
+        self._shaking = attrs.evolve(self._limits, connect=min(self._limits.connect, TLS_SECONDS))
         self._tidy = tidy
         self._admit = admit
         self._accepted = accepted
-        self._most = most
-        self._handshakes = most if handshakes is None else handshakes
         self._lock = threading.Lock()
         self._channels: set[Channel] = set()
-        self._shaking = 0
         self._stopped = threading.Event()
         self._version = identity.version()
         identity.context(server=True)
-        try:
-            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-            self._socket = socket.create_server((address.host, address.port), family=family, backlog=64)
-        except OSError as problem:
-            raise CannotListen(address=str(address), detail=problem.strerror or str(problem)) from problem
-        self._socket.settimeout(_LOOK)
-        self.address = Address(address.host, self._socket.getsockname()[1])
+        listening, self.address = listen(address)
         """Where it listens; with the port that was chosen for port 0."""
-        self._thread = threading.Thread(target=self._accept, name="listener", daemon=True)
+        self._gate = Gate(listening, self._arrived, _log, Places(most=most, each=each))
+        self.log: logging.Logger = self._gate.log
+        """For lines about its connections: equal ones are logged once a minute, with their number."""
+        self._looking = threading.Thread(target=self._look_after, name="listener", daemon=True)
 
     def start(self) -> None:
         """Begin to accept."""
-        self._thread.start()
+        self._gate.start()
+        self._looking.start()
 
     @property
     def channels(self) -> list[Channel]:
@@ -87,41 +86,19 @@ class Listener:
             self._channels = {channel for channel in self._channels if channel.error is None}
             return list(self._channels)
 
-    def _accept(self) -> None:
-        looked = time.monotonic()
-        while not self._stopped.is_set():
-            if time.monotonic() - looked >= _LOOK:
-                looked = time.monotonic()
-                self._look()
-            try:
-                plain, peer = self._socket.accept()
-            except TimeoutError:
-                continue
-            except OSError as problem:
-                if not self._stopped.is_set():
-                    _log.error("cannot accept: %s", problem)
-                    self._stopped.wait(_LOOK)
-                continue
-            with self._lock:
-                count = self._shaking + sum(channel.error is None for channel in self._channels)
-                busy = count >= self._most or self._shaking >= self._handshakes
-                self._shaking += not busy
-            if busy:
-                _log.warning("connection from %s refused: %d connections are open", peer[0], count)
-                plain.close()
-                continue
-            name = str(Address(peer[0], peer[1]))
-            threading.Thread(target=self._shake, args=(plain, name), name=f"accepting {name}", daemon=True).start()
+    def _look_after(self) -> None:
+        while not self._stopped.wait(_LOOK):
+            self._look()
 
     def _look(self) -> None:
         try:
             self._tidy()
             now = self._identity.version()
         except AsrError as problem:
-            _log.error("%s", problem)
+            self.log.error("%s", problem)
             return
-        except Exception:  # noqa: BLE001 - the listener must live
-            _log.exception("periodic clean-up failed")
+        except Exception:
+            self.log.exception("periodic clean-up failed")
             return
         if now != self._version:
             # A component that was accepted under the former files has to present its certificate again.
@@ -129,50 +106,69 @@ class Listener:
             for channel in self.channels:
                 channel.close("stopped", "the identity or the revocation list has changed: connect again")
 
-    def _shake(self, plain: socket.socket, peer: str) -> None:
+    def _arrived(self, place: Place) -> None:
+        threading.Thread(target=self._serve, args=(place,), name=f"accepting {place.peer}", daemon=True).start()
+
+    def _serve(self, place: Place) -> None:
+        kept = False
         try:
-            carrier = Carrier.answer(plain, peer, self._identity, self._limits)
-            try:
-                self._admit(carrier)
-            except BaseException:
-                carrier.close()
-                raise
-            channel = Channel(carrier, dialled=False, about=_about(), handler=self._handler)
+            kept = self._shake(place)
+        except Full:
+            self.log.warning("connection from %s refused: its component has too many at work", place.peer)
+        except (AsrError, ConnectionLost) as problem:
+            if not place.refused:
+                self.log.warning("connection from %s refused: %s", place.peer, problem)
+        except Exception:
+            self.log.exception("accepting a connection from %s failed", place.peer)
+        finally:
+            if not kept:
+                place.leave()
+
+    def _shake(self, place: Place) -> bool:
+        """Whether there is a channel now, which leaves the place when it ends."""
+
+        def begun(cut: Callable[[], None]) -> None:
+            place.cut = cut
+
+        carrier = Carrier.answer(place.socket, place.peer, self._identity, self._shaking, begun=begun)
+        place.cut = carrier.abort
+        try:
             try:
                 component = carrier.check(self._roles)
             except CertificateRole as problem:
-                _log.warning("%s", problem)
+                # It learns the reason if its hello comes within what is left of the time for TLS.
+                self.log.warning("%s", problem)
+                channel = Channel(carrier, dialled=False, about=_about())
                 channel.refuse(CertificateRole(**{**problem.attributes, "peer": str(self.address), "whose": "our"}))
-                return
-            with self._lock:
-                self._channels = {item for item in self._channels if item.error is None} | {channel}
-                stopped = self._stopped.is_set()
-            if stopped:
-                channel.close("stopped", "the service ends")
-                return
-            _log.info("%s connected from %s", component, peer)
-            try:
-                self._accepted(channel)
-            except Exception as problem:
-                channel.refuse(as_error(problem, peer))
-                raise
-            channel.start()
-        except (AsrError, ConnectionLost) as problem:
-            _log.warning("connection from %s refused: %s", peer, problem)
-        except Exception:  # noqa: BLE001 - one connection is not the listener
-            _log.exception("accepting a connection from %s failed", peer)
-        finally:
-            with self._lock:
-                self._shaking -= 1
+                return False
+            self._admit(carrier)
+            place.identify(component)
+        except BaseException:
+            carrier.close()
+            raise
+        place.expect("send its hello", HELLO_SECONDS)
+        channel = Channel(carrier, dialled=False, about=_about(), handler=self._handler, ended=place.leave)
+        place.relax()
+        place.idle_since = channel.idle_since
+        with self._lock:
+            self._channels = {item for item in self._channels if item.error is None} | {channel}
+            stopped = self._stopped.is_set()
+        if stopped:
+            channel.close("stopped", "the service ends")
+            return True
+        self.log.info("%s connected from %s", component, place.peer, extra={"kind": str(component)})
+        try:
+            self._accepted(channel)
+        except Exception as problem:
+            channel.refuse(as_error(problem, place.peer))
+            raise
+        channel.start()
+        return True
 
     def close(self) -> None:
         """Stop accepting, and end all connections with a goodbye. May be called twice."""
         self._stopped.set()
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # ends a wait for a connection at once
-        self._socket.close()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._gate.close()
         for channel in self.channels:
             channel.close("stopped", "the service ends")
 

@@ -174,24 +174,8 @@ def test_a_listener_without_a_handler_only_asks(place: Place) -> None:
     listener.close()
 
 
-def test_handshakes_have_a_limit_of_their_own(place: Place) -> None:
-    listener = place.listener(handshakes=1)
-    where = (listener.address.host, listener.address.port)
-    with socket.create_connection(where) as silent:
-        wait_until(lambda: listener._shaking == 1, "the handshake that does not end")
-        with socket.create_connection(where) as refused:
-            refused.settimeout(5)
-            assert refused.recv(1) == b""
-        assert silent.fileno() >= 0
-    wait_until(lambda: listener._shaking == 0, "its end")
-    channel = place.dial(listener)
-    assert channel.error is None
-    channel.close()
-    listener.close()
-
-
 def test_a_listener_ends_at_once(place: Place) -> None:
     listener = place.listener()
     listener.close()
-    assert not listener._thread.is_alive()
+    assert not listener._gate._thread.is_alive()
     listener.close()

@@ -48,9 +48,10 @@ DIAL_IN_SECONDS = 20.0
 """How long a call waits for a server that is not connected: longer than a server's wait between attempts to connect."""
 _TAKE_OVER_SECONDS = 10.0
 WATCH_SECONDS = 2.0
+_ACCEPT_AGAIN_SECONDS = 1.0
 _RENEW_AGAIN_SECONDS = 24 * 3600.0
-_MOST_HANDSHAKES = 32
 _MOST_SERVERS = 10_000  # in practice no limit: an enrolled server has one connection
+_EACH = 4  # of a server: a new connection may arrive before the former one is seen to be lost
 
 
 class _Hub:
@@ -76,7 +77,7 @@ class _Hub:
                 admit=self._admit,
                 accepted=self._accepted,
                 most=_MOST_SERVERS,
-                handshakes=_MOST_HANDSHAKES,
+                each=_EACH,
             )
         except CannotListen as problem:
             detail = f"cannot listen on {address}: {problem.attributes['detail']}"
@@ -136,9 +137,11 @@ class _Hub:
             self._changed.notify_all()
         if former is not None:
             former.close("stopped", "the server has connected again")
-        _log.info("server %s connected from %s", record.name, session.peer)
         if record.fence is not None:
-            _log.warning("server %s is quarantined (%s): shutting it down", record.name, record.fence.get("reason"))
+            reason, kind = record.fence.get("reason"), {"kind": record.name}
+            self._listener.log.warning(
+                "server %s is quarantined (%s): shutting it down", record.name, reason, extra=kind
+            )
             threading.Thread(target=self._shut_down, args=(session,), daemon=True).start()
 
     @staticmethod
@@ -226,8 +229,11 @@ class _Hub:
         while not self._closed.is_set():
             try:
                 plain, _ = self._local.accept()
-            except OSError:
-                return
+            except OSError as problem:
+                if not self._closed.is_set():  # such as no descriptor: the next attempt may succeed
+                    self._listener.log.error("cannot accept a process of this host: %s", problem)
+                    self._closed.wait(_ACCEPT_AGAIN_SECONDS)
+                continue
             threading.Thread(target=self._serve_local, args=(plain,), daemon=True).start()
 
     def _serve_local(self, plain: socket.socket) -> None:
