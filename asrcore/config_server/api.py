@@ -200,11 +200,15 @@ class _Api:
 async def _body(request: Request) -> Mapping[str, Any]:
     if request.method != "POST":
         return {}
+    too_large = RequestRefused(reason=f"it is larger than {_LARGEST} bytes")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > _LARGEST:
+        raise too_large  # before it is waited for
     data = b""
     async for part in request.stream():
         data += part
         if len(data) > _LARGEST:
-            raise RequestRefused(reason=f"it is larger than {_LARGEST} bytes")
+            raise too_large
     try:
         value = json.loads(data or b"{}")
     except ValueError:

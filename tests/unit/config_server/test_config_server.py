@@ -364,6 +364,19 @@ def test_bad_requests_change_nothing(
     assert office.vault.jobs() == []
 
 
+def test_a_body_that_is_too_large_is_refused_before_it_arrives(office: Office, operator: Identity) -> None:
+    context = operator.context(server=False)
+    address = office.server.address
+    for size in (99999999999999999999, 10**6):
+        with (
+            socket.create_connection((address.host, address.port), 10) as plain,
+            context.wrap_socket(plain) as encrypted,
+        ):
+            head = f"POST /v1/machines/web/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
+            encrypted.sendall(head.encode())
+            assert b" 403 " in encrypted.recv(100)
+
+
 def test_metrics(office: Office, operator: Identity) -> None:
     office.vault.join("ps1", "s1", host="h", sites=None, lease=60.0)
     text = fetch_text(operator, office.url, "GET", "/metrics")
