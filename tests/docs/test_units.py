@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from asrcore.wire.gate import Places
 from tests.docs._markdown import PROJECT
 
 UNITS = sorted((PROJECT / "deploy" / "systemd").iterdir())
@@ -52,6 +53,15 @@ def test_the_command_is_one_that_asr_knows(unit: Path) -> None:
     for word in words:
         if word.startswith("--"):
             assert word in shown, word
+
+
+@pytest.mark.parametrize(
+    "unit", [unit for unit in UNITS if "Restart=always" in unit.read_text("utf-8")], ids=lambda unit: str(unit.name)
+)
+def test_every_service_may_open_files_for_all_places_of_its_listeners(unit: Path) -> None:
+    (limit,) = re.findall(r"^LimitNOFILE=(\d+)$", unit.read_text("utf-8"), re.MULTILINE)
+    places = Places(most=10_000)
+    assert places.within(int(limit)) == places
 
 
 def test_no_two_users_share_a_directory() -> None:

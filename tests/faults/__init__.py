@@ -1,0 +1,1 @@
+"""Samples of what once failed in use, each with the whole kind that it stands for."""
