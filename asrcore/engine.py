@@ -82,6 +82,11 @@ class Engine(Closing):
         """The plug-ins in use; the installed ones are loaded when they are first needed."""
         return self.context.plugins
 
+    @property
+    def working(self) -> bool:
+        """Whether this is the engine that runs the vault's jobs, from `start` to `close`."""
+        return self._jobs is not None
+
     # -- working ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:

@@ -9,6 +9,7 @@ import typer
 from asrcore.cli import _output, _session
 from asrcore.cli._options import MachineName
 from asrcore.cli._output import Json
+from asrcore.service.status import EngineStatus, engine
 from asrcore.units import format_duration, format_size, format_time
 
 if TYPE_CHECKING:
@@ -63,20 +64,22 @@ def job_list(
 ) -> None:
     """List jobs, newest first."""
     with _session.engine(context) as opened:
-        found = opened.vault.jobs(limit=limit)
+        found, at_work = opened.vault.jobs(limit=limit), engine(opened.vault)
         if as_json:
-            _output.show(found, "", as_json=True)
+            _output.show([_job_document(item, at_work) for item in found], "", as_json=True)
             return
+        if not at_work.up:
+            _output.note(str(at_work))
         columns = ("JOB", "KIND", "MACHINE", "STATE", "STEP", "STARTED", "TOOK")
-        _output.table(columns, [_job_row(item) for item in found], empty="no jobs yet")
+        _output.table(columns, [_job_row(item, at_work) for item in found], empty="no jobs yet")
 
 
 @_job.command("show")
 def job_show(context: typer.Context, job: JobId, as_json: Json = False) -> None:
     """Show a job: its step, progress, result or error."""
     with _session.engine(context) as opened:
-        found = opened.vault.job(job)
-        _output.show(found, _job_text(found), as_json=as_json)
+        found, at_work = opened.vault.job(job), engine(opened.vault)
+        _output.show(_job_document(found, at_work), _job_text(found, at_work), as_json=as_json)
 
 
 @_job.command("cancel")
@@ -85,17 +88,30 @@ def job_cancel(context: typer.Context, job: JobId, as_json: Json = False) -> Non
     with _session.engine(context) as opened:
         found = opened.vault.job(job)
         opened.cancel(found)
-        _output.show(found, _job_text(found), as_json=as_json)
+        at_work = engine(opened.vault)
+        _output.show(_job_document(found, at_work), _job_text(found, at_work), as_json=as_json)
 
 
-def _job_row(job: Job) -> tuple[str, ...]:
+def _state(job: Job, at_work: EngineStatus) -> str:
+    """A job that has not ended does not run where no engine does."""
+    return job.state.value if job.state.ended or at_work.up else "waiting"
+
+
+def _job_document(job: Job, at_work: EngineStatus) -> dict[str, object]:
+    return {**_output.plain(job), "waiting": _state(job, at_work) == "waiting"}
+
+
+def _job_row(job: Job, at_work: EngineStatus) -> tuple[str, ...]:
     started = format_time(job.started_at) if job.started_at else "-"
     took = format_duration(job.ended_at - job.started_at) if job.ended_at and job.started_at else "-"
-    return (job.id, job.kind, job.machine, job.state.value, job.step or "-", started, took)
+    return (job.id, job.kind, job.machine, _state(job, at_work), job.step or "-", started, took)
 
 
-def _job_text(job: Job) -> str:
-    lines = [f"{job.id}: {job.kind} of {job.machine}, {job.state.value}", f"  step: {job.step or '-'}"]
+def _job_text(job: Job, at_work: EngineStatus) -> str:
+    state = _state(job, at_work)
+    lines = [f"{job.id}: {job.kind} of {job.machine}, {state}", f"  step: {job.step or '-'}"]
+    if state == "waiting":
+        lines.append(f"  {at_work}; the job resumes then")
     if job.progress_total:
         done, total = format_size(job.progress_done), format_size(job.progress_total)
         lines.append(f"  {job.progress_work}: {done} of {total}")

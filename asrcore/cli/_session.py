@@ -50,13 +50,16 @@ def engine(context: typer.Context) -> Iterator[Engine]:
 def finish(opened: Engine, job: Job, *, as_json: bool, wait: bool = True) -> Job:
     """Follow a job to its end and show its result; raises the job's error."""
     if not wait:
-        text = f"job {job.id} ({job.kind}) is queued; see it with `asr job show {job.id}`"
+        until = "; it waits until the service runs (`asr run`)" if opened.working else ""
+        text = f"job {job.id} ({job.kind}) is queued{until}; see it with `asr job show {job.id}`"
         _output.show(job, text, as_json=as_json)
         return job
     try:
         done = _followed(opened, job, quiet=as_json)
     except KeyboardInterrupt:
-        _output.note(f"\ninterrupted; the service or the next verb resumes job {job.id} (`asr job list`)")
+        resumes = "job {} waits until the service runs (`asr run`) or another verb resumes it"
+        resumes = resumes if opened.working else "the service continues job {}"
+        _output.note(f"\ninterrupted; {resumes.format(job.id)} (`asr job list`)")
         signal.signal(signal.SIGINT, _leave_at_once)
         raise
     if as_json:

@@ -10,7 +10,7 @@ import typer
 
 from asrcore.cli import _output, _session
 from asrcore.cli._output import Json
-from asrcore.service.status import MachineStatus, document, machines
+from asrcore.service.status import EngineStatus, MachineStatus, document, engine, machines
 from asrcore.units import format_duration, format_size, format_time
 
 __all__ = ["register"]
@@ -43,24 +43,25 @@ def status(
 ) -> None:
     """Show every protected machine: state, health with reasons, RPO, recovery points.
 
-    Reads the vault only: works while a site is down.
+    The first line says whether an engine works on the vault. Reads the vault only: works while a site is down.
     """
     while True:
-        machines = _machines(context)
+        at_work, found = _read(context)
         if watch and not as_json:
             typer.echo("\x1b[2J\x1b[H", nl=False)  # clear the terminal, cursor to its top
-        _show_status(machines, as_json=as_json)
+        _show_status(at_work, found, as_json=as_json)
         if not watch:
             return
         time.sleep(2)
 
 
-def _show_status(machines: Sequence[MachineStatus], *, as_json: bool) -> None:
+def _show_status(at_work: EngineStatus, found: Sequence[MachineStatus], *, as_json: bool) -> None:
     if as_json:
-        _output.show([document(item) for item in machines], "", as_json=True)
+        _output.show([document(item) for item in found], "", as_json=True)
         return
-    _output.table(_COLUMNS, [_status_row(item) for item in machines], empty="no machine is protected (`asr protect`)")
-    for item in machines:
+    typer.echo(at_work)
+    _output.table(_COLUMNS, [_status_row(item) for item in found], empty="no machine is protected (`asr protect`)")
+    for item in found:
         if item.health.reasons:
             typer.echo(f"\n{item.protection.name}:")
             typer.echo(_output.show_findings(item.health.reasons))
@@ -80,17 +81,17 @@ def _status_row(item: MachineStatus) -> tuple[str, ...]:
         protection.replica_kind or "-",
         str(protection.epoch),
         "running" if protection.test else "-",
-        item.working_on or "-",
+        "-" if not item.working_on else item.working_on if item.engine.up else f"{item.working_on} (waiting)",
     )
 
 
-def _machines(context: typer.Context) -> list[MachineStatus]:
-    """All protected machines, by name."""
+def _read(context: typer.Context) -> tuple[EngineStatus, list[MachineStatus]]:
+    """What works on the vault, and all protected machines, by name."""
     from asrcore.vault import NeedsEngine, StatusReader  # noqa: PLC0415 - `asr status --help` needs no database
 
     try:
         with StatusReader.open(_session.vault_url(context)) as vault:
-            return machines(vault, time.time())
+            return (at_work := engine(vault)), machines(vault, time.time(), at_work)
     except NeedsEngine:
         with _session.engine(context) as opened:
-            return opened.status()
+            return (at_work := engine(opened.vault)), machines(opened.vault, opened.context.clock(), at_work)

@@ -68,6 +68,9 @@ class Load:
         return self.late > self.at_a_time
 
 
+_START = "Start the service: `systemctl start asr-run.service`, or run `asr run`."
+_AUTOMATIC = "No action needed"
+"""Begins the action of a finding that an engine resolves."""
 _WORST_FIRST = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 # Where cycles are expected, so that the age of the newest point says something.
 _REPLICATING = (State.FINALIZING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
@@ -93,18 +96,45 @@ def assess(
     now: float,
     power: PowerState = PowerState.UNKNOWN,
     load: Load | None = None,
+    *,
+    engine: bool = True,
 ) -> Health:
     """Judge a protected machine by its newest sealed point, at the time `now`. `power` is the source machine's, if
-    known; `load` that of the replication service, if one runs."""
+    known; `load` that of the replication service, if one runs; `engine` says whether one works on the vault."""
     found = [
         *_of_state(protection, policy),
         *_of_clock(protection, newest, now),
         *_of_point(protection, policy, newest, now, power, load),
-        *_of_error(protection, now),
+        *_of_error(protection, now, engine=engine),
         *_of_fence(protection),
         *_of_tests(protection, now),
     ]
+    if not engine:
+        found = [*_of_engine(protection), *map(_waiting, found)]
     return Health(tuple(sorted(found, key=lambda finding: _WORST_FIRST.index(finding.severity))))
+
+
+def _of_engine(protection: Protection) -> list[Finding]:
+    if protection.state in (State.FAILED_OVER, State.COMMITTED) and not protection.fence_due:
+        return []  # it waits for a person
+    return [
+        Finding(
+            "no-engine",
+            Severity.ERROR,
+            f"nothing works on {protection.name!r}: no engine runs",
+            "No process replicates, continues jobs or keeps quarantines for this vault.",
+            _START,
+        )
+    ]
+
+
+def _waiting(finding: Finding) -> Finding:
+    """What would continue automatically does not without an engine."""
+    if not finding.action.startswith(_AUTOMATIC):
+        return finding
+    return attrs.evolve(
+        finding, action="It waits until an engine runs: `systemctl start asr-run.service` or `asr run`."
+    )
 
 
 def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
@@ -253,12 +283,14 @@ def _of_point(
     return found
 
 
-def _of_error(protection: Protection, now: float) -> list[Finding]:
+def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Finding]:
     error = protection.error
     if error is None:
         return []
     if protection.retry_at is None:
         severity, again = Severity.ERROR, "not retried automatically"
+    elif not engine:
+        severity, again = Severity.WARNING, f"attempt {protection.attempt + 1} waits for an engine"
     else:
         severity = Severity.WARNING
         again = f"attempt {protection.attempt + 1} in {format_duration(max(0.0, protection.retry_at - now))}"

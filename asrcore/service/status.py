@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -18,7 +19,52 @@ from asrcore.vault import CycleStats, JobState
 if TYPE_CHECKING:
     from asrcore.vault import StatusReader, Vault
 
-__all__ = ["MachineStatus", "document", "machines"]
+__all__ = ["EngineStatus", "MachineStatus", "document", "engine", "machines"]
+
+# As `Engine` describes itself to others; the vault cuts it off on PostgreSQL, and adds pid and host on a file.
+_PROCESS = re.compile(r"process (?P<pid>\d+) on (?P<host>[^:]+): (?P<command>.*?)( \(pid .*)?$", re.DOTALL)
+
+
+@attrs.frozen
+class EngineStatus:
+    """What works on a vault now: one engine, or process servers that share it. Without either nothing is replicated,
+    and no job continues.
+
+    `holder`: the one engine as it describes itself, or None. `servers_up` of `servers` process servers have been heard
+    of within their lease.
+    """
+
+    holder: str | None = None
+    servers_up: int = 0
+    servers: int = 0
+
+    @property
+    def up(self) -> bool:
+        """Whether anything works on the vault."""
+        return self.servers_up > 0 if self.servers else self.holder is not None
+
+    def document(self) -> dict[str, Any]:
+        """For `asr status --json` and the configuration server."""
+        found = _PROCESS.match(self.holder or "")
+        return {
+            "up": self.up,
+            "host": found["host"] if found else None,
+            "pid": int(found["pid"]) if found else None,
+            "command": found["command"] if found else self.holder,
+            "servers_up": self.servers_up,
+            "servers": self.servers,
+        }
+
+    def __str__(self) -> str:
+        if self.servers:
+            lacking = "" if self.up else "NOT RUNNING - start asr-process-server.service or `asr process-server`; "
+            return f"engine: {lacking}{self.servers_up} of {self.servers} process servers are up"
+        if self.holder is None:
+            return "engine: NOT RUNNING - start asr-run.service or `asr run`"
+        found = _PROCESS.match(self.holder)
+        if found is None:
+            return f"engine: up, {self.holder}"
+        return f"engine: up on {found['host']}, pid {found['pid']} ({found['command']})"
 
 
 @attrs.frozen
@@ -36,28 +82,36 @@ class MachineStatus:
     rpo_seconds: float | None
     verified_at: float | None
     working_on: str
+    engine: EngineStatus = EngineStatus()
 
 
-def machines(vault: Vault | StatusReader, now: float) -> list[MachineStatus]:
-    """All of them, by name, at `now` in seconds since the epoch."""
+def engine(vault: Vault | StatusReader) -> EngineStatus:
+    """What works on the vault now."""
+    servers = vault.servers()
+    return EngineStatus(vault.engine_holder(), sum(server.alive for server in servers), len(servers))
+
+
+def machines(vault: Vault | StatusReader, now: float, at_work: EngineStatus | None = None) -> list[MachineStatus]:
+    """All of them, by name, at `now` in seconds since the epoch. `at_work`: what `engine` returned just now."""
     protections = vault.protections()
     policies = {policy.name: policy for policy in vault.policies()}
     active = {job.machine: job.kind for job in vault.jobs(limit=1000, active=True)}
     heads, counts, cycles = vault.heads(), vault.point_counts(), vault.last_cycles()
     verified = vault.last_ended("verify")
-    living = sum(server.alive for server in vault.servers())
-    load = due.load(protections, policies, now, engines=max(1, living)) if vault.engine_holder() else None
+    at_work = at_work or engine(vault)
+    load = due.load(protections, policies, now, engines=max(1, at_work.servers_up)) if at_work.up else None
     return [
         MachineStatus(
             protection=protection,
             policy=(policy := policies[protection.policy]),
-            health=assess(protection, policy, (head := heads.get(protection.id)), now, load=load),
+            health=assess(protection, policy, (head := heads.get(protection.id)), now, load=load, engine=at_work.up),
             points=counts.get(protection.id, 0),
             last_point=head,
             last_cycle=cycles.get(protection.id),
             rpo_seconds=rpo(head, now),
             verified_at=_since(protection.created_at, verified.get(protection.name, {}).get(JobState.DONE)),
             working_on=active.get(protection.name, ""),
+            engine=at_work,
         )
         for protection in protections
     ]
@@ -96,6 +150,7 @@ def document(item: MachineStatus) -> dict[str, Any]:
         "verified_at": item.verified_at,
         "quarantine_owed": protection.fence_due,
         "working_on": item.working_on,
+        "engine": item.engine.document(),
         "error": plain(protection.error),
         "retry_at": protection.retry_at,
     }

@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import asrcore.testing.memory
-from asrcore import plugins
-from asrcore.cli import main
 from asrcore.cli._main import _hoisted
 from asrcore.jobs import enqueue
 from asrcore.procedures.procedure import Arguments
 from asrcore.testing.memory import MemoryWorld
-from asrcore.units import MiB
 from asrcore.vault import Vault
-
-Asr = Callable[..., tuple[int, Any]]
-
-
-@pytest.fixture
-def asr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Asr:
-    """Runs a verb with --json; returns (exit code, document)."""
-
-    def load() -> plugins.Plugins:
-        loaded = plugins.Plugins()
-        loaded.register("memory", asrcore.testing.memory)
-        return loaded
-
-    monkeypatch.setattr(plugins, "load", load)
-    monkeypatch.setenv("ASR_VAULT", str(tmp_path / "vault.db"))
-
-    def run(*words: str, as_json: bool = True) -> tuple[int, Any]:
-        monkeypatch.setattr(sys, "argv", ["asr", *words, *(["--json"] if as_json else [])])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        code = int(ended.value.code or 0)
-        if not as_json:
-            return code, said.out + said.err
-        return code, json.loads(said.out) if said.out else None
-
-    return run
-
-
-@pytest.fixture
-def sites(asr: Asr) -> MemoryWorld:
-    """A vault with two sites, a policy, and a running machine `web` at `a`."""
-    home = MemoryWorld("home")
-    MemoryWorld("away")
-    machine = home.add_machine("web", {"vda": 1 * MiB})
-    machine.start()
-    machine.write("vda", 0, b"x" * 100_000)
-    assert asr("init")[0] == 0
-    for name, world in (("a", "home"), ("b", "away")):
-        assert asr("site", "add", name, "--driver", "memory", "--set", f"world={world}")[0] == 0
-    assert asr("policy", "create", "gold", "--interval", "5s", "--keep", "24h", "--resync-window", "always")[0] == 0
-    return home
+from tests.unit.cli.conftest import Asr
 
 
 def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
@@ -70,7 +22,7 @@ def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
     assert done["result"]["bytes_sent"] > 0
     (status,) = asr("status")[1]
     assert status["state"] == "protected"
-    assert status["health"]["level"] == "ok"
+    assert [reason["code"] for reason in status["health"]["reasons"]] == ["no-engine"], "no service runs"
     assert {"machine", "rpo_seconds", "last_point", "points", "direction", "epoch"} <= set(status)
     assert 100_000 <= status["stored_bytes"] < 110_000, "whole blocks that the machine has written"
     sites.machine("web").write("vda", 0, b"y" * 5000)

@@ -203,3 +203,22 @@ def test_a_late_machine_says_that_the_service_is_saturated(age: float, load: Loa
         assert "17 of 500 machines are late" in reasons["service-saturated"].what
         assert reasons["service-saturated"].cause
         assert reasons["service-saturated"].action
+
+
+def test_without_an_engine_every_machine_that_needs_one_is_critical() -> None:
+    for state in State:
+        found = assess(attrs.evolve(WEB, state=state), POLICY, newest(1.0), NOW, engine=False)
+        waits_for_a_person = state in (State.FAILED_OVER, State.COMMITTED)
+        assert ("no-engine" in codes(found)) is not waits_for_a_person, state
+        assert not any("automatically" in reason.action for reason in found.reasons), state
+        owed = assess(attrs.evolve(WEB, state=state, fence_due=True), POLICY, newest(1.0), NOW, engine=False)
+        assert codes(owed)[0] == "no-engine"
+        assert "the service quarantines it" not in "".join(reason.action for reason in owed.reasons)
+        assert "no-engine" not in codes(assess(attrs.evolve(WEB, state=state), POLICY, newest(1.0), NOW))
+
+
+def test_without_an_engine_no_attempt_is_promised() -> None:
+    failed = attrs.evolve(WEB, error=SiteUnreachable(site="paris", detail="x").as_dict(), retry_at=NOW + 5, attempt=1)
+    retried, waits = assess(failed, POLICY, newest(1.0), NOW), assess(failed, POLICY, newest(1.0), NOW, engine=False)
+    assert "attempt 2 in 5" in retried.reasons[0].what
+    assert "attempt 2 waits for an engine" in waits.reasons[1].what

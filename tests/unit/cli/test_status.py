@@ -1,0 +1,119 @@
+"""`asr status` and `asr job` say whether an engine works on the vault."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asrcore import engine as engine_module
+from asrcore.engine import Engine
+from asrcore.jobs import enqueue
+from asrcore.model.protection import Protection
+from asrcore.model.state import Event
+from asrcore.procedures.procedure import Arguments
+from asrcore.service.status import EngineStatus
+from asrcore.testing.memory import MemoryWorld
+from asrcore.vault import JobState, Vault
+from tests.unit.cli.conftest import Asr
+
+
+@pytest.fixture
+def interrupted(asr: Asr, sites: MemoryWorld, tmp_path: Path) -> Vault:
+    """`asr protect` was ended by Ctrl-C in its initial copy, and no service runs."""
+    vault = Vault.open(tmp_path / "vault.db")
+    protection = vault.add_protection(
+        Protection("m1", "web", "gold", "a", "a", sites.machine("web").value.id, "b", "r1")
+    )
+    vault.transition(protection.id, Event.REPLICA_CREATED)
+    job = enqueue(vault, "protect", protection, Arguments(), now=1.0)
+    vault.update_job(job.id, state=JobState.RUNNING, step="copy", started_at=1.0)
+    return vault
+
+
+def test_without_an_engine_the_first_line_says_how_to_start_one(asr: Asr, interrupted: Vault) -> None:
+    code, said = asr("status", as_json=False)
+    assert code == 0
+    assert said.splitlines()[0] == "engine: NOT RUNNING - start asr-run.service or `asr run`"
+    assert "protect (waiting)" in said
+    assert "critical" in said
+    assert "[no-engine]" in said
+    assert "automatically" not in said, "nothing happens automatically"
+
+
+def test_programs_see_it_too(asr: Asr, interrupted: Vault) -> None:
+    (found,) = asr("status")[1]
+    down = {"up": False, "host": None, "pid": None, "command": None, "servers_up": 0, "servers": 0}
+    assert found["engine"] == down
+    assert found["health"]["level"] == "critical"
+    assert found["health"]["reasons"][0]["code"] == "no-engine"
+
+
+def test_a_job_without_an_engine_waits(asr: Asr, interrupted: Vault) -> None:
+    (job,) = asr("job", "list")[1]
+    assert (job["state"], job["waiting"]) == ("running", True)
+    assert asr("job", "show", job["id"])[1]["waiting"]
+    _, said = asr("job", "list", as_json=False)
+    assert " waiting " in said
+    assert " running " not in said
+    _, said = asr("job", "show", job["id"], as_json=False)
+    assert "protect of web, waiting" in said
+    assert "NOT RUNNING" in said
+
+
+def test_with_an_engine_nothing_waits(asr: Asr, interrupted: Vault) -> None:
+    with interrupted.engine_lock(engine_module._holder()):
+        _, said = asr("status", as_json=False)
+        first = said.splitlines()[0]
+        assert first.startswith(f"engine: up on {socket.gethostname()}, pid {os.getpid()} (")
+        assert "waiting" not in said
+        assert "no-engine" not in said
+        (found,) = asr("status")[1]
+        assert found["engine"]["up"]
+        assert (found["engine"]["host"], found["engine"]["pid"]) == (socket.gethostname(), os.getpid())
+        assert asr("job", "list")[1][0]["waiting"] is False
+        assert " running " in asr("job", "list", as_json=False)[1]
+
+
+def test_an_empty_vault_has_the_line_and_nothing_critical(asr: Asr, sites: MemoryWorld) -> None:
+    _, said = asr("status", as_json=False)
+    assert said.splitlines() == [
+        "engine: NOT RUNNING - start asr-run.service or `asr run`",
+        "no machine is protected (`asr protect`)",
+    ]
+    assert asr("status")[1] == []
+
+
+def test_a_job_that_is_not_awaited_says_that_it_needs_a_service(asr: Asr, sites: MemoryWorld) -> None:
+    words = ("protect", "web", "--from", "a", "--to", "b", "--policy", "gold", "--no-wait")
+    assert "waits until the service runs" in asr(*words, as_json=False)[1]
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (EngineStatus("process 17 on beta: asr run (pid 17 on beta)"), "engine: up on beta, pid 17 (asr run)"),
+        (EngineStatus("process 17 on beta: asr failover pl"), "engine: up on beta, pid 17 (asr failover pl)"),
+        (EngineStatus("an engine that is just starting"), "engine: up, an engine that is just starting"),
+        (EngineStatus("process 17 on ps1: asr", 2, 3), "engine: 2 of 3 process servers are up"),
+        (
+            EngineStatus("process 17 on ps1: asr", 0, 3),
+            "engine: NOT RUNNING - start asr-process-server.service or `asr process-server`; "
+            "0 of 3 process servers are up",
+        ),
+    ],
+    ids=str,
+)
+def test_the_line_names_who_works(found: EngineStatus, line: str) -> None:
+    assert str(found) == line
+    assert found.up == ("NOT RUNNING" not in line)
+
+
+def test_the_library_says_the_same(interrupted: Vault, tmp_path: Path) -> None:
+    with Engine.open(str(tmp_path / "vault.db")) as engine:
+        found: Any = engine.status()[0]
+        assert not found.engine.up
+        assert found.health.reasons[0].code == "no-engine"
