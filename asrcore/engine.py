@@ -29,14 +29,19 @@ from asrcore.closing import Closing
 from asrcore.errors import (
     AlreadyExists,
     AmbiguousName,
+    InvalidValue,
     MachineNotFound,
+    NotFound,
     ServerReplaced,
+    StillInUse,
     VaultInUse,
 )
 from asrcore.jobs import Jobs, enqueue, follow
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.protection import NetworkMap, Protection, Site
 from asrcore.model.state import Event, State, allowed
+from asrcore.procedures import impact
+from asrcore.procedures.impact import Impact
 from asrcore.procedures.procedure import Arguments
 from asrcore.replication.context import Context
 from asrcore.replication.ids import new_id
@@ -56,6 +61,17 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "MachineStatus"]
 
 _log = logging.getLogger(__name__)
+
+_HARMFUL = {
+    "failover-planned": Event.FAIL_OVER,
+    "failover-unplanned": Event.FAIL_OVER,
+    "failover-undo": Event.UNDO,
+    "failover-commit": Event.COMMIT,
+    "unprotect": Event.DISABLE,
+}
+"""Verbs that may lose data or interrupt a machine, and the event that must be possible."""
+_REMOVALS = ("site-remove", "policy-remove")
+_LOOK_BACK = 20  # jobs of a machine among which its last failover is looked for
 
 
 class Engine(Closing):
@@ -329,6 +345,52 @@ class Engine(Closing):
     def reprotect(self, machine: str) -> Job:
         """Replicate in the reverse direction, sending only what differs."""
         return self._verb("reprotect", machine, Event.REPROTECT)
+
+    def impact(self, verb: str, name: str, *, point: str = "latest") -> Impact:
+        """What a verb would do, from the vault's records; nothing is changed. `verb`: `failover-planned`,
+        `failover-unplanned` (to that `point`), `failover-undo`, `failover-commit` or `unprotect` of a machine,
+        `site-remove` or `policy-remove`. Raises what the verb itself would raise for those records."""
+        if verb in _REMOVALS:
+            kind = verb.partition("-")[0]
+            self._check_unused(kind, name)
+            return impact.of_removal(kind, name)
+        if verb not in _HARMFUL:
+            raise InvalidValue(what="verb", value=verb, wanted=", ".join([*_HARMFUL, *_REMOVALS]))
+        vault, now = self.vault, self.context.clock()
+        protection = vault.protection(name)
+        allowed(protection.name, protection.state, _HARMFUL[verb])
+        match verb:
+            case "failover-planned":
+                return impact.of_planned(protection)
+            case "failover-unplanned":
+                return impact.of_unplanned(protection, vault.points(protection.id), point, now)
+            case "failover-undo":
+                return impact.of_undo(protection, self._failed_over_at(protection), now)
+            case "failover-commit":
+                return impact.of_commit(protection, vault.points(protection.id))
+            case _:
+                return impact.of_unprotect(protection, vault.points(protection.id))
+
+    def _failed_over_at(self, protection: Protection) -> float | None:
+        kinds = ("failover-planned", "failover-unplanned")
+        jobs = self.vault.jobs(machine=protection.name, limit=_LOOK_BACK)
+        return next((job.ended_at for job in jobs if job.kind in kinds), None)
+
+    def _check_unused(self, kind: str, name: str) -> None:
+        """The vault's own check, before a person is asked. Raises NotFound, StillInUse."""
+        if kind == "policy":
+            self.vault.policy(name)
+            users = [item.name for item in self.vault.protections() if item.policy == name]
+        else:
+            if all(site.name != name for site in self.vault.sites()):
+                raise NotFound(kind=kind, name=name, listing="asr site list")
+            users = [
+                item.name
+                for item in self.vault.protections()
+                if name in (item.home_site, item.source_site, item.target_site)
+            ]
+        if users:
+            raise StillInUse(kind=kind, name=name, users=", ".join(users))
 
     # -- status ------------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,14 @@ class InvalidValue(AsrError):
     action = "Use a value of that form."
 
 
+class ConfirmationNeeded(AsrError):
+    code = "confirmation-needed"
+    category = Category.USAGE
+    happened = "`{verb}` is not confirmed; nothing was changed"
+    cause = "The command may lose data or interrupt a service, so it needs a confirmation. {reason}."
+    action = "See what it would do with --dry-run, then run it with --yes."
+
+
 class InvalidSetting(AsrError):
     code = "invalid-setting"
     category = Category.USAGE

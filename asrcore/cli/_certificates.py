@@ -10,12 +10,14 @@ from urllib.parse import urlsplit
 import typer
 
 from asrcore.cli import _output, _session
+from asrcore.cli._confirm import DryRun, Yes, agreed
 from asrcore.cli._output import Json
 from asrcore.errors import AlreadyExists, InvalidValue
 from asrcore.files import write_private
 from asrcore.pki import enrolment
 from asrcore.pki.authority import Authority
 from asrcore.pki.request import make_request
+from asrcore.procedures.impact import of_revocation
 from asrcore.units import format_time, parse_duration
 from asrcore.vault import Certificate, Vault
 from asrcore.wire.tls import Component, Role
@@ -139,11 +141,22 @@ def _row(item: Certificate) -> tuple[str, ...]:
 
 @_ca.command("revoke")
 def ca_revoke(
-    context: typer.Context, role: RoleName, name: ComponentName, ca: Ca = None, as_json: Json = False
+    context: typer.Context,
+    role: RoleName,
+    name: ComponentName,
+    ca: Ca = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Revoke all certificates and unused tokens of a component."""
+    component = _component(role, name)
     with _vault(context) as vault:
-        serials = Authority(default_ca(ca), vault).revoke(_component(role, name))
+        authority = Authority(default_ca(ca), vault)
+        plan = of_revocation(role, name, authority.revocable(component))
+        if not agreed(plan, yes=yes, dry_run=dry_run, as_json=as_json):
+            return
+        serials = authority.revoke(component)
     text = (
         f"{len(serials)} revoked; the configuration server refuses them from now on, other components once they have "
         "fetched the revocation list (`asr renew`, run by a timer unit)"

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from asrcore.cli import _session
+from asrcore.cli._confirm import DryRun, Yes, agreed
 from asrcore.cli._options import MachineName
 from asrcore.cli._output import Json
 from asrcore.units import parse_duration
@@ -62,41 +63,59 @@ def planned(
         bool, typer.Option("--force-off", help="Power the machine off instead of asking the guest to shut down.")
     ] = False,
     timeout: Annotated[str, typer.Option(help="How long to wait for the guest's shutdown.")] = "2min",
+    yes: Yes = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Shut down the source, send the last changes, and start the machine at the target, without data loss."""
     seconds = parse_duration(timeout, "timeout")
     with _session.engine(context) as opened:
-        job = opened.failover_planned(machine, force_off=force_off, timeout=seconds)
-        _session.finish(opened, job, as_json=as_json)
+        if agreed(opened.impact("failover-planned", machine), yes=yes, dry_run=dry_run, as_json=as_json):
+            job = opened.failover_planned(machine, force_off=force_off, timeout=seconds)
+            _session.finish(opened, job, as_json=as_json)
 
 
 @_failover.command()
-def unplanned(context: typer.Context, machine: MachineName, point: Point = "latest", as_json: Json = False) -> None:
+def unplanned(
+    context: typer.Context,
+    machine: MachineName,
+    point: Point = "latest",
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
     """Start the machine at the target from a recovery point: the source has failed or is given up.
 
     Changes after that recovery point are not in the started machine.
     """
     with _session.engine(context) as opened:
-        _session.finish(opened, opened.failover_unplanned(machine, point=point), as_json=as_json)
+        plan = opened.impact("failover-unplanned", machine, point=point)
+        if agreed(plan, yes=yes, dry_run=dry_run, as_json=as_json):
+            _session.finish(opened, opened.failover_unplanned(machine, point=point), as_json=as_json)
 
 
 @_failover.command()
-def undo(context: typer.Context, machine: MachineName, as_json: Json = False) -> None:
+def undo(
+    context: typer.Context, machine: MachineName, yes: Yes = False, dry_run: DryRun = False, as_json: Json = False
+) -> None:
     """Before commit: delete the machine at the target, with everything it wrote since the failover.
 
     Then fail over to another recovery point, or replicate from the source as before.
     """
     with _session.engine(context) as opened:
-        _session.finish(opened, opened.failover_undo(machine), as_json=as_json)
+        if agreed(opened.impact("failover-undo", machine), yes=yes, dry_run=dry_run, as_json=as_json):
+            _session.finish(opened, opened.failover_undo(machine), as_json=as_json)
 
 
 @_failover.command()
-def commit(context: typer.Context, machine: MachineName, as_json: Json = False) -> None:
+def commit(
+    context: typer.Context, machine: MachineName, yes: Yes = False, dry_run: DryRun = False, as_json: Json = False
+) -> None:
     """Accept the machine at the target. The replica and all its recovery points are deleted.
 
     The machine keeps its own disks. After this the failover cannot be undone, and the machine is not protected until
     `asr reprotect`.
     """
     with _session.engine(context) as opened:
-        _session.finish(opened, opened.failover_commit(machine), as_json=as_json)
+        if agreed(opened.impact("failover-commit", machine), yes=yes, dry_run=dry_run, as_json=as_json):
+            _session.finish(opened, opened.failover_commit(machine), as_json=as_json)

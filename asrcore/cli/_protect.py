@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from asrcore.cli import _output, _session
+from asrcore.cli._confirm import DryRun, Yes, agreed
 from asrcore.cli._options import MachineName
 from asrcore.cli._output import Json
 from asrcore.errors import InvalidValue
@@ -68,13 +69,16 @@ def protect(
         _session.finish(opened, job, as_json=as_json, wait=not no_wait)
 
 
-def unprotect(context: typer.Context, machine: MachineName, as_json: Json = False) -> None:
+def unprotect(
+    context: typer.Context, machine: MachineName, yes: Yes = False, dry_run: DryRun = False, as_json: Json = False
+) -> None:
     """End protection: deletes the replica and all its recovery points.
 
     Change tracking at the source is removed. The machine itself is not changed.
     """
     with _session.engine(context) as opened:
-        _session.finish(opened, opened.unprotect(machine), as_json=as_json)
+        if agreed(opened.impact("unprotect", machine), yes=yes, dry_run=dry_run, as_json=as_json):
+            _session.finish(opened, opened.unprotect(machine), as_json=as_json)
 
 
 def replicate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from asrcore.cli import _output, _session
+from asrcore.cli._confirm import DryRun, Yes, agreed
 from asrcore.cli._options import Settings, SiteName, parsed
 from asrcore.cli._output import Json
 from asrcore.model.machine import Machine
@@ -110,9 +111,13 @@ def site_sweep(context: typer.Context, name: SiteName, as_json: Json = False) ->
 
 
 @_site.command("remove")
-def site_remove(context: typer.Context, name: SiteName, as_json: Json = False) -> None:
+def site_remove(
+    context: typer.Context, name: SiteName, yes: Yes = False, dry_run: DryRun = False, as_json: Json = False
+) -> None:
     """Remove a site that no protected machine uses. Nothing at the site is changed."""
     with _session.engine(context) as opened:
+        if not agreed(opened.impact("site-remove", name), yes=yes, dry_run=dry_run, as_json=as_json):
+            return
         opened.vault.remove_site(name)
         _output.show({"removed": name}, f"site {name} removed", as_json=as_json)
 

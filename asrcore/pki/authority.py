@@ -136,6 +136,20 @@ class Authority:
         """
         return self._vault.revoke_certificates(component.role.value, component.name, self._clock())
 
+    def revocable(self, component: Component) -> list[str]:
+        """What `revoke` would revoke now. Raises CertificateNotFound."""
+        found = [
+            item.serial
+            for item in self._vault.certificates()
+            if item.name == component.name
+            and component.role.value in (item.role, item.grants)
+            and item.revoked_at is None
+            and item.expires_at > self._clock()
+        ]
+        if not found:
+            raise CertificateNotFound(what=f"{component.role.value} {component.name!r}")
+        return found
+
     def revoked(self) -> str:
         """The revocation list as of now, PEM."""
         now = self._clock()

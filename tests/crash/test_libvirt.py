@@ -149,20 +149,20 @@ def failover_test(field: Cluster) -> None:
 def failover_planned_and_undone(field: Cluster) -> None:
     field.live()
     boots = len(field.lab.console("a", field.name).ready)
-    field.chain(["failover", "planned", field.name], PLANNED)
+    field.chain(["failover", "planned", field.name, "--yes"], PLANNED)
     down = field.lab.console("a", field.name).down[-1]
     assert field.audited("b", boots=1).last == down.last, "a planned failover loses no data"
-    field.chain(["failover", "undo", field.name], UNDO)
+    field.chain(["failover", "undo", field.name, "--yes"], UNDO)
     assert field.audited("a", boots=boots + 1).last == down.last
     field.asr("replicate", field.name)
     field.verify()
 
 
 def commit(field: Cluster) -> None:
-    field.asr("failover", "planned", field.name)
+    field.asr("failover", "planned", field.name, "--yes")
     down = field.lab.console("a", field.name).down[-1]
     assert field.audited("b", boots=2).last == down.last
-    field.chain(["failover", "commit", field.name], places(field, COMMIT))
+    field.chain(["failover", "commit", field.name, "--yes"], places(field, COMMIT))
     last = field.lab.console("b", field.name).last_ack
     assert last is not None
     field.lab.wait_row("b", field.name, last.row + 5)

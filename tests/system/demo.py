@@ -174,7 +174,7 @@ class Demo:
         assert last is not None
         self.say(f"site a fails: QEMU killed, link cut; last acknowledged row: {last.row}")
         started = time.monotonic()
-        facts = asr.result("failover", "unplanned", GUEST)
+        facts = asr.result("failover", "unplanned", GUEST, "--yes")
         lab.wait_ready("b", GUEST)
         self.report["unplanned_rto_seconds"] = round(time.monotonic() - started, 2)
         audit = self._audited_at("b", "unplanned failover")
@@ -185,7 +185,7 @@ class Demo:
             f"intact to row {audit.last}; lost {self.report['unplanned_rows_lost']} rows "
             f"({self.report['unplanned_seconds_lost']} s)"
         )
-        asr("failover", "commit", GUEST)
+        asr("failover", "commit", GUEST, "--yes")
         lab.wait_row("b", GUEST, audit.last + 20)
         self.say("committed; the guest keeps writing at site b")
 
@@ -223,7 +223,7 @@ class Demo:
         lab, asr = self.lab, self.asr
         boots = len(lab.console("a", GUEST).ready)
         started = time.monotonic()
-        asr.result("failover", "planned", GUEST)
+        asr.result("failover", "planned", GUEST, "--yes")
         lab.wait_ready("a", GUEST, boots=boots + 1)
         self.report["planned_rto_seconds"] = round(time.monotonic() - started, 2)
         console = lab.console("b", GUEST)
@@ -235,7 +235,7 @@ class Demo:
         self.say(
             f"planned failback to site a in {self.report['planned_rto_seconds']} s: all {audit.rows} rows are there"
         )
-        asr("failover", "commit", GUEST)
+        asr("failover", "commit", GUEST, "--yes")
 
     def protect_again(self) -> None:
         """Re-protect in the first direction, as at the start."""

@@ -177,14 +177,14 @@ class Demo:
         lab.wait_row(SITE, GUEST, rows.row + 20)
         consoles = self.peers.consoles()
         started = time.monotonic()
-        asr.result("failover", "unplanned", GUEST)
+        asr.result("failover", "unplanned", GUEST, "--yes")
         self.console = self.booted(consoles)
         self.report["unplanned_rto_seconds"] = round(time.monotonic() - started, 1)
         last = self.home().last_ack
         assert last is not None
         audit = self.audited(self.cloud().audits[-1], "unplanned failover")
         self.report["unplanned_rows_lost"] = max(0, last.row - audit.last)
-        asr("failover", "commit", GUEST)
+        asr("failover", "commit", GUEST, "--yes")
         self.wait(lambda: bool(self.cloud().acks) and self.cloud().acks[-1].row > audit.last + 20, "rows in the cloud")
         self.say(
             f"failed over; {self.report['unplanned_rows_lost']} rows lost; committed; the guest writes in the cloud"
@@ -210,7 +210,7 @@ class Demo:
         lab, asr = self.lab, self.asr
         before = self.peers.state()["read_bytes"]
         boots = len(self.home().ready)
-        facts = asr.result("failover", "planned", GUEST)
+        facts = asr.result("failover", "planned", GUEST, "--yes")
         lab.wait_ready(SITE, GUEST, boots=boots + 1)
         self.report["failback_bytes"] += self.peers.state()["read_bytes"] - before
         down = self.cloud().down
@@ -223,7 +223,7 @@ class Demo:
         sent = sum(self.report[key] for key in ("reprotect_bytes_sent", "reverse_delta_bytes", "last_delta_bytes"))
         claim(read < 1.25 * sent, f"only differences are read from the cloud: {read} bytes for {sent} bytes sent back")
         claim(read < size / 4, f"that is less than a quarter of the disks: {read} bytes of {size}")
-        asr("failover", "commit", GUEST)
+        asr("failover", "commit", GUEST, "--yes")
         self.say(f"failed back: all {audit.rows} rows are there; {read / 2**20:.1f} MiB were read from the cloud")
 
     # -- observing -------------------------------------------------------------------------------------------------

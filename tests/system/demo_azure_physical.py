@@ -129,7 +129,7 @@ class Demo:
         last = self.server.console().last_ack
         assert last is not None
         consoles, started = self.peers.consoles(), time.monotonic()
-        facts = self.asr.result("failover", "unplanned", NAME, timeout=540)
+        facts = self.asr.result("failover", "unplanned", NAME, "--yes", timeout=540)
         self.report["repairs"] = facts["repairs"]
         self.say("failed over; " + "; ".join(facts["repairs"]))
         reported = [item["text"] for item in self.asr("event", "list", NAME) if item["kind"] == "repair"]
@@ -146,7 +146,7 @@ class Demo:
             f"it booted after {self.report['unplanned_rto_seconds']} s, ledger intact to row {audit.last}; lost "
             f"{self.report['unplanned_rows_lost']} rows; {len(before)} snapshots of the points are unchanged"
         )
-        self.asr("failover", "commit", NAME)
+        self.asr("failover", "commit", NAME, "--yes")
         wait_until(lambda: self._row_there() > audit.last + 20, "rows in the cloud", BOOT_SECONDS, 0.5)
         self.say(f"committed; the server keeps writing in the cloud (row {self._row_there()})")
 

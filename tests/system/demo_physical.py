@@ -183,7 +183,7 @@ class Demo:
 
     def refuse(self) -> None:
         """An operation that a physical server does not support is refused with the reason and the alternative."""
-        done = self.asr.run("failover", "planned", NAME, "--json")
+        done = self.asr.run("failover", "planned", NAME, "--yes", "--json")
         error = json.loads(done.stdout)["error"]
         claim(
             done.returncode == 5 and error["code"] == "no-planned-failover", f"a planned failover is refused: {error}"
@@ -217,7 +217,7 @@ class Demo:
         assert last is not None
         self.say(f"the server loses power; last acknowledged row: {last.row}")
         started = time.monotonic()
-        self.asr.result("failover", "unplanned", NAME)
+        self.asr.result("failover", "unplanned", NAME, "--yes")
         audit = self._audited(self.scene.wait_there(), "unplanned failover")
         self.report["unplanned_rto_seconds"] = round(time.monotonic() - started, 1)
         self.report["unplanned_rows_lost"] = max(0, last.row - audit.last)
@@ -227,7 +227,7 @@ class Demo:
             f"intact to row {audit.last}; lost {self.report['unplanned_rows_lost']} rows "
             f"({self.report['unplanned_seconds_lost']} s)"
         )
-        self.asr("failover", "commit", NAME)
+        self.asr("failover", "commit", NAME, "--yes")
         rows = self.scene.audit_there()
         self._audited(rows, "commit")
         claim(rows.last > audit.last, "the server keeps writing at site b")
@@ -242,7 +242,7 @@ class Demo:
 
     def go_home(self) -> None:
         """The alternative: failback as a virtual machine to a libvirt site at the first location."""
-        self.asr("unprotect", NAME)
+        self.asr("unprotect", NAME, "--yes")
         home = ["--set", "uri=qemu:///system", "--set", "replica_dir=/srv/xfs"]
         self.asr("site", "add", "home", "--driver", "libvirt", *home)
         self.asr("site", "add", "away", "--driver", "libvirt", "--set", f"uri={self.lab.sites['b'].remote_uri}")
@@ -268,7 +268,7 @@ class Demo:
         button.start()
         started = time.monotonic()
         try:
-            self.asr.result("failover", "planned", NAME, timeout=540)
+            self.asr.result("failover", "planned", NAME, "--yes", timeout=540)
         finally:
             button.join(90)
             stop.set()
@@ -284,7 +284,7 @@ class Demo:
             f"{self.report['failback_rows_lost']} rows lost"
         )
         claim(self.report["failback_rows_lost"] == 0, "a planned failover loses no data")
-        self.asr("failover", "commit", NAME)
+        self.asr("failover", "commit", NAME, "--yes")
 
     # -- observing -------------------------------------------------------------------------------------------------
 

@@ -121,7 +121,7 @@ def test_replica_directory_that_is_not_there(asr: AsrCli) -> None:
         assert "replica-dir-unusable" in str(failed.error["happened"])
         assert not place(asr, "/srv/none").exists()
     finally:
-        asr("site", "remove", "d")
+        asr("site", "remove", "d", "--yes")
         asr.lab.remove_guest("a", "homeless")
 
 

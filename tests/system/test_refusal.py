@@ -104,5 +104,5 @@ def test_check_shows_the_findings_and_the_rest_is_protected(asr: AsrCli, lab: La
     lab.sites["a"].virsh("detach-disk", odd, "vdx", "--config")
     assert asr.result("protect", odd, "--from", "a", "--to", "b", "--policy", "gold")["bytes_sent"] > 0
     assert asr.status(odd)["state"] == "protected"
-    asr("unprotect", odd)
+    asr("unprotect", odd, "--yes")
     assert asr("status") == []

@@ -31,10 +31,10 @@ def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
     assert asr("verify", "web")[1]["result"]["equal"]
     assert asr("failover", "test", "web")[0] == 0
     assert asr("failover", "cleanup", "web")[0] == 0
-    assert asr("failover", "planned", "web")[1]["result"]["machine"] == "web"
-    assert asr("failover", "undo", "web")[0] == 0
-    assert asr("failover", "unplanned", "web", "--point", "latest")[0] == 0
-    assert asr("failover", "commit", "web")[0] == 0
+    assert asr("failover", "planned", "web", "--yes")[1]["result"]["machine"] == "web"
+    assert asr("failover", "undo", "web", "--yes")[0] == 0
+    assert asr("failover", "unplanned", "web", "--point", "latest", "--yes")[0] == 0
+    assert asr("failover", "commit", "web", "--yes")[0] == 0
     assert asr("reprotect", "web")[1]["result"]["bytes_sent"] == 0
     assert asr("status")[1][0]["direction"] == "reverse"
     assert asr("resync", "web")[1]["window"] == "always"
@@ -42,7 +42,7 @@ def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
     kinds = {job["kind"] for job in asr("job", "list")[1]}
     assert {"protect", "replicate", "verify", "failover-planned", "reprotect"} <= kinds
     assert any(event["kind"] == "failover" for event in asr("event", "list", "web")[1])
-    assert asr("unprotect", "web")[0] == 0
+    assert asr("unprotect", "web", "--yes")[0] == 0
     assert asr("status")[1] == []
 
 

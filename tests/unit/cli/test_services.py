@@ -98,7 +98,7 @@ def test_from_nothing_to_a_component_with_an_identity(host: Host) -> None:
         assert json.loads(fetch_text(Identity(ann), url, "GET", "/v1/machines")) == []
         roles = [(item["role"], item["grants"]) for item in host.asr("ca", "list")]
         assert roles == [("config-server", None), ("join", "operator"), ("operator", None), ("operator", None)]
-        assert len(host.asr("ca", "revoke", "operator", "ann", *ca)["revoked"]) == 3
+        assert len(host.asr("ca", "revoke", "operator", "ann", "--yes", *ca)["revoked"]) == 3
         assert host.asr("renew", "--identity", ann, code=3)["error"]["code"] == "certificate-not-found"
 
 
