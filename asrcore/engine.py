@@ -29,6 +29,7 @@ from asrcore.closing import Closing
 from asrcore.errors import (
     AlreadyExists,
     AmbiguousName,
+    AsrError,
     InvalidValue,
     MachineNotFound,
     NotFound,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from asrcore import driver
     from asrcore.model.finding import Finding
     from asrcore.model.machine import Machine
+    from asrcore.model.policy import Policy
     from asrcore.plugins import Plugins
     from asrcore.procedures.protect import Pairing
     from asrcore.service.servers import ServerStatus
@@ -187,6 +189,21 @@ class Engine(Closing):
         self.context.forget_site(name)
         return site
 
+    def policy_impact(self, policy: Policy) -> Impact:
+        """What `update_policy` would do: changed fields, machines, and recovery points that would be deleted."""
+        machines = [item for item in self.vault.protections() if item.policy == policy.name]
+        points = [(item, self.vault.points(item.id)) for item in machines]
+        return impact.of_policy_change(self.vault.policy(policy.name), policy, points, self.context.clock())
+
+    def update_policy(self, policy: Policy) -> None:
+        """Replace the policy of that name, for all machines that use it. A running service applies it at its next
+        look. Recovery points stay until retention deletes those that are no longer kept. Raises NotFound."""
+        self.vault.update_policy(policy)
+
+    def remove_policy(self, name: str) -> None:
+        """Raises NotFound, StillInUse while a machine uses it."""
+        self.vault.remove_policy(name)
+
     def _secret(self, driver_name: str) -> set[str]:
         return {setting.name for setting in self.plugins.driver(driver_name).info.settings if setting.secret}
 
@@ -277,6 +294,59 @@ class Engine(Closing):
         if len(matches) > 1:
             raise AmbiguousName(kind="machine", name=machine, matches=", ".join(item.id for item in matches))
         return matches[0]
+
+    def machine_impact(
+        self,
+        machine: str,
+        *,
+        policy: str | None = None,
+        networks: Mapping[str, str] | None = None,
+        test_network: str | None = None,
+    ) -> Impact:
+        """What `update_machine` would do, with the readiness findings that come with the change. Raises NotFound."""
+        old = self.vault.protection(machine)
+        new = _changed(old, policy, networks, test_network)
+        policies = (self.vault.policy(old.policy), self.vault.policy(new.policy))
+        try:
+            findings = [f"{item.severity.value} [{item.code}] {item.what}" for item in self._changed_findings(old, new)]
+        except AsrError as problem:
+            findings = [f"Not checked at the sites: {problem}"]
+        points = self.vault.points(old.id)
+        return impact.of_machine_change(old, new, policies, points, findings, self.context.clock())
+
+    def update_machine(
+        self,
+        machine: str,
+        *,
+        policy: str | None = None,
+        networks: Mapping[str, str] | None = None,
+        test_network: str | None = None,
+    ) -> Protection:
+        """Give a protected machine another policy, network mapping or test network; its recovery points stay.
+
+        `networks` adds to the mapping ("" removes an entry), in the present direction. `test_network` "" is an isolated
+        one. Raises NotFound, and NotReady if a readiness check fails only because of the change. Where a site does not
+        answer the change is recorded unchecked, with a warning in the log: it may be needed to fail over.
+        """
+        from asrcore.procedures.protect import refuse  # noqa: PLC0415 - and the driver contract with it
+
+        old = self.vault.protection(machine)
+        new = _changed(old, policy, networks, test_network)
+        self.vault.policy(new.policy)
+        try:
+            findings = self._changed_findings(old, new)
+        except AsrError as problem:
+            _log.warning("%s: the change was not checked at the sites: %s", old.name, problem)
+        else:
+            refuse(old.name, findings)
+        return self.vault.update(old.id, policy=new.policy, networks=new.networks, test_network=new.test_network)
+
+    def _changed_findings(self, old: Protection, new: Protection) -> list[Finding]:
+        from asrcore.procedures.protect import changed_findings  # noqa: PLC0415 - and the driver contract with it
+
+        if (new.policy, new.networks) == (old.policy, old.networks):
+            return []
+        return changed_findings(self.context, old, new)
 
     def unprotect(self, machine: str) -> Job:
         """End protection and delete the replica and all its recovery points; the machine itself is not changed."""
@@ -434,6 +504,19 @@ class Engine(Closing):
         if self._jobs is not None:
             return self._jobs.submit(kind, protection, arguments)
         return enqueue(self.vault, kind, protection, arguments, now=self.context.clock())
+
+
+def _changed(
+    old: Protection, policy: str | None, networks: Mapping[str, str] | None, test_network: str | None
+) -> Protection:
+    """A protection with those of the changes that are given."""
+    merged = {source: target for source, target in {**old.networks.networks, **(networks or {})}.items() if target}
+    return attrs.evolve(
+        old,
+        policy=old.policy if policy is None else policy,
+        networks=NetworkMap(merged),
+        test_network=old.test_network if test_network is None else test_network,
+    )
 
 
 def _holder() -> str:

@@ -150,7 +150,10 @@ class StillInUse(AsrError):
     category = Category.CONFLICT
     happened = "{kind} {name!r} is in use by {users}"
     cause = "Protected machines depend on it."
-    action = "Nothing was removed. End their protection with `asr unprotect` first; that deletes their replicas."
+    action = (
+        "Nothing was removed. Give them another policy with `asr machine set`; a site is free after `asr unprotect`, "
+        "which deletes their replicas."
+    )
 
 
 class NotFound(AsrError):

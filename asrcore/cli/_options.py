@@ -9,7 +9,7 @@ import typer
 
 from asrcore.errors import InvalidValue
 
-__all__ = ["MachineName", "PolicyName", "Settings", "SiteName", "parsed"]
+__all__ = ["MachineName", "PolicyName", "Settings", "SiteName", "networks_of", "parsed"]
 
 MachineName = Annotated[str, typer.Argument(help="Name or id of the protected machine.")]
 PolicyName = Annotated[str, typer.Argument(help="Name of the policy.")]
@@ -29,6 +29,17 @@ def parsed(settings: list[str] | None) -> dict[str, str]:
         if not equals or not name:
             raise InvalidValue(what="setting", value=name, wanted="name=value")
         result[name] = value[1:] if value.startswith("@@") else _of_file(value[1:]) if value.startswith("@") else value
+    return result
+
+
+def networks_of(pairs: list[str] | None, *, may_be_empty: bool = False) -> dict[str, str]:
+    """Network mapping as typed: SOURCE=TARGET."""
+    result = {}
+    for item in pairs or []:
+        source, equals, target = item.partition("=")
+        if not equals or not source or not (target or may_be_empty):
+            raise InvalidValue(what="network mapping", value=item, wanted="SOURCE=TARGET")
+        result[source] = target
     return result
 
 

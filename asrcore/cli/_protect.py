@@ -8,9 +8,8 @@ import typer
 
 from asrcore.cli import _output, _session
 from asrcore.cli._confirm import DryRun, Yes, agreed
-from asrcore.cli._options import MachineName
+from asrcore.cli._options import MachineName, networks_of
 from asrcore.cli._output import Json
-from asrcore.errors import InvalidValue
 
 __all__ = ["register"]
 
@@ -21,16 +20,6 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the application."""
     for verb in (protect, unprotect, replicate, resync, verify, reprotect):
         app.command(verb.__name__)(verb)
-
-
-def _networks(pairs: list[str] | None) -> dict[str, str]:
-    result = {}
-    for item in pairs or []:
-        source, equals, target = item.partition("=")
-        if not equals or not source or not target:
-            raise InvalidValue(what="network mapping", value=item, wanted="SOURCE=TARGET")
-        result[source] = target
-    return result
 
 
 def protect(
@@ -54,7 +43,7 @@ def protect(
     """
     with _session.engine(context) as opened:
         if check:
-            mapped = _networks(network)
+            mapped = networks_of(network)
             found = opened.readiness(machine, source=source, target=target, policy=policy, networks=mapped)
             _output.show({"findings": found}, _output.show_findings(found) or "ready", as_json=as_json)
             return
@@ -63,7 +52,7 @@ def protect(
             source=source,
             target=target,
             policy=policy,
-            networks=_networks(network),
+            networks=networks_of(network),
             test_network=test_network,
         )
         _session.finish(opened, job, as_json=as_json, wait=not no_wait)

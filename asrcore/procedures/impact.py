@@ -248,9 +248,11 @@ def of_machine_change(
     new: Protection,
     policies: tuple[Policy, Policy],
     points: Sequence[RecoveryPoint],
+    findings: Sequence[str],
     now: float,
 ) -> Impact:
-    """Of another policy (`policies`: the old and the new one), network mapping or test network of a machine."""
+    """Of another policy (`policies`: the old and the new one), network mapping or test network of a machine.
+    `findings`: what readiness says about it."""
     changed = []
     if old.policy != new.policy:
         changed.append(f"policy: {old.policy} -> {new.policy}")
@@ -259,7 +261,7 @@ def of_machine_change(
     if old.test_network != new.test_network:
         changed.append(f"test network: {old.test_network or 'isolated'} -> {new.test_network or 'isolated'}")
     deletes = {new.name: _dropped(points, *policies, now)}
-    return _change("machine set", new.name, tuple(changed or ["Nothing changes."]), deletes)
+    return _change("machine set", new.name, (*(changed or ["Nothing changes."]), *findings), deletes)
 
 
 def _change(

@@ -5,6 +5,8 @@ W1 to W3 in docs/reference/site-recovery-map.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import attrs
 
 from asrcore.crashpoint import reach
@@ -18,7 +20,7 @@ from asrcore.procedures.steps import create_replica
 from asrcore.replication.context import Context
 from asrcore.replication.cycle import run_cycle
 
-__all__ = ["PROTECT", "UNPROTECT", "Pairing", "check_ready", "readiness"]
+__all__ = ["PROTECT", "UNPROTECT", "Pairing", "changed_findings", "check_ready", "readiness", "refuse"]
 
 
 @attrs.frozen
@@ -60,11 +62,22 @@ def readiness(context: Context, pairing: Pairing) -> list[Finding]:
 def check_ready(context: Context, pairing: Pairing) -> list[Finding]:
     """The findings, if none of them prevents protection; else raises NotReady with those that do."""
     found = readiness(context, pairing)
-    errors = [item for item in found if item.severity is Severity.ERROR]
+    refuse(pairing.name, found)
+    return found
+
+
+def changed_findings(context: Context, old: Protection, new: Protection) -> list[Finding]:
+    """The findings that the changed protection has and the present one has not, the worst first."""
+    before = {(item.code, item.what) for item in readiness(context, Pairing.of(old))}
+    return [item for item in readiness(context, Pairing.of(new)) if (item.code, item.what) not in before]
+
+
+def refuse(machine: str, findings: Iterable[Finding]) -> None:
+    """Raises NotReady if there is an ERROR among the findings."""
+    errors = [item for item in findings if item.severity is Severity.ERROR]
     if errors:
         lines = "; ".join(f"[{item.code}] {item.what} ({item.action})" for item in errors)
-        raise NotReady(machine=pairing.name, findings=lines)
-    return found
+        raise NotReady(machine=machine, findings=lines)
 
 
 def _create(work: Work) -> None:

@@ -166,7 +166,7 @@ def test_verb_is_in_the_reference_with_its_options(path: tuple[str, ...], comman
     example = f"| `{' '.join(path)}` | `asr {' '.join(path)}"
     rows = [line for line in page.splitlines() if line.startswith(example)]
     assert len(rows) == 1, "one row per verb, with an example"
-    place = page if path == ("policy", "create") else rows[0]
+    place = page if path in (("policy", "create"), ("policy", "set")) else rows[0]
     options = {name for item in command.params if item.param_type_name == "option" for name in item.opts}
     for name in sorted(options - {"--json", "--help", "-h"}):
         assert name in place, f"option {name} is missing"

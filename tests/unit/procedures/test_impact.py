@@ -66,11 +66,12 @@ def test_a_shorter_retention_names_the_points_that_it_deletes() -> None:
 def test_a_change_of_a_machine_says_from_what_to_what() -> None:
     gold, silver = Policy("gold", interval=60.0), Policy("silver", interval=60.0, keep=HOUR)
     new = attrs.evolve(WEB, policy="silver", networks=NetworkMap({"lan": "lan-b"}), test_network="lab")
-    plan = impact.of_machine_change(WEB, new, (gold, silver), points(5000, 100), NOW)
-    assert plan.effects[:3] == (
+    plan = impact.of_machine_change(WEB, new, (gold, silver), points(5000, 100), ["a finding"], NOW)
+    assert plan.effects[:4] == (
         "policy: gold -> silver",
         "networks: by name -> lan=lan-b",
         "test network: isolated -> lab",
+        "a finding",
     )
     assert [point.id for point in plan.deletes["web1"]] == ["p5000"]
-    assert impact.of_machine_change(WEB, WEB, (gold, gold), points(5000), NOW).effects == ("Nothing changes.",)
+    assert impact.of_machine_change(WEB, WEB, (gold, gold), points(5000), [], NOW).effects == ("Nothing changes.",)
