@@ -12,6 +12,7 @@ this module takes, and reading the vault (`asr job list`) needs none of it.
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -73,6 +75,8 @@ _HARMFUL = {
 }
 """Verbs that may lose data or interrupt a machine, and the event that must be possible."""
 _REMOVALS = ("site-remove", "policy-remove")
+_SERVICE = "service"
+"""Who requests the jobs that the replication service starts."""
 _LOOK_BACK = 20  # jobs of a machine among which its last failover is looked for
 
 
@@ -128,7 +132,7 @@ class Engine(Closing):
         from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
 
         self.start()
-        Scheduler(self.context, self._submit).run(stop)
+        Scheduler(self.context, partial(self._order, _SERVICE)).run(stop)
 
     def serve(self, identity: ServerIdentity, stop: threading.Event) -> None:
         """Be one of the process servers that share this vault, until `stop` is set (`asr process-server`): run the
@@ -155,7 +159,7 @@ class Engine(Closing):
             jobs = Jobs(self.context, PROCEDURES, identity.session)
             stack.callback(jobs.close)
             jobs.start()
-            Scheduler(self.context, jobs.submit).run(stop)
+            Scheduler(self.context, partial(jobs.submit, who=_SERVICE)).run(stop)
         if replaced:
             raise replaced[0]
 
@@ -498,12 +502,15 @@ class Engine(Closing):
         return self._submit(kind, protection, Arguments(**arguments))  # type: ignore[arg-type]
 
     def _submit(self, kind: str, protection: Protection, arguments: Arguments) -> Job:
+        return self._order(_person(), kind, protection, arguments)
+
+    def _order(self, who: str, kind: str, protection: Protection, arguments: Arguments) -> Job:
         if self._jobs is None and self.vault.engine_holder() is None:
             with suppress(VaultInUse):  # another one was quicker; it will run the job
                 self.start()
         if self._jobs is not None:
-            return self._jobs.submit(kind, protection, arguments)
-        return enqueue(self.vault, kind, protection, arguments, now=self.context.clock())
+            return self._jobs.submit(kind, protection, arguments, who=who)
+        return enqueue(self.vault, kind, protection, arguments, now=self.context.clock(), who=who)
 
 
 def _changed(
@@ -517,6 +524,15 @@ def _changed(
         networks=NetworkMap(merged),
         test_network=old.test_network if test_network is None else test_network,
     )
+
+
+def _person() -> str:
+    """Who runs this process: requests of its jobs are recorded with it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, in a container
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _holder() -> str:

@@ -9,6 +9,7 @@ import typer
 from asrcore.cli import _output, _session
 from asrcore.cli._options import MachineName
 from asrcore.cli._output import Json
+from asrcore.jobs import requested_by
 from asrcore.service.status import EngineStatus, engine
 from asrcore.units import format_duration, format_size, format_time
 
@@ -98,7 +99,7 @@ def _state(job: Job, at_work: EngineStatus) -> str:
 
 
 def _job_document(job: Job, at_work: EngineStatus) -> dict[str, object]:
-    return {**_output.plain(job), "waiting": _state(job, at_work) == "waiting"}
+    return {**_output.plain(job), "waiting": _state(job, at_work) == "waiting", "who": requested_by(job)}
 
 
 def _job_row(job: Job, at_work: EngineStatus) -> tuple[str, ...]:
@@ -110,6 +111,8 @@ def _job_row(job: Job, at_work: EngineStatus) -> tuple[str, ...]:
 def _job_text(job: Job, at_work: EngineStatus) -> str:
     state = _state(job, at_work)
     lines = [f"{job.id}: {job.kind} of {job.machine}, {state}", f"  step: {job.step or '-'}"]
+    if who := requested_by(job):
+        lines.append(f"  requested by: {who}")
     if state == "waiting":
         lines.append(f"  {at_work}; the job resumes then")
     if job.progress_total:

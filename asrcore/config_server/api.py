@@ -188,7 +188,7 @@ class _Api:
         if event is not None:
             allowed(protection.name, protection.state, event)
         now = self._clock()
-        job = enqueue(self._vault, kind, protection, Arguments(**given), now=now)
+        job = enqueue(self._vault, kind, protection, Arguments(**given), now=now, who=str(call.caller))
         text = f"{call.caller} requested {kind} (job {job.id})"
         self._vault.add_event(at=now, machine=protection.name, kind="order", text=text)
         return job

@@ -7,6 +7,6 @@ and it is imported when `Jobs` starts: the import takes half a second, which rea
 
 from asrcore.jobs._failure import error_of
 from asrcore.jobs._jobs import Jobs
-from asrcore.jobs._record import arguments_of, enqueue, follow
+from asrcore.jobs._record import arguments_of, enqueue, follow, requested_by
 
-__all__ = ["Jobs", "arguments_of", "enqueue", "error_of", "follow"]
+__all__ = ["Jobs", "arguments_of", "enqueue", "error_of", "follow", "requested_by"]

@@ -63,9 +63,9 @@ class Jobs:
 
     # -- any process ---------------------------------------------------------------------------------------------------
 
-    def submit(self, kind: str, protection: Protection, arguments: Arguments | None = None) -> Job:
+    def submit(self, kind: str, protection: Protection, arguments: Arguments | None = None, *, who: str = "") -> Job:
         """Record a job, durable when it returns; it starts at once if this is the engine."""
-        job = enqueue(self._vault, kind, protection, arguments or Arguments(), now=self._context.clock())
+        job = enqueue(self._vault, kind, protection, arguments or Arguments(), now=self._context.clock(), who=who)
         self._wake.set()
         return job
 

@@ -16,7 +16,7 @@ from asrcore.procedures.procedure import Arguments
 from asrcore.replication.ids import new_id
 from asrcore.vault import Job, JobState, Vault
 
-__all__ = ["Order", "arguments_of", "enqueue", "follow"]
+__all__ = ["Order", "arguments_of", "enqueue", "follow", "requested_by"]
 
 LOOK = 0.1  # seconds between polls of a followed job: one indexed read
 PATIENCE = 3.0  # seconds without an engine until it counts as stopped: a service that restarts resumes the job
@@ -28,16 +28,19 @@ class Order:
 
     protection_id: str
     arguments: Arguments
+    who: str = ""
+    """Who requested it: a person at a host, a component, or the service."""
 
     def to_json(self) -> str:
         """For the job's record."""
-        return json.dumps({"protection": self.protection_id, "arguments": json.loads(self.arguments.to_json())})
+        given = {"protection": self.protection_id, "arguments": json.loads(self.arguments.to_json())}
+        return json.dumps({**given, "who": self.who} if self.who else given)
 
     @classmethod
     def of(cls, job: Job) -> Order:
         """From the job's record. Raises ValueError, KeyError, TypeError if another version wrote it otherwise."""
         value = json.loads(job.arguments)
-        return cls(value["protection"], Arguments.from_json(json.dumps(value["arguments"])))
+        return cls(value["protection"], Arguments.from_json(json.dumps(value["arguments"])), str(value.get("who", "")))
 
 
 def arguments_of(job: Job) -> Arguments:
@@ -45,14 +48,22 @@ def arguments_of(job: Job) -> Arguments:
     return Order.of(job).arguments
 
 
-def enqueue(vault: Vault, kind: str, protection: Protection, arguments: Arguments, *, now: float) -> Job:
+def requested_by(job: Job) -> str:
+    """Who requested the job; "" if that was not recorded."""
+    try:
+        return Order.of(job).who
+    except (ValueError, KeyError, TypeError, AttributeError):  # of another version; the engine reports it
+        return ""
+
+
+def enqueue(vault: Vault, kind: str, protection: Protection, arguments: Arguments, *, now: float, who: str = "") -> Job:
     """Record a job; durable when it returns. The engine finds it, if need be at its next start."""
     job = Job(
         id=new_id("j"),
         kind=kind,
         machine=protection.name,
         state=JobState.QUEUED,
-        arguments=Order(protection.id, arguments).to_json(),
+        arguments=Order(protection.id, arguments, who).to_json(),
         created_at=now,
     )
     return vault.add_job(job)

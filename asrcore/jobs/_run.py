@@ -22,7 +22,8 @@ from typing import TypeVar, Unpack
 from asrcore.crashpoint import reach
 from asrcore.errors import JobFailed, NotAssigned, NotFound, VaultUnavailable
 from asrcore.jobs._failure import Failure, caught, is_cancelled
-from asrcore.jobs._record import Order
+from asrcore.jobs._record import Order, requested_by
+from asrcore.logline import report
 from asrcore.model.event import FinishedJob, Outcome
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Stopped, Watch
@@ -130,10 +131,32 @@ class Run:
                 failure = self._problem or caught(self.job.id, partial(self._all_steps, durably, stack))
                 self._record_end(failure)
         except VaultUnavailable as problem:  # of the durable log: the engine takes the job up again
+            self._log("job interrupted")
             raise Stopped from problem
+        except Stopped:
+            self._log("job interrupted")
+            raise
         finally:
             self.leave()
+        self._log("job ended")
         self._tell()
+
+    def _log(self, event: str) -> None:
+        job, error = self.job, self.job.error or {}
+        report(
+            _log,
+            logging.INFO,
+            event,
+            machine=job.machine,
+            job=job.id,
+            kind=job.kind,
+            who=requested_by(job),
+            state=job.state.value,
+            step=None if job.state is JobState.DONE else job.step,
+            seconds=None if job.ended_at is None or job.started_at is None else job.ended_at - job.started_at,
+            error=error.get("code"),
+            happened=error.get("happened"),
+        )
 
     def _all_steps(self, durably: Durably, held: ExitStack) -> Failure | None:
         work, procedure = self._work, self._procedure
@@ -143,8 +166,10 @@ class Run:
             held.enter_context(turn.hold(math.inf))
         with self._writing:
             self._begun = True
-        started = self._context.clock() if self.job.started_at is None else self.job.started_at
+        resumed = self.job.started_at is not None
+        started = self.job.started_at if resumed else self._context.clock()
         self._when_vault_answers(lambda: self._update(state=JobState.RUNNING, started_at=started))
+        self._log("job resumed" if resumed else "job started")
         for step in procedure.steps:
             failure = durably(step.name, partial(self._step, step, work))
             reach(f"job.{procedure.kind}.{step.name}.logged")

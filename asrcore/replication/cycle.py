@@ -24,6 +24,7 @@ import attrs
 from asrcore import driver
 from asrcore.crashpoint import reach
 from asrcore.errors import AsrError, Cancelled, StaleBase, TargetFull, TrackingLost
+from asrcore.logline import report
 from asrcore.model.extent import Extent, union
 from asrcore.model.health import CLOCK_TOLERANCE
 from asrcore.model.point import RecoveryPoint
@@ -81,6 +82,7 @@ def run_cycle(
     source = context.site(protection.source_site).source
     if protection.attempt:
         _sweep(source, protection)
+    began = context.clock()
     try:
         result = _run(
             context, protection, source, watch, keep=keep, compare=compare, resend=resend or {}, after_seal=after_seal
@@ -90,12 +92,28 @@ def run_cycle(
             context, protection, watch
         )  # otherwise points past their age would hold the space that is missing
         raise
+    _log_cycle(protection.name, result, context.clock() - began)
     # Not in a planned failover: the workload stands still meanwhile.
     tidy = result.point.kept and protection.state is not State.FAILING_OVER
     protection = context.vault.protection(protection_id)
     _sweep(source, protection)
     apply_retention(context, protection, watch, tidy=tidy)
     return result
+
+
+def _log_cycle(machine: str, result: CycleResult, seconds: float) -> None:
+    report(
+        _log,
+        logging.DEBUG,
+        "cycle ended",
+        machine=machine,
+        mode=result.mode.value,
+        point=result.point.id,
+        consistency=result.point.consistency.value,
+        read_bytes=result.counts.read,
+        sent_bytes=result.counts.sent,
+        seconds=seconds,
+    )
 
 
 def _run(

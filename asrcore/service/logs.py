@@ -11,7 +11,7 @@ from asrcore.units import format_time
 __all__ = ["FORMATS", "set_up"]
 
 FORMATS = ("text", "json")
-_QUIET = ("sqlalchemy", "alembic", "dbos", "uvicorn")
+_QUIET = ("alembic", "asyncio", "azure", "dbos", "paramiko", "sqlalchemy", "urllib3", "uvicorn")
 
 
 class _Json(logging.Formatter):
@@ -20,8 +20,9 @@ class _Json(logging.Formatter):
             "time": format_time(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": getattr(record, "event", None) or record.getMessage(),
         }
+        line.update({name: value for name, value in getattr(record, "facts", {}).items() if name not in line})
         if record.exc_info and record.exc_info[1] is not None:
             problem = record.exc_info[1]
             if isinstance(problem, AsrError):
@@ -30,9 +31,15 @@ class _Json(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+def _wanted(record: logging.LogRecord) -> bool:
+    """With --verbose only asrcore and its drivers log details: those of libraries would bury them."""
+    return record.levelno >= logging.INFO or record.name.startswith("asr")
+
+
 def set_up(form: str, *, verbose: bool) -> None:
     """Log to standard error from now on."""
     handler = logging.StreamHandler()
+    handler.addFilter(_wanted)
     handler.setFormatter(
         _Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )

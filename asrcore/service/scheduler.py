@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from heapq import heapify, heappop
 
@@ -27,10 +28,10 @@ from asrcore.errors import (
     MachineBusy,
     MachineNotFound,
     NotAssigned,
-    TrackingLost,
     VaultUnavailable,
     WrongState,
 )
+from asrcore.logline import report
 from asrcore.model.health import Health, Load, assess
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
@@ -195,13 +196,27 @@ class Scheduler:
                 run_cycle(self._context, protection.id, watch)
         except (Cancelled, MachineBusy, WrongState, NotAssigned):
             pass  # a job or another server took over, or the service stops
-        except TrackingLost as problem:
-            _log.warning("%s", problem)
         except VaultUnavailable as problem:  # the cycle is still due, and is run when the vault is back
             self._paused_until = time.monotonic() + VAULT_PAUSE
             _log.warning("%s: %s", protection_id, problem)
         except AsrError as problem:
-            _log.warning("%s: %s; %s", protection_id, problem, problem.action_text)
+            self._log_failed(protection_id, problem)
+
+    def _log_failed(self, protection_id: str, problem: AsrError) -> None:
+        name, attempt = protection_id, None
+        with suppress(AsrError):  # the vault may be what failed
+            protection = self._context.vault.protection(protection_id)
+            name, attempt = protection.name, protection.attempt or None
+        report(
+            _log,
+            logging.WARNING,
+            "cycle failed",
+            machine=name,
+            error=problem.code,
+            failures=attempt,
+            happened=problem,
+            action=problem.action_text,
+        )
 
     def _fence_is_due(self, protection: Protection) -> bool:
         elapsed = self._context.elapsed()

@@ -130,7 +130,7 @@ class Cycles(Registry):
             self._replace_head(connection, protection, point)
             reach("vault.record-point.inserted")
             self._add_statistics(connection, protection.id, stats)
-            return self._store(
+            changed = self._store(
                 connection,
                 self._drop_pending(connection, protection),
                 state=state,
@@ -142,6 +142,7 @@ class Cycles(Registry):
                 retry_at=None,
                 error=None,
             )
+        return self._reported(protection, changed)
 
     # -- points ------------------------------------------------------------------------------------------------------
 
@@ -299,7 +300,7 @@ class Cycles(Registry):
             self._check_free(connection, turned)
             points = _schema.points
             connection.execute(delete(points).where(points.c.protection_id == protection_id))
-            return self._store(
+            changed = self._store(
                 connection,
                 self._drop_pending(connection, protection),
                 state=row.target,
@@ -324,6 +325,7 @@ class Cycles(Registry):
                 retry_at=None,
                 error=None,
             )
+        return self._reported(protection, changed)
 
     # -- parts of the transactions -----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar, Unpack
 
@@ -10,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, inse
 from sqlalchemy.exc import IntegrityError
 
 from asrcore.errors import AlreadyExists, AlreadyProtected, InvalidValue, NotFound, StillInUse
+from asrcore.logline import report
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection, Site
 from asrcore.model.state import Event, allowed
@@ -19,6 +21,8 @@ from asrcore.vault._store import row_of
 from asrcore.vault._values import Changes
 
 __all__ = ["Registry"]
+
+_log = logging.getLogger(__name__)
 
 _CHANGEABLE = frozenset(Changes.__annotations__)
 _UPDATE_MACHINE = update(_schema.protections).where(_schema.protections.c.id == bindparam("machine"))
@@ -154,7 +158,8 @@ class Registry(Servers):
         with self._write("transition") as connection:
             protection = self._protection(connection, protection_id)
             row = allowed(protection.name, protection.state, event)
-            return self._change(connection, protection, changes, state=row.target)
+            changed = self._change(connection, protection, changes, state=row.target)
+        return self._reported(protection, changed)
 
     def forget_mark(self, protection_id: str, reason: str) -> Protection:
         """Discard the source's mark: the next cycle compares (invariant 2 in docs/explanation/architecture.md)."""
@@ -170,6 +175,13 @@ class Registry(Servers):
                 return
             self._check_mine(connection, protection_id, row["name"])
             connection.execute(delete(_schema.protections).where(_schema.protections.c.id == protection_id))
+
+    def _reported(self, before: Protection, after: Protection) -> Protection:
+        """Log a recorded change of the state; returns the machine as it is now."""
+        if after.state is not before.state:
+            facts = {"machine": after.name, "state": after.state.value, "before": before.state.value}
+            report(_log, logging.INFO, "state changed", **facts, epoch=after.epoch)
+        return after
 
     # -- used by the other parts -------------------------------------------------------------------------------------
 
