@@ -487,10 +487,11 @@ class Engine(Closing):
     # -- jobs --------------------------------------------------------------------------------------------------------
 
     def wait(self, job: Job, on_change: Callable[[Job], None] | None = None, timeout: float | None = None) -> Job:
-        """Follow a job to its end, whoever runs it. Raises the job's error if it failed; TimedOut after `timeout`."""
+        """Follow a job to its end, whoever runs it. Raises the job's error if it failed; TimedOut after `timeout`;
+        EngineStopped when the process that runs it ends and none takes its place."""
         if self._jobs is not None:
             return self._jobs.wait(job.id, on_change, timeout)
-        return follow(self.vault, job.id, on_change, timeout)
+        return follow(self.vault, job.id, on_change, timeout, alive=lambda: self.vault.engine_holder() is not None)
 
     def cancel(self, job: Job) -> None:
         """Request the job's cancellation; what it copied is kept for the next run."""

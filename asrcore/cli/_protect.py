@@ -10,6 +10,7 @@ from asrcore.cli import _output, _session
 from asrcore.cli._confirm import DryRun, Yes, agreed
 from asrcore.cli._options import MachineName, networks_of
 from asrcore.cli._output import Json
+from asrcore.service import status
 
 __all__ = ["register"]
 
@@ -99,6 +100,8 @@ def resync(
             window = opened.vault.policy(opened.vault.protection(machine).policy).resync_window
             document = {"machine": machine, "window": str(window)}
             _output.show(document, f"{machine} will be compared in the resync window {window}", as_json=as_json)
+            if not (at_work := status.engine(opened.vault)).up:
+                _output.note(str(at_work))
             return
         _session.finish(opened, job, as_json=as_json)
 

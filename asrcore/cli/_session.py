@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from asrcore.engine import Engine
     from asrcore.vault import Job
 
+_REPLICATED_AFTER = ("protect", "resync", "reprotect", "failover-undo")
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 __all__ = ["INTERRUPTED", "default_vault", "engine", "finish", "result_of", "vault_url"]
@@ -69,6 +70,8 @@ def finish(opened: Engine, job: Job, *, as_json: bool, wait: bool = True) -> Job
         typer.echo(f"{done.kind} of {done.machine}: done in {format_duration(took)}")
         for name, value in result_of(done).items():
             typer.echo(f"  {name}: {_figure(name, value)}")
+    if opened.working and done.kind in _REPLICATED_AFTER:
+        _output.note(f"no service runs, so {done.machine} is not replicated: start asr-run.service or `asr run`")
     return done
 
 

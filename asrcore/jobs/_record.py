@@ -19,7 +19,7 @@ from asrcore.vault import Job, JobState, Vault
 __all__ = ["Order", "arguments_of", "enqueue", "follow", "requested_by"]
 
 LOOK = 0.1  # seconds between polls of a followed job: one indexed read
-PATIENCE = 3.0  # seconds without an engine until it counts as stopped: a service that restarts resumes the job
+PATIENCE = 10.0  # seconds without an engine until it counts as stopped: a service that restarts resumes the job
 
 
 @attrs.frozen

@@ -68,7 +68,9 @@ class Load:
         return self.late > self.at_a_time
 
 
-_START = "Start the service: `systemctl start asr-run.service`, or run `asr run`."
+_START = (
+    "Start the service: `systemctl start asr-run.service` or `asr run`, or the process servers that share the vault."
+)
 _AUTOMATIC = "No action needed"
 """Begins the action of a finding that an engine resolves."""
 _WORST_FIRST = (Severity.ERROR, Severity.WARNING, Severity.INFO)

@@ -92,6 +92,13 @@ def test_a_job_that_is_not_awaited_says_that_it_needs_a_service(asr: Asr, sites:
     assert "waits until the service runs" in asr(*words, as_json=False)[1]
 
 
+def test_a_verb_that_leaves_a_machine_to_the_service_says_that_none_runs(asr: Asr, sites: MemoryWorld) -> None:
+    said = asr("protect", "web", "--from", "a", "--to", "b", "--policy", "gold", as_json=False)[1]
+    assert "no service runs, so web is not replicated: start asr-run.service or `asr run`" in said
+    assert "no service" not in asr("verify", "web", as_json=False)[1]
+    assert "engine: NOT RUNNING" in asr("resync", "web", as_json=False)[1]
+
+
 @pytest.mark.parametrize(
     ("found", "line"),
     [

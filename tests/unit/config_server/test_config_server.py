@@ -24,6 +24,7 @@ from asrcore.errors import (
     TokenRefused,
 )
 from asrcore.files import write_private
+from asrcore.jobs import requested_by
 from asrcore.pki import enrolment
 from asrcore.pki.authority import Authority, keep_own
 from asrcore.pki.enrolment import fetch_text
@@ -330,6 +331,7 @@ def test_a_verb_becomes_a_job_with_a_name_in_the_log(office: Office, operator: I
     assert (job["kind"], job["state"]) == ("failover-test", "queued")
     assert office.get(operator, f"/v1/jobs/{job['id']}")["machine"] == "web"
     assert json.loads(office.vault.job(job["id"]).arguments)["arguments"]["network"] == "lab"
+    assert requested_by(office.vault.job(job["id"])) == "operator ann"
     (event,) = office.vault.events(kinds=["order"])
     assert event.text.startswith("operator ann requested failover-test")
     assert office.post(operator, f"/v1/jobs/{job['id']}/cancel") == {"asked": True}

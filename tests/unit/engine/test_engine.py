@@ -19,6 +19,7 @@ from asrcore.errors import (
     AsrError,
     Cancelled,
     DriverNotFound,
+    EngineStopped,
     InvalidSetting,
     MachineNotFound,
     NotFound,
@@ -28,6 +29,7 @@ from asrcore.errors import (
     VaultInUse,
     WrongState,
 )
+from asrcore.jobs import _record
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.policy import ALWAYS, Policy
 from asrcore.model.protection import Protection, Site
@@ -130,6 +132,19 @@ def test_a_job_is_kept_for_the_next_engine(opened: Callable[[], Engine]) -> None
     later = opened()
     later.start()
     assert later.wait(job, timeout=PATIENCE).state is JobState.DONE
+
+
+def test_waiting_ends_when_the_engine_that_had_the_job_is_gone(
+    opened: Callable[[], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_record, "PATIENCE", 0.3)
+    asking = opened()
+    with run_by_another(asking):
+        job = protect(asking)
+        with pytest.raises(TimedOut):
+            asking.wait(job, timeout=1)
+    with pytest.raises(EngineStopped, match=job.id):
+        asking.wait(job, timeout=PATIENCE)
 
 
 def test_starting_twice_is_starting_once(engine: Engine) -> None:

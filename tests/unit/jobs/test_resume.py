@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from asrcore.errors import EngineStopped, JobFailed, TimedOut, VaultUnavailable
-from asrcore.jobs import Jobs, follow
+from asrcore.jobs import Jobs, _record, follow
 from asrcore.plugins import Plugins
 from asrcore.procedures.procedure import Procedure
 from asrcore.replication.context import Context
@@ -281,7 +281,8 @@ def test_following_ends_after_its_time(path: Path) -> None:
         follow(vault, job.id, timeout=0.2)
 
 
-def test_following_ends_when_no_engine_is_left(path: Path) -> None:
+def test_following_ends_when_no_engine_is_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_record, "PATIENCE", 0.3)
     job = job_procedures.submit(path, "count")
     with Vault.open(path) as vault, pytest.raises(EngineStopped, match=job.id):
         follow(vault, job.id, timeout=20, alive=lambda: vault.engine_holder() is not None)
