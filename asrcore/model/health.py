@@ -268,8 +268,7 @@ def _of_point(
                 f"the newest point of {protection.name!r} is {format_duration(age)} old, "
                 f"the interval is {format_duration(policy.interval)}",
                 "Cycles fail, wait, or take longer than the interval.",
-                f"See the other reasons, and check that `asr run` is running. "
-                f"To run one cycle now: `asr replicate {protection.name}`.",
+                f"See the other reasons. To run one cycle now: `asr replicate {protection.name}`.",
             )
         )
         if load is not None and load.saturated:
