@@ -399,13 +399,18 @@ class Engine(Closing):
         """Delete the test machine and everything it wrote."""
         return self._submit("failover-cleanup", self.vault.protection(machine), Arguments())
 
-    def failover_planned(self, machine: str, *, force_off: bool = False, timeout: float = 120.0) -> Job:
-        """Shut the source down, send the last delta, run the machine at the target. No data is lost."""
-        return self._verb("failover-planned", machine, Event.FAIL_OVER, force_off=force_off, timeout=timeout)
+    def failover_planned(
+        self, machine: str, *, force_off: bool = False, timeout: float = 120.0, force: bool = False
+    ) -> Job:
+        """Shut the source down, send the last delta, run the machine at the target. No data is lost. `force`: although
+        the target finds that it cannot run the machine (TargetNotReady)."""
+        arguments = {"force_off": force_off, "timeout": timeout, "force": force}
+        return self._verb("failover-planned", machine, Event.FAIL_OVER, **arguments)
 
-    def failover_unplanned(self, machine: str, *, point: str = "latest") -> Job:
-        """Run a point at the target; the source is lost or given up."""
-        return self._verb("failover-unplanned", machine, Event.FAIL_OVER, point=point)
+    def failover_unplanned(self, machine: str, *, point: str = "latest", force: bool = False) -> Job:
+        """Run a point at the target; the source is lost or given up. `force`: although the target finds that it cannot
+        run the machine (TargetNotReady)."""
+        return self._verb("failover-unplanned", machine, Event.FAIL_OVER, point=point, force=force)
 
     def failover_undo(self, machine: str) -> Job:
         """Before commit: delete the machine at the target and its writes; the source owns the machine again."""

@@ -255,6 +255,14 @@ class NotReady(AsrError):
     action = "Resolve each finding as described, then protect again."
 
 
+class TargetNotReady(AsrError):
+    code = "target-not-ready"
+    category = Category.REFUSED
+    happened = "{machine!r} was not failed over, site {site!r} cannot run it: {findings}"
+    cause = "The target was checked before anything was taken from the source, which continues as before."
+    action = "Resolve each finding at {site}, then fail over again; `--force` fails over in spite of them."
+
+
 class NoPlannedFailover(AsrError):
     code = "no-planned-failover"
     category = Category.REFUSED

@@ -20,6 +20,9 @@ Point = Annotated[
     str,
     typer.Option(help="`latest`, the id of a recovery point, or an ISO time (the newest point not after it)."),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Fail over although the target finds that it cannot run the machine.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -63,6 +66,7 @@ def planned(
         bool, typer.Option("--force-off", help="Power the machine off instead of asking the guest to shut down.")
     ] = False,
     timeout: Annotated[str, typer.Option(help="How long to wait for the guest's shutdown.")] = "2min",
+    force: Force = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -71,7 +75,7 @@ def planned(
     seconds = parse_duration(timeout, "timeout")
     with _session.engine(context) as opened:
         if agreed(opened.impact("failover-planned", machine), yes=yes, dry_run=dry_run, as_json=as_json):
-            job = opened.failover_planned(machine, force_off=force_off, timeout=seconds)
+            job = opened.failover_planned(machine, force_off=force_off, timeout=seconds, force=force)
             _session.finish(opened, job, as_json=as_json)
 
 
@@ -80,6 +84,7 @@ def unplanned(
     context: typer.Context,
     machine: MachineName,
     point: Point = "latest",
+    force: Force = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -91,7 +96,8 @@ def unplanned(
     with _session.engine(context) as opened:
         plan = opened.impact("failover-unplanned", machine, point=point)
         if agreed(plan, yes=yes, dry_run=dry_run, as_json=as_json):
-            _session.finish(opened, opened.failover_unplanned(machine, point=point), as_json=as_json)
+            job = opened.failover_unplanned(machine, point=point, force=force)
+            _session.finish(opened, job, as_json=as_json)
 
 
 @_failover.command()

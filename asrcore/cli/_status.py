@@ -10,6 +10,7 @@ import typer
 
 from asrcore.cli import _output, _session
 from asrcore.cli._output import Json
+from asrcore.model.protection import TestRun
 from asrcore.service.status import EngineStatus, MachineStatus, document, engine, machines
 from asrcore.units import format_duration, format_size, format_time
 
@@ -80,9 +81,15 @@ def _status_row(item: MachineStatus) -> tuple[str, ...]:
         f"{protection.source_site} > {protection.target_site}",
         protection.replica_kind or "-",
         str(protection.epoch),
-        "running" if protection.test else "-",
+        _test(protection.test),
         "-" if not item.working_on else item.working_on if item.engine.up else f"{item.working_on} (waiting)",
     )
+
+
+def _test(run: TestRun | None) -> str:
+    if run is None:
+        return "-"
+    return "running" if run.machine_id else "starting"
 
 
 def _read(context: typer.Context) -> tuple[EngineStatus, list[MachineStatus]]:

@@ -10,6 +10,8 @@ import attrs
 
 from asrcore.closing import Closing
 from asrcore.driver._digests import Digest, different_blocks, digests_of
+from asrcore.driver._failover import PromoteSpec
+from asrcore.errors import PointNotFound, StaleEpoch
 from asrcore.model.extent import Extent
 from asrcore.model.finding import Finding
 from asrcore.model.machine import Description
@@ -218,6 +220,22 @@ class Target(ABC):
     @abstractmethod
     def findings(self, description: Description, policy: Policy) -> list[Finding]:
         """Readiness of the site as a target for this machine: capacity, firmware, networks, names."""
+
+    def failover_findings(self, spec: PromoteSpec) -> list[Finding]:
+        """What is in the way of `Failover.promote` with this spec, or of starting its machine, now: an ERROR for what
+        the platform would refuse. Asked before anything is taken from the source; changes nothing.
+
+        By default the replica and the point are read, and nothing is found. A driver that overrides this does so, too.
+        Raises ReplicaNotFound, ReplicaDamaged, PointNotFound, StaleEpoch.
+        """
+        replica = self.replica(spec.replica_id)
+        info = replica.info()
+        if spec.epoch < info.epoch:
+            raise StaleEpoch(replica=spec.replica_id, epoch=spec.epoch, owner=info.epoch)
+        if spec.point_id not in {point.id for point in info.points}:
+            raise PointNotFound(machine=spec.replica_id, point=spec.point_id)
+        replica.description(spec.point_id)
+        return []
 
     @abstractmethod
     def capacity(self) -> Capacity:

@@ -100,11 +100,15 @@ def assess(
     load: Load | None = None,
     *,
     engine: bool = True,
+    working: bool = True,
 ) -> Health:
     """Judge a protected machine by its newest sealed point, at the time `now`. `power` is the source machine's, if
-    known; `load` that of the replication service, if one runs; `engine` says whether one works on the vault."""
+    known; `load` that of the replication service, if one runs; `engine` says whether one works on the vault; `working`:
+    a job is recorded that works on the machine."""
     found = [
         *_of_state(protection, policy),
+        *([] if working else _of_stuck(protection)),
+        *_of_undo(protection),
         *_of_clock(protection, newest, now),
         *_of_point(protection, policy, newest, now, power, load),
         *_of_error(protection, now, engine=engine),
@@ -203,7 +207,7 @@ def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
                     "No action needed; it continues automatically.",
                 )
             ]
-        case _:  # a job is running; it shows its own progress
+        case _:  # a job is running, which shows its own progress; or none, see `_of_stuck`
             return []
 
 
@@ -221,6 +225,52 @@ def _of_clock(protection: Protection, newest: RecoveryPoint | None, now: float) 
             "The clock of the engine's host was ahead, or is behind now.",
             "Check the time of the engine's host (`timedatectl`). The next cycle records the present time. "
             f"To run it now: `asr replicate {protection.name}`.",
+        )
+    ]
+
+
+def _of_stuck(protection: Protection) -> list[Finding]:
+    """A state that only a job leaves, and no job is recorded."""
+    name = protection.name
+    again = "planned" if protection.planned else "unplanned"
+    ways_out = {
+        State.FAILING_OVER: (
+            "failover",
+            f"To give the machine back to {protection.source_site!r}: `asr failover undo {name}`. "
+            f"To try again: `asr failover {again} {name}`.",
+        ),
+        State.UNDOING: ("undo of the failover", f"Run `asr failover undo {name}` again."),
+        State.COMMITTING: ("commit of the failover", f"Run `asr failover commit {name}` again."),
+        State.DISABLING: ("end of protection", f"Run `asr unprotect {name}` again."),
+    }
+    if protection.state not in ways_out:
+        return []
+    what, action = ways_out[protection.state]
+    return [
+        Finding(
+            "unprotect-stuck" if protection.state is State.DISABLING else "failover-stuck",
+            Severity.ERROR,
+            f"the {what} of {name!r} has stopped half-way"
+            + ("" if protection.state is State.DISABLING else "; the machine may run at neither site"),
+            "Its job failed or was cancelled (`asr job list`), and nothing works on it.",
+            action,
+        )
+    ]
+
+
+def _of_undo(protection: Protection) -> list[Finding]:
+    if not protection.undo_due:
+        return []
+    name = protection.name
+    return [
+        Finding(
+            "undo-due",
+            Severity.ERROR,
+            f"the failover of {name!r} was taken back, but a site has not done its part yet; it is not replicated",
+            f"{protection.target_site!r} did not delete the machine made there, which may still run, or "
+            f"{protection.source_site!r} did not release its machine, which may still be stopped.",
+            f"Repair the site. The service then completes the undo within a minute; to complete it now: "
+            f"`asr replicate {name}`.",
         )
     ]
 
@@ -307,7 +357,7 @@ def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Findi
 
 
 def _of_fence(protection: Protection) -> list[Finding]:
-    if not protection.fence_due:
+    if not protection.fence_due or protection.undo_due:
         return []
     return [
         Finding(

@@ -9,7 +9,7 @@ import attrs
 
 from asrcore.model.extent import Extent
 from asrcore.model.point import Mark
-from asrcore.model.state import State
+from asrcore.model.state import STATES_WITH_POINTS, State
 
 __all__ = ["CycleMode", "Direction", "NetworkMap", "PendingCycle", "Protection", "Site", "TestRun"]
 
@@ -87,7 +87,8 @@ class Protection:
     `epoch` counts ownership changes, so that a former owner can be refused. `mark` is what the last recorded point left
     at the source; it only changes together with `head_point` (invariants 4 and 2 in docs/explanation/architecture.md).
     `last_cycle_at`: when the last recorded cycle began. `attempt` and `retry_at`: retries of a failed cycle.
-    `replica_kind` is the target's word for how it keeps points.
+    `replica_kind` is the target's word for how it keeps points. `fence_due`: the source is not quarantined yet; see
+    also `undo_due`.
     """
 
     id: str
@@ -124,3 +125,9 @@ class Protection:
     def direction(self) -> Direction:
         """FORWARD while the source is the machine's home."""
         return Direction.FORWARD if self.source_site == self.home_site else Direction.REVERSE
+
+    @property
+    def undo_due(self) -> bool:
+        """A failover was taken back, but a site still owes a part of it: the target a clean-up, or the source its
+        release. `fence_due` then says that the source is not to be started again."""
+        return self.failover_point is not None and self.state in STATES_WITH_POINTS

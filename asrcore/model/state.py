@@ -13,7 +13,7 @@ import attrs
 
 from asrcore.errors import WrongState
 
-__all__ = ["TRANSITIONS", "Event", "State", "Transition", "allowed", "possible_events"]
+__all__ = ["STATES_WITH_POINTS", "TRANSITIONS", "Event", "State", "Transition", "allowed", "possible_events"]
 
 
 class State(Enum):
@@ -45,6 +45,10 @@ class State(Enum):
     """Re-protect: the direction is reversed; the new replica is being made equal and has no recovery point yet."""
     DISABLING = "disabling"
     """Protection is ending; the replica and its recovery points are being deleted."""
+
+
+STATES_WITH_POINTS = (State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
+"""The machine runs at its source and may be failed over."""
 
 
 class Event(Enum):
@@ -83,7 +87,6 @@ class Transition:
 
 def _table() -> tuple[Transition, ...]:
     s, e = State, Event
-    with_points = (s.PROTECTED, s.RESYNC_PENDING, s.RESYNCING)
     rows = [
         Transition(s.ENABLING, e.REPLICA_CREATED, s.INITIAL_COPY, "W1: prerequisites hold, the relationship exists"),
         Transition(s.INITIAL_COPY, e.COPIED, s.FINALIZING, "W2: all disks have arrived and the point is sealed"),
@@ -96,13 +99,13 @@ def _table() -> tuple[Transition, ...]:
         Transition(s.RESYNCING, e.START_RESYNC, s.RESYNCING, "W5: an interrupted comparison resumes"),
         Transition(s.RESYNCING, e.RESYNCED, s.PROTECTED, "W5: equal again; deltas resume"),
         Transition(s.PROTECTED, e.VERIFY, s.PROTECTED, "replica and source may be compared at any time"),
-        *(Transition(state, e.TEST, state, "F1: a test disturbs nothing") for state in with_points),
+        *(Transition(state, e.TEST, state, "F1: a test disturbs nothing") for state in STATES_WITH_POINTS),
         *(
             Transition(state, e.FAIL_OVER, s.FAILING_OVER, "F2, F3: a sealed point exists to fail over to")
-            for state in with_points
+            for state in STATES_WITH_POINTS
         ),
         Transition(s.FAILING_OVER, e.FAIL_OVER, s.FAILING_OVER, "an interrupted failover is repeated"),
-        Transition(s.FAILING_OVER, e.ABORT_FAILOVER, s.PROTECTED, "F3: the source did not stop; nothing was moved"),
+        Transition(s.FAILING_OVER, e.ABORT_FAILOVER, s.PROTECTED, "F2, F3: the target cannot give; the source stays"),
         Transition(s.FAILING_OVER, e.FAILED_OVER, s.FAILED_OVER, "F5: the machine runs at the target"),
         Transition(s.FAILED_OVER, e.UNDO, s.UNDOING, "F5: another point, or back to the source, before commit"),
         Transition(s.FAILING_OVER, e.UNDO, s.UNDOING, "a failover that got stuck is undone"),
@@ -125,7 +128,7 @@ def _table() -> tuple[Transition, ...]:
                 s.ENABLING,
                 s.INITIAL_COPY,
                 s.FINALIZING,
-                *with_points,
+                *STATES_WITH_POINTS,
                 s.COMMITTED,
                 s.REVERSING,
                 s.DISABLING,

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+
 from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import PointNotFound
+from asrcore.errors import AsrError, PointNotFound
 from asrcore.model.event import FailoverKind
 from asrcore.model.protection import TestRun
 from asrcore.model.state import Event, allowed
+from asrcore.procedures.give_back import NO_FAILURE_OF_A_SITE
 from asrcore.procedures.points import choose_point
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
 from asrcore.procedures.steps import note_repairs
 from asrcore.replication.record import adopt_sealed
 
 __all__ = ["CLEANUP", "TEST", "cleanup_tests"]
+
+_log = logging.getLogger(__name__)
+
+LONGEST_NAME = 200
+"""Bytes of a test's name: libvirt makes file names of it, which have 255 at most."""
 
 
 def _test_begin(work: Work) -> None:
@@ -35,15 +44,13 @@ def _test_start(work: Work) -> None:
     if run is None:
         raise AssertionError("a test was begun")
     try:
-        instance = _run_test(work, run)
-    except PointNotFound:
-        if work.arguments.point != "latest":
-            raise
-        # A cycle was sealed just now and took the place of the latest state: then that is the latest.
-        point = choose_point(work.context.vault.points(protection.id), "latest", protection.name)
-        run = TestRun(id=run.id, point_id=point.id, machine_id="", started_at=run.started_at)
-        work.context.vault.update(protection.id, test=run)
-        instance = _run_test(work, run)
+        work.watch.check()
+        run, instance = _run_latest(work, run)
+    except NO_FAILURE_OF_A_SITE:
+        raise
+    except Exception:
+        _forget(work, run)
+        raise
     reach("test.started")
     now = work.context.clock()
     run = TestRun(id=run.id, point_id=run.point_id, machine_id=instance.machine_id, started_at=run.started_at)
@@ -55,13 +62,51 @@ def _test_start(work: Work) -> None:
     work.note("test", f"point {run.point_id} runs as {instance.name}")
 
 
+def _run_latest(work: Work, run: TestRun) -> tuple[TestRun, driver.Instance]:
+    protection = work.protection
+    try:
+        return run, _run_test(work, run)
+    except PointNotFound:
+        if work.arguments.point != "latest":
+            raise
+        # A cycle was sealed just now and took the place of the latest state: then that is the latest.
+        point = choose_point(work.context.vault.points(protection.id), "latest", protection.name)
+        run = TestRun(id=run.id, point_id=point.id, machine_id="", started_at=run.started_at)
+        work.context.vault.update(protection.id, test=run)
+        return run, _run_test(work, run)
+
+
+def _forget(work: Work, run: TestRun) -> None:
+    """A test that failed leaves nothing. What a target cannot delete now is deleted by the next test or clean-up, which
+    ask the target what is left; it holds its point there until then."""
+    protection = work.protection
+    try:
+        work.context.site(protection.target_site).failover.stop_test(protection.replica_id, run.id)
+        reach("test.taken-back")
+    except NO_FAILURE_OF_A_SITE:
+        raise
+    except AsrError as problem:
+        _log.warning("%s: its failed test may have left something: %s", protection.name, problem)
+        work.facts["left"] = f"parts of the test may be left at {protection.target_site}: {problem}"
+    work.context.vault.update(protection.id, test=None)
+
+
+def _name_of_test(machine: str) -> str:
+    """That of the machine with `-test`; of a long name the beginning and a digest of all of it."""
+    name = f"{machine}-test"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    end = f"-{hashlib.sha256(machine.encode()).hexdigest()[:8]}-test"
+    return machine.encode()[: LONGEST_NAME - len(end)].decode(errors="ignore") + end
+
+
 def _run_test(work: Work, run: TestRun) -> driver.Instance:
     protection = work.protection
     spec = driver.TestSpec(
         test_id=run.id,
         replica_id=protection.replica_id,
         point_id=run.point_id,
-        name=f"{protection.name}-test",
+        name=_name_of_test(protection.name),
         network=work.arguments.network,
     )
     return work.context.site(protection.target_site).failover.start_test(spec, work.watch)
@@ -82,5 +127,9 @@ def cleanup_tests(work: Work) -> None:
         work.note("test", "test machine deleted")
 
 
-TEST = Procedure("failover-test", (Step("begin", _test_begin), Step("start", _test_start)), holds=Holds.TEST)
+TEST = Procedure(
+    "failover-test",
+    (Step("begin", _test_begin), Step("start", _test_start, checks_itself=True)),
+    holds=Holds.TEST,
+)
 CLEANUP = Procedure("failover-cleanup", (Step("stop", cleanup_tests),), holds=Holds.TEST)

@@ -2,19 +2,34 @@
 
 The state table says what is true between the steps. The result of each step is durable, so a killed job resumes at
 the step it was in. The epoch is raised first: from then on no writer with an older epoch can write to the replica.
+
+Nothing is taken from the source before the target can give. Before the failover begins, the target reads the replica
+and the point and says that it can make and start the machine. The source is quarantined only once that machine is
+defined. A failure before that takes the failover back; in a planned failover also a failure to start.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
+from collections.abc import Callable
 
 from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, NoPlannedFailover, TrackingLost
+from asrcore.errors import AsrError, NoPlannedFailover, PointNotFound, TargetNotReady, TrackingLost
 from asrcore.model.event import FailoverKind
+from asrcore.model.finding import Severity
+from asrcore.model.machine import PowerState
 from asrcore.model.protection import Protection
 from asrcore.model.state import Event, State, allowed
+from asrcore.procedures.give_back import (
+    NO_FAILURE_OF_A_SITE,
+    clean_target,
+    finish_undo,
+    release_source,
+    runs_at_target,
+)
 from asrcore.procedures.points import choose_point
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.steps import commanded, fence_source, note_repairs
@@ -35,16 +50,52 @@ def _planned_begin(work: Work) -> None:
     # Refused before anything is changed (F3 in docs/reference/site-recovery-map.md).
     if driver.Capability.POWER not in source.status().capabilities:
         raise NoPlannedFailover(machine=protection.name, driver=source.driver)
+    allowed(protection.name, protection.state, Event.FAIL_OVER)
+    finish_undo(work.context, protection.id)
+    _check_target(work, protection.head_point)
+    if protection.state is not State.FAILING_OVER:  # else an earlier attempt has stopped it
+        running = source.inventory.machine(protection.source_machine).power is not PowerState.OFF
+        work.facts["source_was_running"] = running
+        work.save()
     _begin_failover(work, FailoverKind.PLANNED, failover_point=protection.head_point, planned=True)
 
 
 def _unplanned_begin(work: Work) -> None:
     protection = work.protection
     allowed(protection.name, protection.state, Event.FAIL_OVER)
+    if protection.undo_due and (left := clean_target(work.context, protection)) is not None:
+        raise left  # what the machine wrote after the former failover would be in this one
     adopt_sealed(work.context, protection)
     point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)
+    _check_target(work, point.id)
     _begin_failover(work, FailoverKind.UNPLANNED, failover_point=point.id, planned=False)
     work.facts["seconds_lost"] = round(work.context.clock() - point.taken_at, 3)
+
+
+def _check_target(work: Work, point_id: str | None) -> None:
+    """Let the target read the replica and the point, and say that it can make and start the machine."""
+    protection = work.protection
+    spec = _spec(protection, point_id, protection.epoch + 1)
+    try:
+        found = work.context.site(protection.target_site).target.failover_findings(spec)
+    except PointNotFound:
+        raise PointNotFound(machine=protection.name, point=spec.point_id) from None
+    errors = [item for item in found if item.severity is Severity.ERROR]
+    if not errors:
+        return
+    lines = "; ".join(f"[{item.code}] {item.what} ({item.action})" for item in errors)
+    if not work.arguments.force:
+        raise TargetNotReady(machine=protection.name, site=protection.target_site, findings=lines)
+    work.facts["forced"] = [item.code for item in errors]
+    work.note("failover", f"forced in spite of: {lines}")
+
+
+def _spec(protection: Protection, point_id: str | None, epoch: int) -> driver.PromoteSpec:
+    if point_id is None:
+        raise AssertionError("a failover has a point")
+    return driver.PromoteSpec(
+        replica_id=protection.replica_id, point_id=point_id, epoch=epoch, networks=protection.networks
+    )
 
 
 def _begin_failover(work: Work, kind: FailoverKind, *, failover_point: str | None, planned: bool) -> None:
@@ -57,11 +108,59 @@ def _begin_failover(work: Work, kind: FailoverKind, *, failover_point: str | Non
         epoch=protection.epoch + 1,
         failover_point=failover_point,
         planned=planned,
-        fence_due=not planned,
     )
     reach("failover.begun")
     work.facts["started_at"] = work.context.clock()
     work.note("failover", f"{kind.value} failover to {protection.target_site} started, epoch {protection.epoch}")
+
+
+def _or_back(run: Callable[[Work], None], *, cleans: bool = False) -> Callable[[Work], None]:
+    """A step whose failure or cancellation takes the failover back. `cleans`: it may have made something at the
+    target."""
+
+    @functools.wraps(run)
+    def step(work: Work) -> None:
+        # A step that was killed right after it took the failover back is run again: it stays taken back.
+        allowed(work.protection.name, work.protection.state, Event.FAILED_OVER)
+        try:
+            work.watch.check()
+            run(work)
+        except NO_FAILURE_OF_A_SITE:
+            raise
+        except Exception as problem:
+            _take_back(work, problem, cleans=cleans)
+            raise
+
+    return step
+
+
+def _take_back(work: Work, problem: Exception, *, cleans: bool) -> None:
+    """The target cannot give: the machine stays at its source, as it was before the failover.
+
+    Not if the machine may run at the target, nor if an unplanned failover has taken the source already: then a person
+    decides, and health says how.
+    """
+    context, protection = work.context, work.protection
+    if not protection.planned and protection.target_machine is not None:
+        return
+    left = clean_target(context, protection) if cleans or protection.target_machine is not None else None
+    if left is not None and runs_at_target(context, protection) is not False:
+        work.note("failover", f"failed and not taken back, the machine may run at {protection.target_site}: {problem}")
+        return
+    start = protection.planned and bool(work.facts.get("source_was_running", True))
+    # Released before it is recorded: killed in between, the step is run again and stops the source again.
+    unreleased = release_source(context, protection, start=start) if protection.planned else None
+    owed = {place: str(why) for place, why in (("target", left), ("source", unreleased)) if why is not None}
+    context.vault.transition(
+        protection.id,
+        Event.ABORT_FAILOVER,
+        failover_point=protection.failover_point if owed else None,
+        target_machine=(protection.target_machine or protection.source_machine) if owed else None,
+        fence_due=bool(owed) and not (start and unreleased is not None),
+    )
+    reach("failover.aborted")
+    work.facts.update(owed)
+    work.note("failover", "aborted; the machine stays at its source" + "".join(f"; {why}" for why in owed.values()))
 
 
 def _take_replica(work: Work) -> None:
@@ -72,58 +171,36 @@ def _take_replica(work: Work) -> None:
 
 
 def _stop_source(work: Work) -> None:
-    protection = work.protection
-    _check_not_aborted(protection)
-    inventory = commanded(work, protection.source_site)
-    try:
-        inventory.power_off(
-            protection.source_machine, graceful=not work.arguments.force_off, timeout=work.arguments.timeout
-        )
-    except AsrError:
-        _abort(work)
-        raise
+    inventory = commanded(work, work.protection.source_site)
+    inventory.power_off(
+        work.protection.source_machine, graceful=not work.arguments.force_off, timeout=work.arguments.timeout
+    )
     reach("failover.source-stopped")
 
 
 def _last_delta(work: Work) -> None:
     protection = work.protection
-    _check_not_aborted(protection)
     if protection.target_machine is not None:
         return
     try:
-        try:
-            result = run_cycle(work.context, protection.id, work.watch, keep=True)
-        except TrackingLost:
-            # Nothing may be lost, so what is not known to be equal is compared, however long it takes.
-            result = run_cycle(work.context, protection.id, work.watch, keep=True, compare=True)
-    except AsrError:
-        _abort(work)
-        raise
+        result = run_cycle(work.context, protection.id, work.watch, keep=True)
+    except TrackingLost:
+        # Nothing may be lost, so what is not known to be equal is compared, however long it takes.
+        result = run_cycle(work.context, protection.id, work.watch, keep=True, compare=True)
     work.context.vault.update(protection.id, failover_point=result.point.id)
     work.facts.update(point=result.point.id, last_delta_bytes=result.counts.sent)
     reach("failover.last-delta")
 
 
-def _abort(work: Work) -> None:
-    """Abort a planned failover before anything was moved: the source continues to run."""
-    protection = work.protection
-    # Started first: killed before the record, the step is run again and stops it again.
-    try:
-        commanded(work, protection.source_site).power_on(protection.source_machine)
-    except AsrError as problem:
-        _log.error("%s could not be started again at its source: %s", protection.name, problem)
-    work.context.vault.transition(work.protection_id, Event.ABORT_FAILOVER, failover_point=None)
-    reach("failover.aborted")
-    work.note("failover", "aborted; the machine stays at its source")
-
-
-def _check_not_aborted(protection: Protection) -> None:
-    """A step that was killed right after it aborted the failover is run again: the failover stays aborted."""
-    allowed(protection.name, protection.state, Event.FAILED_OVER)
-
-
 def _fence_planned(work: Work) -> None:
-    fence_source(work)
+    """The source is stopped, and all it had is at the target: a fence that fails now is owed."""
+    try:
+        fence_source(work)
+    except NO_FAILURE_OF_A_SITE:
+        raise
+    except AsrError as problem:
+        work.context.vault.update(work.protection_id, fence_due=True)
+        _owe_fence(work, str(problem))
 
 
 def _fence_unplanned(work: Work) -> None:
@@ -140,25 +217,27 @@ def _fence_unplanned(work: Work) -> None:
             done.set()
 
     threading.Thread(target=attempt, name="fence", daemon=True).start()
-    if not done.wait(FENCE_PATIENCE) or problems:
-        detail = str(problems[0]) if problems else f"no answer within {FENCE_PATIENCE:g} seconds"
-        work.facts["fence"] = f"owed: {detail}"
-        work.note("quarantine", f"pending until the site answers: {detail}")
+    if not done.wait(FENCE_PATIENCE):
+        _owe_fence(work, f"no answer within {FENCE_PATIENCE:g} seconds")
+    elif problems:
+        if isinstance(problems[0], NO_FAILURE_OF_A_SITE):
+            raise problems[0]
+        _owe_fence(work, str(problems[0]))
+
+
+def _owe_fence(work: Work, detail: str) -> None:
+    work.facts["fence"] = f"owed: {detail}"
+    work.note("quarantine", f"pending until the site answers: {detail}")
 
 
 def _promote(work: Work) -> None:
     protection = work.protection
-    if protection.failover_point is None:
-        raise AssertionError("a failover has a point")
-    spec = driver.PromoteSpec(
-        replica_id=protection.replica_id,
-        point_id=protection.failover_point,
-        epoch=protection.epoch,
-        networks=protection.networks,
-    )
+    spec = _spec(protection, protection.failover_point, protection.epoch)
     instance = work.context.site(protection.target_site).failover.promote(spec, work.watch)
     reach("failover.promoted")
-    work.context.vault.update(protection.id, target_machine=instance.machine_id)
+    # From now on there is a machine at the target: the source of an unplanned failover must not run any more.
+    fence_due = protection.fence_due or not protection.planned
+    work.context.vault.update(protection.id, target_machine=instance.machine_id, fence_due=fence_due)
     work.facts.update(machine=instance.name, machine_id=instance.machine_id, point=spec.point_id)
     note_repairs(work, instance)
 
@@ -188,24 +267,24 @@ PLANNED = Procedure(
     "failover-planned",
     (
         Step("begin", _planned_begin),
-        Step("take-replica", _take_replica),
-        Step("stop-source", _stop_source),
-        Step("last-delta", _last_delta),
-        Step("fence-source", _fence_planned),
-        Step("promote", _promote),
-        Step("start", _start),
-        Step("finish", _finish),
+        Step("take-replica", _or_back(_take_replica), checks_itself=True),
+        Step("stop-source", _or_back(_stop_source), checks_itself=True),
+        Step("last-delta", _or_back(_last_delta), checks_itself=True),
+        Step("promote", _or_back(_promote, cleans=True), checks_itself=True),
+        Step("fence-source", _or_back(_fence_planned, cleans=True), checks_itself=True),
+        Step("start", _or_back(_start, cleans=True), checks_itself=True),
+        Step("finish", _finish, checks_itself=True),
     ),
 )
 UNPLANNED = Procedure(
     "failover-unplanned",
     (
         Step("begin", _unplanned_begin),
-        Step("take-replica", _take_replica),
+        Step("take-replica", _or_back(_take_replica), checks_itself=True),
+        Step("promote", _or_back(_promote, cleans=True), checks_itself=True),
         Step("fence-source", _fence_unplanned),
-        Step("promote", _promote),
         Step("start", _start),
-        Step("finish", _finish),
+        Step("finish", _finish, checks_itself=True),
     ),
     preempts=True,
 )

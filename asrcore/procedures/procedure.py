@@ -17,9 +17,11 @@ __all__ = ["Arguments", "Holds", "Procedure", "Step", "Work"]
 
 @attrs.frozen
 class Arguments:
-    """What a person gave with the verb. `point`: `latest`, an id or an ISO time; `timeout` in seconds."""
+    """What a person gave with the verb. `point`: `latest`, an id or an ISO time; `timeout` in seconds. `force`: fail
+    over although the target finds that it cannot run the machine."""
 
     point: str = "latest"
+    force: bool = False
     force_off: bool = False
     timeout: float = 120.0
     network: str = ""
@@ -63,10 +65,12 @@ class Work:
 
 @attrs.frozen
 class Step:
-    """One step; `asr job list` shows its name, and the crash tests kill at it."""
+    """One step; `asr job list` shows its name, and the crash tests kill at it. `checks_itself`: it begins also when the
+    job is cancelled, because it has something to take back then, or is the end of what cannot be."""
 
     name: str
     run: Callable[[Work], None]
+    checks_itself: bool = False
 
 
 class Holds(Enum):

@@ -135,6 +135,8 @@ def _disable_target(work: Work) -> None:
         site = work.context.site(protection.target_site)
         for test_id in site.failover.tests(protection.replica_id):
             site.failover.stop_test(protection.replica_id, test_id)
+        if protection.failover_point is not None and protection.replica_id in site.target.replicas():
+            site.failover.undo(protection.replica_id, protection.epoch)  # an undo still owed it
         site.target.delete_replica(protection.replica_id, protection.epoch)
     except (SiteUnreachable, UnsupportedOperation) as problem:
         work.facts["target"] = f"the replica may be left at {protection.target_site}: {problem}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from asrcore.crashpoint import reach
 from asrcore.model.state import Event, State, allowed
 from asrcore.procedures.failure import recorded
+from asrcore.procedures.give_back import finish_undo
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
 from asrcore.replication.cycle import CycleResult, run_cycle
 
@@ -25,11 +26,13 @@ def _replicate(work: Work) -> None:
     protection = work.protection
     if protection.state is not State.INITIAL_COPY:  # an initial copy that failed is resumed
         allowed(protection.name, protection.state, Event.REPLICATE)
+    finish_undo(work.context, protection.id)
     result = run_cycle(work.context, protection.id, work.watch, keep=work.arguments.keep)
     work.facts.update(_facts(result))
 
 
 def _resync_begin(work: Work) -> None:
+    finish_undo(work.context, work.protection_id)
     work.context.vault.transition(work.protection_id, Event.START_RESYNC)
     reach("resync.begun")
 

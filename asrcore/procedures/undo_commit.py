@@ -2,61 +2,95 @@
 
 from __future__ import annotations
 
-import logging
-
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, VaultUnavailable
-from asrcore.model.machine import PowerState
+from asrcore.errors import AsrError, MachineNotFound, UnsupportedOperation
 from asrcore.model.state import Event, State
 from asrcore.procedures.drill import cleanup_tests
+from asrcore.procedures.give_back import NO_FAILURE_OF_A_SITE, clean_target, release_source, runs_at_target
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.steps import commanded
 
 __all__ = ["COMMIT", "UNDO"]
 
-_log = logging.getLogger(__name__)
-
 
 def _undo_begin(work: Work) -> None:
     protection = work.protection
-    work.context.vault.transition(protection.id, Event.UNDO, epoch=protection.epoch + 1)
+    # Without a machine at the target nothing was taken from the source of an unplanned failover: it is left as it is.
+    untouched = protection.state is State.FAILING_OVER and not protection.planned and protection.target_machine is None
+    work.context.vault.transition(
+        protection.id, Event.UNDO, epoch=protection.epoch + 1, fence_due=protection.fence_due or untouched
+    )
     reach("undo.begun")
 
 
 def _undo_remove(work: Work) -> None:
+    """Delete the machine at the target. A target that cannot do it now owes it: the source must not wait for it.
+    But a machine that is known to run there is stopped first."""
     protection = work.protection
-    work.context.site(protection.target_site).failover.undo(protection.replica_id, protection.epoch)
+    left = clean_target(work.context, protection)
     reach("undo.removed")
-    work.context.vault.update(protection.id, target_machine=None)
+    if left is None:
+        work.context.vault.update(protection.id, target_machine=None)
+        return
+    runs = runs_at_target(work.context, protection)
+    if protection.target_machine is not None and runs is not False:
+        try:
+            inventory = commanded(work, protection.target_site)
+            inventory.power_off(protection.target_machine, graceful=False, timeout=0.0)
+        except NO_FAILURE_OF_A_SITE:
+            raise
+        except AsrError:
+            # Of a site that cannot be asked a person has decided; it is as with a source that is lost at a failover.
+            if runs:
+                raise
+    _owe(work, "target", left)
 
 
 def _undo_release(work: Work) -> None:
     """The source owns the machine again; it is started if this failover had stopped it."""
     protection = work.protection
     try:
-        inventory = work.context.site(protection.source_site).inventory
-        stopped = not protection.fence_due
-        if not stopped and inventory.fenced(protection.source_machine) is not None:
-            # Recorded before the fence is removed: after a kill, nothing else shows that this failover stopped it.
-            work.context.vault.update(protection.id, fence_due=False)
-            stopped = True
-        inventory.unfence(protection.source_machine, protection.epoch)
-        reach("undo.released")
-        if stopped and inventory.machine(protection.source_machine).power is PowerState.OFF:
-            commanded(work, protection.source_site).power_on(protection.source_machine)
-    except VaultUnavailable:
-        raise  # nothing is known of the source: the step is run again
+        if protection.fence_due:
+            inventory = work.context.site(protection.source_site).inventory
+            if inventory.fenced(protection.source_machine) is not None:
+                # Recorded before the fence is removed: after a kill, nothing else shows that it was stopped.
+                protection = work.context.vault.update(protection.id, fence_due=False)
+    except NO_FAILURE_OF_A_SITE:
+        raise
+    except (MachineNotFound, UnsupportedOperation):
+        pass
     except AsrError as problem:
-        # Undo is also how another point is chosen while the source is lost: it must not depend on it.
-        _log.warning("%s: its source could not be released: %s", protection.name, problem)
-        work.facts["source"] = f"not released: {problem}"
+        _owe(work, "source", problem)
+        return
+    unreleased = release_source(work.context, protection, start=not protection.fence_due)
+    if unreleased is not None:
+        _owe(work, "source", unreleased)
+
+
+def _owe(work: Work, place: str, problem: AsrError) -> None:
+    """Record what a site could not do; the service does it as soon as it can."""
+    work.facts[place] = f"not done yet: {problem}"
+    work.facts["owed"] = sorted({*_owed(work), place})
+
+
+def _owed(work: Work) -> list[str]:
+    owed = work.facts.get("owed", [])
+    return list(owed) if isinstance(owed, list) else []
 
 
 def _undo_finish(work: Work) -> None:
-    if work.protection.state is State.UNDOING:  # killed right after it, the step is run again
-        work.context.vault.transition(work.protection_id, Event.UNDONE, failover_point=None, fence_due=False)
+    protection, owed = work.protection, _owed(work)
+    if protection.state is State.UNDOING:  # killed right after it, the step is run again
+        work.context.vault.transition(
+            protection.id,
+            Event.UNDONE,
+            failover_point=protection.failover_point if owed else None,
+            target_machine=(protection.target_machine or protection.source_machine) if owed else None,
+            fence_due=bool(owed) and (protection.fence_due or "source" not in owed),
+        )
     reach("undo.finished")
-    work.note("failover", "undone; the machine at the target is deleted")
+    pending = "".join(f"; {place}: {work.facts[place]}" for place in owed)
+    work.note("failover", "undone; the machine at the target is deleted" if not owed else f"undone{pending}")
 
 
 def _commit_begin(work: Work) -> None:
@@ -86,7 +120,7 @@ UNDO = Procedure(
         Step("begin", _undo_begin),
         Step("remove", _undo_remove),
         Step("release-source", _undo_release),
-        Step("finish", _undo_finish),
+        Step("finish", _undo_finish, checks_itself=True),
     ),
 )
 COMMIT = Procedure(

@@ -44,7 +44,7 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
         (driver.Site, "status"),
         (driver.Inventory, "machines machine description power_on power_off fence unfence fenced"),
         (driver.Source, "findings keep_marks"),
-        (driver.Target, "findings capacity replicas delete_replica"),
+        (driver.Target, "findings failover_findings capacity replicas delete_replica"),
         (driver.Replica, "info raise_epoch drop_points pin description"),
         (driver.Failover, "start_test stop_test tests promote undo commit"),
     )

@@ -72,7 +72,7 @@ def due_action(protection: Protection, policy: Policy, now: float) -> Action:
 
     After an unrecoverable error (an attempt was recorded and no time for the next) nothing is retried automatically.
     """
-    if protection.attempt and protection.retry_at is None:
+    if protection.undo_due or (protection.attempt and protection.retry_at is None):
         return Action.NOTHING
     if protection.retry_at is not None and now < next_cycle_at(protection, policy, now):
         return Action.NOTHING
@@ -90,7 +90,9 @@ def due_action(protection: Protection, policy: Policy, now: float) -> Action:
 
 def cycle_at(protection: Protection, policy: Policy, now: float) -> float | None:
     """When the machine's next delta is due, or None if deltas have to wait for something else."""
-    if protection.state is not State.PROTECTED or (protection.attempt and protection.retry_at is None):
+    if protection.state is not State.PROTECTED or protection.undo_due:
+        return None
+    if protection.attempt and protection.retry_at is None:
         return None
     return next_cycle_at(protection, policy, now)
 

@@ -2,7 +2,8 @@
 
 Cycles are not jobs: each commits to the vault, and a killed one is resumed. Work that a person decides on or that
 changes a state is a job. The service also keeps fences: a source that returns after an unplanned failover is
-quarantined as soon as its site answers, and stopped again if it is started there.
+quarantined as soon as its site answers, and stopped again if it is started there. And it completes an undo at a site
+that could not do its part.
 
 Each poll reads the vault's records and queues the cycles with their times; a cycle that ends starts the next one. Only
 the records count: a queued cycle is checked again when its turn comes.
@@ -38,6 +39,7 @@ from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.model.watch import Watch
 from asrcore.procedures.failure import recorded_failure
+from asrcore.procedures.give_back import finish_undo
 from asrcore.procedures.procedure import Arguments
 from asrcore.procedures.verify import VERIFY
 from asrcore.replication.context import Context
@@ -101,6 +103,7 @@ class Scheduler:
         self._fence_at: dict[str, float] = {}
         self._health_at = self._verify_at = context.elapsed()
         self._health: dict[str, Health] = {}
+        self._idle: set[str] = set()
         self._saturated = False
         self._keeps_up_at: float | None = None
         self._starting = threading.Lock()
@@ -149,6 +152,8 @@ class Scheduler:
         for protection in protections:
             if _to_fence(protection) is not None and self._fence_is_due(protection):
                 self._fences.start(protection.id, protection.source_site, partial(self._fence, protection))
+            if protection.undo_due and protection.name not in active and self._fence_is_due(protection):
+                self._fences.start(protection.id, protection.target_site, partial(self._finish_undo, protection))
             if protection.name in active or self._context.locks.busy(protection.id):
                 continue
             policy = policies[protection.policy]
@@ -161,7 +166,7 @@ class Scheduler:
         if (elapsed := self._context.elapsed()) >= self._health_at:
             self._health_at = elapsed + HEALTH_EVERY
             self._tell_load(service := load(protections, policies, now), now)
-            self._tell_health(protections, service, now)
+            self._tell_health(protections, active, service, now)
         for protection in wanted[: max(0, JOBS - len(active))]:
             self._submit(_JOBS[due_action(protection, policies[protection.policy], now)], protection, Arguments())
         if elapsed >= self._verify_at and not wanted:
@@ -250,10 +255,29 @@ class Scheduler:
             )
             _log.warning("%s: %s", protection.name, text)
 
-    def _tell_health(self, protections: Sequence[Protection], service: Load, now: float) -> None:
+    def _finish_undo(self, protection: Protection, watch: Watch) -> None:
+        """Complete an undo at a site that could not do its part before."""
+        try:
+            with self._context.locks.hold(protection, "completing an undo", watch):
+                finish_undo(self._context, protection.id)
+        except (Cancelled, MachineBusy, NotAssigned):
+            pass  # a job or another server took over, or the service stops
+        except AsrError as problem:
+            _log.info("%s: its undo is still incomplete: %s", protection.name, problem)
+
+    def _tell_health(self, protections: Sequence[Protection], active: set[str], service: Load, now: float) -> None:
         heads, former = self._context.vault.heads(), self._health
+        # The jobs were read after the machines: one that ended in between is seen by the next judgement only.
+        idle, self._idle = self._idle, {item.name for item in protections} - active
         self._health = {
-            item.id: assess(item, self._policies[item.policy], heads.get(item.id), now, load=service)
+            item.id: assess(
+                item,
+                self._policies[item.policy],
+                heads.get(item.id),
+                now,
+                load=service,
+                working=item.name not in idle & self._idle,
+            )
             for item in protections
         }
         for item in protections:
@@ -277,8 +301,10 @@ class Scheduler:
 
 def _to_fence(protection: Protection) -> tuple[str, str] | None:
     """Site and machine that must not run: the former source, or after a reversal the machine the replica began with."""
-    if protection.state is State.UNDOING:
+    if protection.state is State.UNDOING or protection.undo_due:
         return None  # the undo is returning the source: a fence that is still due would be set after the undo
+    if protection.state is State.FAILING_OVER and protection.target_machine is None:
+        return None  # nothing is taken from the source before there is a machine at the target
     if protection.fence_due or protection.state in _SOURCE_FENCED:
         return protection.source_site, protection.source_machine
     if protection.seed_machine is not None and protection.state in _TARGET_FENCED:

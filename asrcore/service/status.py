@@ -93,9 +93,12 @@ def engine(vault: Vault | StatusReader) -> EngineStatus:
 
 def machines(vault: Vault | StatusReader, now: float, at_work: EngineStatus | None = None) -> list[MachineStatus]:
     """All of them, by name, at `now` in seconds since the epoch. `at_work`: what `engine` returned just now."""
+    # Jobs are read before and after: else a job that ends or begins in between makes a machine look stuck.
+    before = vault.jobs(limit=1000, active=True)
     protections = vault.protections()
     policies = {policy.name: policy for policy in vault.policies()}
     active = {job.machine: job.kind for job in vault.jobs(limit=1000, active=True)}
+    working = active.keys() | {job.machine for job in before}
     heads, counts, cycles = vault.heads(), vault.point_counts(), vault.last_cycles()
     verified = vault.last_ended("verify")
     at_work = at_work or engine(vault)
@@ -104,7 +107,15 @@ def machines(vault: Vault | StatusReader, now: float, at_work: EngineStatus | No
         MachineStatus(
             protection=protection,
             policy=(policy := policies[protection.policy]),
-            health=assess(protection, policy, (head := heads.get(protection.id)), now, load=load, engine=at_work.up),
+            health=assess(
+                protection,
+                policy,
+                (head := heads.get(protection.id)),
+                now,
+                load=load,
+                engine=at_work.up,
+                working=protection.name in working,
+            ),
             points=counts.get(protection.id, 0),
             last_point=head,
             last_cycle=cycles.get(protection.id),
@@ -148,7 +159,8 @@ def document(item: MachineStatus) -> dict[str, Any]:
         "test": plain(protection.test),
         "last_test_at": protection.last_test_at,
         "verified_at": item.verified_at,
-        "quarantine_owed": protection.fence_due,
+        "quarantine_owed": protection.fence_due and not protection.undo_due,
+        "undo_owed": protection.undo_due,
         "working_on": item.working_on,
         "engine": item.engine.document(),
         "error": plain(protection.error),

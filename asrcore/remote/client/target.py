@@ -23,6 +23,7 @@ from asrcore.driver import (
     different_blocks,
     digest_of,
 )
+from asrcore.errors import UnsupportedOperation
 from asrcore.model.extent import Extent, normalise, split
 from asrcore.model.finding import Finding
 from asrcore.model.machine import Description
@@ -47,6 +48,13 @@ class RemoteTarget(Target):
 
     def findings(self, description: Description, policy: Policy) -> list[Finding]:
         result: list[Finding] = self._peer.plain("target.findings", description=description, policy=policy)
+        return result
+
+    def failover_findings(self, spec: PromoteSpec) -> list[Finding]:
+        try:
+            result: list[Finding] = self._peer.plain("target.failover_findings", spec=spec)
+        except UnsupportedOperation:  # a master target of an older version, which does not know the call
+            return super().failover_findings(spec)
         return result
 
     def capacity(self) -> Capacity:

@@ -20,7 +20,8 @@ from asrcore.driver import (
     TestSpec,
     ViewRequest,
 )
-from asrcore.errors import MachineNotFound, PointNotFound, ReplicaPromoted, StaleEpoch
+from asrcore.errors import MachineNotFound, PointNotFound, ReplicaNotFound, ReplicaPromoted, StaleEpoch
+from asrcore.model.finding import Severity
 from asrcore.model.machine import Machine, PowerState
 from asrcore.model.point import Consistency
 from asrcore.model.protection import NetworkMap
@@ -282,6 +283,33 @@ class FailoverConformance(Base):
         assert protected.failover.tests(protected.id) == []
 
     # -- failover
+
+    @needs(source=[SOURCE], target=[TARGET, FAILOVER])
+    def test_failover_findings_change_nothing(self, rig: ConformanceRig, protected: _Protected) -> None:
+        """They may be asked at any time, also of a machine that is promoted already."""
+        point = protected.points[0]
+        networks = {nic.network: rig.other_network() for nic in protected.machine(point).nics}
+        before, machines = protected.replica.info(), self._machines(rig)
+        spec = PromoteSpec(protected.id, point, before.epoch + 1, NetworkMap(networks))
+        for promoted in (False, True):
+            if promoted:
+                protected.failover.promote(spec, Watch())
+                before, machines = protected.replica.info(), self._machines(rig)
+            found = protected.target.failover_findings(spec)
+            assert [item for item in found if item.severity is Severity.ERROR] == []
+            assert protected.replica.info() == before
+            assert self._machines(rig) == machines
+
+    @needs(source=[SOURCE], target=[TARGET, FAILOVER])
+    def test_failover_findings_read_the_point(self, rig: ConformanceRig, protected: _Protected) -> None:
+        epoch = protected.higher_epoch()
+        spec = PromoteSpec(protected.id, protected.points[0], epoch, NetworkMap())
+        with pytest.raises(PointNotFound):
+            protected.target.failover_findings(attrs.evolve(spec, point_id="no-such-point"))
+        with pytest.raises(ReplicaNotFound):
+            protected.target.failover_findings(attrs.evolve(spec, replica_id="no-such-replica"))
+        with pytest.raises(StaleEpoch):
+            protected.target.failover_findings(attrs.evolve(spec, epoch=epoch - 1))
 
     @needs(source=[SOURCE], target=[TARGET, FAILOVER])
     def test_a_promoted_machine_is_the_machine(self, rig: ConformanceRig, protected: _Protected) -> None:

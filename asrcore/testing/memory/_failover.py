@@ -8,7 +8,7 @@ import attrs
 
 from asrcore.crashpoint import reach
 from asrcore.driver import Failover, Instance, PromoteSpec, TestSpec
-from asrcore.errors import AlreadyExists, WrongState
+from asrcore.errors import AlreadyExists, DriverFailed, InvalidValue, WrongState
 from asrcore.model.machine import Machine, Nic, PowerState
 from asrcore.model.watch import Watch
 from asrcore.testing.memory._content import Content
@@ -44,6 +44,8 @@ class MemoryFailover(Failover):
         with self._session.change() as state:
             test = state.replica(spec.replica_id).tests[spec.test_id]
             machine = state.machine(test.machine_id)
+            if state.refuses_start:
+                raise DriverFailed(operation="starting a machine", site=self._session.site, detail=state.refuses_start)
             machine.power = PowerState.RUNNING
             instance = Instance(machine.base.id, machine.base.name)
         reach("failover.test.started")
@@ -51,6 +53,8 @@ class MemoryFailover(Failover):
 
     def _make_test(self, state: WorldState, replica: ReplicaState, spec: TestSpec) -> None:
         point = replica.point(spec.point_id)
+        if spec.network and spec.network not in state.networks:
+            raise InvalidValue(what="test network", value=spec.network, wanted="a network of the site")
         source = point.description.machine
         machine_id = f"test-{spec.test_id}"
         machine = attrs.evolve(

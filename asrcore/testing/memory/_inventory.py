@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asrcore.crashpoint import reach
 from asrcore.driver import Capability, Fence, Inventory
-from asrcore.errors import ShutdownFailed, WrongState
+from asrcore.errors import DriverFailed, ShutdownFailed, WrongState
 from asrcore.model.machine import Description, Machine, PowerState
 from asrcore.testing.memory._session import Session
 
@@ -41,6 +41,8 @@ class MemoryInventory(Inventory):
                     reason=f"It was quarantined: {machine.fence.reason}.",
                     possible="remove the fence first",
                 )
+            if state.refuses_start and machine.power is not PowerState.RUNNING:
+                raise DriverFailed(operation="starting a machine", site=self._session.site, detail=state.refuses_start)
             machine.power = PowerState.RUNNING
         reach("inventory.powered-on")
 

@@ -277,7 +277,8 @@ class ReplicaState:
 
 @attrs.define
 class WorldState:
-    """A platform. `room`: bytes that may still be stored, None for all of `capacity`."""
+    """A platform. `room`: bytes that may still be stored, None for all of `capacity`. `refuses_start`: why it starts no
+    machine, if it does not."""
 
     name: str
     capabilities: frozenset[Capability]
@@ -290,6 +291,7 @@ class WorldState:
     cut: bool = False
     read_only: bool = False
     room: int | None = None
+    refuses_start: str = ""
     counter: int = 0
 
     def number(self) -> int:

@@ -21,6 +21,7 @@ from asrcore.driver import (
     CycleSpec,
     CycleWriter,
     DiskReader,
+    PromoteSpec,
     Replica,
     ReplicaInfo,
     ReplicaSpec,
@@ -276,6 +277,21 @@ class _Reader(DiskReader):
         self._content.read_into(offset, buffer)
 
 
+def _in_the_way(state: WorldState, machine_id: str) -> list[Finding]:
+    there = state.machines.get(machine_id)
+    if there is None or there.fence is not None:
+        return []
+    return [
+        Finding(
+            "machine-exists",
+            Severity.ERROR,
+            f"the target already has a machine {machine_id!r}",
+            "A failover would make a second machine of the same identity.",
+            "Delete or fence it at the target.",
+        )
+    ]
+
+
 class MemoryTarget(Target):
     """See `Target`."""
 
@@ -309,15 +325,22 @@ class MemoryTarget(Target):
                 )
                 for network in sorted(missing)
             ]
-            there = state.machines.get(description.machine.id)
-            if there is not None and there.fence is None:
+            return found + _in_the_way(state, description.machine.id)
+
+    def failover_findings(self, spec: PromoteSpec) -> list[Finding]:
+        super().failover_findings(spec)
+        with self._session.look() as state:
+            replica = state.replica(spec.replica_id)
+            machine = replica.point(spec.point_id).description.machine
+            found = _in_the_way(state, machine.id) if replica.promotion is None else []
+            if state.refuses_start:
                 found.append(
                     Finding(
-                        "machine-exists",
+                        "cannot-start",
                         Severity.ERROR,
-                        f"the target already has a machine {description.machine.id!r}",
-                        "A failover would make a second machine of the same identity.",
-                        "Delete or fence it at the target.",
+                        f"the target does not start machines: {state.refuses_start}",
+                        "The test said so.",
+                        "Let it start machines.",
                     )
                 )
             return found

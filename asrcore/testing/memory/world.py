@@ -207,15 +207,17 @@ class MemoryWorld:
         networks: set[str] | None = None,
         key: str | None = None,
         capacity: int | None = None,
+        refuses_start: str | None = None,
     ) -> None:
         """Change what is given: what the site can do, whether its storage is read-only, its networks, the key that
-        opens it, its storage in bytes."""
+        opens it, its storage in bytes, why it starts no machine ("": it does)."""
         given = {
             "capabilities": capabilities,
             "read_only": read_only,
             "networks": networks,
             "key": key,
             "capacity": capacity,
+            "refuses_start": refuses_start,
         }
         with self.change() as state:
             for field, value in given.items():

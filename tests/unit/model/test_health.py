@@ -222,3 +222,29 @@ def test_without_an_engine_no_attempt_is_promised() -> None:
     retried, waits = assess(failed, POLICY, newest(1.0), NOW), assess(failed, POLICY, newest(1.0), NOW, engine=False)
     assert "attempt 2 in 5" in retried.reasons[0].what
     assert "attempt 2 waits for an engine" in waits.reasons[1].what
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "way_out"),
+    [
+        (State.FAILING_OVER, "failover-stuck", "asr failover undo web"),
+        (State.UNDOING, "failover-stuck", "asr failover undo web"),
+        (State.COMMITTING, "failover-stuck", "asr failover commit web"),
+        (State.DISABLING, "unprotect-stuck", "asr unprotect web"),
+    ],
+)
+def test_a_state_that_no_job_works_on_is_critical_and_names_the_way_out(state: State, code: str, way_out: str) -> None:
+    stuck = attrs.evolve(WEB, state=state)
+    health = assess(stuck, POLICY, newest(0), NOW, working=False)
+    assert health.level is Level.CRITICAL
+    assert codes(health) == [code]
+    assert f"`{way_out}`" in health.reasons[0].action
+    assert assess(stuck, POLICY, newest(0), NOW).reasons == ()
+
+
+def test_an_undo_that_a_site_owes_is_critical_and_no_fence_is_shown() -> None:
+    owed = attrs.evolve(WEB, failover_point="p", target_machine="web", fence_due=True)
+    health = assess(owed, POLICY, newest(0), NOW)
+    assert codes(health) == ["undo-due"]
+    assert health.level is Level.CRITICAL
+    assert "`asr replicate web`" in health.reasons[0].action

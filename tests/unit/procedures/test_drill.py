@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from asrcore.errors import MachineNotFound
+from asrcore.errors import DriverFailed, InvalidValue, MachineNotFound, ReplicaNotFound
 from asrcore.model.machine import PowerState
+from asrcore.procedures.drill import _name_of_test
+from asrcore.service.status import document
 from tests.unit.rig import Rig, facts
 
 
@@ -41,3 +43,49 @@ def test_a_point_that_a_test_stands_on_outlives_its_age_until_the_test_is_over(p
     protected.engine.replicate("web")
     replica = protected.engine.context.site("b").target.replica(protected.protection.replica_id)
     assert tested not in {point.id for point in replica.info().points}
+
+
+def test_a_test_that_fails_leaves_no_test(protected: Rig) -> None:
+    """Neither a record, nor a machine, nor a point that is kept for it."""
+    with pytest.raises(InvalidValue, match="nonet"):
+        protected.engine.failover_test("web", network="nonet")
+    _no_test(protected)
+    protected.away.configure(refuses_start="no KVM")
+    with pytest.raises(DriverFailed):
+        protected.engine.failover_test("web")
+    _no_test(protected)
+
+
+def test_a_test_without_its_replica_leaves_no_test(protected: Rig) -> None:
+    with protected.away.change() as state:
+        replicas, state.replicas = state.replicas, {}
+    with pytest.raises(ReplicaNotFound):
+        protected.engine.failover_test("web")
+    with protected.away.change() as state:
+        state.replicas = replicas
+    _no_test(protected)
+
+
+def _no_test(rig: Rig) -> None:
+    assert rig.protection.test is None
+    assert rig.engine.machines("b") == []
+    assert rig.engine.context.site("b").failover.tests(rig.protection.replica_id) == []
+    (status,) = rig.engine.status()
+    assert document(status)["test"] is None
+
+
+@pytest.mark.parametrize("name", ["n" * 196, "n" * 240, "ü" * 120])
+def test_the_name_of_a_test_is_shortened(rig: Rig, name: str) -> None:
+    """The longest that libvirt has as a file name is 255 bytes, with what it puts around it."""
+    rig.machine.rename(name)
+    rig.engine.protect(name, source="a", target="b", policy="gold")
+    made = str(facts(rig.engine.failover_test(name))["machine"])
+    assert len(made.encode()) <= 200
+    assert made.startswith(name[:80])
+    assert made.endswith("-test")
+
+
+def test_two_long_names_have_two_tests() -> None:
+    names = {_name_of_test("n" * 240 + end) for end in ("1", "2")}
+    assert len(names) == 2
+    assert _name_of_test("web") == "web-test"

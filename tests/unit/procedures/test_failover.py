@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 
 from asrcore import driver
-from asrcore.errors import ShutdownFailed, StaleEpoch, WrongState
+from asrcore.errors import (
+    DriverFailed,
+    MachineNotFound,
+    PointNotFound,
+    ReplicaNotFound,
+    ShutdownFailed,
+    StaleEpoch,
+    TargetNotReady,
+    VaultUnavailable,
+    WrongState,
+)
+from asrcore.model.health import Level
 from asrcore.model.machine import PowerState
 from asrcore.model.state import State
 from asrcore.model.watch import Watch
-from asrcore.service.scheduler import Scheduler
+from asrcore.service.scheduler import Scheduler, _to_fence
 from tests.unit.rig import Rig, facts
 
 
@@ -98,3 +111,112 @@ def test_an_old_epoch_cannot_write_after_a_failover(protected: Rig) -> None:
     spec = driver.CycleSpec("late", before.epoch, before.head_point, sizes)
     with pytest.raises(StaleEpoch):
         replica.open_cycle(spec)
+
+
+def test_unplanned_failover_without_its_replica_leaves_the_source_alone(protected: Rig) -> None:
+    """As when the target's file system is not mounted: the job fails, nothing is changed, nothing is fenced."""
+    before = protected.protection
+    with protected.away.change() as state:
+        replicas, state.replicas = state.replicas, {}
+    with pytest.raises(ReplicaNotFound):
+        protected.engine.failover_unplanned("web")
+    assert protected.protection == before
+    assert _to_fence(protected.protection) is None
+    assert protected.power("a") is PowerState.RUNNING
+    with protected.away.change() as state:
+        state.replicas = replicas
+    protected.engine.replicate("web")
+
+
+def test_unplanned_failover_without_its_point_leaves_the_source_alone(protected: Rig) -> None:
+    """As after a vault was restored: it names a point that the target does not have any more."""
+    before = protected.protection
+    with protected.away.change() as state:
+        state.replica(before.replica_id).points.clear()
+    with pytest.raises(PointNotFound) as caught:
+        protected.engine.failover_unplanned("web")
+    assert "asr point list web" in caught.value.action_text
+    assert protected.protection == before
+    assert protected.power("a") is PowerState.RUNNING
+
+
+@pytest.mark.parametrize("verb", ["failover_planned", "failover_unplanned"])
+def test_a_target_that_cannot_run_it_is_asked_first(protected: Rig, verb: str) -> None:
+    before = protected.protection
+    protected.away.configure(refuses_start="no network lan")
+    with pytest.raises(TargetNotReady, match="no network lan"):
+        getattr(protected.engine, verb)("web")
+    assert protected.protection == before
+    assert protected.power("a") is PowerState.RUNNING
+
+
+def test_a_planned_failover_that_is_forced_is_taken_back_when_the_start_fails(protected: Rig) -> None:
+    protected.away.configure(refuses_start="no network lan")
+    protected.machine.write("vda", 0, b"the last write")
+    with pytest.raises(DriverFailed, match="no network lan"):
+        protected.engine.failover_planned("web", force=True)
+    assert protected.protection.state is State.PROTECTED
+    assert not protected.protection.undo_due
+    assert protected.power("a") is PowerState.RUNNING
+    with pytest.raises(MachineNotFound):
+        protected.power("b")
+    protected.machine.write("vda", 4096, b"nothing is lost")
+    protected.engine.replicate("web")
+    assert protected.content() == protected.truth()
+
+
+def test_a_machine_that_was_off_stays_off_when_its_failover_is_taken_back(protected: Rig) -> None:
+    protected.machine.stop()
+    protected.away.configure(refuses_start="no network lan")
+    with pytest.raises(DriverFailed):
+        protected.engine.failover_planned("web", force=True)
+    assert protected.protection.state is State.PROTECTED
+    assert protected.power("a") is PowerState.OFF
+
+
+def test_an_unplanned_failover_whose_start_fails_names_the_way_out(protected: Rig) -> None:
+    protected.away.configure(refuses_start="no network lan")
+    with pytest.raises(DriverFailed):
+        protected.engine.failover_unplanned("web", force=True)
+    (status,) = protected.engine.status()
+    assert status.health.level is Level.CRITICAL
+    assert "`asr failover undo web`" in "".join(reason.action for reason in status.health.reasons)
+    protected.engine.failover_undo("web")
+    assert protected.power("a") is PowerState.RUNNING
+
+
+def test_a_fence_is_owed_only_once_the_machine_exists_at_the_target(
+    protected: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    failover = type(protected.engine.context.site("b").failover)
+    promote = failover.promote
+
+    def looked(*given: Any) -> driver.Instance:
+        seen.append(_to_fence(protected.protection))
+        return promote(*given)
+
+    monkeypatch.setattr(failover, "promote", looked)
+    protected.home.cut()
+    protected.engine.failover_unplanned("web")
+    assert seen == [None]
+    assert _to_fence(protected.protection) == ("a", "web")
+
+
+@pytest.mark.parametrize("verb", ["failover_planned", "failover_unplanned"])
+def test_a_vault_that_does_not_answer_is_no_failure_of_the_failover(
+    protected: Rig, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Like a kill: nothing is taken back, the step is run again when the vault is back."""
+    failover = type(protected.engine.context.site("b").failover)
+
+    def blinks(*given: object) -> driver.Instance:
+        raise VaultUnavailable(url="vault", detail="restarting")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failover, "promote", blinks)
+        with pytest.raises(VaultUnavailable):
+            getattr(protected.engine, verb)("web")
+    assert protected.protection.state is State.FAILING_OVER
+    getattr(protected.engine, verb)("web")
+    assert protected.power("b") is PowerState.RUNNING

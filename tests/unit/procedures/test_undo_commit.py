@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from asrcore.errors import WrongState
+from asrcore.errors import DriverFailed, WrongState
+from asrcore.model.health import Level
 from asrcore.model.machine import PowerState
 from asrcore.model.state import State
-from tests.unit.rig import Rig
+from asrcore.model.watch import Watch
+from asrcore.service.due import cycle_at
+from asrcore.service.scheduler import Scheduler
+from tests.unit.rig import Rig, facts
 
 
 def test_undo_gives_the_source_back_and_replication_continues(protected: Rig) -> None:
@@ -25,3 +29,107 @@ def test_commit_needs_a_failover(protected: Rig) -> None:
     with pytest.raises(WrongState) as caught:
         protected.engine.failover_commit("web")
     assert "fail over" in caught.value.action_text
+
+
+def _owes(rig: Rig) -> bool:
+    return rig.protection.undo_due
+
+
+def test_undo_does_not_need_the_target(protected: Rig) -> None:
+    """The source is given back at once; the target's clean-up is owed, shown, and done when the target is back."""
+    protected.engine.failover_unplanned("web")
+    protected.away.cut()
+    owed = facts(protected.engine.failover_undo("web"))["owed"]
+    assert owed == ["target"]
+    protection = protected.protection
+    assert protection.state is State.PROTECTED
+    assert protection.undo_due
+    assert protected.power("a") is PowerState.RUNNING
+    (status,) = protected.engine.status()
+    assert [reason.code for reason in status.health.reasons] == ["no-engine", "undo-due"]
+    assert status.health.level is Level.CRITICAL
+    assert cycle_at(protection, status.policy, protected.engine.context.clock()) is None, (
+        "a replica with a machine takes no cycles"
+    )
+    scheduler = Scheduler(protected.engine.context, lambda kind, protection, arguments: None)
+    scheduler._finish_undo(protection, Watch())
+    assert _owes(protected)
+    protected.machine.stop()  # by a person: nothing starts it again
+    protected.away.restore()
+    scheduler._finish_undo(protection, Watch())
+    assert not _owes(protected)
+    assert not protected.protection.fence_due
+    assert protected.power("a") is PowerState.OFF
+    assert protected.engine.machines("b") == []
+    protected.machine.start()
+    protected.engine.replicate("web")
+    assert protected.content() == protected.truth()
+
+
+def test_undo_without_the_source_releases_it_when_it_is_back(protected: Rig) -> None:
+    """It was stopped and quarantined; nothing else would ever start it."""
+    protected.engine.failover_planned("web")
+    protected.home.cut()
+    assert facts(protected.engine.failover_undo("web"))["owed"] == ["source"]
+    assert _owes(protected)
+    protected.home.restore()
+    protected.engine.replicate("web")  # completes it, as the service does
+    assert not _owes(protected)
+    assert protected.power("a") is PowerState.RUNNING
+
+
+def test_another_point_can_be_chosen_while_the_source_is_lost(protected: Rig) -> None:
+    protected.home.cut()
+    protected.engine.failover_unplanned("web")
+    protected.engine.failover_undo("web")
+    protected.engine.failover_unplanned("web")
+    assert protected.protection.state is State.FAILED_OVER
+    assert protected.protection.fence_due
+    assert protected.power("b") is PowerState.RUNNING
+
+
+def test_undo_leaves_a_source_off_that_it_did_not_stop(protected: Rig) -> None:
+    protected.home.cut()
+    protected.engine.failover_unplanned("web")
+    protected.home.restore()
+    protected.machine.stop()
+    protected.engine.failover_undo("web")
+    assert protected.power("a") is PowerState.OFF
+
+
+def test_undo_does_not_start_a_source_while_the_target_is_known_to_run(
+    protected: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replica's directory is gone, the machine runs on, and cannot be stopped."""
+    protected.engine.failover_unplanned("web")
+    with protected.away.change() as state:
+        replicas, state.replicas = state.replicas, {}
+    inventory = type(protected.engine.context.site("b").inventory)
+
+    def stuck(*given: object, **named: object) -> None:
+        raise DriverFailed(operation="stopping a machine", site="b", detail="it hangs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inventory, "power_off", stuck)
+        with pytest.raises(DriverFailed, match="hangs"):
+            protected.engine.failover_undo("web")
+    assert protected.power("a") is PowerState.OFF
+    (status,) = protected.engine.status()
+    assert [reason.code for reason in status.health.reasons] == ["no-engine", "failover-stuck"]
+    protected.engine.failover_undo("web")
+    assert (protected.power("a"), protected.power("b")) == (PowerState.RUNNING, PowerState.OFF)
+    assert protected.protection.undo_due
+    with protected.away.change() as state:
+        state.replicas = replicas
+    protected.engine.replicate("web")
+    assert protected.engine.machines("b") == []
+
+
+def test_unprotect_completes_an_undo_at_the_target(protected: Rig) -> None:
+    protected.engine.failover_unplanned("web")
+    protected.away.cut()
+    protected.engine.failover_undo("web")
+    protected.away.restore()
+    protected.engine.unprotect("web")
+    assert protected.engine.machines("b") == []
+    assert protected.power("a") is PowerState.RUNNING

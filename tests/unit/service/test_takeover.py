@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import update
 
 import asrcore.procedures.failover
-import asrcore.procedures.undo_commit
+import asrcore.procedures.give_back
 import asrcore.replication.cycle
 import asrcore.testing.memory._target
 from asrcore import crashpoint
@@ -220,7 +220,7 @@ def test_whoever_was_paused_switches_nothing_on_or_off(
             armed.append(name)
         crashpoint.reach(name)
 
-    for module in (asrcore.procedures.failover, asrcore.procedures.undo_commit):
+    for module in (asrcore.procedures.failover, asrcore.procedures.give_back):
         monkeypatch.setattr(module, "reach", look)
     with pytest.raises(NotAssigned):
         pair.one.failover_undo("web") if verb == "undo" else pair.one.failover_planned("web")

@@ -8,12 +8,13 @@ import attrs
 
 from asrcore.driver import CycleSpec, CycleWriter, Instance, PromoteSpec, TestSpec
 from asrcore.errors import AlreadyExists, DriverFailed
+from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Nic, PowerState
 from asrcore.model.watch import Watch
 from asrcore.testing.memory._content import Content
 from asrcore.testing.memory._failover import MemoryFailover
 from asrcore.testing.memory._state import PointState, ReplicaState, WorldState
-from asrcore.testing.memory._target import MemoryReplica
+from asrcore.testing.memory._target import MemoryReplica, MemoryTarget
 
 from ._mutant import caught_by
 
@@ -202,3 +203,27 @@ class DropPullsThePointFromUnderATest(MemoryReplica):
                 if test.point_id in wanted:
                     for disk in state.machine(test.machine_id).disks.values():
                         disk.content = Content(disk.content.size)
+
+
+@caught_by("test_failover_findings_change_nothing", tried_as="failover")
+class FindingsTakeTheReplica(MemoryTarget):
+    def failover_findings(self, spec: PromoteSpec) -> list[Finding]:
+        found = super().failover_findings(spec)
+        self.replica(spec.replica_id).raise_epoch(spec.epoch)
+        return found
+
+
+@caught_by("test_failover_findings_read_the_point", tried_as="failover")
+class FindingsReadNothing(MemoryTarget):
+    def failover_findings(self, spec: PromoteSpec) -> list[Finding]:
+        return []
+
+
+@caught_by("test_failover_findings_change_nothing", tried_as="failover")
+class FindingsSayThatItsOwnMachineIsInTheWay(MemoryTarget):
+    def failover_findings(self, spec: PromoteSpec) -> list[Finding]:
+        found = super().failover_findings(spec)
+        with self._session.look() as state:
+            if state.replica(spec.replica_id).promotion is not None:
+                found.append(Finding("machine-exists", Severity.ERROR, "it exists", "It is there.", "Delete it."))
+        return found

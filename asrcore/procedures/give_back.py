@@ -1,0 +1,101 @@
+"""Giving a machine back to its source: what an undo and a failover that failed have in common.
+
+The target is cleaned up first where it answers, so that never both machines run. What a site cannot do now is owed: the
+machine is PROTECTED again but keeps its `failover_point` (`Protection.undo_due`), takes no cycles, and the service
+calls `finish_undo` until both sites are as before the failover. Until then `fence_due` says that the source is not to
+be started: it was not stopped by the failover, or it is released already.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+from asrcore.crashpoint import reach
+from asrcore.errors import AsrError, MachineNotFound, NotAssigned, StaleEpoch, UnsupportedOperation, VaultUnavailable
+from asrcore.model.machine import PowerState
+from asrcore.model.protection import Protection
+from asrcore.replication.context import Context
+
+__all__ = ["NO_FAILURE_OF_A_SITE", "clean_target", "finish_undo", "release_source", "runs_at_target"]
+
+_log = logging.getLogger(__name__)
+
+NO_FAILURE_OF_A_SITE = (VaultUnavailable, NotAssigned)
+"""Errors within a step that say nothing about source and target: the first is like a kill, and after the second another
+server continues. Nothing is taken back because of them."""
+
+
+def clean_target(context: Context, protection: Protection) -> AsrError | None:
+    """Delete the machine that was made at the target, and restore what it replaced; the reason if that failed.
+
+    Raises StaleEpoch: a replica that has another owner must not be touched, and the source not be started.
+    """
+    try:
+        context.site(protection.target_site).failover.undo(protection.replica_id, protection.epoch)
+    except (*NO_FAILURE_OF_A_SITE, StaleEpoch):
+        raise
+    except AsrError as problem:
+        _log.warning("%s: %s is not cleaned up yet: %s", protection.name, protection.target_site, problem)
+        return problem
+    return None
+
+
+def runs_at_target(context: Context, protection: Protection) -> bool | None:
+    """Whether the machine that was made at the target runs; None if that is not known."""
+    if protection.target_machine is None:
+        return False  # it is started only after it is recorded
+    try:
+        power = context.site(protection.target_site).inventory.machine(protection.target_machine).power
+    except MachineNotFound:
+        return False
+    except NO_FAILURE_OF_A_SITE:
+        raise
+    except AsrError:
+        return None
+    return None if power is PowerState.UNKNOWN else power is not PowerState.OFF
+
+
+def release_source(context: Context, protection: Protection, *, start: bool) -> AsrError | None:
+    """Remove the fence of a failover at the source and start the machine if it is to be; the reason if that failed.
+    Where the source has no such machine any more, or takes no commands, nothing is left to do."""
+    try:
+        inventory = context.site(protection.source_site).inventory
+        with suppress(UnsupportedOperation):  # then it was not fenced
+            inventory.unfence(protection.source_machine, protection.epoch)
+        reach("undo.released")
+        if start and inventory.machine(protection.source_machine).power is PowerState.OFF:
+            inventory = context.site(protection.source_site).inventory
+            context.vault.check_assigned(protection)  # last, when the connection is up: the command has no epoch
+            inventory.power_on(protection.source_machine)
+    except NO_FAILURE_OF_A_SITE:
+        raise
+    except (MachineNotFound, UnsupportedOperation) as problem:
+        _log.warning("%s: there is nothing to release at its source: %s", protection.name, problem)
+    except AsrError as problem:
+        # Undo is also how another point is chosen while the source is lost: it must not depend on it.
+        _log.warning("%s: its source could not be released yet: %s", protection.name, problem)
+        return problem
+    return None
+
+
+def finish_undo(context: Context, protection_id: str) -> None:
+    """Do what an undo or a failover that was taken back still owes to a site. Raises the first site's error."""
+    protection = context.vault.protection(protection_id)
+    if not protection.undo_due:
+        return
+    left = clean_target(context, protection)
+    unreleased = release_source(context, protection, start=not protection.fence_due)
+    problem = left or unreleased
+    if problem is not None:
+        if unreleased is None and not protection.fence_due:
+            context.vault.update(protection.id, fence_due=True)  # if a person stops it now, it stays off
+        raise problem
+    context.vault.update(protection.id, failover_point=None, target_machine=None, fence_due=False)
+    reach("undo.completed")
+    context.vault.add_event(
+        at=context.clock(),
+        machine=protection.name,
+        kind="failover",
+        text="the undo is complete: source and target are as before the failover",
+    )
