@@ -58,6 +58,7 @@ VERBS = {
     "job": Verb("_history", _OBSERVE, "Jobs: list them, show one, or cancel one."),
     "event": Verb("_history", _OBSERVE, "Events: failovers, quarantines, verifications, repairs."),
     "server": Verb("_servers", _OBSERVE, "Servers: process servers and master targets."),
+    "clock": Verb("_clock", _OBSERVE, "The clock of the engine's host: show whether it is trusted, or accept it."),
     "run": Verb("_services", _SERVICES, "Run the replication service in the foreground until Ctrl-C or SIGTERM."),
     "process-server": Verb("_services", _SERVICES, "Run a process server: one of several that share a vault."),
     "master-target": Verb(

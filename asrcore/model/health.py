@@ -17,7 +17,18 @@ from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.units import DAY, format_duration
 
-__all__ = ["CLOCK_TOLERANCE", "RPO_CRITICAL", "RPO_WARNING", "TEST_DUE", "Health", "Level", "Load", "assess", "rpo"]
+__all__ = [
+    "CLOCK_TOLERANCE",
+    "RPO_CRITICAL",
+    "RPO_WARNING",
+    "TEST_DUE",
+    "Clock",
+    "Health",
+    "Level",
+    "Load",
+    "assess",
+    "rpo",
+]
 
 RPO_WARNING = 2.0
 RPO_CRITICAL = 3.0
@@ -73,6 +84,18 @@ _START = (
 )
 _AUTOMATIC = "No action needed"
 """Begins the action of a finding that an engine resolves."""
+
+
+@attrs.frozen
+class Clock:
+    """What is known of the clock of the engine's host. `held`: it is in doubt, for the reason `text`, and nothing is
+    deleted by age. `stale`: the machine's newest point was recorded before the clock was set back."""
+
+    held: bool = False
+    text: str = ""
+    stale: bool = False
+
+
 _WORST_FIRST = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 # Where cycles are expected, so that the age of the newest point says something.
 _REPLICATING = (State.FINALIZING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
@@ -101,16 +124,17 @@ def assess(
     *,
     engine: bool = True,
     working: bool = True,
+    clock: Clock = Clock(),
 ) -> Health:
     """Judge a protected machine by its newest sealed point, at the time `now`. `power` is the source machine's, if
     known; `load` that of the replication service, if one runs; `engine` says whether one works on the vault; `working`:
-    a job is recorded that works on the machine."""
+    a job is recorded that works on the machine; `clock` what is known of the engine's clock."""
     found = [
         *_of_state(protection, policy),
         *([] if working else _of_stuck(protection)),
         *_of_undo(protection),
-        *_of_clock(protection, newest, now),
-        *_of_point(protection, policy, newest, now, power, load),
+        *_of_clock(protection, newest, now, clock),
+        *_of_point(protection, policy, None if clock.stale else newest, now, power, load),
         *_of_error(protection, now, engine=engine),
         *_of_fence(protection),
         *_of_tests(protection, now),
@@ -211,22 +235,37 @@ def _of_state(protection: Protection, policy: Policy) -> list[Finding]:
             return []
 
 
-def _of_clock(protection: Protection, newest: RecoveryPoint | None, now: float) -> list[Finding]:
-    times = [0.0 if newest is None else newest.taken_at, protection.last_cycle_at or 0.0]
-    ahead = max(times) - now
-    if ahead <= CLOCK_TOLERANCE or protection.state not in _REPLICATING:
+def _of_clock(protection: Protection, newest: RecoveryPoint | None, now: float, clock: Clock) -> list[Finding]:
+    if protection.state not in _REPLICATING or newest is None:
         return []
-    return [
-        Finding(
-            "clock-went-back",
-            Severity.ERROR,
-            f"the newest point or cycle of {protection.name!r} is {format_duration(ahead)} in the future; "
-            "its RPO is unknown",
-            "The clock of the engine's host was ahead, or is behind now.",
-            "Check the time of the engine's host (`timedatectl`). The next cycle records the present time. "
-            f"To run it now: `asr replicate {protection.name}`.",
+    found = []
+    ahead = max(newest.taken_at, protection.last_cycle_at or 0.0) - now
+    if clock.stale or ahead > CLOCK_TOLERANCE:
+        found.append(
+            Finding(
+                "clock-went-back",
+                Severity.ERROR,
+                f"the newest point of {protection.name!r} was recorded before the clock went back; its RPO is unknown"
+                if clock.stale
+                else f"the newest point or cycle of {protection.name!r} is {format_duration(ahead)} in the future; "
+                "its RPO is unknown",
+                "The clock of the engine's host was ahead, or is behind now.",
+                "Check the time of the engine's host (`timedatectl`). The next cycle records the present time. "
+                f"To run it now: `asr replicate {protection.name}`.",
+            )
         )
-    ]
+    if clock.held:
+        found.append(
+            Finding(
+                "retention-held",
+                Severity.WARNING,
+                "no recovery point is deleted: the clock of the engine's host is in doubt",
+                clock.text,
+                "Check the time of the engine's host (`timedatectl`). Retention resumes when the clock has held for an "
+                "hour while the service runs. If the time is right: `asr clock accept`.",
+            )
+        )
+    return found
 
 
 def _of_stuck(protection: Protection) -> list[Finding]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Site
+from asrcore.replication.aging import Aging
 from asrcore.replication.locks import MachineLocks
 from asrcore.replication.throttle import Throttle
 from asrcore.vault import Vault
@@ -46,6 +47,7 @@ class Context:
         self.vault = vault
         self.clock = clock
         self.monotonic = monotonic
+        self.aging = Aging(vault, self._now, self.elapsed)
         self.locks = MachineLocks()
         self._plugins = plugins
         self._loading = threading.Lock()
@@ -69,6 +71,9 @@ class Context:
         if self.monotonic is not None:
             return self.monotonic()
         return host_uptime() if self.clock is time.time else self.clock()
+
+    def _now(self) -> float:
+        return self.clock()
 
     def site(self, name: str) -> driver.Site:
         """The connected site; connects at first use and when its settings were changed, by any process.

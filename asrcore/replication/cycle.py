@@ -137,15 +137,20 @@ def _run(
 
 
 def apply_retention(context: Context, protection: Protection, watch: Watch, *, tidy: bool = False) -> None:
-    """Delete the points that the policy no longer keeps. After a failure the next cycle tries again.
+    """Delete the points that the policy no longer keeps, unless the clock is in doubt (`aging`), and never more than a
+    share of all kept points at once. After a failure the next cycle tries again.
 
     With `tidy` the target is called even if there is none to delete: see `Replica.drop_points`.
     """
     vault, protection_id = context.vault, protection.id
     policy = vault.policy(protection.policy)
-    now = context.clock()
-    # Of thousands of points only those that may go are read.
-    due = retention.to_drop(vault.points(protection_id, before=retention.cutoff(policy, now)), policy, now)
+    now = context.aging.count(protection_id, policy.interval)
+    due: list[RecoveryPoint] = []
+    if now is not None and context.aging.watch():
+        # Of thousands of points only those that may be deleted are read.
+        due = retention.to_drop(vault.aging_points(protection_id, retention.cutoff(policy, now)), policy, now)
+    if len(due) > 1:
+        due = due[: retention.at_once(vault.kept_points(protection_id))]
     if due:
         vault.mark_dropping(protection_id, [point.id for point in due])
         reach("retention.marked")
@@ -428,7 +433,16 @@ class _Cycle:
             )
         )
         reach("cycle.sealed")
-        point = record_sealed(self.context, self.protection, pending, stored, self.counts, self.started)
+        point = record_sealed(
+            self.context,
+            self.protection,
+            pending,
+            stored,
+            self.counts,
+            interval=self.policy.interval,
+            started=self.started,
+            ahead=self._ahead,
+        )
         reach("cycle.recorded")
         return CycleResult(point, pending.mode, self.counts, resumed), pending
 

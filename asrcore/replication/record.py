@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asrcore import driver
+from asrcore.model.health import CLOCK_TOLERANCE
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.protection import PendingCycle, Protection
 from asrcore.model.state import Event, State
@@ -27,16 +28,29 @@ def record_sealed(
     pending: PendingCycle,
     stored: driver.StoredPoint,
     counts: Counts,
+    *,
+    interval: float,
     started: float,
+    ahead: float | None = None,
 ) -> RecoveryPoint:
     """Record the point and advance the mark, in one transaction (invariant 2 in docs/explanation/architecture.md).
 
-    `started`: when the cycle began, by the engine's clock. The target's own time of the seal is not recorded.
+    `started`: when the cycle began, by the engine's clock. `ahead`: how far that clock was ahead of the monotonic one
+    when it gave `started` and the point's time; None: these are not known that well. `interval`: the policy's. The
+    target's own time of the seal is not recorded.
     """
-    sealed_at = context.clock()
+    context.aging.watch()
+    sealed_at, elapsed = context.clock(), context.elapsed()
+    instant, taken_at = elapsed, stored.taken_at
+    if ahead is not None:
+        instant = taken_at - ahead
+        moved = sealed_at - elapsed - ahead
+        if abs(moved) > CLOCK_TOLERANCE:  # the clock was set while the target sealed
+            started, taken_at = started + moved, taken_at + moved
+    counted_at = context.aging.count(protection.id, interval, instant)
     point = RecoveryPoint(
         id=stored.id,
-        taken_at=stored.taken_at,
+        taken_at=taken_at,
         sealed_at=sealed_at,
         consistency=stored.consistency,
         kept=stored.kept,
@@ -47,15 +61,16 @@ def record_sealed(
     stats = CycleStats(
         id=pending.id,
         mode=pending.mode,
-        taken_at=stored.taken_at,
+        taken_at=taken_at,
         started_at=started,
         sealed_at=sealed_at,
         **counts.facts(),
     )
     event = _EVENTS.get(protection.state)
     recorded = context.vault.record_point(
-        protection.id, pending.id, point, event=event, stats=stats, epoch=protection.epoch
+        protection.id, pending.id, point, event=event, stats=stats, epoch=protection.epoch, counted_at=counted_at
     )
+    context.aging.recorded(protection.id, point.id, taken_at if counted_at is None else counted_at, instant)
     context.plugins.recovery_point_created(recorded, point)
     return point
 
@@ -78,4 +93,5 @@ def adopt_sealed(context: Context, protection: Protection) -> RecoveryPoint | No
         return None
     stored = info.points[-1]
     # What was sent, and when the cycle began, is no longer known; only the point matters.
-    return record_sealed(context, protection, pending, stored, Counts(), context.clock())
+    interval = context.vault.policy(protection.policy).interval
+    return record_sealed(context, protection, pending, stored, Counts(), interval=interval, started=context.clock())

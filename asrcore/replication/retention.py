@@ -20,7 +20,10 @@ from collections.abc import Iterable, Sequence
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.policy import Policy, Rung
 
-__all__ = ["cutoff", "point_due", "to_drop"]
+__all__ = ["SHARE", "at_once", "cutoff", "point_due", "to_drop"]
+
+SHARE = 4
+"""At most one in so many kept points is deleted at once: whatever was wrong, it is seen before all are gone."""
 
 
 def point_due(policy: Policy, last_kept_at: float | None, taken_at: float) -> bool:
@@ -38,6 +41,11 @@ def cutoff(policy: Policy, now: float) -> float:
     """Points that show this instant or a later one are kept, and do not affect which older points are kept, except for
     the newest of all: `to_drop` needs only the newest and those that are older."""
     return now - min([policy.keep, *(rung.after for rung in policy.ladder)])
+
+
+def at_once(kept: int) -> int:
+    """How many of so many kept points may be deleted after one cycle; a cycle makes one at most."""
+    return math.ceil(kept / SHARE)
 
 
 def to_drop(points: Iterable[RecoveryPoint], policy: Policy, now: float) -> list[RecoveryPoint]:

@@ -33,7 +33,7 @@ from asrcore.errors import (
     WrongState,
 )
 from asrcore.logline import report
-from asrcore.model.health import Health, Load, assess
+from asrcore.model.health import Clock, Health, Load, assess
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
@@ -145,6 +145,8 @@ class Scheduler:
         self._policies = policies = {policy.name: policy for policy in vault.policies()}
         for policy in policies.values():
             self._context.throttle(policy)  # a changed limit also applies to cycles that are running
+        self._context.aging.watch()
+        self._context.aging.meet((item.id, policies[item.policy].interval) for item in protections if item.head_point)
         jobs = vault.jobs(limit=1000, active=True)
         active = {job.machine for job in jobs}
         due: dict[str, list[tuple[float, str]]] = {}
@@ -266,7 +268,9 @@ class Scheduler:
             _log.info("%s: its undo is still incomplete: %s", protection.name, problem)
 
     def _tell_health(self, protections: Sequence[Protection], active: set[str], service: Load, now: float) -> None:
-        heads, former = self._context.vault.heads(), self._health
+        vault, former = self._context.vault, self._health
+        heads, clock = vault.heads(), vault.clock_state()
+        stale = vault.heads_until(clock.before)
         # The jobs were read after the machines: one that ended in between is seen by the next judgement only.
         idle, self._idle = self._idle, {item.name for item in protections} - active
         self._health = {
@@ -277,6 +281,7 @@ class Scheduler:
                 now,
                 load=service,
                 working=item.name not in idle & self._idle,
+                clock=Clock(clock.held, clock.text, item.id in stale),
             )
             for item in protections
         }

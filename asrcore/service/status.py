@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from asrcore.model.health import Health, assess, rpo
+from asrcore.model.health import Clock, Health, assess, rpo
 from asrcore.model.plain import plain
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.policy import Policy
@@ -69,7 +69,8 @@ class EngineStatus:
 
 @attrs.frozen
 class MachineStatus:
-    """A protected machine as `asr status` shows it. `rpo_seconds`: now minus the instant of the newest point.
+    """A protected machine as `asr status` shows it. `rpo_seconds`: now minus the instant of the newest point;
+    None without a point, and where its age is unknown (`clock-went-back`).
     `verified_at`: when a comparison of the whole replica last ended with both sides equal, possibly after a repair.
     """
 
@@ -102,6 +103,8 @@ def machines(vault: Vault | StatusReader, now: float, at_work: EngineStatus | No
     heads, counts, cycles = vault.heads(), vault.point_counts(), vault.last_cycles()
     verified = vault.last_ended("verify")
     at_work = at_work or engine(vault)
+    clock = vault.clock_state()
+    stale = vault.heads_until(clock.before)
     load = due.load(protections, policies, now, engines=max(1, at_work.servers_up)) if at_work.up else None
     return [
         MachineStatus(
@@ -115,11 +118,12 @@ def machines(vault: Vault | StatusReader, now: float, at_work: EngineStatus | No
                 load=load,
                 engine=at_work.up,
                 working=protection.name in working,
+                clock=Clock(clock.held, clock.text, protection.id in stale),
             ),
             points=counts.get(protection.id, 0),
             last_point=head,
             last_cycle=cycles.get(protection.id),
-            rpo_seconds=rpo(head, now),
+            rpo_seconds=None if protection.id in stale else rpo(head, now),
             verified_at=_since(protection.created_at, verified.get(protection.name, {}).get(JobState.DONE)),
             working_on=active.get(protection.name, ""),
             engine=at_work,

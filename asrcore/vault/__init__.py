@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asrcore.vault._values import Assigned, Certificate, Changes, CycleStats, Job, JobChanges, JobState, LogEntry
+from asrcore.vault._values import (
+    Assigned,
+    Certificate,
+    Changes,
+    ClockAnchor,
+    ClockState,
+    CycleStats,
+    Job,
+    JobChanges,
+    JobState,
+    LogEntry,
+)
 
 if TYPE_CHECKING:
     from asrcore.vault._move import move
@@ -15,6 +26,8 @@ __all__ = [
     "Assigned",
     "Certificate",
     "Changes",
+    "ClockAnchor",
+    "ClockState",
     "CycleStats",
     "Job",
     "JobChanges",

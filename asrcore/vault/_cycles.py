@@ -19,7 +19,7 @@ from asrcore.model.protection import CycleMode, NetworkMap, PendingCycle, Protec
 from asrcore.model.state import Event, State, allowed
 from asrcore.units import DAY
 from asrcore.vault import _rows, _schema
-from asrcore.vault._registry import Registry
+from asrcore.vault._clock import Clock, clock_in_doubt
 from asrcore.vault._values import CycleStats
 
 __all__ = ["STATISTICS_AGE", "STATISTICS_ROWS", "Cycles"]
@@ -33,15 +33,12 @@ _IN_ONE_STATEMENT = 500  # ids; SQLite takes at most 999 parameters in older bui
 # Statements of every cycle, made once.
 _MACHINE: BindParameter[str] = bindparam("machine")
 _POINT: BindParameter[str] = bindparam("point")
-_BEFORE: BindParameter[float] = bindparam("before")
 _NUMBER: BindParameter[int] = bindparam("number")
 _points, _cycles, _pending = _schema.points.c, _schema.cycles.c, _schema.pending_cycles.c
 _its_point = (_points.protection_id == _MACHINE, _points.id == _POINT)
-_head_of = select(_schema.protections.c.head_point).where(_schema.protections.c.id == _MACHINE).scalar_subquery()
 _ALL_POINTS = (
     select(_schema.points).where(_points.protection_id == _MACHINE, ~_points.dropping).order_by(_points.number)
 )
-_POINTS_BEFORE = _ALL_POINTS.where((_points.taken_at < _BEFORE) | (_points.id == _head_of))
 _KEPT_AT = (
     select(_points.taken_at)
     .where(_points.protection_id == _MACHINE, _points.kept, ~_points.dropping)
@@ -58,11 +55,11 @@ _OLDEST_CYCLES = (
     select(_cycles.number, _cycles.sealed_at)
     .where(_cycles.protection_id == _MACHINE)
     .order_by(_cycles.number)
-    .limit(100)
+    .limit(10)
 )
 
 
-class Cycles(Registry):
+class Cycles(Clock):
     """The part of the vault that knows cycles and recovery points.
 
     Methods that take `epoch`, that of the cycle's writer, raise StaleEpoch when the machine has another one by now.
@@ -111,10 +108,12 @@ class Cycles(Registry):
         event: Event | None = None,
         stats: CycleStats,
         epoch: int | None = None,
+        counted_at: float | None = None,
     ) -> Protection:
         """Record a sealed point: in one transaction the point, the head, the source's mark (that of the cycle's
         view), the end of the cycle, its statistics, and what the event does to the state. The former head is deleted,
-        unless it is kept or pinned. A point that is already recorded changes nothing.
+        unless it is kept or pinned. A point that is already recorded changes nothing. `counted_at`: the instant that
+        it shows, on the machine's own count of time; None: `taken_at`.
 
         Raises WrongCycle when the cycle is not the one under way or the point not its point, WrongState.
         """
@@ -127,7 +126,7 @@ class Cycles(Registry):
                 detail = f"its point is {pending.point_id}, not {point.id}"
                 raise WrongCycle(machine=protection.name, cycle=cycle_id, detail=detail)
             state = allowed(protection.name, protection.state, event).target if event else protection.state
-            self._replace_head(connection, protection, point)
+            self._replace_head(connection, protection, point, counted_at)
             reach("vault.record-point.inserted")
             self._add_statistics(connection, protection.id, stats)
             changed = self._store(
@@ -146,18 +145,13 @@ class Cycles(Registry):
 
     # -- points ------------------------------------------------------------------------------------------------------
 
-    def points(self, protection_id: str, *, before: float | None = None) -> list[RecoveryPoint]:
-        """Oldest first, the last one is the head; points that are being deleted are not among them. `before`: only
-        those that show an earlier instant, and the head.
+    def points(self, protection_id: str) -> list[RecoveryPoint]:
+        """Oldest first, the last one is the head; points that are being deleted are not among them.
 
         The order is that of recording: it is the order of the content even if a clock was set back.
         """
         with self._read() as connection:
-            if before is None:
-                found = connection.execute(_ALL_POINTS, {"machine": protection_id})
-            else:
-                found = connection.execute(_POINTS_BEFORE, {"machine": protection_id, "before": before})
-            rows = found.mappings().all()
+            rows = connection.execute(_ALL_POINTS, {"machine": protection_id}).mappings().all()
         return [self._value(_rows.point_of, row, f"point {row['id']}") for row in rows]
 
     def last_kept_at(self, protection_id: str) -> float | None:
@@ -356,9 +350,11 @@ class Cycles(Registry):
     def _has_point(self, connection: Connection, protection_id: str, point_id: str) -> bool:
         return connection.execute(_POINT_NUMBER, {"machine": protection_id, "point": point_id}).scalar() is not None
 
-    def _replace_head(self, connection: Connection, protection: Protection, point: RecoveryPoint) -> None:
+    def _replace_head(
+        self, connection: Connection, protection: Protection, point: RecoveryPoint, counted_at: float | None
+    ) -> None:
         # The new row first: a deleted last row would free its number for reuse.
-        connection.execute(insert(_schema.points), _rows.point_row(protection.id, point))
+        connection.execute(insert(_schema.points), _rows.point_row(protection.id, point, counted_at))
         connection.execute(_FORGET_FORMER_HEAD, {"machine": protection.id, "point": protection.head_point})
 
     def _add_statistics(self, connection: Connection, protection_id: str, stats: CycleStats) -> None:
@@ -366,9 +362,11 @@ class Cycles(Registry):
         last: int | None = connection.execute(_LAST_CYCLE, ours).scalar()
         number = (last or 0) + 1
         connection.execute(insert(_schema.cycles), _rows.cycle_row(protection_id, number, stats))
-        # By age: only from the old end, so that no more than a few rows are looked at each time.
+        # By age: only from the old end, so that no more than a few rows are looked at, and deleted, each time.
         oldest = connection.execute(_OLDEST_CYCLES, ours)
         aged = [row.number for row in oldest if row.sealed_at < stats.sealed_at - STATISTICS_AGE]
+        if aged and clock_in_doubt(connection):
+            aged = []
         connection.execute(_FORGET_CYCLES, ours | {"number": max([number - STATISTICS_ROWS, *aged])})
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, s
 from asrcore.errors import AmbiguousName, MachineBusy, NotFound
 from asrcore.units import DAY
 from asrcore.vault import _rows, _schema
+from asrcore.vault._clock import clock_in_doubt
 from asrcore.vault._servers import Servers
 from asrcore.vault._store import row_of
 from asrcore.vault._values import Job, JobChanges, JobState, LogEntry
@@ -23,6 +24,9 @@ LOG_ENTRIES = 1000
 """Entries per machine that the log keeps at most; cycles are not logged, so this covers years of a quiet machine."""
 JOBS = 200
 """Ended jobs per machine that are kept at most."""
+
+_AGED_AT_ONCE = 10
+"""Rows that are deleted for their age with each new one: a clock that is far ahead for a moment costs no more."""
 
 _ACTIVE = tuple(state.value for state in JobState if not state.ended)
 _CHANGEABLE = frozenset(JobChanges.__annotations__)
@@ -204,9 +208,10 @@ def _trim(
     its = (table.c.machine == machine, *which)
     surplus = select(table.c.number).where(*its).order_by(table.c.number.desc()).offset(most).limit(1)
     connection.execute(delete(table).where(*its, table.c.number <= surplus.scalar_subquery()))
-    # By age only from the old end, so that no more than a few rows are looked at each time.
-    oldest = select(table.c.number).order_by(table.c.number).limit(100)
-    connection.execute(delete(table).where(table.c.number.in_(oldest), aged, *which))
+    # By age only from the old end, so that no more than a few rows are looked at, and deleted, each time.
+    if not clock_in_doubt(connection):
+        oldest = select(table.c.number).order_by(table.c.number).limit(_AGED_AT_ONCE)
+        connection.execute(delete(table).where(table.c.number.in_(oldest), aged, *which))
 
 
 def _no_job(job_id: str) -> NotFound:

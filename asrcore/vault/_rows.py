@@ -19,12 +19,15 @@ from asrcore.model.point import Consistency, Mark, RecoveryPoint
 from asrcore.model.policy import Bandwidth, Policy, Rung, Window
 from asrcore.model.protection import CycleMode, NetworkMap, PendingCycle, Protection, Site, TestRun
 from asrcore.model.state import State
-from asrcore.vault._values import Certificate, CycleStats, Job, JobState, LogEntry
+from asrcore.vault._values import Certificate, ClockAnchor, ClockGap, ClockState, CycleStats, Job, JobState, LogEntry
 
 __all__ = [
+    "CLOCK_ACCEPTED",
+    "CLOCK_DOUBTED",
     "Row",
     "certificate_of",
     "certificate_row",
+    "clock_state_of",
     "cycle_of",
     "cycle_row",
     "entry_data",
@@ -293,9 +296,11 @@ def _extents(gaps: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[Extent, .
     return tuple(extents)
 
 
-def point_row(protection_id: str, point: RecoveryPoint) -> dict[str, Any]:
-    """For table points."""
-    return {"protection_id": protection_id, "dropping": False, **_fields(point, {"consistency": _value})}
+def point_row(protection_id: str, point: RecoveryPoint, counted_at: float | None = None) -> dict[str, Any]:
+    """For table points; without `counted_at` the machine's count is what the clock says."""
+    counted = point.taken_at if counted_at is None else counted_at
+    own = {"protection_id": protection_id, "dropping": False, "counted_at": counted}
+    return {**own, **_fields(point, {"consistency": _value})}
 
 
 def point_of(row: Row) -> RecoveryPoint:
@@ -340,6 +345,26 @@ def entry_of(row: Row) -> LogEntry:
 def entry_data(data: Mapping[str, object]) -> str:
     """For column events.data."""
     return _dump_map(data)
+
+
+CLOCK_DOUBTED, CLOCK_ACCEPTED = "clock", "clock-accepted"
+"""Kinds of entries of the log."""
+
+
+def clock_state_of(row: Row) -> ClockState:
+    """From table events, of one of these kinds."""
+    data = json.loads(row["data"])
+    return ClockState(
+        held=row["kind"] == CLOCK_DOUBTED,
+        number=row["number"],
+        at=row["at"],
+        text=row["text"],
+        boot=data["boot"],
+        elapsed=data["elapsed"],
+        before=data["before"],
+        anchors={machine: ClockAnchor(*values) for machine, values in data["anchors"].items()},
+        gaps=tuple(ClockGap(*values) for values in data["gaps"]),
+    )
 
 
 # -- certificates ------------------------------------------------------------------------------------------------------

@@ -123,8 +123,9 @@ points = Table(
     Column("bytes_sent", BigInteger, nullable=False),
     Column("dropping", Boolean, nullable=False),
     Column("held", BigInteger),
+    Column("counted_at", Float),
     UniqueConstraint("protection_id", "id"),
-    Index("ix_points_protection_id_taken_at", "protection_id", "taken_at"),
+    Index("ix_points_protection_id_counted_at", "protection_id", "counted_at"),
 )
 
 cycles = Table(

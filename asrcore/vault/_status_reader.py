@@ -21,7 +21,7 @@ from asrcore.model.protection import Protection
 from asrcore.model.server import Server
 from asrcore.vault import _rows
 from asrcore.vault._lock import UseLock, holder_of_file
-from asrcore.vault._values import CycleStats, Job, JobState
+from asrcore.vault._values import ClockState, CycleStats, Job, JobState
 from asrcore.vault._versions import APPLICATION_ID, HEADER_SIZE, REVISIONS, VERSION_TABLE, application_id
 
 __all__ = ["NeedsEngine", "StatusReader"]
@@ -102,6 +102,24 @@ class StatusReader:
             " JOIN points ON points.protection_id = protections.id AND points.id = protections.head_point"
         )
         return {row["protection_id"]: _rows.point_of(_with_truth(row, "kept", "pinned")) for row in rows}
+
+    def clock_state(self) -> ClockState:
+        """The newest doubt about the clock of the engine's host, or that it was accepted."""
+        rows = self._rows(
+            "SELECT * FROM events WHERE machine = '' AND kind IN (?, ?) ORDER BY number DESC LIMIT 1",
+            _rows.CLOCK_DOUBTED,
+            _rows.CLOCK_ACCEPTED,
+        )
+        return _rows.clock_state_of(rows[0]) if rows else ClockState()
+
+    def heads_until(self, number: int) -> set[str]:
+        """Ids of the machines whose newest point is not newer than the point of that number."""
+        rows = self._rows(
+            "SELECT protection_id FROM protections JOIN points ON points.protection_id = protections.id"
+            " AND points.id = protections.head_point WHERE points.number <= ?",
+            number,
+        )
+        return {row["protection_id"] for row in rows}
 
     def point_counts(self) -> dict[str, int]:
         """How many points each machine has, by the machine's id; those that are being deleted do not count."""

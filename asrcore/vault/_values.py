@@ -10,7 +10,19 @@ import attrs
 
 from asrcore.model.protection import CycleMode, NetworkMap, TestRun
 
-__all__ = ["Assigned", "Certificate", "Changes", "CycleStats", "Job", "JobChanges", "JobState", "LogEntry"]
+__all__ = [
+    "Assigned",
+    "Certificate",
+    "Changes",
+    "ClockAnchor",
+    "ClockGap",
+    "ClockState",
+    "CycleStats",
+    "Job",
+    "JobChanges",
+    "JobState",
+    "LogEntry",
+]
 
 
 @attrs.frozen
@@ -28,6 +40,52 @@ class CycleStats:
     bytes_zeroed: int = 0
     bytes_same: int = 0
     extents: int = 0
+
+
+@attrs.frozen
+class ClockAnchor:
+    """A machine's count of time was `counted` when the clock said `at`. It holds while `point` is the newest point."""
+
+    point: str
+    at: float
+    counted: float
+
+
+@attrs.frozen
+class ClockGap:
+    """Seconds of the clock, not seen by any engine, between the machine's points up to `number` and the later ones."""
+
+    machine: str
+    number: int
+    seconds: float
+
+
+@attrs.frozen
+class ClockState:
+    """Whether the clock of the engine's host is in doubt (`held`: nothing is deleted by age), and since when: the log
+    entry `number`, and the monotonic time `elapsed` of the host's run `boot`. `before`: the points up to that number
+    were recorded before the clock last went back. `gaps` count as passed when the clock is accepted."""
+
+    held: bool = False
+    number: int = 0
+    at: float = 0.0
+    text: str = ""
+    boot: str = ""
+    elapsed: float = 0.0
+    before: int = 0
+    anchors: Mapping[str, ClockAnchor] = attrs.field(factory=dict)
+    gaps: tuple[ClockGap, ...] = ()
+
+    def without(self, seconds: float) -> tuple[ClockGap, ...]:
+        """The gaps when the clock was that much ahead: shorter for each machine, the latest first."""
+        left: dict[str, float] = {}
+        result = []
+        for gap in reversed(self.gaps):
+            taken = min(gap.seconds, left.setdefault(gap.machine, seconds))
+            left[gap.machine] -= taken
+            if gap.seconds > taken:
+                result.append(attrs.evolve(gap, seconds=gap.seconds - taken))
+        return tuple(reversed(result))
 
 
 class JobState(Enum):

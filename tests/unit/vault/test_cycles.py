@@ -39,11 +39,11 @@ def test_old_points_come_with_the_head_and_without_those_between(vault: Vault) -
     assert vault.last_kept_at("id-1") is None
     for number in (1, 2, 3, 4):
         record(vault, number, kept=number < 4)
-    assert [item.id for item in vault.points("id-1", before=1002.0)] == ["p1", "p4"]
-    assert [item.id for item in vault.points("id-1", before=9999.0)] == ids(vault)
+    assert [item.id for item in vault.aging_points("id-1", 1002.0)] == ["p1", "p4"]
+    assert [item.id for item in vault.aging_points("id-1", 9999.0)] == ids(vault)
     assert vault.last_kept_at("id-1") == 1003.0
     vault.mark_dropping("id-1", ["p1", "p3"])
-    assert [item.id for item in vault.points("id-1", before=1002.0)] == ["p4"]
+    assert [item.id for item in vault.aging_points("id-1", 1002.0)] == ["p4"]
     assert vault.last_kept_at("id-1") == 1002.0
 
 

@@ -16,7 +16,7 @@ from asrcore.errors import AsrError
 from asrcore.model.protection import TestRun
 from asrcore.model.state import Event
 from asrcore.service import status
-from asrcore.vault import Job, JobState, NeedsEngine, StatusReader, Vault, _lock, _status_reader
+from asrcore.vault import ClockAnchor, Job, JobState, NeedsEngine, StatusReader, Vault, _lock, _status_reader
 from asrcore.vault._versions import REVISIONS, VERSION_TABLE
 from tests.unit.vault.samples import cycle, machine, record
 
@@ -31,6 +31,9 @@ def assert_same(path: Path, vault: Vault) -> None:
         assert seen.policies() == vault.policies()
         assert seen.heads() == vault.heads()
         assert seen.point_counts() == vault.point_counts()
+        assert seen.clock_state() == vault.clock_state()
+        for number in (0, 1, 1000):
+            assert seen.heads_until(number) == vault.heads_until(number)
         assert seen.last_cycles() == vault.last_cycles()
         assert seen.servers() == vault.servers() == []
         assert seen.engine_holder() == vault.engine_holder()
@@ -67,6 +70,14 @@ def test_a_vault_as_work_leaves_it(path: Path) -> None:
         for number, state in enumerate(JobState):
             vault.add_job(job(number, state=state))
             vault.add_job(job(number + 100, "failover-test", state, "web-2"))
+        assert_same(path, vault)
+        anchors = {"id-1": ClockAnchor("p5", 1005.0, 1005.0)}
+        doubt = vault.doubt_clock(
+            NOW, "set back", boot="b", elapsed=5.0, anchors=anchors, gaps={"id-1": 3.0}, went_back=4.0
+        )
+        assert (doubt.held, doubt.anchors, doubt.before > 0) == (True, anchors, True)
+        assert_same(path, vault)
+        assert vault.accept_clock(NOW, "right")
         assert_same(path, vault)
         with vault.engine_lock("a test"):
             assert_same(path, vault)

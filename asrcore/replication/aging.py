@@ -1,0 +1,162 @@
+"""How old recovery points are: counted by the monotonic clock, so that no step of the host's clock makes a point older.
+
+Each machine has a count of time of its own. It grows by what the monotonic clock of this process has seen, and where
+no engine ran (a restart, another server before) by the clock, but by no more than a restart takes. The rest is a gap
+that counts as passed only when the clock has held for an hour, or when a person says that it is right. Until then, and
+after each step of the clock, nothing is deleted by age.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import attrs
+
+from asrcore.model.health import CLOCK_TOLERANCE
+from asrcore.units import HOUR, MINUTE, format_duration, format_time
+from asrcore.vault import ClockAnchor, Vault
+
+__all__ = ["BELIEVED", "HELD_FOR", "Aging", "host_run"]
+
+_log = logging.getLogger(__name__)
+
+HELD_FOR = HOUR
+"""Seconds that the clock must agree with the monotonic one until it is trusted again."""
+BELIEVED = 10 * MINUTE
+"""Seconds without an engine that are taken from the clock at once: a restart of the service or of its host."""
+SERVER_SKEW = 60.0
+"""Seconds by which the clock may differ from the database's when it is to be trusted again."""
+
+
+def host_run() -> str:
+    """Which run of this host it is: its monotonic clock begins with it. Where that is unknown, of this process."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return uuid.uuid4().hex
+
+
+@attrs.frozen
+class _Known:
+    """The machine's count was `counted` at the monotonic time `elapsed`, with `point` as its newest point."""
+
+    point: str
+    counted: float
+    elapsed: float
+
+    def at(self, elapsed: float) -> float:
+        return self.counted + elapsed - self.elapsed
+
+
+class Aging:
+    """Thread-safe. `clock`: seconds since the epoch; `elapsed`: those of the monotonic clock, counted from `run`."""
+
+    def __init__(
+        self, vault: Vault, clock: Callable[[], float], elapsed: Callable[[], float], run: str | None = None
+    ) -> None:
+        self._vault = vault
+        self._clock = clock
+        self._elapsed = elapsed
+        self._run = run or host_run()
+        self._lock = threading.RLock()
+        self._ahead: float | None = None
+        self._known: dict[str, _Known] = {}
+        self._doubt = 0  # number of the doubt in the log that was seen last, and when that was
+        self._seen_at = 0.0
+
+    def watch(self) -> bool:
+        """Compare the clock with the monotonic one. A step is recorded; a clock that has held is trusted again.
+
+        Returns whether the clock is trusted.
+        """
+        with self._lock:
+            now, elapsed = self._clock(), self._elapsed()
+            if self._ahead is None:
+                self._ahead = now - elapsed
+            moved = now - elapsed - self._ahead
+            if abs(moved) > CLOCK_TOLERANCE:
+                way = "forward" if moved > 0 else "back"
+                self._hold(now, elapsed, f"the clock was set {way} by {format_duration(abs(moved))}", moved)
+                self._ahead += moved
+                return False
+            state = self._vault.clock_state()
+            if not state.held:
+                return True
+            if state.number != self._doubt:
+                self._doubt, self._seen_at = state.number, elapsed
+            since = state.elapsed if state.boot == self._run else self._seen_at
+            if elapsed - since < HELD_FOR:
+                return False
+            skew = self._vault.clock_skew(self._clock)
+            if skew is not None and abs(skew) > SERVER_SKEW:
+                return False
+            text = f"the clock has held since {format_time(now - (elapsed - since))} and is trusted again"
+            self._vault.accept_clock(now, text, self._anchors(now, elapsed))
+            _log.info("%s; points are deleted by age again", text)
+            return True
+
+    def meet(self, limits: Iterable[tuple[str, float]]) -> None:
+        """Take up machines (ids, with their policies' intervals) whose newest point this process has not recorded."""
+        with self._lock:
+            new = [(machine, interval) for machine, interval in limits if machine not in self._known]
+            if not new:
+                return
+            heads, state = self._vault.counts(), self._vault.clock_state()
+            now, elapsed = self._clock(), self._elapsed()
+            gaps: dict[str, float] = {}
+            back = 0.0
+            for machine, interval in new:
+                if (head := heads.get(machine)) is None:
+                    continue
+                anchor = state.anchors.get(machine)
+                last = anchor if anchor is not None and anchor.point == head.point else head
+                passed = now - last.at
+                believed = min(max(0.0, passed), max(BELIEVED, 2 * interval))
+                self._known[machine] = _Known(head.point, last.counted + believed, elapsed)
+                if passed > believed:
+                    gaps[machine] = passed - believed
+                back = max(back, -passed)
+            if back > CLOCK_TOLERANCE:
+                text = f"the newest recovery point is {format_duration(back)} in the future: the clock was set back"
+                self._hold(now, elapsed, text, -back, gaps)
+            elif gaps:
+                text = f"by the clock the last cycle was {format_duration(max(gaps.values()))} ago"
+                self._hold(now, elapsed, text, 0.0, gaps)
+
+    def count(self, machine: str, interval: float, elapsed: float | None = None) -> float | None:
+        """The machine's count at that monotonic time (None: now); None for a machine without a point."""
+        with self._lock:
+            head = self._vault.counts(machine).get(machine)
+            known = self._known.get(machine)
+            if head is None or (known is not None and known.point != head.point):
+                self._known.pop(machine, None)  # another server, or another direction, has recorded since
+            if head is None:
+                return None
+            self.meet([(machine, interval)])
+            at = self._known[machine].at(self._elapsed() if elapsed is None else elapsed)
+            return max(at, head.counted)
+
+    def recorded(self, machine: str, point: str, counted: float, elapsed: float) -> None:
+        """A point was recorded: it shows `counted` on the machine's count, and the monotonic time `elapsed`."""
+        with self._lock:
+            self._known[machine] = _Known(point, counted, elapsed)
+
+    def _anchors(self, now: float, elapsed: float) -> dict[str, ClockAnchor]:
+        return {machine: ClockAnchor(item.point, now, item.at(elapsed)) for machine, item in self._known.items()}
+
+    def _hold(self, now: float, elapsed: float, text: str, moved: float, gaps: dict[str, float] | None = None) -> None:
+        state = self._vault.doubt_clock(
+            now,
+            text,
+            boot=self._run,
+            elapsed=elapsed,
+            anchors=self._anchors(now, elapsed),
+            gaps=gaps or {},
+            went_back=max(0.0, -moved),
+        )
+        self._doubt, self._seen_at = state.number, elapsed
+        _log.warning("%s; no recovery point is deleted until it has held for %s", text, format_duration(HELD_FOR))

@@ -1,0 +1,238 @@
+"""Nothing is deleted by age on a clock that cannot be trusted, and ages are counted by the monotonic clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from asrcore.model.policy import Policy
+from asrcore.replication import aging
+from asrcore.replication.context import Context
+from asrcore.service import status
+from asrcore.units import DAY, HOUR, MINUTE
+from tests.unit.rig import Clock, Rig
+
+
+class Host:
+    """The engine's host: `ahead` moves its clock, `pass_time` lets time pass, `restart` loses what is in memory."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.true = rig.clock
+        self.ahead = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        context = self.rig.engine.context
+        context.monotonic = self.true
+        context.clock = lambda: self.true() + self.ahead
+
+    def restart(self, run: str = "") -> None:
+        self.rig.restart()
+        self.begin()
+        if run:
+            self.rig.engine.context.aging._run = run
+
+    def pass_time(self, seconds: float) -> None:
+        self.true.now += seconds
+
+    def cycle(self, seconds: float = 0.0) -> None:
+        self.pass_time(seconds)
+        self.rig.machine.write("vda", 0, bytes(str(self.true.now), "ascii"))
+        self.rig.engine.replicate("web", keep=True)
+
+    def held(self, seconds: float = HOUR + 1, every: float = 1200.0) -> None:
+        """The service runs for an hour."""
+        for _ in range(int(seconds / every) + 1):
+            self.cycle(every)
+
+    @property
+    def points(self) -> list[str]:
+        return [point.id for point in self.rig.engine.points("web")]
+
+    @property
+    def reasons(self) -> list[str]:
+        context = self.rig.engine.context
+        (item,) = status.machines(self.rig.engine.vault, context.clock())
+        return [reason.code for reason in item.health.reasons if reason.code != "test-due"]
+
+
+@pytest.fixture
+def host(rig: Rig) -> Host:
+    rig.engine.vault.update_policy(Policy("gold", interval=5.0, point_interval=5.0, keep=DAY, ladder=()))
+    made = Host(rig)
+    rig.protect()
+    for _ in range(8):
+        made.cycle(5.0)
+    return made
+
+
+@pytest.mark.parametrize("step", [60.0, DAY, 2 * DAY, 40 * DAY, -HOUR, -2 * DAY])
+def test_a_clock_that_is_set_deletes_nothing(host: Host, step: float) -> None:
+    before = host.points
+    host.ahead += step
+    host.cycle()
+    assert host.reasons == ["retention-held"]
+    for _ in range(10):
+        host.cycle(5.0)
+    host.ahead -= step
+    host.cycle()
+    host.cycle()
+    assert set(before) < set(host.points)
+    assert [event.text.partition(" by ")[0] for event in host.rig.engine.vault.events(kinds=["clock"])] == [
+        f"the clock was set {'forward' if step > 0 else 'back'}",
+        f"the clock was set {'back' if step > 0 else 'forward'}",
+    ]
+
+
+def test_a_clock_that_stays_ahead_is_trusted_after_an_hour_and_ages_nothing(host: Host) -> None:
+    before = host.points
+    host.ahead += 2 * DAY
+    host.held()
+    assert host.reasons == []
+    assert set(before) < set(host.points), "no time but an hour has passed"
+    assert host.rig.engine.vault.events(kinds=["clock-accepted"])
+
+
+def test_points_age_by_the_time_that_passes_whatever_the_clock_says(host: Host) -> None:
+    before = host.points
+    host.ahead -= 30 * DAY
+    host.held(DAY + HOUR, every=1800.0)
+    assert not set(before) & set(host.points)
+
+
+def test_a_restart_does_not_hide_a_step(host: Host) -> None:
+    before = host.points
+    host.ahead += 2 * DAY
+    host.restart()
+    host.cycle()
+    assert host.reasons == ["retention-held"]
+    host.restart()
+    host.cycle(10 * MINUTE)
+    assert host.reasons == ["retention-held"]
+    host.ahead -= 2 * DAY
+    host.held()
+    assert set(before) < set(host.points)
+    assert host.reasons == []
+
+
+def test_the_hour_goes_on_over_a_restart_of_the_service_but_not_of_the_host(host: Host) -> None:
+    host.ahead += 2 * DAY
+    host.cycle()
+    host.pass_time(HOUR + 1)
+    host.restart()
+    assert host.rig.engine.context.aging.watch()
+    host.ahead += 2 * DAY
+    assert not host.rig.engine.context.aging.watch()
+    host.pass_time(HOUR + 1)
+    host.restart(run="another")
+    assert not host.rig.engine.context.aging.watch()
+
+
+def test_days_without_a_service_count_when_the_clock_has_held(host: Host) -> None:
+    before = host.points
+    host.pass_time(3 * DAY)
+    host.restart()
+    host.cycle()
+    assert host.reasons == ["retention-held"]
+    assert set(before) < set(host.points)
+    host.held()
+    assert host.reasons == []
+    for _ in range(20):
+        host.cycle(5.0)
+    assert not set(before) & set(host.points)
+
+
+def test_days_without_a_service_count_when_a_person_says_so_and_once(host: Host) -> None:
+    before = host.points
+    host.rig.engine.vault.update_policy(Policy("gold", interval=5.0, point_interval=5.0, keep=5 * DAY, ladder=()))
+    for _ in range(2):  # the source is down: there is no cycle between the two
+        host.pass_time(2 * DAY)
+        host.restart()
+        host.rig.engine.context.aging.meet([(host.rig.protection.id, 5.0)])
+        assert host.rig.engine.vault.accept_clock(host.rig.engine.context.clock(), "a person")
+        assert not host.rig.engine.vault.accept_clock(host.rig.engine.context.clock(), "a person")
+    host.restart()
+    host.cycle()
+    assert set(before) < set(host.points), "four days have passed, not six"
+    host.held(DAY, every=3600.0)
+    assert not set(before) & set(host.points)
+
+
+def test_nothing_is_deleted_while_the_clock_is_in_doubt(host: Host) -> None:
+    before = host.points
+    host.cycle(DAY - 10 * MINUTE)
+    host.ahead += 60
+    host.cycle()
+    for _ in range(5):
+        host.cycle(5 * MINUTE)
+    assert set(before) < set(host.points), "they are older than the policy keeps, but the clock is in doubt"
+    assert host.rig.engine.vault.accept_clock(host.rig.engine.context.clock(), "a person")
+    for _ in range(10):
+        host.cycle(5.0)
+    assert not set(before) & set(host.points)
+
+
+def test_a_step_without_a_cycle_is_remembered_over_a_restart(host: Host) -> None:
+    before, watch = host.points, host.rig.engine.context.aging.watch
+    host.ahead += 2 * DAY
+    assert not watch()
+    host.pass_time(HOUR + 1)
+    assert watch()
+    host.restart()
+    host.cycle()
+    assert host.reasons == []
+    host.held()
+    assert set(before) < set(host.points)
+
+
+def test_a_quarter_of_the_points_is_deleted_at_once(host: Host) -> None:
+    for _ in range(11):
+        host.cycle(5.0)
+    counts = [len(host.points)]
+    host.rig.engine.vault.update_policy(Policy("gold", interval=5.0, point_interval=5.0, keep=5.0, ladder=()))
+    for _ in range(12):
+        host.cycle(5.0)
+        counts.append(len(host.points))
+    assert counts == [20, 15, 12, 9, 7, 6, 5, 4, 3, 3, 3, 3, 3]
+
+
+def test_rpo_is_unknown_after_the_clock_went_back_until_the_next_point(host: Host) -> None:
+    vault = host.rig.engine.vault
+    host.pass_time(100)
+    host.ahead -= 60  # then the newest point would be 40 s old
+    host.rig.engine.context.aging.watch()
+    (item,) = status.machines(vault, host.rig.engine.context.clock())
+    assert item.rpo_seconds is None
+    assert host.reasons == ["clock-went-back", "retention-held"]
+    host.cycle()
+    (item,) = status.machines(vault, host.rig.engine.context.clock())
+    assert item.rpo_seconds == pytest.approx(0, abs=1)
+    assert host.reasons == ["retention-held"]
+
+
+def test_a_server_whose_clock_is_not_the_databases_is_not_trusted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    skew = 90.0
+    monkeypatch.setattr(type(host.rig.engine.vault), "clock_skew", lambda vault, clock: skew)
+    host.ahead += 90
+    host.held()
+    assert host.reasons == ["retention-held"]
+    skew = 0.5
+    host.cycle()
+    assert host.reasons == []
+
+
+def test_the_hosts_monotonic_clock_and_its_run_are_the_same_in_each_process() -> None:
+    assert aging.host_run() == aging.host_run()
+    assert len(aging.host_run()) > 8
+
+
+def test_a_clock_that_is_given_alone_counts_as_monotonic(tmp_path: Path, rig: Rig) -> None:
+    clock = Clock()
+    context = Context(rig.engine.vault, rig.plugins, clock)
+    assert context.aging.watch()
+    clock.now += 30 * DAY
+    assert context.aging.watch()
+    assert attrs.evolve(context.vault.clock_state(), number=0) == context.vault.clock_state()
