@@ -11,8 +11,9 @@ from asrcore.cli import _output, _session
 from asrcore.cli._confirm import DryRun, Yes, agreed
 from asrcore.cli._options import Settings, SiteName, parsed
 from asrcore.cli._output import Json
+from asrcore.model.health import clock_findings
 from asrcore.model.machine import Machine
-from asrcore.units import format_size
+from asrcore.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from asrcore.engine import Engine
@@ -80,7 +81,14 @@ def site_show(context: typer.Context, name: SiteName, as_json: Json = False) -> 
         lines += [f"  {key} = {value}" for key, value in sorted(shown["settings"].items())]
         lines += [f"  {key}: {value}" for key, value in status.details.items()]
         lines.append("  can: " + ", ".join(sorted(item.value for item in status.capabilities)))
-        _output.show({"site": shown | {"name": name}, "status": status}, "\n".join(lines), as_json=as_json)
+        if status.skew is not None:
+            way = "ahead of" if status.skew > 0 else "behind"
+            lines.append(f"  clock: {format_duration(abs(status.skew))} {way} this host's")
+        findings = clock_findings(name, status.skew)
+        if findings:
+            lines.append(_output.show_findings(findings))
+        document = {"site": shown | {"name": name}, "status": status, "findings": findings}
+        _output.show(document, "\n".join(lines), as_json=as_json)
 
 
 @_site.command("machines")

@@ -65,11 +65,16 @@ class DriverInfo:
 
 @attrs.frozen
 class SiteStatus:
-    """Status of a connected site, reported by the site; `details` are facts for people (`replica kind: reflink`)."""
+    """Status of a connected site, reported by the site; `details` are facts for people (`replica kind: reflink`).
+
+    `skew`: seconds by which the site's clock is ahead of this host's, where the site reports its time; it is shown,
+    and nothing else depends on it.
+    """
 
     version: str
     capabilities: frozenset[Capability]
     details: Mapping[str, str] = attrs.field(factory=dict)
+    skew: float | None = None
 
 
 @attrs.frozen

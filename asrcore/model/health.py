@@ -27,6 +27,7 @@ __all__ = [
     "Level",
     "Load",
     "assess",
+    "clock_findings",
     "rpo",
 ]
 
@@ -154,6 +155,22 @@ def _of_engine(protection: Protection) -> list[Finding]:
             f"nothing works on {protection.name!r}: no engine runs",
             "No process replicates, continues jobs or keeps quarantines for this vault.",
             _START,
+        )
+    ]
+
+
+def clock_findings(site: str, skew: float | None) -> list[Finding]:
+    """Whether the clock of a site's host, `skew` seconds ahead of the engine's, needs attention."""
+    if skew is None or abs(skew) <= CLOCK_TOLERANCE:
+        return []
+    return [
+        Finding(
+            "clock-skew",
+            Severity.WARNING,
+            f"the clock of site {site!r} is {format_duration(abs(skew))} {'ahead of' if skew > 0 else 'behind'} the "
+            "engine's",
+            "One of the two hosts is not synchronised.",
+            "Synchronise both hosts with NTP (`timedatectl`). Replication does not depend on it; certificates do.",
         )
     ]
 

@@ -23,6 +23,7 @@ from asrcore.model.point import Consistency, Mark
 from asrcore.model.watch import Watch
 
 __all__ = [
+    "CLOCK",
     "PAGE",
     "PLAIN",
     "DiskState",
@@ -51,6 +52,9 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
     for name in names.split()
 }
 """Calls that are one call of the contract and leave nothing open."""
+
+CLOCK = "clock"
+"""In the details of a site's status: the time of the host that serves it, in seconds since the epoch."""
 
 _EXTENT = struct.Struct(">QQB")
 PAGE = 100_000

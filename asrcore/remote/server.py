@@ -254,6 +254,8 @@ class SiteServer:
         else:
             owner = self._site if role == "site" else getattr(self._site, role)
         result = getattr(owner, method)(**calls.arguments(call, head, watch))
+        if isinstance(result, driver.SiteStatus):
+            result = attrs.evolve(result, details={**result.details, calls.CLOCK: repr(time.time())})
         return Answer({"result": calls.plain(result)})
 
     def _replica(self, head: Mapping[str, Any]) -> driver.Replica:

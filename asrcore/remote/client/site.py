@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import attrs
 
 from asrcore.driver import Capability, Failover, Inventory, Site, SiteStatus, Source, Target
+from asrcore.remote.calls import CLOCK
 from asrcore.remote.client.peer import DialledLinks, Peer
 from asrcore.remote.client.source import RemoteInventory, RemoteSource
 from asrcore.remote.client.target import RemoteFailover, RemoteTarget
@@ -25,13 +29,17 @@ class RemoteSite(Site):
 
     def status(self) -> SiteStatus:
         """See `Site.status`: of the other side's driver, and who serves it."""
+        asked = time.time()
         status: SiteStatus = self._peer.plain("site.status")
+        answered = time.time()
         self._capabilities = status.capabilities
         channel = self._links.channel()
         served = {"served by": f"{channel.component} at {channel.peer}"}
         if (reported := channel.about.get("version")) is not None:
             served["served by version"] = str(reported)
-        return attrs.evolve(status, details={**status.details, **served})
+        details = {**status.details, **served}
+        skew = _skew(details.pop(CLOCK, ""), (asked + answered) / 2)
+        return attrs.evolve(status, details=details, skew=skew)
 
     def _need(self, capability: Capability, operation: str) -> None:
         known = self._capabilities or self.status().capabilities
@@ -64,3 +72,12 @@ class RemoteSite(Site):
     def close(self) -> None:
         """See `Site.close`."""
         self._links.close()
+
+
+def _skew(reported: str, now: float) -> float | None:
+    """Seconds by which the other side's clock is ahead; None from a peer that does not report its time."""
+    try:
+        there = float(reported)
+    except ValueError:
+        return None
+    return there - now if math.isfinite(there) else None

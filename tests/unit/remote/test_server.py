@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -20,6 +22,7 @@ from asrcore.errors import (
     UnsupportedOperation,
 )
 from asrcore.model.extent import Extent
+from asrcore.model.health import clock_findings
 from asrcore.model.machine import Description
 from asrcore.model.point import Consistency
 from asrcore.model.watch import Watch
@@ -88,6 +91,28 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def opened(site: RemoteSite, view_id: str = "v1") -> driver.FrozenView:
     requests = [ViewRequest("web", view_id, None)]
     return site.source.open_view(requests, consistency=Consistency.CRASH, freeze_limit=5.0)
+
+
+@pytest.mark.parametrize(("ahead", "codes"), [(0.0, []), (1.0, []), (3600.0, ["clock-skew"]), (-90.0, ["clock-skew"])])
+def test_the_clock_of_the_serving_host_is_shown(
+    place: Place, ahead: float, codes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = SimpleNamespace(time=lambda: time.time() + ahead, monotonic=time.monotonic)
+    monkeypatch.setattr("asrcore.remote.server.time", there)
+    with place.connect() as site:
+        status = site.status()
+        assert status.skew == pytest.approx(ahead, abs=0.5)
+        assert "clock" not in status.details
+        assert [item.code for item in clock_findings("b", status.skew)] == codes
+
+
+@pytest.mark.parametrize("reported", ["", "noon", "nan"])
+def test_a_peer_that_does_not_report_its_time_has_no_skew(
+    place: Place, reported: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asrcore.remote.server.repr", lambda value: reported, raising=False)
+    with place.connect() as site:
+        assert site.status().skew is None
 
 
 def test_a_view_outlives_a_cut(place: Place) -> None:
