@@ -13,13 +13,14 @@ import attrs
 from asrcore.engine import Engine
 from asrcore.errors import AsrError, TargetFull, TrackingLost, WrongState
 from asrcore.model.extent import Extent
-from asrcore.model.point import Consistency
+from asrcore.model.point import Consistency, RecoveryPoint
 from asrcore.model.state import State
 from asrcore.replication import transfer
+from asrcore.replication.context import Context
 from asrcore.testing.memory._content import BLOCK
 from asrcore.units import HOUR, KiB
 from asrcore.vault import Job
-from tests.crash.memory._workspace import MACHINE, Workspace
+from tests.crash.memory._workspace import MACHINE, POLICY, Workspace
 
 __all__ = ["CHAPTERS", "Chapter"]
 
@@ -173,10 +174,25 @@ def _replicate_restless(stage: Workspace, engine: Engine) -> Job:
     return _replicate(stage, engine)
 
 
-def _thinned(stage: Workspace, engine: Engine) -> bool:
-    """After 30 hours only newer points are left."""
+def _after_a_day(stage: Workspace) -> None:
+    """No engine ran for 30 hours, and a person has accepted the clock since."""
+    _life(5, hours=30)(stage)
+    with stage.vault() as vault:
+        (protection,) = vault.protections()
+        Context(vault, clock=stage.clock).aging.meet([(protection.id, POLICY.interval)])
+        assert vault.accept_clock(stage.clock(), "right")
+        stage.note(**{"old points": _expired(stage, vault.points(protection.id))})
+
+
+def _expired(stage: Workspace, points: Iterable[RecoveryPoint]) -> int:
     now = stage.clock()
-    return _protected(stage, engine) and all(now - point.taken_at < 24 * HOUR for point in engine.points(MACHINE))
+    return sum(now - point.taken_at > 24 * HOUR for point in points)
+
+
+def _thinned(stage: Workspace, engine: Engine) -> bool:
+    """A share of the older points is deleted."""
+    left = _expired(stage, engine.points(MACHINE))
+    return _protected(stage, engine) and left < int(str(stage.notes["old points"]))
 
 
 def _lose_tracking(stage: Workspace) -> None:
@@ -380,7 +396,7 @@ CHAPTERS = {
         Chapter("enable", "", _protect, _protected, again=_protect_again),
         Chapter("delta", "enable", _replicate, _protected, before=_life(1)),
         Chapter("service", "delta", _serve(_three_cycles), _protected, before=_weaker_guest),
-        Chapter("retention", "service", _replicate, _thinned, before=_life(5, hours=30)),
+        Chapter("retention", "service", _replicate, _thinned, before=_after_a_day),
         Chapter(
             "lost", "retention", _replicate, _state(State.RESYNC_PENDING), before=_lose_tracking,
             fails=(TrackingLost, WrongState),

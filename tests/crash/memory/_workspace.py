@@ -26,7 +26,7 @@ from asrcore.testing.memory import MemoryMachine, MemoryWorld
 from asrcore.units import KiB, MiB
 from asrcore.vault import Vault
 
-__all__ = ["MACHINE", "Clock", "Truth", "Workspace"]
+__all__ = ["MACHINE", "POLICY", "Clock", "Truth", "Workspace"]
 
 MACHINE = "web"
 POLICY = Policy(
