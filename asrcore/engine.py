@@ -4,7 +4,9 @@
         job = engine.wait(engine.failover_test("web1"))
 
 Methods that change something submit jobs. An engine that has `start`ed runs them itself; while another process works
-on the vault (`asr run`), they are handed to that process. Either way `wait` follows a job to its end.
+on the vault (`asr run`), they are handed to that process. Either way `wait` follows a job to its end. Where no engine
+works on a vault in a file, the first job starts one here. A vault on a database server is worked on by services only:
+a job waits there for `asr run` or `asr process-server`.
 
 What is imported within functions brings the driver contract and what works with it: 35 ms of CPU beside the 270 that
 this module takes, and reading the vault (`asr job list`) needs none of it.
@@ -35,13 +37,13 @@ from asrcore.errors import (
     InvalidValue,
     MachineNotFound,
     NotFound,
-    ServerReplaced,
     StillInUse,
     VaultInUse,
 )
 from asrcore.jobs import Jobs, enqueue, follow
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.protection import NetworkMap, Protection, Site
+from asrcore.model.server import ENGINE
 from asrcore.model.state import Event, State, allowed
 from asrcore.procedures import impact
 from asrcore.procedures.impact import Impact
@@ -88,6 +90,9 @@ class Engine(Closing):
         self.context = Context(vault, loaded, clock)
         self._working = ExitStack()
         self._jobs: Jobs | None = None
+        self._member: Member | None = None
+        self._stop = threading.Event()
+        self._lost: AsrError | None = None
 
     @classmethod
     def create(cls, vault: str, loaded: Plugins | None = None) -> Self:
@@ -115,57 +120,82 @@ class Engine(Closing):
         """Become the engine that runs this vault's jobs; interrupted jobs resume. Raises VaultInUse."""
         if self._jobs is not None:
             return
-        from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415 - and the driver contract with it
-
+        if self.vault.shareable:
+            host = f"{socket.gethostname()}, pid {os.getpid()}"
+            self._join(ServerIdentity(ENGINE, new_id("s"), host), alone=True)
+            return
         with ExitStack() as stack:
             stack.enter_context(self.vault.engine_lock(_holder()))
-            self.vault.dismiss_servers()
-            self._seal_secrets()
-            jobs = Jobs(self.context, PROCEDURES)
-            stack.callback(jobs.close)
-            jobs.start()
-            self._jobs = jobs
-            self._working = stack.pop_all()
+            self._begin(stack, None)
+
+    def _join(self, identity: ServerIdentity, *, alone: bool) -> None:
+        """Work as a server of a shared vault: fenced, so that it records nothing when others have taken over."""
+
+        def lost(problem: AsrError) -> None:
+            self._lost = problem
+            self._stop.set()
+
+        with ExitStack() as stack:
+            lock = self.vault.session_lock(_holder(), shared=not alone)
+            stack.callback(lock.close)
+            member = Member(self.vault, identity, lost, lock=lock, alone=alone)
+            stack.callback(member.leave)
+            member.join(self._stop)
+            self._begin(stack, identity.session)
+            self._member = member
+
+    def _begin(self, stack: ExitStack, session: str | None) -> None:
+        from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415 - and the driver contract with it
+
+        self._seal_secrets()
+        jobs = Jobs(self.context, PROCEDURES, session)
+        stack.callback(jobs.close)
+        jobs.start()
+        self._jobs = jobs
+        self._working = stack.pop_all()
 
     def run(self, stop: threading.Event) -> None:
-        """Be the replication service until `stop` is set (`asr run`). Raises VaultInUse."""
+        """Be the replication service until `stop` is set (`asr run`).
+
+        Raises VaultInUse, on a database server also later: when it has lost the vault to another engine; and
+        ServerReplaced when it was silent for so long that others took over. `stop` is set then, and this process must
+        end.
+        """
+        self._stop = stop
+        self.start()
+        self._replicate()
+
+    def _replicate(self) -> None:
         from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
 
-        self.start()
-        Scheduler(self.context, partial(self._order, _SERVICE)).run(stop)
+        if self._lost is None and self._jobs is not None:
+            Scheduler(self.context, partial(self._jobs.submit, who=_SERVICE)).run(self._stop)
+        if self._lost is not None:
+            raise self._lost
 
     def serve(self, identity: ServerIdentity, stop: threading.Event) -> None:
         """Be one of the process servers that share this vault, until `stop` is set (`asr process-server`): run the
         cycles and jobs of the machines that are assigned to it.
 
-        Raises ServerNameTaken, VaultInUse (one engine has all of the vault), InvalidValue (the vault is a file), and
-        ServerReplaced when other servers have taken over its machines: `stop` is set then, and this process must end.
+        Raises ServerNameTaken, VaultInUse (one engine has all of the vault), InvalidValue (the vault is a file, or the
+        name is reserved), NotFound (a site that the vault does not know), and ServerReplaced when other servers have
+        taken over its machines: `stop` is set then, and this process must end.
         """
-        from asrcore.procedures.catalogue import PROCEDURES  # noqa: PLC0415 - and the driver contract with it
-        from asrcore.service.scheduler import Scheduler  # noqa: PLC0415
-
-        replaced: list[ServerReplaced] = []
-
-        def lost(problem: ServerReplaced) -> None:
-            replaced.append(problem)
-            stop.set()
-
-        with ExitStack() as stack:
-            stack.enter_context(self.vault.engine_lock(_holder(), shared=True))
-            self._seal_secrets()
-            member = Member(self.vault, identity, lost)
-            stack.callback(member.leave)
-            member.join(stop)
-            jobs = Jobs(self.context, PROCEDURES, identity.session)
-            stack.callback(jobs.close)
-            jobs.start()
-            Scheduler(self.context, partial(jobs.submit, who=_SERVICE)).run(stop)
-        if replaced:
-            raise replaced[0]
+        if identity.name == ENGINE:
+            raise InvalidValue(what="name", value=identity.name, wanted="another one: it is the name of `asr run`")
+        for unknown in set(identity.sites or ()) - {site.name for site in self.vault.sites()}:
+            raise NotFound(kind="site", name=unknown, listing="asr site list")
+        self._stop = stop
+        self._join(identity, alone=False)
+        try:
+            self._replicate()
+        finally:
+            self._jobs = self._member = None
+            self._working.close()
 
     def close(self) -> None:
         """Stop running jobs (they resume at the next start), close connections and the vault."""
-        self._jobs = None
+        self._jobs = self._member = None
         self._working.close()
         self.context.close()
         self.vault.close()
@@ -511,9 +541,11 @@ class Engine(Closing):
         return self._order(_person(), kind, protection, arguments)
 
     def _order(self, who: str, kind: str, protection: Protection, arguments: Arguments) -> Job:
-        if self._jobs is None and self.vault.engine_holder() is None:
+        if self._jobs is None and not self.vault.shareable and self.vault.engine_holder() is None:
             with suppress(VaultInUse):  # another one was quicker; it will run the job
                 self.start()
+        if self._member is not None:
+            self._member.plan()  # a machine that was just added has no server yet
         if self._jobs is not None:
             return self._jobs.submit(kind, protection, arguments, who=who)
         return enqueue(self.vault, kind, protection, arguments, now=self.context.clock(), who=who)

@@ -90,7 +90,7 @@ class Jobs:
         """Run this vault's jobs; interrupted ones resume. Raises VaultUnavailable."""
         if self._durable is not None:
             return
-        if self._vault.engine_holder() is None:
+        if self._server is None and self._vault.engine_holder() is None:
             raise RuntimeError("jobs run only where the vault's engine lock is held")
         from asrcore.jobs._durable import Durable  # noqa: PLC0415 - DBOS takes long to import
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import attrs
 
-__all__ = ["Placement", "Server"]
+__all__ = ["ENGINE", "Placement", "Server"]
+
+ENGINE = "engine"
+"""Name of the server that has a whole vault: the process of `asr run`."""
 
 
 @attrs.frozen

@@ -13,11 +13,11 @@ from importlib.metadata import version
 
 import attrs
 
-from asrcore.errors import AsrError, ServerNameTaken, ServerReplaced
+from asrcore.errors import AsrError, ServerNameTaken, ServerReplaced, VaultInUse
 from asrcore.service.assign import assign
-from asrcore.vault import Vault
+from asrcore.vault import SessionLock, Vault
 
-__all__ = ["BEATS", "LEASE", "Member", "ServerIdentity"]
+__all__ = ["BEATS", "LEASE", "LINGER", "Member", "ServerIdentity"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ LEASE = 15.0
 """Seconds of silence after which a server's machines are given to others: three cycles at the shortest interval."""
 BEATS = 5
 """Heartbeats in a lease: one or two may be late on a busy host."""
+LINGER = 30.0
+"""Seconds until the database has noticed that the host of a session is gone, and releases its lock."""
 
 
 @attrs.frozen
@@ -40,39 +42,78 @@ class ServerIdentity:
 
 
 class Member:
-    """`lost` is called once, in another thread, when others have taken over this server's machines: it must end."""
+    """Membership of one server; `alone`: no other one may work on the vault.
 
-    def __init__(self, vault: Vault, identity: ServerIdentity, lost: Callable[[ServerReplaced], None]) -> None:
+    `lost` is called once, in another thread, when this server must end: others have taken over its machines, or another
+    engine has the vault's lock. `lock`: the vault's, which this takes, watches, and takes again when its session was
+    lost; the caller releases it.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        identity: ServerIdentity,
+        lost: Callable[[AsrError], None],
+        *,
+        lock: SessionLock | None = None,
+        alone: bool = False,
+    ) -> None:
         self._vault = vault
         self._identity = identity
         self._lost = lost
+        self._lock = lock
+        self._alone = alone
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._beat_at = 0.0
+        self._judges_at = 0.0
+        self._locked_at = 0.0
 
     def join(self, stop: threading.Event) -> None:
-        """Register until `leave`. A server that died keeps its name for its lease, so this waits that long.
+        """Register until `leave`. A server that died keeps its name, or the vault, for its lease, and the lock until
+        the database has noticed its end, so this waits that long; not for one that shows that it lives.
 
-        Raises ServerNameTaken.
+        Raises ServerNameTaken, VaultInUse.
         """
-        identity = self._identity
-        ends = time.monotonic() + 1.5 * identity.lease
+        lease = self._identity.lease
+        ends = time.monotonic() + max(1.5 * lease, LINGER)
+        others = self._others()  # seconds of silence
         while True:
             try:
-                self._vault.join(
-                    identity.name,
-                    identity.session,
-                    host=identity.host,
-                    sites=identity.sites,
-                    lease=identity.lease,
-                    version=version("asrcore"),
-                )
+                self._enter()
                 break
-            except ServerNameTaken:
-                if time.monotonic() > ends or stop.wait(identity.lease / BEATS):
+            except (ServerNameTaken, VaultInUse):
+                now = self._others()
+                lives = any(silent < others.get(session, 0.0) for session, silent in now.items())
+                others |= now
+                if lives or not others or time.monotonic() > ends or stop.wait(lease / BEATS):
+                    self._leave()
                     raise
-        self._plan()
+        # One that starts with the database may find the others silent because that was away.
+        self._beat_at = time.monotonic()
+        self._judges_at = self._beat_at + lease
+        self._locked_at = self._beat_at
+        self.plan()
         self._thread = threading.Thread(target=self._live, name="asr-member", daemon=True)
         self._thread.start()
+
+    def _others(self) -> dict[str, float]:
+        servers = self._vault.servers()
+        return {item.session: item.silent for item in servers if item.session != self._identity.session}
+
+    def _enter(self) -> None:
+        identity = self._identity
+        self._vault.join(
+            identity.name,
+            identity.session,
+            host=identity.host,
+            sites=identity.sites,
+            lease=identity.lease,
+            version=version("asrcore"),
+            alone=self._alone,
+        )
+        if self._lock is not None:
+            self._lock.keep()
 
     def leave(self) -> None:
         """Release all machines; no work on them may be under way here any more."""
@@ -81,6 +122,9 @@ class Member:
             return
         self._thread.join()
         self._thread = None
+        self._leave()
+
+    def _leave(self) -> None:
         try:
             self._vault.leave()
         except AsrError as problem:  # then its machines are given to others when the lease has expired
@@ -89,9 +133,9 @@ class Member:
     def _live(self) -> None:
         while not self._ended.wait(self._identity.lease / BEATS):
             try:
-                self._vault.beat()
-                self._plan()
-            except ServerReplaced as problem:
+                self._beat()
+                self.plan()
+            except (ServerReplaced, VaultInUse) as problem:
                 _log.error("%s; %s", problem, problem.action_text)
                 self._lost(problem)
                 return
@@ -100,11 +144,33 @@ class Member:
             except Exception:  # noqa: BLE001 - a defect in planning must not silence the server
                 _log.exception("assigning machines failed unexpectedly")
 
-    def _plan(self) -> None:
-        for change in self._vault.assign(assign):
+    def _beat(self) -> None:
+        """Renew the lease, and look after the lock."""
+        lease = self._identity.lease
+        self._vault.beat()
+        now = time.monotonic()
+        if now - self._beat_at > lease / 2:
+            # The vault or this server was away. The others may just not have been able to beat either.
+            self._judges_at = now + lease
+        self._beat_at = now
+        if self._lock is None:
+            return
+        try:
+            self._lock.keep()
+        except VaultInUse:
+            # One that is refused because of this server has it for a moment; and an upgrade, before it refuses.
+            if time.monotonic() - self._locked_at > lease:
+                raise
+        else:
+            self._locked_at = time.monotonic()
+
+    def plan(self) -> None:
+        """Assign machines that need a server, for example one that was just added."""
+        vault = self._vault.for_others()  # what is logged is about machines of other servers, too
+        for change in self._vault.assign(assign, spare_silent=time.monotonic() < self._judges_at):
             if not change.before:
                 _log.info("%s is assigned to %s", change.name, change.server)
                 continue
             text = f"{change.server} took over from {change.before}, epoch {change.epoch}"
             _log.warning("%s: %s", change.name, text)
-            self._vault.add_event(at=time.time(), machine=change.name, kind="server", text=text)
+            vault.add_event(at=time.time(), machine=change.name, kind="server", text=text)

@@ -11,14 +11,13 @@ import attrs
 
 from asrcore.driver import SiteStatus
 from asrcore.errors import AsrError
+from asrcore.model.server import ENGINE
 from asrcore.units import format_time
 from asrcore.vault import Vault
 from asrcore.wire.tls import Role
 
-__all__ = ["ENGINE", "ServerStatus", "master_targets", "process_servers"]
+__all__ = ["ServerStatus", "master_targets", "process_servers"]
 
-ENGINE = "engine"
-"""Role of the one engine of a vault, where there are no process servers."""
 _REMOTE = "remote"
 """The driver whose sites are served by master targets."""
 _ASKED_AT_ONCE = 8
@@ -26,7 +25,7 @@ _ASKED_AT_ONCE = 8
 
 @attrs.frozen
 class ServerStatus:
-    """A process server, a master target or the engine.
+    """A process server, a master target or the engine: the process that has the whole vault.
 
     `where`: its host, or the address that it is reached at. `seen_at`: seconds since the epoch; of a master target that
     does not answer, when a point was last sealed there; None: never. `sites`: those that it serves or can reach, None:
@@ -64,8 +63,8 @@ def process_servers(vault: Vault, now: float) -> list[ServerStatus]:
     assigned = Counter(vault.assigned().values())
     found = [
         ServerStatus(
-            role=Role.PROCESS_SERVER.value,
-            name=server.name,
+            role=ENGINE if server.name == ENGINE else Role.PROCESS_SERVER.value,
+            name="" if server.name == ENGINE else server.name,
             where=server.host,
             up=server.alive,
             version=server.version,

@@ -18,6 +18,7 @@ from asrcore.vault._values import (
 )
 
 if TYPE_CHECKING:
+    from asrcore.vault._lock_server import SessionLock
     from asrcore.vault._move import move
     from asrcore.vault._status_reader import NeedsEngine, StatusReader
     from asrcore.vault._vault import Vault
@@ -34,13 +35,20 @@ __all__ = [
     "JobState",
     "LogEntry",
     "NeedsEngine",
+    "SessionLock",
     "StatusReader",
     "Vault",
     "move",
 ]
 
 
-_PLACES = {"StatusReader": "_status_reader", "NeedsEngine": "_status_reader", "Vault": "_vault", "move": "_move"}
+_PLACES = {
+    "NeedsEngine": "_status_reader",
+    "SessionLock": "_lock_server",
+    "StatusReader": "_status_reader",
+    "Vault": "_vault",
+    "move": "_move",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,5 @@
-"""Process servers that share the vault: which are alive, and which of them works on and records each machine.
+"""Process servers that share the vault: which are alive, and which of them works on and records each machine. An engine
+that has the vault alone is one of them, with the name `engine`.
 
 A handle that has joined works for one session of one server. Each of its transactions that changes a machine or its job
 locks the machine's assignment and refuses if that names another session, so a server that was only paused records
@@ -14,9 +15,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import attrs
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, literal_column, select, text, update
 
-from asrcore.errors import NotAssigned, ServerNameTaken, ServerReplaced
+from asrcore.errors import NotAssigned, ServerNameTaken, ServerReplaced, VaultInUse
 from asrcore.model.protection import Protection
-from asrcore.model.server import Placement, Server
+from asrcore.model.server import ENGINE, Placement, Server
 from asrcore.vault import _rows, _schema
 from asrcore.vault._store import Store, row_of
 from asrcore.vault._values import Assigned, JobState
@@ -44,20 +45,37 @@ class Servers(Store):
     # -- being one ---------------------------------------------------------------------------------------------------
 
     def join(
-        self, name: str, session: str, *, host: str, sites: Collection[str] | None, lease: float, version: str = ""
+        self,
+        name: str,
+        session: str,
+        *,
+        host: str,
+        sites: Collection[str] | None,
+        lease: float,
+        version: str = "",
+        alone: bool = False,
     ) -> None:
         """Work for a process server from now on. `lease`: seconds of silence after which its machines are given to
-        others; `version`: of the software, for people.
+        others; `version`: of the software, for people; `alone`: no other server may work on the vault.
 
-        Raises ServerNameTaken while another session of that name is alive.
+        Raises ServerNameTaken while another session of that name is alive, and VaultInUse while the vault is another's
+        alone, or (`alone`) while another server is alive.
         """
         table = _schema.servers
         with self._write("join") as connection:
-            now = self._now(connection)
-            known = row_of(connection, table, name=name)
-            if known is not None and known["session"] != session and known["beat_at"] + known["lease"] > now:
-                raise ServerNameTaken(server=name, host=known["host"], seconds=known["lease"])
+            if connection.dialect.name == "postgresql":  # one at a time: each sees those that joined before
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _PLANNING_KEY})
+            for other in self._servers(connection):
+                if not other.alive or other.session == session:
+                    continue
+                if alone or other.name == ENGINE:
+                    raise VaultInUse(holder=f"{other.name} on {other.host}, last seen {other.silent:.0f} s ago")
+                if other.name == name:
+                    raise ServerNameTaken(server=name, host=other.host, seconds=lease)
             connection.execute(delete(table).where(table.c.name == name))
+            if alone:
+                connection.execute(delete(table))
+            now = self._now(connection)
             row = {"name": name, "session": session, "host": host, "lease": lease, "beat_at": now, "version": version}
             row["sites"] = None if sites is None else json.dumps(sorted(sites))
             connection.execute(insert(table).values(row))
@@ -65,7 +83,9 @@ class Servers(Store):
 
     def beat(self) -> None:
         """Renew this server's lease. Raises ServerReplaced when others have taken over its machines."""
-        member = self._joined()
+        member = self._member
+        if member is None:
+            raise RuntimeError("this handle has not joined as a process server")
         table = _schema.servers
         with self._write("beat") as connection:
             now = self._now(connection)
@@ -74,16 +94,13 @@ class Servers(Store):
                 raise ServerReplaced(server=member.name)
 
     def leave(self) -> None:
-        """Release all machines: the others take them at once. No work on them may be under way here any more."""
-        member = self._joined()
+        """Release all machines: the others take them at once. No work on them may be under way here any more. Nothing
+        happens if this handle has not joined."""
+        if self._member is None:
+            return
         table = _schema.servers
         with self._write("leave") as connection:
-            connection.execute(delete(table).where(table.c.session == member.session))
-
-    def _joined(self) -> _Member:
-        if self._member is None:
-            raise RuntimeError("this handle has not joined as a process server")
-        return self._member
+            connection.execute(delete(table).where(table.c.session == self._member.session))
 
     # -- all of them -------------------------------------------------------------------------------------------------
 
@@ -103,9 +120,12 @@ class Servers(Store):
         with self._read() as connection:
             return dict(connection.execute(select(table.c.protection_id, table.c.session)).tuples().all())
 
-    def assign(self, plan: Planner) -> list[Assigned]:
+    def assign(self, plan: Planner, *, spare_silent: bool = False) -> list[Assigned]:
         """Delete the servers that are silent for longer than their lease, and make the changes that `plan` gives, in
         one transaction. A machine that a server had worked on also gets a higher epoch.
+
+        `spare_silent`: those servers and their machines are left as they are. It is for a caller that could not reach
+        the vault itself: the others may have been cut off as well.
 
         Returns the changes that were made: none while another process does the same, and not those of a machine that
         a transaction holds, which may be that of a paused server. They are made by a later call.
@@ -119,10 +139,12 @@ class Servers(Store):
                     return []
             servers = self._servers(connection)
             names = {server.session: server.name for server in servers}
-            gone = [server.session for server in servers if not server.alive]
-            if gone:
-                connection.execute(delete(_schema.servers).where(_schema.servers.c.session.in_(gone)))
+            gone = {server.session for server in servers if not server.alive}
             placements = self._placements(connection)
+            if spare_silent:
+                placements = [item for item in placements if item.session not in gone]
+            elif gone:
+                connection.execute(delete(_schema.servers).where(_schema.servers.c.session.in_(gone)))
             held = {item.machine: item.session for item in placements}
             for machine, session in sorted(plan(servers, placements).items()):
                 this = select(protections.c.name, protections.c.epoch).where(protections.c.id == machine)
@@ -137,17 +159,6 @@ class Servers(Store):
                 connection.execute(update(protections).where(protections.c.id == machine).values(epoch=epoch))
                 done.append(Assigned(machine, found.name, names[session], names.get(before or "", ""), epoch))
         return done
-
-    def dismiss_servers(self) -> None:
-        """End all sessions, for one engine that takes the whole vault: each assigned machine gets a higher epoch."""
-        table, protections = _schema.assignments, _schema.protections
-        if not self.assigned() and not self.servers():
-            return
-        with self._write("dismiss-servers") as connection:
-            assigned = protections.c.id.in_(select(table.c.protection_id))
-            connection.execute(update(protections).where(assigned).values(epoch=protections.c.epoch + 1))
-            connection.execute(delete(table))
-            connection.execute(delete(_schema.servers))
 
     def _placements(self, connection: Connection) -> list[Placement]:
         machines, table = _schema.protections, _schema.assignments

@@ -179,7 +179,8 @@ def translated(place: Place, problem: DBAPIError | sqlite3.Error) -> AsrError | 
             return place.unavailable(cause)
         return None
     state = getattr(cause, "sqlstate", None) or ""
-    if isinstance(problem, OperationalError | InterfaceError) or state == _NO_PRIVILEGE or state[:2] in _UNAVAILABLE:
+    passes = state[:2] in _UNAVAILABLE or state in (_NO_PRIVILEGE, *_OTHER_SCHEMA)
+    if passes or isinstance(problem, OperationalError | InterfaceError):
         kinds = {_READ_ONLY: VaultReadOnly, _NO_PRIVILEGE: VaultForbidden}
         return place.unavailable(cause or problem, kinds.get(state, VaultUnavailable))
     return None
@@ -189,6 +190,7 @@ def translated(place: Place, problem: DBAPIError | sqlite3.Error) -> AsrError | 
 # InternalError or ProgrammingError: what a standby answers, a transaction that was ended for its idleness, a privilege.
 _READ_ONLY = "25006"
 _NO_PRIVILEGE = "42501"
+_OTHER_SCHEMA = ("42P01", "42703")  # the vault was upgraded while this server was paused: its next beat ends it
 _UNAVAILABLE = frozenset(
     {
         "08",  # the connection

@@ -159,20 +159,28 @@ class Vault(Cycles, Journal, Certificates, Closing):
 
         Raises VaultInUse, naming the holder; InvalidValue when a file is to be shared.
         """
-        if shared and not self.shareable:
-            raise InvalidValue(what="vault", value=self.url, wanted=_SHAREABLE)
-        reported = f"{holder} (pid {os.getpid()} on {socket.gethostname()}"
-        reported += f", since {format_time(since)})" if since is not None else ")"
         with ExitStack() as stack:
-            try:
-                if self._place.path is not None:
+            if shared or self.shareable:
+                lock = self.session_lock(holder, since=since, shared=shared)
+                stack.callback(lock.close)
+                lock.keep()
+            else:
+                try:
+                    reported = _reported(holder, since)
                     stack.enter_context(_lock.lock_file(self._place.beside(".lock"), reported))
-                else:
-                    with self._translated():
-                        stack.enter_context(_lock_server.lock_server(self._engine, reported, shared=shared))
-            except OSError as problem:
-                raise self._place.unavailable(problem) from problem
+                except OSError as problem:
+                    raise self._place.unavailable(problem) from problem
             yield
+
+    def session_lock(
+        self, holder: str, *, since: float | None = None, shared: bool = False
+    ) -> _lock_server.SessionLock:
+        """The lock of `engine_lock` on a database server, for the holder to take, watch and release: there it ends with
+        the session, also when the server is restarted. Raises InvalidValue for a vault in a file.
+        """
+        if not self.shareable:
+            raise InvalidValue(what="vault", value=self.url, wanted=_SHAREABLE)
+        return _lock_server.SessionLock(self._engine, _reported(holder, since), self._translated, shared=shared)
 
     def engine_holder(self) -> str | None:
         """The engine that works on this vault, as it describes itself; None if there is none."""
@@ -183,6 +191,11 @@ class Vault(Cycles, Journal, Certificates, Closing):
                 return _lock_server.holder_of_server(self._engine)
         except OSError as problem:
             raise self._place.unavailable(problem) from problem
+
+
+def _reported(holder: str, since: float | None) -> str:
+    reported = f"{holder} (pid {os.getpid()} on {socket.gethostname()}"
+    return reported + (f", since {format_time(since)})" if since is not None else ")")
 
 
 def _opened_here(place: Place) -> tuple[int, int] | None:

@@ -13,7 +13,16 @@ import attrs
 import psycopg
 import pytest
 
-from asrcore.errors import NotAVault, VaultExists, VaultInUse, VaultNotFound, VaultTooNew, VaultUnavailable
+from asrcore.errors import (
+    NotAssigned,
+    NotAVault,
+    ServerReplaced,
+    VaultExists,
+    VaultInUse,
+    VaultNotFound,
+    VaultTooNew,
+    VaultUnavailable,
+)
 from asrcore.vault import Vault, _rows, _upgrade, _versions
 from tests.postgres import Cluster
 from tests.unit.vault import samples
@@ -190,3 +199,21 @@ def test_a_running_engine_keeps_its_vault(old: str, future: Path) -> None:
         assert version(old) == [(NOW,)]
     assert samples.run(code, old, future) == (0, "")
     assert version(old) == [("next",)]
+
+
+def test_servers_keep_their_vault_also_when_their_lock_is_lost(old: str, future: Path) -> None:
+    """The lock is lost when the database restarts, and taken again some seconds later."""
+    code = PATCH + "    Vault.open(sys.argv[1])"
+    with Vault.open(old) as vault:
+        vault.join("one", "s1", host="host-1", sites=None, lease=60.0)
+        vault.assign(lambda servers, machines: {"id-1": "s1"})
+        status, said = samples.run(code, old, future)
+        assert (status, version(old)) == (1, [(NOW,)])
+        assert "one on host-1" in said
+        execute(old, "UPDATE servers SET beat_at = beat_at - 61")
+        assert samples.run(code, old, future) == (0, "")
+        assert version(old) == [("next",)]
+        with pytest.raises((NotAssigned, VaultUnavailable)):  # it was only paused, and does not know this schema
+            vault.update("id-1", attempt=1)
+        with pytest.raises(ServerReplaced):
+            vault.beat()

@@ -6,13 +6,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import update
 
 from asrcore.errors import InvalidValue, NotAssigned, ServerNameTaken, ServerReplaced, StaleEpoch, VaultInUse
 from asrcore.model.protection import NetworkMap
-from asrcore.model.server import Placement, Server
+from asrcore.model.server import ENGINE, Placement, Server
 from asrcore.model.state import Event
 from asrcore.service.assign import assign
 from asrcore.vault import Job, JobState, Vault, _schema
@@ -93,15 +94,81 @@ def test_who_leaves_gives_its_machines_up_at_once(one: Vault, two: Vault) -> Non
     assert (change.server, change.epoch) == ("two", 2)
 
 
-def test_one_engine_ends_all_sessions(one: Vault, two: Vault, vault: Vault) -> None:
-    vault.dismiss_servers()
-    assert (vault.servers(), vault.assigned(), vault.protection("web-1").epoch) == ([], {}, 2)
+def alone(vault: Vault, session: str = "s9") -> None:
+    vault.join(ENGINE, session, host="host-9", sites=None, lease=LEASE, alone=True)
+
+
+def test_one_engine_takes_all_from_servers_that_are_silent(one: Vault, two: Vault, vault: Vault) -> None:
+    silence(vault, "one")
+    with pytest.raises(VaultInUse, match="two on host-2, last seen"):
+        alone(vault)
+    silence(vault, "two")
+    alone(vault)
+    (change,) = vault.assign(assign)
+    assert (change.name, change.server, change.epoch) == ("web-1", ENGINE, 2)
     for server in (one, two):
         with pytest.raises(ServerReplaced):
             server.beat()
     with pytest.raises(NotAssigned):
         one.update("id-1", attempt=1)
     vault.update("id-1", attempt=1)
+
+
+def test_beside_one_engine_there_is_no_other(place: str, vault: Vault) -> None:
+    alone(vault)
+    with Vault.open(place) as other:
+        with pytest.raises(VaultInUse, match="engine on host-9"):
+            other.join("one", "s1", host="host-1", sites=None, lease=LEASE)
+        with pytest.raises(VaultInUse, match="engine on host-9"):
+            alone(other, "s8")
+        alone(vault)  # the same session again
+        silence(vault, ENGINE)
+        alone(other, "s8")
+        with pytest.raises(ServerReplaced):
+            vault.beat()
+
+
+def test_an_engine_is_fenced_as_a_server_is(place: str, vault: Vault) -> None:
+    alone(vault)
+    vault.assign(assign)
+    vault.update("id-1", attempt=1)
+    silence(vault, ENGINE)
+    with Vault.open(place) as other:
+        alone(other, "s8")
+        (change,) = other.assign(assign)
+        assert change.epoch == 2
+    with pytest.raises(NotAssigned):
+        vault.update("id-1", attempt=2)
+
+
+def test_of_two_servers_that_join_at_once_one_is_refused(place: str, vault: Vault) -> None:
+    if not vault.shareable:
+        pytest.skip("servers share a vault on a database server only")
+    together = threading.Barrier(4)
+
+    def join(number: int) -> str:
+        with Vault.open(place) as mine:
+            together.wait(20)
+            try:
+                alone(mine, f"s{number}") if number % 2 else mine.join(
+                    "one", f"s{number}", host="here", sites=None, lease=LEASE
+                )
+            except (VaultInUse, ServerNameTaken):
+                return "refused"
+            return "joined"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(join, range(4))) == ["joined", "refused", "refused", "refused"]
+
+
+def test_who_was_cut_off_itself_does_not_judge_the_others(one: Vault, two: Vault) -> None:
+    """After an outage of the database, the first server that is back would end all others."""
+    two.add_protection(samples.machine(2))
+    silence(two, "one")
+    assert [(change.name, change.server) for change in two.assign(assign, spare_silent=True)] == [("web-2", "two")]
+    one.beat()
+    assert [item.name for item in two.servers()] == ["one", "two"]
+    assert two.assigned()["id-1"] == "s1"
 
 
 # -- fencing -----------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_a_transaction_that_the_server_refuses_is_an_error_of_the_catalogue(
 
 
 STATES = ["08006", "25006", "25P02", "25P03", "40001", "40P01", "42501", "53100", "53300", "55006", "55P03", "57014"]
-STATES += ["57P01", "57P03", "58030"]
+STATES += ["57P01", "57P03", "58030", "42P01", "42703"]
 
 
 @pytest.mark.parametrize("state", STATES)
