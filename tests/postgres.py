@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -36,12 +37,30 @@ _SETTINGS = {
 class Cluster:
     """A running server. `url` names one of its databases."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, run: Callable[..., None], port: int | None) -> None:
         self._directory = directory
+        self._run = run
+        self._port = port
+
+    def stop(self) -> None:
+        """At once, as when its host loses power."""
+        self._run("pg_ctl", "stop", "-m", "immediate", "-s", "-D", str(self._directory / "data"))
+
+    def start(self) -> None:
+        """After `stop`; its databases are as they were."""
+        # pg_ctl's pipes would stay open in the server and block this process, so its output goes to a file.
+        self._run(
+            "pg_ctl", "start", "-w", "-s", "-D", str(self._directory / "data"), "-l", str(self._directory / "log")
+        )
+
+    def tcp_url(self, database: str) -> str:
+        """The same over TCP, of a server that was made with it."""
+        return f"postgresql://{_ACCOUNT}@127.0.0.1:{self._port}/{database}"
 
     def url(self, database: str) -> str:
         """As `--vault` takes it."""
-        return f"postgresql://{_ACCOUNT}@/{database}?host={self._directory}"
+        port = "" if self._port is None else f"&port={self._port}"
+        return f"postgresql://{_ACCOUNT}@/{database}?host={self._directory}{port}"
 
     def create(self, template: str = "template1") -> str:
         """A new database, a copy of another one that has no connections; returns its URL."""
@@ -64,9 +83,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(*, tcp: bool = False) -> Iterator[Cluster]:
     """Start a server, and stop it at the end. Its directory is short because the path of a socket is limited to 107
-    characters."""
+    characters. `tcp`: it listens on a port of the loopback interface as well."""
     binaries = _binaries()
     directory = Path(tempfile.mkdtemp(prefix="asr-pg-"))
     user, group = None, None
@@ -91,16 +110,21 @@ def cluster() -> Iterator[Cluster]:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
-    data = directory / "data"
+    data, port = directory / "data", None
+    if tcp:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
     try:
         run("initdb", "-D", str(data), "-U", _ACCOUNT, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
         with (data / "postgresql.conf").open("a", encoding="ascii") as file:
             file.write("".join(f"{name} = '{value}'\n" for name, value in _SETTINGS.items()))
             file.write(f"unix_socket_directories = '{directory}'\n")
-        # pg_ctl's pipes would stay open in the server and block this process, so its output goes to a file.
-        run("pg_ctl", "start", "-w", "-s", "-D", str(data), "-l", str(directory / "log"))
+            if tcp:
+                file.write(f"listen_addresses = '127.0.0.1'\nport = {port}\n")
+        made = Cluster(directory, run, port)
+        made.start()
         try:
-            yield Cluster(directory)
+            yield made
         finally:
             run("pg_ctl", "stop", "-m", "immediate", "-s", "-D", str(data))
     finally:

@@ -55,6 +55,8 @@ def run(context: typer.Context, verbose: Verbose = False, log_format: LogFormat 
     with _session.engine(context) as opened:
         opened.start()
         _output.note(f"replicating with {opened.vault.url}; stop with Ctrl-C")
+        if opened.vault.shareable:
+            threading.Thread(target=exit_for_certain, args=[stop], daemon=True).start()
         opened.run(stop)
         _output.note("stopping; interrupted cycles resume at the next start")
 

@@ -56,13 +56,14 @@ _one_per_process = threading.Lock()
 
 class Durable:
     """`body(job_id, durably)` is a job's workflow. It is resumed at the next launch only if it ends with a
-    BaseException that is not an Exception; anything else ends it. `server`: the session of a process server."""
+    BaseException that is not an Exception; anything else ends it. `shown`: the vault, for people; `server`: the session
+    of a process server."""
 
-    def __init__(self, url: URL, body: Callable[[str, Durably], None], server: str | None = None) -> None:
+    def __init__(self, url: URL, shown: str, body: Callable[[str, Durably], None], server: str | None = None) -> None:
         self._executor = server or _ENGINE
         self._queue = f"asrcore-{server}" if server else None
         is_file = url.get_backend_name() == "sqlite"
-        self._shown = str(url.database) if is_file else url.render_as_string(hide_password=True)
+        self._shown = str(url.database) if is_file else shown
         self._body = body
         self._finishing: set[str] = set()  # the body has returned, DBOS has yet to log that
         self._before = set(threading.enumerate())

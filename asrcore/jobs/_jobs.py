@@ -97,7 +97,7 @@ class Jobs:
         self._ready.clear()
         self._stopping.clear()
         self._left.clear()
-        self._durable = Durable(self._vault.jobs_url, self._body, self._server)
+        self._durable = Durable(self._vault.jobs_url, self._vault.url, self._body, self._server)
         try:
             # Places in line are taken before anything runs, so that jobs keep the order they were asked for in.
             interrupted = [self._take(job) for job in reversed(self._vault.my_jobs())]

@@ -35,10 +35,11 @@ class Server:
 @attrs.frozen
 class Placement:
     """A protected machine and who works on it. `session`: of the server it is assigned to, None for a new machine.
-    `busy`: a cycle or a job of it is under way."""
+    `busy`: a cycle or a job of it is under way. `target_suffices`: that job can be done without the source's site."""
 
     machine: str
     source_site: str
     target_site: str
     session: str | None
     busy: bool
+    target_suffices: bool = False

@@ -19,12 +19,13 @@ def assign(servers: Sequence[Server], machines: Sequence[Placement]) -> dict[str
     A machine stays where it is while that server is alive and reaches both of its sites. The others are given to the
     server with the fewest machines, first those that few servers can take. A machine that no server can take is left
     as it is. Idle machines are moved when servers are not balanced.
+
+    Where the job of a machine needs its target only, as an unplanned failover does, a server that reaches the target
+    can take it if no living one reaches both: the source's site may be lost.
     """
     living = [server for server in servers if server.alive]
     load = {server.session: 0 for server in living}
-    able = {
-        item.machine: [one for one in living if one.reaches(item.source_site, item.target_site)] for item in machines
-    }
+    able = {item.machine: _able(living, item) for item in machines}
     stay, orphans = [], []
     for item in machines:
         if any(server.session == item.session for server in able[item.machine]):
@@ -47,3 +48,10 @@ def assign(servers: Sequence[Server], machines: Sequence[Placement]) -> dict[str
             load[here] -= 1
             load[there] += 1
     return changes
+
+
+def _able(living: Sequence[Server], item: Placement) -> list[Server]:
+    both = [one for one in living if one.reaches(item.source_site, item.target_site)]
+    if both or not item.target_suffices:
+        return both
+    return [one for one in living if one.reaches(item.target_site)]

@@ -160,13 +160,14 @@ class Journal(Servers):
     def add_event(
         self, at: float, machine: str, kind: str, text: str, data: Mapping[str, object] | None = None
     ) -> None:
-        """Append to the log. `data`: details for programs, as JSON.
+        """Append to the log. `data`: details for programs, as JSON. Raises NotAssigned as `update_job` does.
 
         Entries that are older than 90 days, or not among the newest 1,000 of the machine, are deleted with it.
         """
         table = _schema.events
         row = {"at": at, "machine": machine, "kind": kind, "text": text, "data": _rows.entry_data(data or {})}
         with self._write("add-event") as connection:
+            self._check_my_job(connection, "the log", machine)
             connection.execute(insert(table).values(row))
             _trim(connection, table, machine, LOG_ENTRIES, table.c.at < at - TRIM_AGE)
 

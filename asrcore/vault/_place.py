@@ -19,6 +19,9 @@ __all__ = ["Place"]
 
 _WANTED = "a file path, sqlite:///PATH, or postgresql://USER@HOST/DATABASE"
 IDLE_SECONDS = 10  # far longer than any transaction of asrcore pauses
+_KEEPALIVE_SECONDS, _KEEPALIVES = 5, 3  # a host that is gone is noticed after 5 + 3 x 5 seconds without an answer
+_GONE_SECONDS = 20  # the same where data is under way that is not acknowledged
+_CONNECT_SECONDS = 10
 
 
 @attrs.frozen
@@ -120,11 +123,30 @@ class Place:
 
 
 def _bounded(url: URL) -> URL:
-    """A client that hangs in a transaction, or is cut off, must not keep its locks: the server ends the session."""
+    """A client that hangs in a transaction, or whose host is gone, must not keep its locks: the server ends its
+    session. A client whose server is gone finds that out as soon. What the URL itself says comes first.
+
+    By default Linux asks after two hours of silence whether the other host is still there.
+    """
+    at_server = {
+        "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
+        "tcp_keepalives_idle": _KEEPALIVE_SECONDS,
+        "tcp_keepalives_interval": _KEEPALIVE_SECONDS,
+        "tcp_keepalives_count": _KEEPALIVES,
+        "tcp_user_timeout": f"{_GONE_SECONDS}s",
+    }
+    at_client = {
+        "keepalives_idle": _KEEPALIVE_SECONDS,
+        "keepalives_interval": _KEEPALIVE_SECONDS,
+        "keepalives_count": _KEEPALIVES,
+        "tcp_user_timeout": _GONE_SECONDS * 1000,
+        "connect_timeout": _CONNECT_SECONDS,
+    }
     given = url.query.get("options", ())
-    options = [given] if isinstance(given, str) else list(given)
-    options.append(f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s")
-    return url.update_query_dict({"options": " ".join(options)})
+    options = [f"-c {name}={value}" for name, value in at_server.items()]
+    options += [given] if isinstance(given, str) else list(given)
+    query = {name: str(value) for name, value in at_client.items() if name not in url.query}
+    return url.update_query_dict({**query, "options": " ".join(options)})
 
 
 def _secrets(url: URL) -> list[str]:

@@ -28,6 +28,7 @@ Planner = Callable[[Sequence[Server], Sequence[Placement]], Mapping[str, str]]
 """Gives the changes to make: machine -> session."""
 
 _PLANNING_KEY = 0x41735258  # of PostgreSQL's advisory lock
+_AT_TARGET = ("failover-unplanned", "failover-commit")  # kinds of jobs that can be done without the source's site
 _ACTIVE = tuple(state.value for state in JobState if not state.ended)
 
 
@@ -168,13 +169,14 @@ class Servers(Store):
         working = select(_schema.jobs.c.number).where(
             _schema.jobs.c.machine == machines.c.name, _schema.jobs.c.state.in_(_ACTIVE)
         )
+        at_target = exists(working.where(_schema.jobs.c.kind.in_(_AT_TARGET)))
         columns = (machines.c.id, machines.c.source_site, machines.c.target_site, table.c.session)
-        statement = select(*columns, exists(pending) | exists(working)).select_from(
+        statement = select(*columns, exists(pending) | exists(working), at_target).select_from(
             machines.outerjoin(table, table.c.protection_id == machines.c.id)
         )
         return [
-            Placement(machine, source, target, session, bool(busy))
-            for machine, source, target, session, busy in connection.execute(statement)
+            Placement(machine, source, target, session, bool(busy), bool(suffices))
+            for machine, source, target, session, busy, suffices in connection.execute(statement)
         ]
 
     def check_assigned(self, protection: Protection) -> None:
@@ -203,7 +205,7 @@ class Servers(Store):
             raise NotAssigned(machine=name, server=self._member.name)
 
     def _check_my_job(self, connection: Connection, job_id: str, machine: str) -> None:
-        """The same for a job. Any living server may change a job whose machine is no longer protected."""
+        """The same for a job or a line of the log. Any living server may change those of no protected machine."""
         if self._member is None:
             return
         protection = connection.execute(

@@ -31,7 +31,6 @@ from asrcore.vault._versions import VERSION_TABLE
 __all__ = ["Store", "make_engine", "recorded_version", "row_of", "translated"]
 
 _BUSY_SECONDS = 30  # a write of another process takes milliseconds; an upgrade of a large vault some seconds
-_CONNECT_SECONDS = 10
 _CONNECTIONS = 16  # to a database server, kept open: as many as cycles run at a time; more are opened when needed
 
 T = TypeVar("T")
@@ -52,7 +51,6 @@ def make_engine(place: Place, *, foreign_keys: bool = True) -> Engine:
                 pool_pre_ping=True,
                 pool_size=_CONNECTIONS,
                 max_overflow=-1,  # a thread never waits for another's connection
-                connect_args={"connect_timeout": _CONNECT_SECONDS},
             )
         except ImportError as problem:
             raise HostIncomplete(what="psycopg", detail=f"It is needed for PostgreSQL: {problem}.") from problem

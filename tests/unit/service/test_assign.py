@@ -30,6 +30,17 @@ def load(machines: Sequence[Placement]) -> Counter[str | None]:
     return Counter(item.session for item in machines)
 
 
+def test_where_the_target_suffices_one_that_reaches_it_is_enough_if_none_reaches_both() -> None:
+    """An unplanned failover, with the primary site and the servers that reach it lost."""
+    wanted = attrs.evolve(machine(1, "s-gone"), target_suffices=True)
+    here, both = server("here", "z"), server("both", "a", "z")
+    assert assign([here], [wanted]) == {"m001": "s-here"}
+    assert assign([here], [machine(1, "s-gone")]) == {}
+    assert assign([here, both], [wanted]) == {"m001": "s-both"}
+    assert assign([here, attrs.evolve(both, alive=False)], [wanted]) == {"m001": "s-here"}
+    assert assign([here], [attrs.evolve(wanted, session="s-here")]) == {}, "it stays"
+
+
 def test_new_machines_are_spread_evenly() -> None:
     machines = [machine(number) for number in range(200)]
     changes = assign([server("one"), server("two"), server("three", alive=False)], machines)

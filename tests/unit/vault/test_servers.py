@@ -189,6 +189,7 @@ WRITES: Mapping[str, Callable[[Vault], object]] = {
     ),
     "remove": lambda vault: vault.remove_protection("id-1"),
     "job": lambda vault: vault.update_job("j1", state=JobState.RUNNING),
+    "log": lambda vault: vault.add_event(at=1.0, machine="web-1", kind="failover", text="began"),
 }
 
 
@@ -198,10 +199,10 @@ def test_a_server_that_was_given_up_records_nothing(what: str, one: Vault, two: 
     one.begin_cycle("id-1", samples.cycle(2, "p1"))
     one.add_job(Job("j1", "replicate", "web-1"))
     take_over(one, two)
-    before = two.protection("id-1"), two.points("id-1"), two.job("j1")
+    before = two.protection("id-1"), two.points("id-1"), two.job("j1"), two.events()
     with pytest.raises(NotAssigned, match="'web-1' is no longer assigned to process server 'one'"):
         WRITES[what](one)
-    assert before == (two.protection("id-1"), two.points("id-1"), two.job("j1"))
+    assert before == (two.protection("id-1"), two.points("id-1"), two.job("j1"), two.events())
     assert one.protection("id-1").epoch == 2, "it may read"
 
 
@@ -281,6 +282,25 @@ def test_the_planner_sees_what_is_under_way(one: Vault, vault: Vault) -> None:
         ("id-2", None, True),
         ("id-3", None, False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffices"),
+    [("failover-unplanned", True), ("failover-commit", True), ("failover-planned", False), ("failover-undo", False)],
+)
+def test_the_planner_sees_which_jobs_need_the_target_only(kind: str, suffices: bool, vault: Vault) -> None:
+    seen: list[Placement] = []
+
+    def look(servers: Sequence[Server], machines: Sequence[Placement]) -> Mapping[str, str]:
+        seen.extend(machines)
+        return {}
+
+    vault.assign(look)
+    vault.add_job(Job("j1", kind, "web-1"))
+    vault.assign(look)
+    vault.update_job("j1", state=JobState.DONE)
+    vault.assign(look)
+    assert [item.target_suffices for item in seen] == [False, suffices, False]
 
 
 def test_an_assignment_goes_with_its_machine(one: Vault, vault: Vault) -> None:
