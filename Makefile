@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test test-all demo demo-azure demo-azure-physical demo-physical bench lab-up lab-down docs site format clean
+.PHONY: help setup packages test test-all demo demo-azure demo-azure-physical demo-physical bench bench-listeners lab-up lab-down docs site format clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1 - /p' Makefile
@@ -46,6 +46,9 @@ demo-physical: setup  ## protect a physical server by push, lose it, and fail ov
 bench: setup  ## benchmark against nbdcopy, virtnbdbackup, rsync, ...; ONLY=delta,verify selects, QUICK=1 takes 3 minutes
 	@.ci/setup lab bench
 	@.ci/as-root .venv/bin/python -m tests.bench --only "$(ONLY)" $(if $(QUICK),--quick)
+
+bench-listeners: setup  ## hold 2,000 silent connections and other crowds at each listener; 8 minutes, no lab
+	@.venv/bin/python -m tests.bench.listeners
 
 lab-up: setup  ## start two libvirt sites for experiments
 	@.ci/setup lab

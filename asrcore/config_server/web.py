@@ -245,6 +245,10 @@ class WebServer(Closing):
         """The TLS handshake, and then over to uvicorn's protocol, which leaves the place."""
         assert self._server is not None
         assert self._gate is not None
+        if place.refused:  # dropped while it waited for its turn
+            place.socket.close()
+            place.leave()
+            return
         server, log = self._server, self._gate.log
         try:
             context = self._identity.context(server=True)
@@ -263,9 +267,11 @@ class WebServer(Closing):
                 ssl_shutdown_timeout=ANSWER_SECONDS,
             )
         except OSError as problem:
+            # The traceback would keep the connection's 256 KiB until the garbage collector runs, which is seldom.
+            problem.with_traceback(None)
             place.leave()
             if not place.refused:
-                why = refusal(problem, place.peer) if isinstance(problem, ssl.SSLError) else problem
+                why = refusal(problem, place.peer) if isinstance(problem, ssl.SSLError) else "it was closed"
                 log.warning("connection from %s refused: %s", place.peer, why)
 
     def close(self) -> None:

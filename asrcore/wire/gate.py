@@ -4,7 +4,7 @@ A connection passes three rooms. In the first it costs one descriptor and nothin
 when the first record of TLS has arrived whole, so whoever sends nothing, or a byte a second, never takes a place from
 those in the second room, whose handshakes are under way. The third is for components that have shown a certificate.
 Places in the first two are counted by address, in the third by component. When there is none left, the connection
-that was idle longest is dropped for the new one.
+that was idle longest is dropped for the new one; but no handshake is dropped in its first 0.2 seconds.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ __all__ = ["Full", "Gate", "Place", "Places", "listen"]
 
 TLS_SECONDS = 5.0
 """From the arrival of a connection until it has shown its certificate."""
+SHAKING_SECONDS = 0.2
+"""No handshake is dropped for another before it has had this time. An honest one takes some milliseconds and a few
+round trips."""
 HELLO_SECONDS = 10.0
 """From then until its hello, or the head of its request."""
 _BACKLOG = 4096  # the kernel takes no more than net.core.somaxconn
 _BATCH = 256  # connections accepted before those that are waiting are looked at
+_TURN = 0.02  # seconds between two looks for a place in the second room, while any connection waits for one
 _LOOK = 0.25  # seconds between two looks at the time limits
 _PAUSE = 1.0  # seconds without accepting when no descriptor can be had
 _HANDSHAKE = 22  # type of the first TLS record
@@ -47,10 +51,10 @@ _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Places:
     """How many connections there may be in each room, and how many of them from one address or of one component."""
 
-    arrivals: int = 256
-    arrivals_each: int = 64
+    arrivals: int = 512
+    arrivals_each: int = 256
     handshakes: int = 64
-    handshakes_each: int = 16
+    handshakes_each: int = 32
     most: int = 64
     each: int = 16
 
@@ -58,7 +62,7 @@ class Places:
         """So many that a process with this limit of open files has descriptors left for its work."""
         return attrs.evolve(
             self,
-            arrivals=min(self.arrivals, max(8, descriptors // 8)),
+            arrivals=min(self.arrivals, max(8, descriptors // 4)),
             handshakes=min(self.handshakes, max(8, descriptors // 16)),
             most=min(self.most, max(8, descriptors // 2)),
         )
@@ -126,6 +130,7 @@ class Gate:
         self._components: Room[Place] = Room(self.places.most, self.places.each)
         self._all: set[Place] = set()
         self._waiting: dict[int, Place] = {}  # those in the first room, by descriptor; the gate's thread only
+        self._ready: dict[Place, None] = {}  # of them, those whose handshakes could begin; oldest first
         self._closed = False
         self._paused_until = 0.0
         listening.setblocking(False)
@@ -165,12 +170,13 @@ class Gate:
         looked = 0.0
         while not self._closed:
             try:
-                for descriptor, _ in self._poll.poll(_LOOK):
+                for descriptor, _ in self._poll.poll(_TURN if self._ready else _LOOK):
                     place = self._waiting.get(descriptor)
                     if place is not None:
                         self._hear(place)
                     elif descriptor == self._listening.fileno():
                         self._accept()
+                self._begin_those_that_wait()
                 if time.monotonic() - looked >= _LOOK:
                     looked = time.monotonic()
                     self._look(looked)
@@ -210,10 +216,9 @@ class Gate:
         place = Place(self, plain, name, group)
         with self._lock:
             self._all.add(place)
-        if self._whole(place):  # looked at at once: among hundreds that arrive together it would be dropped
-            self._begin(place)
-            return
-        if place.refused:
+        # Looked at at once: among hundreds that arrive together it would be dropped before its turn.
+        whole = self._whole(place)
+        if place.refused or (whole and self._begin(place)):
             return
         with self._lock:
             dropped = self._arrivals.enter(place, group)  # they all are idle, so it is never Full
@@ -223,14 +228,23 @@ class Gate:
         self._waiting[plain.fileno()] = place
         # Edge-triggered: what has arrived stays unread until the record is whole.
         self._poll.register(plain, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        if whole:
+            self._wait(place)
 
     def _hear(self, place: Place) -> None:
         """More has arrived in the first room."""
-        if self._whole(place):
-            self._poll.unregister(place.socket)
-            del self._waiting[place.socket.fileno()]
-            with self._lock:
-                self._arrivals.leave(place)
+        if self._whole(place) and not self._begin(place):
+            self._wait(place)
+
+    def _wait(self, place: Place) -> None:
+        """It waits for a place in the second room, and is dropped later than those that have not begun."""
+        since = time.monotonic() + TLS_SECONDS
+        place.idle_since = lambda: since
+        self._ready[place] = None
+
+    def _begin_those_that_wait(self) -> None:
+        """In the order in which they came."""
+        for place in list(self._ready):
             self._begin(place)
 
     def _whole(self, place: Place) -> bool:
@@ -248,23 +262,30 @@ class Gate:
         self._discard(place)
         return False
 
-    def _begin(self, place: Place) -> None:
-        """Into the second room, and over to whoever serves it."""
+    def _begin(self, place: Place) -> bool:
+        """Into the second room, and over to whoever serves it. False if there is no place."""
+        began = time.monotonic()
         try:
             with self._lock:
-                dropped = self._handshakes.enter(place, place._address)
-                self._all.add(place)
-            if dropped is not None:
-                self.log.warning(
-                    "connection from %s dropped for a newer one: it has shown no certificate", dropped.peer
-                )
-                self._refuse(dropped)
+                dropped = self._handshakes.enter(place, place._address, began - SHAKING_SECONDS)
+                self._arrivals.leave(place)
+        except Full:
+            return False
+        self._ready.pop(place, None)
+        if self._waiting.pop(place.socket.fileno(), None) is not None:
+            self._poll.unregister(place.socket)
+        place.idle_since = lambda: began
+        if dropped is not None:
+            self.log.warning("connection from %s dropped for a newer one: it showed no certificate", dropped.peer)
+            self._refuse(dropped)
+        try:
             place.socket.setblocking(True)
             self._take(place)
         except Exception:
             self.log.exception("a connection could not be taken")
             place.socket.close()
             self._leave(place)
+        return True
 
     def _look(self, now: float) -> None:
         self.log.flush()
@@ -284,6 +305,7 @@ class Gate:
     def _discard(self, place: Place) -> None:
         """End a connection of the first room."""
         place.refused = True
+        self._ready.pop(place, None)
         self._waiting.pop(place.socket.fileno(), None)
         place.socket.close()  # which takes it out of the poll as well
         self._leave(place)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from math import inf
 from typing import Generic, Protocol, TypeVar
 
 __all__ = ["Full", "Room"]
 
 
 class Full(Exception):
-    """Every place is taken by a connection that is at work."""
+    """Every place is taken by a connection that is not to be dropped."""
 
 
 class _Guest(Protocol):
@@ -34,24 +35,26 @@ class Room(Generic[G]):
     def __contains__(self, guest: G) -> bool:
         return guest in self._where
 
-    def enter(self, guest: G, group: Hashable) -> G | None:
+    def enter(self, guest: G, group: Hashable, before: float = inf) -> G | None:
         """Take a place. If none is left, the connection that was idle longest loses its own and is returned: one of the
         same group if that has all its places, else one of the group with the most, so that no group displaces others.
 
-        Raises Full.
+        Raises Full if there is no such connection that has been idle since `before`.
         """
         own = self._groups.get(group, {})
-        dropped = None
         if len(own) >= self.each:
             dropped = _longest_idle(own)
-            if dropped is None:
-                raise Full
         elif len(self) >= self.most:
             dropped = self.next_to_drop()
-            if dropped is None:
-                raise Full
+        else:
+            dropped = None
         if dropped is not None:
+            since = dropped.idle_since()
+            if since is None or since >= before:
+                raise Full
             self.leave(dropped)
+        elif len(own) >= self.each or len(self) >= self.most:
+            raise Full
         self._groups.setdefault(group, {})[guest] = None
         self._where[guest] = group
         return dropped

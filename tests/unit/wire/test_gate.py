@@ -117,14 +117,49 @@ def test_what_is_not_tls_is_ended_at_once(door: Callable[..., Door], sent: bytes
     assert made.taken == []
 
 
-def test_handshakes_have_places_of_their_own(door: Callable[..., Door]) -> None:
+def test_a_handshake_has_a_little_time_before_it_is_dropped(
+    door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "SHAKING_SECONDS", 0.5)
     made = door(handshakes=10, handshakes_each=2)
     clients = [made.connect(RECORD) for _ in range(3)]
+    wait_until(lambda: len(made.gate._ready) == 1, "the third waits")
+    assert len(made.taken) == 2
     assert ended(clients[0])
     wait_until(lambda: len(made.taken) == 3, "all of them")
-    refused = [place for place in made.taken if place.refused]
-    assert len(refused) == 1
+    assert [place.refused for place in made.taken] == [True, False, False]
     assert all(lives(client) for client in clients[1:])
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is dropped or ended for its age."""
+    monkeypatch.setattr(gate, "SHAKING_SECONDS", 600.0)
+    monkeypatch.setattr(gate, "TLS_SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_waits_for_a_handshake_gets_the_next_free_place(door: Callable[..., Door]) -> None:
+    made = door(handshakes=1, handshakes_each=1)
+    clients = [made.connect(RECORD) for _ in range(2)]
+    wait_until(lambda: len(made.gate._ready) == 1, "the second waits")
+    made.taken[0].identify("a")
+    wait_until(lambda: len(made.taken) == 2, "its handshake")
+    assert all(lives(client) for client in clients)
+    assert not made.taken[0].refused
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_waits_for_a_handshake_is_dropped_after_those_that_have_not_begun(door: Callable[..., Door]) -> None:
+    made = door(handshakes=1, handshakes_each=1, arrivals=2, arrivals_each=2)
+    made.connect(RECORD)
+    waits = made.connect(RECORD)
+    wait_until(lambda: len(made.gate._ready) == 1, "it waits")
+    slow = made.connect(RECORD[:1])
+    wait_until(lambda: len(made.gate._arrivals) == 2, "one that has not begun")
+    made.connect(RECORD[:1])
+    assert ended(slow)
+    assert lives(waits)
 
 
 def test_components_have_places_of_their_own(door: Callable[..., Door]) -> None:
@@ -241,7 +276,7 @@ def test_what_cannot_be_taken_is_closed(door: Callable[..., Door], caplog: pytes
 def test_few_descriptors_mean_fewer_places() -> None:
     assert Places().within(65536) == Places()
     small = Places(most=10_000).within(1024)
-    assert (small.arrivals, small.handshakes, small.most) == (128, 64, 512)
+    assert (small.arrivals, small.handshakes, small.most) == (256, 64, 512)
     assert small.arrivals + small.handshakes + small.most < 1024
 
 

@@ -60,3 +60,13 @@ def test_a_place_that_was_given_back_is_free() -> None:
     assert not room.leave(first)
     assert room.enter(second, "b") is None
     assert room.next_to_drop() is None
+
+
+def test_who_has_just_come_is_not_dropped() -> None:
+    room: Room[Guest] = Room(2, 2)
+    first, second = Guest(1.0), Guest(2.0)
+    room.enter(first, "a")
+    room.enter(second, "b")
+    with pytest.raises(Full):
+        room.enter(Guest(3.0), "c", before=1.0)
+    assert room.enter(Guest(3.0), "c", before=1.5) is first
