@@ -28,11 +28,12 @@ from asrcore.wire.frames import Bytes, Connection, Frame, ProtocolError
 from asrcore.wire.keeper import Keeper
 from asrcore.wire.pace import FRAME, Pace
 from asrcore.wire.packing import COMPRESSION, Packer, unpacked
+from asrcore.wire.tally import Tally
 from asrcore.wire.tls import Component, Role
 
 __all__ = ["Answer", "Channel", "DataStream", "Handler", "Sink"]
 
-_log = logging.getLogger(__name__)
+_log = Tally(logging.getLogger(__name__))  # what others cause is logged once a minute
 
 WORKERS = 8
 """Requests of one connection that are worked on at a time."""

@@ -21,10 +21,11 @@ from asrcore.model.watch import Stopped
 from asrcore.wire import frames
 from asrcore.wire.carrier import ConnectionLost
 from asrcore.wire.frames import ProtocolError
+from asrcore.wire.tally import Tally
 
 __all__ = ["as_error", "error_head", "goodbye_error", "rebuilt"]
 
-_log = logging.getLogger(__name__)
+_log = Tally(logging.getLogger(__name__))  # what others cause is logged once a minute
 
 
 def as_error(problem: BaseException, peer: str) -> AsrError:
@@ -56,7 +57,7 @@ def error_head(call: str, problem: BaseException) -> dict[str, Any]:
         return {**problem.as_dict(), "attributes": {key: _plain(item) for key, item in problem.attributes.items()}}
     if isinstance(problem, Stopped):
         return error_head(call, Cancelled(work=call))
-    _log.error("serving %s", call, exc_info=problem)
+    _log.error("serving %s", call, exc_info=problem, extra={"kind": call})
     return {"code": "peer-failed", "attributes": {"detail": f"{type(problem).__name__}: {problem}"}}
 
 

@@ -4,7 +4,7 @@ A connection passes three rooms. In the first it costs one descriptor and nothin
 when the first record of TLS has arrived whole, so whoever sends nothing, or a byte a second, never takes a place from
 those in the second room, whose handshakes are under way. The third is for components that have shown a certificate.
 Places in the first two are counted by address, in the third by component. When there is none left, the connection
-that was idle longest is dropped for the new one; but no handshake is dropped in its first 0.2 seconds.
+that was idle longest is dropped for the new one; but no handshake is dropped in its first half second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Full", "Gate", "Place", "Places", "listen"]
 
 TLS_SECONDS = 5.0
 """From the arrival of a connection until it has shown its certificate."""
-SHAKING_SECONDS = 0.2
+SHAKING_SECONDS = 0.5
 """No handshake is dropped for another before it has had this time. An honest one takes some milliseconds and a few
 round trips."""
 HELLO_SECONDS = 10.0
@@ -53,8 +53,8 @@ class Places:
 
     arrivals: int = 512
     arrivals_each: int = 256
-    handshakes: int = 64
-    handshakes_each: int = 32
+    handshakes: int = 128
+    handshakes_each: int = 64
     most: int = 64
     each: int = 16
 

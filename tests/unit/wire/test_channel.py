@@ -14,10 +14,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from asrcore.errors import AccessDenied, AsrError, FrameRefused, SiteUnreachable
+from asrcore.errors import AccessDenied, AsrError, CertificateRole, FrameRefused, SiteUnreachable
 from asrcore.model.watch import Watch
 from asrcore.units import MiB
 from asrcore.wire import Address, Answer, Carrier, Channel, Identity, Limits, Listener, Role
+from asrcore.wire.carrier import ConnectionLost
 from tests.certificates import Authority
 from tests.unit.service.waiting import wait_until
 
@@ -34,6 +35,8 @@ class Served:
     def call(self, channel: Channel, call: str, head: Mapping[str, Any], body: Any, watch: Watch) -> Answer:
         if call == "refuse":
             raise AccessDenied(site="there", detail="why")
+        if call == "defect":
+            raise ZeroDivisionError("oops")
         while call == "hang" and not self.go.wait(0.02):
             try:
                 watch.check()
@@ -82,6 +85,14 @@ def test_processes_of_a_host_talk_over_a_unix_socket(local: Channel) -> None:
     assert not local.packer.enabled, "compression costs more than it saves on one host"
 
 
+def test_calls_that_fail_do_not_fill_the_log(local: Channel, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(50):
+        with pytest.raises(AsrError, match="ZeroDivisionError: oops"):
+            local.ask("defect")
+    assert len(caplog.records) == 1
+    assert "Traceback" in caplog.text
+
+
 def test_without_tls_only_a_unix_socket_will_do() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,
@@ -114,7 +125,8 @@ class Place:
     """Makes listeners, and dials them as an agent."""
 
     def __init__(self, folder: Path) -> None:
-        authority = Authority()
+        self.folder, self.authority = folder, Authority()
+        authority = self.authority
         self.own = Identity(authority.issue(folder / "own", "process-server"))
         self.agent = Identity(authority.issue(folder / "agent", "agent", "box"))
 
@@ -171,6 +183,50 @@ def test_a_listener_without_a_handler_only_asks(place: Place) -> None:
     assert accepted[0].component.name == "box"
     assert accepted[0].about["name"] == "box"
     channel.close()
+    listener.close()
+
+
+def test_another_role_gets_no_place_of_a_component(place: Place) -> None:
+    listener = place.listener()
+    operator = Identity(place.authority.issue(place.folder / "operator", "operator"))
+    carrier = Carrier.dial(listener.address, operator, [Role.PROCESS_SERVER], limits=LIMITS)
+    wait_until(lambda: len(listener._gate._handshakes) == 1, "it waits for the hello that would bring it the reason")
+    assert len(listener._gate._components) == 0
+    channel = Channel(carrier, dialled=True)
+    channel.start()
+    wait_until(lambda: channel.error is not None, "the reason")
+    assert isinstance(channel.error, CertificateRole)
+    channel.close()
+    wait_until(lambda: not listener._gate._all, "its place is free")
+    listener.close()
+
+
+def test_who_sends_no_hello_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asrcore.wire.listener.HELLO_SECONDS", 0.3)
+    listener = place.listener()
+    carrier = Carrier.dial(listener.address, place.agent, [Role.PROCESS_SERVER], limits=LIMITS)
+    with pytest.raises(ConnectionLost):
+        carrier.fill(memoryview(bytearray(1 << 16)))
+    carrier.close()
+    wait_until(lambda: not listener._gate._all, "its place is free")
+    listener.close()
+
+
+def test_the_connection_without_a_request_for_longest_is_closed_for_a_new_one(place: Place) -> None:
+    accepted: list[Channel] = []
+    listener = place.listener(accepted=accepted.append, each=2)
+    first, second = place.dial(listener), place.dial(listener)
+    wait_until(lambda: len(accepted) == 2, "both are accepted")
+    asking = accepted[0] if accepted[0].peer.endswith(str(first._carrier._connection.getsockname()[1])) else accepted[1]
+    with pytest.raises(FrameRefused):
+        asking.ask("anything")
+    third = place.dial(listener)
+    wait_until(lambda: second.error is not None, "the idle one is closed")
+    assert first.error is None
+    assert third.error is None
+    for channel in (first, second, third):
+        channel.close()
+    wait_until(lambda: not listener._gate._all, "their places are free")
     listener.close()
 
 
