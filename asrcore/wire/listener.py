@@ -169,6 +169,8 @@ class Listener:
         """Stop accepting, and end all connections with a goodbye. May be called twice."""
         self._stopped.set()
         self._gate.close()
+        if self._looking.is_alive():
+            self._looking.join()
         for channel in self.channels:
             channel.close("stopped", "the service ends")
 
