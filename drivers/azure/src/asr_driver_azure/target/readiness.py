@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import attrs
+
 from asr_driver_azure.account import AzureAccount
 from asr_driver_azure.blobs import vhd
 from asr_driver_azure.cloud.sizes import choose, generation_of, os_of, why_none
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Description, Disk, Firmware, Machine
 from asrcore.model.policy import Policy
+from asrcore.model.protection import NetworkMap
 from asrcore.units import DAY, GiB, MiB, TiB, format_duration, format_size
 
-__all__ = ["findings"]
+__all__ = ["failover_findings", "findings"]
 
 MOST_BLOB = 8 * TiB
 MOST_SYSTEM = {"V1": 2 * TiB, "V2": 4 * TiB - GiB}
@@ -32,16 +35,27 @@ def findings(account: AzureAccount, description: Description, policy: Policy) ->
         if description.platform != account.driver:
             found.append(_guest(machine, account.settings.repair))
     else:
-        found.append(
-            Finding(
-                "azure-no-machines",
-                Severity.WARNING,
-                "the site stores the replica but cannot run it",
-                "Its setting `subscription` is not set.",
-                "Set `subscription`, `resource_group` and `location` before a failover is needed, and test one.",
-            )
-        )
+        found.append(_no_machines(Severity.WARNING))
     return found
+
+
+def failover_findings(account: AzureAccount, description: Description, networks: NetworkMap) -> list[Finding]:
+    """See `Target.failover_findings`."""
+    if not account.settings.runs_machines:
+        return [_no_machines(Severity.ERROR)]
+    nics = tuple(attrs.evolve(nic, network=networks.target(nic.network)) for nic in description.machine.nics)
+    machine = attrs.evolve(description.machine, nics=nics)
+    return [*_system(machine), *_place(account, machine)]
+
+
+def _no_machines(severity: Severity) -> Finding:
+    return Finding(
+        "azure-no-machines",
+        severity,
+        "the site stores the replica but cannot run it",
+        "Its setting `subscription` is not set.",
+        "Set `subscription`, `resource_group` and `location` before a failover is needed, and test one.",
+    )
 
 
 def _disk(disk: Disk) -> list[Finding]:

@@ -9,7 +9,7 @@ from asr_driver_azure.blobs.record import FORMAT, REPLICAS, DiskAt, Record, chec
 from asr_driver_azure.target import readiness
 from asr_driver_azure.target.replica import AzureReplica, checked_size
 from asrcore.crashpoint import reach
-from asrcore.driver import Capacity, Failover, Replica, ReplicaSpec, Target
+from asrcore.driver import Capacity, Failover, PromoteSpec, Replica, ReplicaSpec, Target
 from asrcore.errors import ReplicaNotFound, StaleEpoch, UnsupportedOperation, WrongState
 from asrcore.model.extent import total
 from asrcore.model.finding import Finding
@@ -31,6 +31,11 @@ class AzureTarget(Target):
 
     def findings(self, description: Description, policy: Policy) -> list[Finding]:
         return readiness.findings(self._account, description, policy)
+
+    def failover_findings(self, spec: PromoteSpec) -> list[Finding]:
+        super().failover_findings(spec)
+        description = self.replica(spec.replica_id).description(spec.point_id)
+        return readiness.failover_findings(self._account, description, spec.networks)
 
     def capacity(self) -> Capacity:
         return Capacity(None, None)
