@@ -102,6 +102,8 @@ class LibvirtRig(ConformanceRig):
         xml = f"<network><name>{OTHER_NETWORK}</name><bridge name='virbr-{OTHER_NETWORK}'/></network>"
         self._virsh("net-define", "/dev/stdin", text=xml)
         stack.callback(self._virsh, "net-undefine", OTHER_NETWORK)
+        self._virsh("net-start", OTHER_NETWORK)
+        stack.callback(self._virsh, "net-destroy", OTHER_NETWORK)
 
     def _connect(self) -> tuple[LibvirtSite, LibvirtSite]:
         here = {"uri": "qemu:///system", "replica_dir": str(self._replica_dir)}

@@ -60,13 +60,66 @@ def test_a_good_site_has_only_its_kind_to_tell() -> None:
         ({"twin_power": "off"}, ("twin-defined", "warning")),
         ({"networks": frozenset()}, ("network-missing", "warning")),
         ({"capabilities": "", "unsupported": "no such machine"}, ("domain-unsupported", "error")),
-        ({"missing_files": ("/boot/x",)}, ("boot-file-missing", "error")),
+        ({"missing_boot_files": ("/boot/x",)}, ("boot-file-missing", "error")),
+        ({"missing_files": {"/srv/core.ign": "argument of QEMU"}}, ("host-file-missing", "warning")),
+        ({"stopped_networks": frozenset({"lan"})}, ("network-stopped", "warning")),
+        ({"missing_cpus": frozenset({9})}, ("host-cpus-missing", "warning")),
+        ({"missing_nodes": frozenset({1})}, ("host-cpus-missing", "warning")),
+        ({"hugepages": "2 GiB are needed"}, ("hugepages-missing", "warning")),
         ({"capabilities": CAPABILITIES.replace("<value>/x</value>", "")}, ("firmware-missing", "error")),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_each_trouble_is_told(change: dict[str, Any], expected: tuple[str, str]) -> None:
     assert codes(attrs.evolve(FACTS, **change), machine()) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"kind": None, "problem": "not mounted"}, "replica-dir-unusable"),
+        ({"namesake": True}, "name-taken"),
+        ({"twin_power": "running"}, "twin-running"),
+        ({"twin_power": "off"}, "twin-defined"),
+        ({"networks": frozenset()}, "network-missing"),
+        ({"stopped_networks": frozenset({"lan"})}, "network-stopped"),
+        ({"capabilities": "", "unsupported": "no such machine"}, "domain-unsupported"),
+        ({"missing_boot_files": ("/boot/x",)}, "boot-file-missing"),
+        ({"missing_files": {"/srv/core.ign": "argument of QEMU"}}, "host-file-missing"),
+        ({"missing_cpus": frozenset({9})}, "host-cpus-missing"),
+        ({"hugepages": "2 GiB are needed"}, "hugepages-missing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_libvirt_would_refuse_is_an_error_at_a_failover(change: dict[str, Any], code: str) -> None:
+    found = judged(attrs.evolve(FACTS, **change), "/r", machine(), failover=True)
+    assert [(item.code, item.severity) for item in found] == [(code, Severity.ERROR)]
+
+
+def test_a_failover_needs_no_space_for_a_copy() -> None:
+    assert judged(attrs.evolve(FACTS, free=0), "/r", machine(), failover=True) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "offered", "expected"),
+    [
+        ("<graphics type='spice'/>", "<graphics supported='yes'><enum name='type'><value>vnc</value></enum></graphics>",
+         ["device-unsupported"]),
+        ("<graphics type='vnc'/>", "<graphics supported='yes'><enum name='type'><value>vnc</value></enum></graphics>",
+         []),
+        ("<graphics type='spice'/>", "", []),
+        ("<video><model type='qxl'/></video>",
+         "<video supported='yes'><enum name='modelType'><value>virtio</value></enum></video>", ["device-unsupported"]),
+        ("<tpm><backend type='emulator'/></tpm>", "<tpm supported='no'/>", ["device-unsupported"]),
+        ("<tpm><backend type='emulator'/></tpm>", "<tpm supported='yes'/>", []),
+    ],
+)  # fmt: skip
+def test_a_device_that_the_target_does_not_offer(device: str, offered: str, expected: list[str]) -> None:
+    xml = f"<domain type='kvm'><name>web</name><uuid>u</uuid><devices>{device}</devices></domain>"
+    description = attrs.evolve(machine(), artifacts=(Artifact("domain.xml", xml.encode()),))
+    capabilities = CAPABILITIES.replace("</domainCapabilities>", f"<devices>{offered}</devices></domainCapabilities>")
+    found = judged(attrs.evolve(FACTS, capabilities=capabilities), "/r", description)
+    assert [item.code for item in found if item.code != "replica-kind"] == expected
 
 
 @pytest.mark.parametrize("power", ["fenced", ""])

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
 import libvirt
+from lxml import etree
 
 from asr_driver_libvirt.failover.instances import domain_xml
 from asr_driver_libvirt.host.connection import LibvirtHost
-from asr_driver_libvirt.xml.description import DOMAIN_XML
+from asr_driver_libvirt.xml.description import DOMAIN_XML, NVRAM
 from asr_driver_libvirt.xml.domain import FENCE_URI, parse_domain, parse_xml
+from asr_driver_libvirt.xml.instance import made_of
+from asr_driver_libvirt.xml.needs import HostNeeds, host_needs, numbers
 from asr_storage.replica.store import Layout, ReplicaKind, probe_kind
+from asrcore.driver import PromoteSpec
 from asrcore.errors import AsrError
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Description, Firmware
 from asrcore.model.policy import Policy
-from asrcore.units import MiB, format_size
+from asrcore.units import KiB, MiB, format_size
 
-__all__ = ["TargetFacts", "findings", "judged"]
+__all__ = ["TargetFacts", "failover_findings", "findings", "judged"]
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 
@@ -32,7 +37,7 @@ class TargetFacts:
     """What is known of the site, for one machine. `namesake`, `twin`: what already has its name or its UUID there.
 
     `twin_power`: "running", "off" or "fenced". `capabilities`: libvirt's own XML for the machine's kind of domain,
-    or the reason why there is none.
+    or the reason why there is none. `missing_files`: by path, what they are. `hugepages`: what is wrong with them.
     """
 
     kind: ReplicaKind | None
@@ -45,7 +50,12 @@ class TargetFacts:
     twin_power: str = ""
     capabilities: str = ""
     unsupported: str = ""
-    missing_files: tuple[str, ...] = ()
+    missing_boot_files: tuple[str, ...] = ()
+    missing_files: Mapping[str, str] = attrs.field(factory=dict)
+    stopped_networks: frozenset[str] = frozenset()
+    missing_cpus: frozenset[int] = frozenset()
+    missing_nodes: frozenset[int] = frozenset()
+    hugepages: str = ""
 
 
 def findings(host: LibvirtHost, layout: Layout, description: Description, policy: Policy) -> list[Finding]:
@@ -53,35 +63,85 @@ def findings(host: LibvirtHost, layout: Layout, description: Description, policy
     return judged(_gather(host, layout, description), str(layout.path), description)
 
 
+def failover_findings(host: LibvirtHost, layout: Layout, description: Description, spec: PromoteSpec) -> list[Finding]:
+    """The same for a failover now, to the mapped networks: what libvirt would refuse is an ERROR."""
+    machine = description.machine
+    nics = tuple(attrs.evolve(nic, network=spec.networks.target(nic.network)) for nic in machine.nics)
+    description = attrs.evolve(description, machine=attrs.evolve(machine, nics=nics))
+    return judged(_gather(host, layout, description, spec.replica_id), str(layout.path), description, failover=True)
+
+
 # -- facts -------------------------------------------------------------------------------------------------------
 
 
-def _gather(host: LibvirtHost, layout: Layout, description: Description) -> TargetFacts:
+def _gather(host: LibvirtHost, layout: Layout, description: Description, replica_id: str = "") -> TargetFacts:
+    """`replica_id`: a machine that was made of this replica is not in the way."""
     kind, problem, total, free = _storage(layout)
     machine = description.machine
     xml = domain_xml(description, emulated=host.settings.emulates)
     with host.guard("asking what the site can run"):
         conn = host.conn()
-        networks = frozenset(network.name() for network in conn.listAllNetworks())
+        networks = {network.name(): bool(network.isActive()) for network in conn.listAllNetworks()}
         domains = conn.listAllDomains()
         namesake = any(item.name() == machine.name and item.UUIDString() != machine.id for item in domains)
         twin = next((item for item in domains if item.UUIDString() == machine.id), None)
-        twin_power = "" if twin is None else _power(twin)
+        twin_power = "" if twin is None else _power(twin, replica_id)
         capabilities, unsupported = _capabilities(conn, xml)
-    missing = tuple(path for path in _boot_files(xml) if not Path(path).exists())
+    needs = host_needs(xml, has_nvram=description.artifact(NVRAM) is not None)
+    missing = {path: what for path, what in needs.files.items() if _is_missing(path)}
     return TargetFacts(
         kind=kind,
         problem=problem,
         total=total,
         free=free,
-        networks=networks,
+        networks=frozenset(networks),
         bridges=_links(),
         namesake=namesake,
         twin_power=twin_power,
         capabilities=capabilities,
         unsupported=unsupported,
-        missing_files=missing,
+        missing_boot_files=tuple(path for path in missing if path in needs.boot_files),
+        missing_files={path: what for path, what in missing.items() if path not in needs.boot_files},
+        stopped_networks=frozenset(name for name, active in networks.items() if not active),
+        missing_cpus=_absent(needs.cpus, "/sys/devices/system/cpu/online"),
+        missing_nodes=_absent(needs.nodes, "/sys/devices/system/node/online"),
+        hugepages=_hugepages(needs, machine.memory),
     )
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # it cannot be seen by this user; libvirt's may
+    return False
+
+
+def _absent(wanted: frozenset[int], online: str) -> frozenset[int]:
+    """Of processors or nodes: those that the host, which is also this one, does not have."""
+    try:
+        return wanted - numbers(Path(online).read_text())
+    except OSError:
+        return frozenset()
+
+
+def _hugepages(needs: HostNeeds, memory: int) -> str:
+    if needs.hugepages is None:
+        return ""
+    try:
+        size = needs.hugepages
+        if not size:
+            found = re.search(r"^Hugepagesize:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+            size = int(found[1]) * KiB if found else 0
+        pages = Path(f"/sys/kernel/mm/hugepages/hugepages-{size // KiB}kB/free_hugepages")
+        free = int(pages.read_text()) * size if size and pages.exists() else 0
+    except (OSError, ValueError):
+        return ""
+    if free >= memory:
+        return ""
+    return f"{format_size(memory)} of huge pages are needed, {format_size(free)} are free"
 
 
 def _storage(layout: Layout) -> tuple[ReplicaKind | None, str, int, int]:
@@ -94,11 +154,14 @@ def _storage(layout: Layout) -> tuple[ReplicaKind | None, str, int, int]:
         return None, str(problem), 0, 0
 
 
-def _power(domain: libvirt.virDomain) -> str:
-    root = parse_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+def _power(domain: libvirt.virDomain, replica_id: str) -> str:
+    xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    made = made_of(xml)
+    if replica_id and made is not None and (made.replica_id, made.role) == (replica_id, "promotion"):
+        return ""  # it was made by this failover, which is repeated
     if domain.isActive():
         return "running"
-    return "off" if root.find(f"metadata/{{{FENCE_URI}}}fence") is None else "fenced"
+    return "off" if parse_xml(xml).find(f"metadata/{{{FENCE_URI}}}fence") is None else "fenced"
 
 
 def _capabilities(conn: libvirt.virConnect, xml: bytes) -> tuple[str, str]:
@@ -114,12 +177,6 @@ def _capabilities(conn: libvirt.virConnect, xml: bytes) -> tuple[str, str]:
         return "", problem.get_error_message() or str(problem)
 
 
-def _boot_files(xml: bytes) -> list[str]:
-    root = parse_xml(xml)
-    texts = (root.findtext(f"os/{tag}") or "" for tag in ("loader", "kernel", "initrd", "dtb"))
-    return [text.strip() for text in texts if text.strip().startswith("/")]
-
-
 def _links() -> frozenset[str]:
     """Network devices of this host, which is also the site's host."""
     try:
@@ -131,19 +188,22 @@ def _links() -> frozenset[str]:
 # -- judgement ---------------------------------------------------------------------------------------------------
 
 
-def judged(facts: TargetFacts, where: str, description: Description) -> list[Finding]:
-    """All findings, errors first."""
+def judged(facts: TargetFacts, where: str, description: Description, *, failover: bool = False) -> list[Finding]:
+    """All findings, errors first. `failover`: for one that is to happen now, else for protection."""
+    # Until a failover it can be repaired, and replication needs none of it.
+    refused = _ERROR if failover else _WARNING
     found = [
-        *_about_storage(facts, where, description),
-        *_about_names(facts, description),
+        *_about_storage(facts, where, description, failover),
+        *_about_names(facts, description, refused),
         *_about_hardware(facts, description),
-        *_about_networks(facts, description),
+        *_about_host(facts, refused),
+        *_about_networks(facts, description, refused),
     ]
     order = [_ERROR, _WARNING, _INFO]
     return sorted(found, key=lambda item: order.index(item.severity))
 
 
-def _about_storage(facts: TargetFacts, where: str, description: Description) -> Iterator[Finding]:
+def _about_storage(facts: TargetFacts, where: str, description: Description, failover: bool) -> Iterator[Finding]:
     if facts.kind is None:
         yield Finding(
             "replica-dir-unusable",
@@ -153,6 +213,8 @@ def _about_storage(facts: TargetFacts, where: str, description: Description) -> 
             "Mount it, make it writable for this user, or set another: `asr site update NAME --set replica_dir=...`.",
         )
         return
+    if failover:
+        return  # a machine of a point needs space only for what it writes
     yield Finding(
         "replica-kind",
         _INFO,
@@ -181,7 +243,7 @@ def _about_storage(facts: TargetFacts, where: str, description: Description) -> 
         )
 
 
-def _about_names(facts: TargetFacts, description: Description) -> Iterator[Finding]:
+def _about_names(facts: TargetFacts, description: Description, refused: Severity) -> Iterator[Finding]:
     name = description.machine.name
     if facts.namesake:
         yield Finding(
@@ -202,7 +264,7 @@ def _about_names(facts: TargetFacts, description: Description) -> Iterator[Findi
     elif facts.twin_power == "off":
         yield Finding(
             "twin-defined",
-            _WARNING,
+            refused,
             f"{name} is already defined at the target, and not quarantined",
             "A failover refuses to replace a machine that is not quarantined.",
             "Undefine it there before a failover (its disks are kept), unless it is the one to fail back to.",
@@ -218,7 +280,7 @@ def _about_hardware(facts: TargetFacts, description: Description) -> Iterator[Fi
             facts.unsupported,
             "Install the emulator, or a version of QEMU that knows this machine type, at the target.",
         )
-    for path in facts.missing_files:
+    for path in facts.missing_boot_files:
         yield Finding(
             "boot-file-missing",
             _ERROR,
@@ -238,6 +300,8 @@ def _about_hardware(facts: TargetFacts, description: Description) -> Iterator[Fi
             "Install it (Debian: apt-get install ovmf).",
         )
     xml = description.artifact(DOMAIN_XML)
+    if xml is not None:
+        yield from _about_devices(parse_xml(xml), root)
     model = parse_xml(xml).find("cpu/model") if xml is not None else None
     mode = parse_domain(xml).cpu_mode if xml is not None else ""
     if mode in ("host-passthrough", "host-model", "maximum"):
@@ -254,6 +318,65 @@ def _about_hardware(facts: TargetFacts, description: Description) -> Iterator[Fi
             yield _cpu(_WARNING, f"CPU model {model.text} has features that the target's CPU lacks")
 
 
+# What a domain asks for, and where the capabilities list what is offered.
+_DEVICES = (
+    ("graphics", "devices/graphics", "type", "type"),
+    ("video", "devices/video/model", "type", "modelType"),
+    ("tpm", "devices/tpm/backend", "type", "backendModel"),
+    ("rng", "devices/rng/backend", "model", "backendModel"),
+)
+
+
+def _about_devices(domain: etree._Element, capabilities: etree._Element) -> Iterator[Finding]:
+    for tag, path, attribute, enum in _DEVICES:
+        wanted = {element.get(attribute, "") for element in domain.findall(path)} - {""}
+        device = capabilities.find(f"devices/{tag}")
+        if not wanted or device is None:
+            continue  # an older libvirt does not list it
+        offered = {value.text for value in device.findall(f"enum[@name='{enum}']/value")}
+        if device.get("supported") == "no":
+            offered = set()
+        elif not offered:
+            continue
+        for kind in sorted(wanted - {text for text in offered if text}):
+            yield Finding(
+                "device-unsupported",
+                _ERROR,
+                f"the target has no {tag} of type {kind}",
+                "Its emulator or libvirt was built without it, or a program for it is not installed.",
+                "Install it at the target, or give the machine another device.",
+            )
+
+
+def _about_host(facts: TargetFacts, refused: Severity) -> Iterator[Finding]:
+    for path, what in facts.missing_files.items():
+        yield Finding(
+            "host-file-missing",
+            refused,
+            f"{path} is missing at the target ({what})",
+            "The machine's definition names this file of the host, and the machine does not start without it.",
+            "Copy or create it there, under the same path.",
+        )
+    absent = [f"CPU {number}" for number in sorted(facts.missing_cpus)]
+    absent += [f"NUMA node {number}" for number in sorted(facts.missing_nodes)]
+    if absent:
+        yield Finding(
+            "host-cpus-missing",
+            refused,
+            f"the machine is bound to {', '.join(absent)}, which the target does not have",
+            "Its definition binds it to processors or NUMA nodes of its host.",
+            "Bind the machine to those that both hosts have, or to none (`virsh vcpupin`, `virsh numatune`).",
+        )
+    if facts.hugepages:
+        yield Finding(
+            "hugepages-missing",
+            refused,
+            f"the target has too few huge pages: {facts.hugepages}",
+            "The machine's memory is backed by huge pages.",
+            "Reserve them there (`/proc/sys/vm/nr_hugepages`), or define the machine without.",
+        )
+
+
 def _cpu(severity: Severity, what: str) -> Finding:
     return Finding(
         "cpu-unsupported",
@@ -264,13 +387,21 @@ def _cpu(severity: Severity, what: str) -> Finding:
     )
 
 
-def _about_networks(facts: TargetFacts, description: Description) -> Iterator[Finding]:
+def _about_networks(facts: TargetFacts, description: Description, refused: Severity) -> Iterator[Finding]:
     for network in sorted({nic.network for nic in description.machine.nics if nic.network}):
         if network not in facts.networks and network not in facts.bridges:
             yield Finding(
                 "network-missing",
-                _WARNING,
+                refused,
                 f"the target has no network {network}",
                 "A failover plugs the machine into a network of that name unless it is mapped to another.",
                 f"Map it (`asr protect --network {network}=OTHER`), or define it at the target.",
+            )
+        elif network in facts.stopped_networks and network not in facts.bridges:
+            yield Finding(
+                "network-stopped",
+                refused,
+                f"network {network} is not active at the target",
+                "libvirt starts no machine that is plugged into it.",
+                f"Start it there: `virsh net-start {network}`, and `virsh net-autostart {network}`.",
             )

@@ -15,7 +15,7 @@ from asr_storage.files.errors import storage_errors
 from asr_storage.replica.replica import FileReplica, checked_disks
 from asr_storage.replica.store import FORMAT, Layout, Record, Shared, probe_kind
 from asrcore.crashpoint import reach
-from asrcore.driver import Capacity, Failover, Replica, ReplicaSpec, Target
+from asrcore.driver import Capacity, Failover, PromoteSpec, Replica, ReplicaSpec, Target
 from asrcore.errors import StaleEpoch, UnsupportedOperation, WrongState
 from asrcore.model.finding import Finding
 from asrcore.model.machine import Description
@@ -46,6 +46,12 @@ class LibvirtTarget(Target):
     def findings(self, description: Description, policy: Policy) -> list[Finding]:
         """See Target."""
         return readiness.findings(self._host, self.layout, description, policy)
+
+    def failover_findings(self, spec: PromoteSpec) -> list[Finding]:
+        """See Target."""
+        super().failover_findings(spec)
+        description = self.replica(spec.replica_id).description(spec.point_id)
+        return readiness.failover_findings(self._host, self.layout, description, spec)
 
     def capacity(self) -> Capacity:
         """See Target. Raises InvalidSetting when the directory is not there."""
