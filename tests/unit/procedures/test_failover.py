@@ -9,6 +9,7 @@ import pytest
 
 from asrcore import driver
 from asrcore.errors import (
+    Cancelled,
     DriverFailed,
     MachineNotFound,
     PointNotFound,
@@ -23,6 +24,8 @@ from asrcore.model.health import Level
 from asrcore.model.machine import PowerState
 from asrcore.model.state import State
 from asrcore.model.watch import Watch
+from asrcore.procedures.failover import PLANNED, UNPLANNED
+from asrcore.procedures.procedure import Arguments, Work
 from asrcore.service.scheduler import Scheduler, _to_fence
 from tests.unit.rig import Rig, facts
 
@@ -220,3 +223,31 @@ def test_a_vault_that_does_not_answer_is_no_failure_of_the_failover(
     assert protected.protection.state is State.FAILING_OVER
     getattr(protected.engine, verb)("web")
     assert protected.power("b") is PowerState.RUNNING
+
+
+@pytest.mark.parametrize("step", ["take-replica", "stop-source", "last-delta", "promote", "fence-source", "start"])
+def test_a_planned_failover_that_is_cancelled_is_taken_back(protected: Rig, step: str) -> None:
+    """Also between two steps, where the source is stopped already."""
+    work = Work(protected.engine.context, "j1", protected.protection.id, Arguments(), Watch())
+    for item in PLANNED.steps:
+        if item.name == step:
+            assert item.checks_itself
+            work.watch.cancel()
+            with pytest.raises(Cancelled):
+                item.run(work)
+            break
+        item.run(work)
+    assert protected.protection.state is State.PROTECTED
+    assert protected.power("a") is PowerState.RUNNING
+    assert protected.engine.machines("b") == []
+
+
+def test_an_unplanned_failover_that_is_cancelled_before_the_machine_is_made_takes_nothing(protected: Rig) -> None:
+    work = Work(protected.engine.context, "j1", protected.protection.id, Arguments(), Watch())
+    for item in UNPLANNED.steps[:2]:
+        item.run(work)
+    work.watch.cancel()
+    with pytest.raises(Cancelled):
+        UNPLANNED.steps[2].run(work)
+    assert protected.protection.state is State.PROTECTED
+    assert protected.power("a") is PowerState.RUNNING

@@ -15,7 +15,7 @@ import pytest
 import asrcore.testing.memory
 from asrcore.driver import FrozenView, ViewRequest
 from asrcore.engine import Engine
-from asrcore.model.health import Load
+from asrcore.model.health import Level, Load
 from asrcore.model.machine import PowerState
 from asrcore.model.policy import ALWAYS, Policy
 from asrcore.model.state import State
@@ -264,3 +264,28 @@ def test_saturation_is_reported_once_and_so_is_its_end(service: Service) -> None
     tell(few, 1090.0)
     tell(few, 1200.0)
     assert events() == ["the service cannot keep up", "the service keeps up again"]
+
+
+def test_an_undo_that_the_target_owes_is_completed_when_it_is_back(service: Service) -> None:
+    """The source is given back at once; nobody has to run a command again."""
+    service.engine.wait(service.engine.failover_unplanned("web"), timeout=60)
+    service.away.cut()
+    service.engine.wait(service.engine.failover_undo("web"), timeout=60)
+    assert service.machine.value.power is PowerState.RUNNING
+    assert service.engine.vault.protection("web").undo_due
+    service.away.restore()
+    service.until(lambda: not service.engine.vault.protection("web").undo_due)
+    assert service.engine.machines("b") == []
+
+
+def test_a_stuck_machine_is_reported_by_the_second_look_only(service: Service) -> None:
+    """A job that ends between reading machines and jobs must not raise an alarm."""
+    own = scheduler.Scheduler(service.engine.context, lambda kind, protection, arguments: None)
+    own._policies = {policy.name: policy for policy in service.engine.vault.policies()}
+    stuck = attrs.evolve(service.engine.vault.protection("web"), state=State.FAILING_OVER)
+    load, now = Load(0, 1, 1), service.engine.context.clock()
+    levels = []
+    for active in (set[str](), {"web"}, set[str](), set[str]()):
+        own._tell_health([stuck], active, load, now)
+        levels.append(own._health[stuck.id].level)
+    assert levels == [Level.OK, Level.OK, Level.OK, Level.CRITICAL]

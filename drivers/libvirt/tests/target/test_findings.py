@@ -108,6 +108,8 @@ def test_a_failover_needs_no_space_for_a_copy() -> None:
         ("<graphics type='vnc'/>", "<graphics supported='yes'><enum name='type'><value>vnc</value></enum></graphics>",
          []),
         ("<graphics type='spice'/>", "", []),
+        ("<video><model type='none'/></video>",
+         "<video supported='yes'><enum name='modelType'><value>virtio</value></enum></video>", []),
         ("<video><model type='qxl'/></video>",
          "<video supported='yes'><enum name='modelType'><value>virtio</value></enum></video>", ["device-unsupported"]),
         ("<tpm><backend type='emulator'/></tpm>", "<tpm supported='no'/>", ["device-unsupported"]),

@@ -329,7 +329,7 @@ _DEVICES = (
 
 def _about_devices(domain: etree._Element, capabilities: etree._Element) -> Iterator[Finding]:
     for tag, path, attribute, enum in _DEVICES:
-        wanted = {element.get(attribute, "") for element in domain.findall(path)} - {""}
+        wanted = {element.get(attribute, "") for element in domain.findall(path)} - {"", "none"}
         device = capabilities.find(f"devices/{tag}")
         if not wanted or device is None:
             continue  # an older libvirt does not list it
