@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from asrcore.errors import ServerReplaced
+from asrcore.errors import AsrError
 from asrcore.jobs import Jobs
 from asrcore.plugins import Plugins
 from asrcore.replication.context import Context
@@ -23,7 +23,7 @@ LEASE = 3.0
 def main(url: str, folder: str, name: str) -> None:
     stop = threading.Event()
 
-    def lost(problem: ServerReplaced) -> None:
+    def lost(problem: AsrError) -> None:
         print("given up", flush=True)
         stop.set()
 
