@@ -34,8 +34,8 @@ _catalogue: dict[str, type[AsrError]] = {}
 class AsrError(Exception):
     """Base of the tree. Subclasses set the class attributes; instances carry the values that fill the templates.
 
-    `retry` says whether waiting may help: a full disk or a cut link may recover, a wrong password does not. It decides
-    whether a cycle is retried (W6 in docs/reference/site-recovery-map.md).
+    `retry` says whether waiting may help: a full disk or a cut link may recover, a missing mount does not. It decides
+    how a cycle is retried (W6 in docs/reference/site-recovery-map.md), and whether the machine is critical meanwhile.
     """
 
     code: ClassVar[str]
@@ -204,10 +204,9 @@ class ReplicaDirNotMounted(AsrError):
         "Its file system is not mounted, or another one is: the directory lacks the mark {mark}. Nothing was written."
     )
     action = (
-        "Mount it; work continues at the next retry. If the replicas were moved there from another directory, copy its "
-        "file `.asr-replicas` as well. To begin with an empty directory: `asr site update {site} --set replica_mark=`."
+        "Mount it; replication continues within a minute. If the replicas were moved there from another directory, copy "
+        "its file `.asr-replicas` as well. To begin with an empty directory: `asr site update {site} --set replica_mark=`."
     )
-    retry = True
 
 
 # -- states ------------------------------------------------------------------------------------------------------
@@ -516,8 +515,8 @@ class TargetReadOnly(AsrError):
     happened = "the target cannot be written at {where}"
     cause = "The directory is read-only or belongs to another user. {detail}"
     action = (
-        "Remount it writable or correct its owner, then retry; `asr replicate MACHINE` resumes replication. Existing "
-        "recovery points are intact."
+        "Remount it writable or correct its owner; replication continues within a minute. Existing recovery points are "
+        "intact."
     )
 
 

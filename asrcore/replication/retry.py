@@ -1,4 +1,5 @@
-"""When a failed cycle is retried: after 1, 2, 4, 8, 10 minutes, then every 30; never where a retry cannot help.
+"""When a failed cycle is retried: after 1, 2, 4, 8, 10 minutes, then every 30; every minute where something has to be
+repaired first; never after refused credentials, since repeated attempts may lock an account.
 
 W6 in docs/reference/site-recovery-map.md.
 """
@@ -7,13 +8,16 @@ from __future__ import annotations
 
 import attrs
 
-from asrcore.errors import AsrError
+from asrcore.errors import AccessDenied, AsrError, Cancelled
 from asrcore.units import MINUTE
 
-__all__ = ["DELAYS", "LAST_DELAY", "Decision", "decide", "delay"]
+__all__ = ["DELAYS", "LAST_DELAY", "REPAIR_DELAY", "Decision", "decide", "delay"]
 
 DELAYS = (1 * MINUTE, 2 * MINUTE, 4 * MINUTE, 8 * MINUTE, 10 * MINUTE)
 LAST_DELAY = 30 * MINUTE
+REPAIR_DELAY = 1 * MINUTE
+"""Where time alone repairs nothing: such an attempt fails at once and costs little, and replication continues within
+this time after a mount, a redefinition of the machine, or the end of another tool's work on its disks."""
 
 
 @attrs.frozen
@@ -31,12 +35,15 @@ class Decision:
 def decide(error: BaseException, attempt: int) -> Decision:
     """What to do about an error after `attempt` earlier failures in a row.
 
-    A catalogued error states whether a retry may help. Anything else is a defect: every step may be repeated without
-    harm, so it is retried like a recoverable error instead of leaving the machine without replication.
+    A catalogued error states whether waiting may help. Anything else is a defect: every step may be repeated without
+    harm, so it is retried like a recoverable error instead of leaving the machine without replication. What a person
+    cancelled is not retried.
     """
     attempt = max(0, attempt)
-    if isinstance(error, AsrError) and not error.retry:
+    if isinstance(error, (AccessDenied, Cancelled)):
         return Decision(attempt + 1, None)
+    if isinstance(error, AsrError) and not error.retry:
+        return Decision(attempt + 1, REPAIR_DELAY)
     return Decision(attempt + 1, delay(attempt + 1))
 
 

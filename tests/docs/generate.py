@@ -54,7 +54,7 @@ def _errors() -> str:
         "Anything else is a defect: `asr` exits with status 1 and prints a traceback.",
         "",
         "*Retried* errors are tried again by the replication service after 1, 2, 4, 8 and 10 minutes, then every 30; "
-        "the others are not retried automatically.",
+        "the others every minute, since something has to be repaired first, except for refused credentials.",
         "",
         "| exit code | category | meaning |",
         "|---|---|---|",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asrcore.errors import AccessDenied, SiteUnreachable
+from asrcore.errors import AccessDenied, MachineNotFound, SiteUnreachable
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.health import TEST_DUE, Health, Level, Load, assess, rpo
 from asrcore.model.machine import PowerState
@@ -140,6 +140,14 @@ def test_unrecoverable_error_is_critical() -> None:
     health = assess(attrs.evolve(WEB, error=error.as_dict(), attempt=1), POLICY, newest(10), NOW)
     assert health.level is Level.CRITICAL
     assert "not retried automatically" in health.reasons[0].what
+
+
+def test_error_that_somebody_has_to_repair_is_critical_while_it_is_retried() -> None:
+    error = MachineNotFound(site="lyon", machine="web")
+    failed = attrs.evolve(WEB, error=error.as_dict(), attempt=2, retry_at=NOW + 60)
+    (reason,) = assess(failed, POLICY, newest(10), NOW).reasons
+    assert (reason.code, reason.severity) == ("machine-not-found", Severity.ERROR)
+    assert "attempt 3 in 1m 00s" in reason.what
 
 
 def test_fence_that_is_due_warns() -> None:

@@ -6,13 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asrcore.errors import AccessDenied, Cancelled, SiteUnreachable, TargetFull
+from asrcore.errors import (
+    AccessDenied,
+    Cancelled,
+    MachineNotFound,
+    ReplicaDirNotMounted,
+    SiteUnreachable,
+    TargetFull,
+    TargetReadOnly,
+)
 from asrcore.replication.retry import LAST_DELAY, Decision, decide
 from asrcore.units import MINUTE
 
 CUT = SiteUnreachable(site="lyon", detail="no route to host")
 FULL = TargetFull(where="/srv", detail="")
 DENIED = AccessDenied(site="lyon", detail="bad password")
+READ_ONLY = TargetReadOnly(where="/srv", detail="")
+UNMOUNTED = ReplicaDirNotMounted(path="/srv", site="lyon", mark="0123456789abcdef")
+LOST = MachineNotFound(site="lyon", machine="web")
 
 
 def test_recoverable_errors_wait_as_the_reference_does() -> None:
@@ -27,9 +38,14 @@ def test_recoverable_errors_wait_as_the_reference_does() -> None:
 
 
 @pytest.mark.parametrize("error", [DENIED, Cancelled(work="a cycle")], ids=lambda error: error.code)
-def test_unrecoverable_errors_are_not_retried(error: BaseException) -> None:
+def test_refused_credentials_and_cancelled_work_are_not_retried(error: BaseException) -> None:
     assert decide(error, 3) == Decision(4, None)
     assert decide(error, 3).at(1000.0) is None
+
+
+@pytest.mark.parametrize("error", [READ_ONLY, UNMOUNTED, LOST], ids=lambda error: error.code)
+def test_what_has_to_be_repaired_is_looked_at_every_minute(error: BaseException) -> None:
+    assert [decide(error, attempt).delay for attempt in (0, 1, 7, 1000)] == [MINUTE] * 4
 
 
 def test_defect_is_retried_too() -> None:
