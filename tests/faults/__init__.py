@@ -1,1 +1,1 @@
-"""Samples of what once failed in use, each with the whole kind that it stands for."""
+"""Faults that cross several parts: each was seen, and each has a test that failed before."""
