@@ -204,8 +204,9 @@ class ReplicaDirNotMounted(AsrError):
         "Its file system is not mounted, or another one is: the directory lacks the mark {mark}. Nothing was written."
     )
     action = (
-        "Mount it; replication continues within a minute. If the replicas were moved there from another directory, copy "
-        "its file `.asr-replicas` as well. To begin with an empty directory: `asr site update {site} --set replica_mark=`."
+        "Mount it; replication continues within a minute. If the replicas were moved there from another directory, "
+        "copy its file `.asr-replicas` as well. To begin with an empty directory: `asr site update {site} --set "
+        "replica_mark=`."
     )
 
 

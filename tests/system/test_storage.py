@@ -91,7 +91,8 @@ def test_read_only_target(rig: Rig, target: str) -> None:
         assert (failed.value.code, failed.value.exit_code) == ("target-read-only", 7)
         known = rig.protection(name)
         assert known["state"] == "protected"
-        assert (known["attempt"], known["retry_at"]) == (1, None)  # not retried automatically
+        assert known["attempt"] == 1
+        assert known["retry_at"] is not None  # within a minute: somebody may have remounted it
         health = next(item for item in rig.engine("status") if item["protection"]["name"] == name)["health"]
         assert "error" in {reason["severity"] for reason in health["reasons"]}
         assert everything(rig.home(name)) == stored
