@@ -100,7 +100,7 @@ def resync(
             window = opened.vault.policy(opened.vault.protection(machine).policy).resync_window
             document = {"machine": machine, "window": str(window)}
             _output.show(document, f"{machine} will be compared in the resync window {window}", as_json=as_json)
-            if not (at_work := status.engine(opened.vault)).up:
+            if not as_json and not (at_work := status.engine(opened.vault)).up:
                 _output.note(str(at_work))
             return
         _session.finish(opened, job, as_json=as_json)

@@ -24,6 +24,8 @@ __all__ = ["EngineStatus", "MachineStatus", "document", "engine", "machines"]
 # As `Engine` describes itself to others; the vault cuts it off on PostgreSQL, and adds pid and host on a file.
 _PROCESS = re.compile(r"process (?P<pid>\d+) on (?P<host>[^:]+): (?P<command>.*?)( \(pid .*)?$", re.DOTALL)
 
+_COMMAND = 60  # characters of a command in the first line; the options of `asr serve` fill three lines
+
 
 @attrs.frozen
 class EngineStatus:
@@ -64,7 +66,7 @@ class EngineStatus:
         found = _PROCESS.match(self.holder)
         if found is None:
             return f"engine: up, {self.holder}"
-        return f"engine: up on {found['host']}, pid {found['pid']} ({found['command']})"
+        return f"engine: up on {found['host']}, pid {found['pid']} ({_short(found['command'])})"
 
 
 @attrs.frozen
@@ -84,6 +86,10 @@ class MachineStatus:
     verified_at: float | None
     working_on: str
     engine: EngineStatus = EngineStatus()
+
+
+def _short(command: str) -> str:
+    return command if len(command) <= _COMMAND else command[:_COMMAND].rstrip() + "..."
 
 
 def engine(vault: Vault | StatusReader) -> EngineStatus:

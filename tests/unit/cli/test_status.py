@@ -104,6 +104,10 @@ def test_a_verb_that_leaves_a_machine_to_the_service_says_that_none_runs(asr: As
     [
         (EngineStatus("process 17 on beta: asr run (pid 17 on beta)"), "engine: up on beta, pid 17 (asr run)"),
         (EngineStatus("process 17 on beta: asr failover pl"), "engine: up on beta, pid 17 (asr failover pl)"),
+        (
+            EngineStatus(f"process 17 on beta: asr serve {'--site a ' * 20}"),
+            "engine: up on beta, pid 17 (asr serve --site a --site a --site a --site a --site a --sit...)",
+        ),
         (EngineStatus("an engine that is just starting"), "engine: up, an engine that is just starting"),
         (EngineStatus("process 17 on ps1: asr", 2, 3), "engine: 2 of 3 process servers are up"),
         (
