@@ -94,7 +94,7 @@ def test_read_only_target(rig: Rig, target: str) -> None:
         assert known["attempt"] == 1
         assert known["retry_at"] is not None  # within a minute: somebody may have remounted it
         health = next(item for item in rig.engine("status") if item["protection"]["name"] == name)["health"]
-        assert "error" in {reason["severity"] for reason in health["reasons"]}
+        assert ("target-read-only", "error") in {(reason["code"], reason["severity"]) for reason in health["reasons"]}
         assert everything(rig.home(name)) == stored
         assert rig.points(name) == old
     finally:
