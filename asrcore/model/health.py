@@ -179,9 +179,7 @@ def _waiting(finding: Finding) -> Finding:
     """What would continue automatically does not without an engine."""
     if not finding.action.startswith(_AUTOMATIC):
         return finding
-    return attrs.evolve(
-        finding, action="It waits until an engine runs: `systemctl start asr-run.service` or `asr run`."
-    )
+    return attrs.evolve(finding, action=f"It waits until an engine runs. {_START}")
 
 
 def _of_state(protection: Protection, policy: Policy) -> list[Finding]:

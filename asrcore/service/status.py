@@ -12,8 +12,9 @@ from asrcore.model.plain import plain
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
+from asrcore.model.server import ENGINE, Server
 from asrcore.service import due
-from asrcore.units import format_time
+from asrcore.units import format_duration, format_time
 from asrcore.vault import CycleStats, JobState
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = ["EngineStatus", "MachineStatus", "document", "engine", "machines"]
 # As `Engine` describes itself to others; the vault cuts it off on PostgreSQL, and adds pid and host on a file.
 _PROCESS = re.compile(r"process (?P<pid>\d+) on (?P<host>[^:]+): (?P<command>.*?)( \(pid .*)?$", re.DOTALL)
 
+_WHERE = re.compile(r"(?P<host>[^,]+), pid (?P<pid>\d+)$")  # of the record of a server
 _COMMAND = 60  # characters of a command in the first line; the options of `asr serve` fill three lines
 
 
@@ -33,25 +35,29 @@ class EngineStatus:
     and no job continues.
 
     `holder`: the one engine as it describes itself, or None. `servers_up` of `servers` process servers have been heard
-    of within their lease.
+    of within their lease. `alone`: the session of the one engine, on a database server.
     """
 
     holder: str | None = None
     servers_up: int = 0
     servers: int = 0
+    alone: Server | None = None
 
     @property
     def up(self) -> bool:
         """Whether anything works on the vault."""
-        return self.servers_up > 0 if self.servers else self.holder is not None
+        if self.servers:
+            return self.servers_up > 0
+        return self.holder is not None if self.alone is None else self.alone.alive
 
     def document(self) -> dict[str, Any]:
         """For `asr status --json` and the configuration server."""
         found = _PROCESS.match(self.holder or "")
+        where = found or _WHERE.match(self.alone.host if self.alone else "")
         return {
             "up": self.up,
-            "host": found["host"] if found else None,
-            "pid": int(found["pid"]) if found else None,
+            "host": where["host"] if where else None,
+            "pid": int(where["pid"]) if where else None,
             "command": found["command"] if found else self.holder,
             "servers_up": self.servers_up,
             "servers": self.servers,
@@ -61,9 +67,13 @@ class EngineStatus:
         if self.servers:
             lacking = "" if self.up else "NOT RUNNING - start asr-process-server.service or `asr process-server`; "
             return f"engine: {lacking}{self.servers_up} of {self.servers} process servers are up"
-        if self.holder is None:
-            return "engine: NOT RUNNING - start asr-run.service or `asr run`"
-        found = _PROCESS.match(self.holder)
+        if not self.up:
+            seen = "" if self.alone is None else f"; last seen {format_duration(self.alone.silent)} ago"
+            seen += "" if self.alone is None else f" on {self.alone.host}"
+            return f"engine: NOT RUNNING - start asr-run.service or `asr run`{seen}"
+        found = _PROCESS.match(self.holder or "")
+        if found is None and self.alone is not None:
+            return f"engine: up on {self.alone.host}"
         if found is None:
             return f"engine: up, {self.holder}"
         return f"engine: up on {found['host']}, pid {found['pid']} ({_short(found['command'])})"
@@ -95,7 +105,9 @@ def _short(command: str) -> str:
 def engine(vault: Vault | StatusReader) -> EngineStatus:
     """What works on the vault now."""
     servers = vault.servers()
-    return EngineStatus(vault.engine_holder(), sum(server.alive for server in servers), len(servers))
+    alone = next((server for server in servers if server.name == ENGINE), None)
+    shared = [server for server in servers if server.name != ENGINE]
+    return EngineStatus(vault.engine_holder(), sum(server.alive for server in shared), len(shared), alone)
 
 
 def machines(vault: Vault | StatusReader, now: float, at_work: EngineStatus | None = None) -> list[MachineStatus]:

@@ -13,6 +13,7 @@ from asrcore import engine as engine_module
 from asrcore.engine import Engine
 from asrcore.jobs import enqueue
 from asrcore.model.protection import Protection
+from asrcore.model.server import ENGINE
 from asrcore.model.state import Event
 from asrcore.procedures.procedure import Arguments
 from asrcore.service.status import EngineStatus
@@ -121,6 +122,21 @@ def test_a_verb_that_leaves_a_machine_to_the_service_says_that_none_runs(asr: As
 def test_the_line_names_who_works(found: EngineStatus, line: str) -> None:
     assert str(found) == line
     assert found.up == ("NOT RUNNING" not in line)
+
+
+def test_the_engine_of_a_shared_vault_is_no_process_server(asr: Asr, interrupted: Vault) -> None:
+    where = f"{socket.gethostname()}, pid {os.getpid()}"
+    interrupted.join(ENGINE, "s1", host=where, sites=None, lease=60, alone=True)
+    assert asr("status", as_json=False)[1].splitlines()[0] == f"engine: up on {where}"
+    (found,) = asr("status")[1]
+    at_work = found["engine"]
+    assert (at_work["up"], at_work["servers"], at_work["pid"]) == (True, 0, os.getpid())
+    assert not any(reason["code"] == "no-engine" for reason in found["health"]["reasons"])
+    interrupted.join(ENGINE, "s1", host=where, sites=None, lease=-1, alone=True)
+    first = asr("status", as_json=False)[1].splitlines()[0]
+    assert first.startswith("engine: NOT RUNNING - start asr-run.service or `asr run`; last seen ")
+    assert first.endswith(f" ago on {where}")
+    assert asr("status")[1][0]["health"]["reasons"][0]["code"] == "no-engine"
 
 
 def test_the_library_says_the_same(interrupted: Vault, tmp_path: Path) -> None:
