@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from asrcore.cli import _output, _session
+from asrcore.cli._confirm import DryRun, Yes, agreed
 from asrcore.cli._output import Json
+from asrcore.procedures.impact import of_clock
 from asrcore.units import format_time
 
 if TYPE_CHECKING:
@@ -33,13 +35,16 @@ def show(context: typer.Context, as_json: Json = False) -> None:
 
 
 @_clock.command("accept")
-def accept(context: typer.Context, as_json: Json = False) -> None:
+def accept(context: typer.Context, yes: Yes = False, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Accept the present time as right: recovery points are deleted by age again.
 
     Check the time of the engine's host first (`timedatectl`). The time during which no engine ran counts from now on.
     """
     with _session.engine(context) as opened:
-        now = time.time()
+        now, state = time.time(), opened.vault.clock_state()
+        plan = of_clock(now, state.text, held=state.held)
+        if not agreed(plan, yes=yes, dry_run=dry_run, as_json=as_json):
+            return
         accepted = opened.vault.accept_clock(now, f"the time {format_time(now)} was accepted as right")
         text = "accepted; recovery points are deleted by age again" if accepted else "the clock is not in doubt"
         _output.show({"accepted": accepted}, text, as_json=as_json)

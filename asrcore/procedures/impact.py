@@ -17,6 +17,7 @@ from asrcore.units import format_duration, format_size, format_time
 
 __all__ = [
     "Impact",
+    "of_clock",
     "of_commit",
     "of_machine_change",
     "of_planned",
@@ -215,6 +216,22 @@ def of_removal(kind: str, name: str) -> Impact:
     return Impact(f"{kind} remove", name, effects[kind], severe=False)
 
 
+def of_clock(now: float, doubt: str, *, held: bool) -> Impact:
+    """Of accepting the present time as right; `doubt`: why it is in doubt (`held`)."""
+    effects = (
+        f"The clock is in doubt: {doubt}",
+        "Recovery points are deleted by age again, by this time. If it is ahead of the right time, points are deleted "
+        "that should be kept.",
+    )
+    return Impact(
+        "clock accept",
+        format_time(now),
+        effects if held else ("The clock is not in doubt.",),
+        harmful=held,
+        severe=False,
+    )
+
+
 def of_revocation(role: str, name: str, serials: Sequence[str]) -> Impact:
     """Of revoking certificates and tokens of a component."""
     return Impact(
@@ -269,7 +286,7 @@ def _change(
 ) -> Impact:
     deletes = {name: points for name, points in deletes.items() if points}
     if deletes:
-        effects = (*effects, "The next cycle deletes the recovery points that are no longer kept.")
+        effects = (*effects, "The next cycles delete the recovery points that are no longer kept.")
     return Impact(verb, subject, effects, deletes=deletes, harmful=bool(deletes), severe=False)
 
 

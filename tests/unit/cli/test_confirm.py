@@ -115,6 +115,17 @@ def test_what_the_verb_would_refuse_is_refused_before_the_question(asr: Asr, pro
     assert asr("failover", "unplanned", "web", "--point", "none", "--dry-run")[1]["error"]["code"] == "point-not-found"
 
 
+def test_a_clock_in_doubt_is_accepted_only_by_a_person(asr: Asr, protected: MemoryWorld, tmp_path: Path) -> None:
+    assert asr("clock", "accept")[1] == {"accepted": False}, "there is nothing to lose"
+    with Vault.open(tmp_path / "vault.db") as vault:
+        vault.doubt_clock(1.0, "two days passed in a minute", boot="b", elapsed=1.0, anchors={}, gaps={})
+        assert asr("clock", "accept")[1]["error"]["code"] == "confirmation-needed"
+        assert "two days passed in a minute" in asr("clock", "accept", "--dry-run", as_json=False)[1]
+        assert vault.clock_state().held
+        assert asr("clock", "accept", "--yes")[1] == {"accepted": True}
+        assert not vault.clock_state().held
+
+
 def test_at_a_terminal_the_name_is_asked_for(
     asr: Asr, protected: MemoryWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
