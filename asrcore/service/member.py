@@ -14,7 +14,9 @@ from importlib.metadata import version
 import attrs
 
 from asrcore.errors import AsrError, ServerNameTaken, ServerReplaced, VaultInUse
+from asrcore.model.health import CLOCK_TOLERANCE
 from asrcore.service.assign import assign
+from asrcore.units import format_duration
 from asrcore.vault import SessionLock, Vault
 
 __all__ = ["BEATS", "LEASE", "LINGER", "Member", "ServerIdentity"]
@@ -64,6 +66,7 @@ class Member:
         self._lock = lock
         self._alone = alone
         self._ended = threading.Event()
+        self._skewed = False
         self._thread: threading.Thread | None = None
         self._beat_at = 0.0
         self._judges_at = 0.0
@@ -135,6 +138,7 @@ class Member:
             try:
                 self._beat()
                 self.plan()
+                self._compare_clocks()
             except (ServerReplaced, VaultInUse) as problem:
                 _log.error("%s; %s", problem, problem.action_text)
                 self._lost(problem)
@@ -143,6 +147,19 @@ class Member:
                 _log.error("%s; %s", problem, problem.action_text)
             except Exception:  # noqa: BLE001 - a defect in planning must not silence the server
                 _log.exception("assigning machines failed unexpectedly")
+
+    def _compare_clocks(self) -> None:
+        """Report once when this host's clock differs from the database's, and once when it no longer does."""
+        skew = self._vault.clock_skew(time.time)
+        if skew is None or (abs(skew) > CLOCK_TOLERANCE) is self._skewed:
+            return
+        self._skewed = not self._skewed
+        way = "ahead of" if skew > 0 else "behind"
+        text = f"the clock of {self._identity.host} agrees with the database's again"
+        if self._skewed:
+            text = f"the clock of {self._identity.host} is {format_duration(abs(skew))} {way} the database's"
+        _log.warning("%s", text)
+        self._vault.add_event(at=time.time(), machine="", kind="server", text=text)
 
     def _beat(self) -> None:
         """Renew the lease, and look after the lock."""

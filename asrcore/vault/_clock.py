@@ -126,7 +126,7 @@ class Clock(Registry):
             return None
         with self._read() as connection:
             before = clock()
-            there = float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
+            there = self._now(connection)
             return (before + clock()) / 2 - there
 
     def _clock_state(self, connection: Connection) -> ClockState:

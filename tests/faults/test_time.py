@@ -161,6 +161,18 @@ class Time(RuleBasedStateMachine):
         self.doubted = max(0.0, self.doubted + max(0.0, step) - noticed)
         self._look(cut)
 
+    @rule(seconds=st.sampled_from([20 * MINUTE, HOUR]), back=st.sampled_from([61.0, 15 * MINUTE]))
+    def the_clock_goes_back_while_the_source_is_lost(self, seconds: float, back: float) -> None:
+        self.time_passes(seconds, cut=True)
+        self.a_clock_is_set(-back, "engine", cut=True)
+
+    @rule(ahead=st.sampled_from([3 * DAY, 40 * DAY]), cut=st.booleans())
+    def the_engine_starts_before_its_clock_is_set_right(self, ahead: float, cut: bool) -> None:
+        self.the_engine_restarts(0.0, ahead, "another", cut)
+        self.a_clock_is_set(-ahead, "engine", cut)
+        for _ in range(2):
+            self.time_passes(HOUR + 1, cut)
+
     @rule()
     def replication_continues(self) -> None:
         """However wrong all clocks are, and whatever failed before: within a retry's longest wait there is a point."""
@@ -193,4 +205,4 @@ class Time(RuleBasedStateMachine):
 
 
 TestTime = Time.TestCase
-TestTime.settings = settings(max_examples=12, stateful_step_count=20, deadline=None, derandomize=True)
+TestTime.settings = settings(max_examples=10, stateful_step_count=15, deadline=None, derandomize=True)

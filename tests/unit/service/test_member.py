@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -205,3 +206,19 @@ def test_who_could_not_reach_the_vault_judges_nobody_for_a_lease(
     beat(vault)  # the other one is back as well
     until(lambda: False in spared)
     assert sorted(item.name for item in vault.servers()) == ["one", "other"]
+
+
+@pytest.mark.parametrize(("ahead", "way"), [(600.0, "ahead of"), (-600.0, "behind")])
+def test_a_wrong_clock_is_reported_once_and_so_is_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, way: str
+) -> None:
+    with Vault.create(tmp_path / "vault.db") as vault:
+        member = Member(vault, ServerIdentity("one", "s1", "host-1"), lambda problem: None)
+        member._compare_clocks()  # a file has this host's clock
+        for skew in (1.9, ahead, ahead, -1.9, 0.0):
+            monkeypatch.setattr(type(vault), "clock_skew", lambda vault, clock, skew=skew: skew)
+            member._compare_clocks()
+        assert [event.text for event in vault.events(kinds=["server"])] == [
+            f"the clock of host-1 is 10m 00s {way} the database's",
+            "the clock of host-1 agrees with the database's again",
+        ]

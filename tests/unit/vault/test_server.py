@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -45,6 +46,12 @@ def execute(url: str, statement: str) -> list[tuple[object, ...]]:
 
 def version(url: str) -> list[tuple[object, ...]]:
     return execute(url, "SELECT version_num FROM asr_version")
+
+
+def test_a_hosts_clock_is_compared_with_the_servers(empty: str) -> None:
+    with Vault.create(empty) as vault:
+        for ahead in (-600.0, 0.0, 90.0):
+            assert vault.clock_skew(lambda ahead=ahead: time.time() + ahead) == pytest.approx(ahead, abs=1)  # type: ignore[misc]
 
 
 def test_made_once_and_found_again(empty: str) -> None:
