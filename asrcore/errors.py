@@ -648,6 +648,20 @@ class VaultForbidden(VaultUnavailable):
     )
 
 
+class VaultPooled(AsrError):
+    code = "vault-pooled"
+    category = Category.VAULT
+    happened = "the vault at {url} is reached through a connection pooler that does not keep sessions: {detail}"
+    cause = (
+        "A lock and time limits are kept in sessions of PostgreSQL. pgbouncer in transaction or statement mode shares "
+        "a session among clients, and by default refuses the settings of one."
+    )
+    action = (
+        "Connect to PostgreSQL directly. If a pooler is needed, set `pool_mode = session` and "
+        "`ignore_startup_parameters = options` for this database in pgbouncer.ini."
+    )
+
+
 class WrongCycle(AsrError):
     code = "wrong-cycle"
     category = Category.INTEGRITY

@@ -20,6 +20,7 @@ from asrcore.errors import (
     NotAVault,
     VaultDamaged,
     VaultForbidden,
+    VaultPooled,
     VaultReadOnly,
     VaultUnavailable,
 )
@@ -176,6 +177,8 @@ def translated(place: Place, problem: DBAPIError | sqlite3.Error) -> AsrError | 
         if code in _SQLITE_UNAVAILABLE:
             return place.unavailable(cause)
         return None
+    if any(text in str(cause) for text in _POOLER_SAYS):
+        return VaultPooled(url=place.shown, detail=str(place.unavailable(cause or problem).attributes["detail"]))
     state = getattr(cause, "sqlstate", None) or ""
     passes = state[:2] in _UNAVAILABLE or state in (_NO_PRIVILEGE, *_OTHER_SCHEMA)
     if passes or isinstance(problem, OperationalError | InterfaceError):
@@ -183,6 +186,9 @@ def translated(place: Place, problem: DBAPIError | sqlite3.Error) -> AsrError | 
         return place.unavailable(cause or problem, kinds.get(state, VaultUnavailable))
     return None
 
+
+# pgbouncer, of what PostgreSQL accepts from a client; the second one in statement mode.
+_POOLER_SAYS = ("unsupported startup parameter", "transaction blocks not allowed in statement pooling mode")
 
 # Of PostgreSQL, https://www.postgresql.org/docs/current/errcodes-appendix.html. SQLAlchemy passes some of them on as
 # InternalError or ProgrammingError: what a standby answers, a transaction that was ended for its idleness, a privilege.

@@ -18,6 +18,7 @@ from asrcore.errors import NotAVault, VaultDamaged, VaultExists, VaultMoved, Vau
 from asrcore.vault._lock import lock_file
 from asrcore.vault._lock_server import keep_engines_out
 from asrcore.vault._place import Place
+from asrcore.vault._pooler import check_sessions
 from asrcore.vault._store import make_engine, recorded_version, translated
 from asrcore.vault._versions import APPLICATION_ID
 
@@ -77,6 +78,7 @@ def create_on_server(place: Place) -> None:
     """Make a vault in an empty PostgreSQL database. Raises VaultExists, NotAVault, VaultUnavailable."""
     engine = make_engine(place)
     try:
+        check_sessions(place, engine)
         with engine.connect() as connection, connection.begin():
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SETUP_KEY})
             if recorded_version(connection) is not None:

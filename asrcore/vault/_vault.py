@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 from sqlalchemy import Engine, inspect
 from sqlalchemy.engine import URL
@@ -20,10 +21,13 @@ from asrcore.vault._certificates import Certificates
 from asrcore.vault._cycles import Cycles
 from asrcore.vault._journal import Journal
 from asrcore.vault._place import Place
+from asrcore.vault._pooler import check_sessions
 from asrcore.vault._store import make_engine, recorded_version, translated
 from asrcore.vault._versions import REVISIONS
 
 __all__ = ["Vault"]
+
+T = TypeVar("T")
 
 # Device and inode of the files that this process has open. Reading one of them would drop the locks that SQLite holds
 # on it (POSIX: with the first descriptor that is closed), and another process might then fold its journal.
@@ -80,6 +84,8 @@ class Vault(Cycles, Journal, Certificates, Closing):
                 raise place.unavailable(problem) from problem
         engine = make_engine(place)
         try:
+            if place.path is None:
+                _translated(place, lambda: check_sessions(place, engine))
             found = _version(place, engine)
             if found not in REVISIONS:
                 raise VaultTooNew(url=place.shown, found=found, known=REVISIONS[-1])
@@ -206,18 +212,25 @@ def _opened_here(place: Place) -> tuple[int, int] | None:
     return None if found is None else (found.st_dev, found.st_ino)
 
 
-def _version(place: Place, engine: Engine) -> str:
+def _translated(place: Place, work: Callable[[], T]) -> T:
     try:
-        with engine.connect() as connection:
-            found = recorded_version(connection)
-            if found is not None:
-                return found
-            empty = not inspect(connection).get_table_names()
+        return work()
     except DBAPIError as problem:
         error = translated(place, problem)
         if error is None:
             raise
         raise error from problem
+
+
+def _version(place: Place, engine: Engine) -> str:
+    def look() -> tuple[str | None, bool]:
+        with engine.connect() as connection:
+            found = recorded_version(connection)
+            return found, found is None and not inspect(connection).get_table_names()
+
+    found, empty = _translated(place, look)
+    if found is not None:
+        return found
     if empty and place.path is None:
         raise VaultNotFound(url=place.shown)
     raise NotAVault(url=place.shown, detail="It has no schema version of a vault.")

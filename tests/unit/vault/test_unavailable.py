@@ -9,9 +9,9 @@ from contextlib import suppress
 import psycopg
 import pytest
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, InternalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
 
-from asrcore.errors import VaultForbidden, VaultReadOnly, VaultUnavailable
+from asrcore.errors import VaultForbidden, VaultPooled, VaultReadOnly, VaultUnavailable
 from asrcore.vault import Vault
 from asrcore.vault._place import Place
 from asrcore.vault._store import translated
@@ -122,6 +122,14 @@ def test_every_state_that_passes_is_known_however_it_is_wrapped(state: str, wrap
     assert isinstance(error, VaultUnavailable)
     assert "secret" not in str(error)
     assert error.retry
+
+
+@pytest.mark.parametrize(
+    "said", ["unsupported startup parameter: options", "transaction blocks not allowed in statement pooling mode"]
+)
+def test_what_a_pooler_says_is_known(said: str) -> None:
+    place = Place.of("postgresql://db/asr")
+    assert isinstance(translated(place, OperationalError("BEGIN", {}, psycopg.OperationalError(said))), VaultPooled)
 
 
 def test_a_defect_stays_a_defect() -> None:
