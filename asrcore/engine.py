@@ -53,6 +53,7 @@ from asrcore.replication.ids import new_id
 from asrcore.service import status
 from asrcore.service.member import Member, ServerIdentity
 from asrcore.service.status import MachineStatus
+from asrcore.service.waiting import waits_for
 from asrcore.vault import Job, Vault
 
 if TYPE_CHECKING:
@@ -521,12 +522,34 @@ class Engine(Closing):
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def wait(self, job: Job, on_change: Callable[[Job], None] | None = None, timeout: float | None = None) -> Job:
+    def wait(
+        self,
+        job: Job,
+        on_change: Callable[[Job], None] | None = None,
+        timeout: float | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Job:
         """Follow a job to its end, whoever runs it. Raises the job's error if it failed; TimedOut after `timeout`;
-        EngineStopped when the process that runs it ends and none takes its place."""
+        EngineStopped when the engine of a vault in a file ends and none takes its place.
+
+        `on_wait`: gets what the job waits for, every two seconds while no process works on it: the servers of a shared
+        vault may come back at any time.
+        """
         if self._jobs is not None:
             return self._jobs.wait(job.id, on_change, timeout)
-        return follow(self.vault, job.id, on_change, timeout, alive=lambda: self.vault.engine_holder() is not None)
+
+        def idle(now: Job) -> None:
+            if on_wait is not None and (text := self.waits_for(now)):
+                on_wait(text)
+
+        def alive() -> bool:
+            return self.vault.shareable or self.vault.engine_holder() is not None
+
+        return follow(self.vault, job.id, on_change, timeout, alive=alive, on_idle=idle)
+
+    def waits_for(self, job: Job) -> str:
+        """What a job waits for that no process works on: for example a server that is missing. Else empty."""
+        return waits_for(self.vault, job)
 
     def cancel(self, job: Job) -> None:
         """Request the job's cancellation; what it copied is kept for the next run."""

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from asrcore.vault import Job
 
 _REPLICATED_AFTER = ("protect", "resync", "reprotect", "failover-undo")
+_LAST_SEEN = ", last seen"  # what follows changes all the time
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 __all__ = ["INTERRUPTED", "default_vault", "engine", "finish", "result_of", "vault_url"]
@@ -94,10 +95,18 @@ def _figure(name: str, value: object) -> str:
 
 
 def _followed(opened: Engine, job: Job, *, quiet: bool) -> Job:
+    said = ""
+
+    def on_wait(text: str) -> None:
+        nonlocal said
+        if text.partition(_LAST_SEEN)[0] != said:
+            said = text.partition(_LAST_SEEN)[0]
+            _output.note(f"{job.kind} of {job.machine}: {text}")
+
     if quiet:
-        return opened.wait(job)
+        return opened.wait(job, on_wait=on_wait)
     if not sys.stderr.isatty():
-        return _followed_in_lines(opened, job)
+        return _followed_in_lines(opened, job, on_wait)
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
@@ -114,10 +123,10 @@ def _followed(opened: Engine, job: Job, *, quiet: bool) -> Job:
             work = f"{now.kind}: {now.step or 'waiting'}" + (f", {now.progress_work}" if now.progress_work else "")
             bar.update(task, description=work, completed=now.progress_done, total=now.progress_total or None)
 
-        return opened.wait(job, on_change)
+        return opened.wait(job, on_change, on_wait=lambda text: bar.update(task, description=f"{job.kind}: {text}"))
 
 
-def _followed_in_lines(opened: Engine, job: Job) -> Job:
+def _followed_in_lines(opened: Engine, job: Job, on_wait: Callable[[str], None]) -> Job:
     shown = ""
 
     def on_change(now: Job) -> None:
@@ -127,4 +136,4 @@ def _followed_in_lines(opened: Engine, job: Job) -> Job:
             shown = line
             _output.note(line)
 
-    return opened.wait(job, on_change)
+    return opened.wait(job, on_change, on_wait=on_wait)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import attrs
 
-from asrcore.errors import EngineStopped, TimedOut
+from asrcore.errors import EngineStopped, TimedOut, VaultUnavailable
 from asrcore.jobs._failure import error_of
 from asrcore.model.protection import Protection
 from asrcore.procedures.procedure import Arguments
@@ -19,6 +19,8 @@ from asrcore.vault import Job, JobState, Vault
 __all__ = ["Order", "arguments_of", "enqueue", "follow", "requested_by"]
 
 LOOK = 0.1  # seconds between polls of a followed job: one indexed read
+IDLE = 2.0  # seconds without a change after which it is said what a job waits for, and between two times
+AWAY = 60.0  # seconds that a vault may not answer until whoever follows a job gives up; the job itself continues
 PATIENCE = 10.0  # seconds without an engine until it counts as stopped: a service that restarts resumes the job
 
 
@@ -77,8 +79,10 @@ def follow(
     *,
     alive: Callable[[], bool] = lambda: True,
     pause: Callable[[float], object] | None = None,
+    on_idle: Callable[[Job], None] | None = None,
 ) -> Job:
-    """Wait until a job has ended; `on_change` gets every change that is seen, the first look and the last included.
+    """Wait until a job has ended; `on_change` gets every change that is seen, the first look and the last included, and
+    `on_idle` the job every two seconds in which it has not changed.
 
     `alive` says whether an engine works on the vault; `pause` waits that many seconds, or less. Raises the error of a
     job that failed or was cancelled, TimedOut after `timeout` seconds (the job continues), EngineStopped when no engine
@@ -87,9 +91,22 @@ def follow(
     began = time.monotonic()
     seen: Job | None = None
     missed_at: float | None = None
+    answered_at = idle_at = began
     pause = pause or threading.Event().wait
     while True:
-        job = vault.job(job_id)
+        try:
+            job = vault.job(job_id)
+            if job != seen:
+                idle_at = time.monotonic()
+            elif on_idle is not None and time.monotonic() - idle_at >= IDLE:
+                idle_at = time.monotonic()
+                on_idle(job)
+        except VaultUnavailable:
+            if time.monotonic() - answered_at >= AWAY:
+                raise
+            pause(LOOK)
+            continue
+        answered_at = time.monotonic()
         if on_change is not None and job != seen:
             on_change(job)
         seen = job

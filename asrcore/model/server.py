@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import attrs
 
-__all__ = ["ENGINE", "Placement", "Server"]
+__all__ = ["AT_TARGET", "ENGINE", "Placement", "Server"]
 
 ENGINE = "engine"
 """Name of the server that has a whole vault: the process of `asr run`."""
+AT_TARGET = frozenset({"failover-unplanned", "failover-commit"})
+"""Kinds of jobs that can be done without the source's site."""
 
 
 @attrs.frozen

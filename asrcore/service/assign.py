@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from asrcore.model.server import Placement, Server
+from asrcore.model.server import AT_TARGET, Placement, Server
 
-__all__ = ["SLACK", "assign"]
+__all__ = ["SLACK", "assign", "reached"]
 
 SLACK = 0.1
 """Servers count as balanced while the busiest has less than a tenth more than another: a move interrupts work."""
@@ -55,3 +55,8 @@ def _able(living: Sequence[Server], item: Placement) -> list[Server]:
     if both or not item.target_suffices:
         return both
     return [one for one in living if one.reaches(item.target_site)]
+
+
+def reached(kind: str, source: str, target: str) -> tuple[str, ...]:
+    """The sites that a server must reach for a job of this kind."""
+    return (target,) if kind in AT_TARGET else (source, target)

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, 
 
 from asrcore.errors import NotAssigned, ServerNameTaken, ServerReplaced, VaultInUse
 from asrcore.model.protection import Protection
-from asrcore.model.server import ENGINE, Placement, Server
+from asrcore.model.server import AT_TARGET, ENGINE, Placement, Server
 from asrcore.vault import _rows, _schema
 from asrcore.vault._store import Store, row_of
 from asrcore.vault._values import Assigned, JobState
@@ -28,7 +28,6 @@ Planner = Callable[[Sequence[Server], Sequence[Placement]], Mapping[str, str]]
 """Gives the changes to make: machine -> session."""
 
 _PLANNING_KEY = 0x41735258  # of PostgreSQL's advisory lock
-_AT_TARGET = ("failover-unplanned", "failover-commit")  # kinds of jobs that can be done without the source's site
 _ACTIVE = tuple(state.value for state in JobState if not state.ended)
 
 
@@ -169,7 +168,7 @@ class Servers(Store):
         working = select(_schema.jobs.c.number).where(
             _schema.jobs.c.machine == machines.c.name, _schema.jobs.c.state.in_(_ACTIVE)
         )
-        at_target = exists(working.where(_schema.jobs.c.kind.in_(_AT_TARGET)))
+        at_target = exists(working.where(_schema.jobs.c.kind.in_(sorted(AT_TARGET))))
         columns = (machines.c.id, machines.c.source_site, machines.c.target_site, table.c.session)
         statement = select(*columns, exists(pending) | exists(working), at_target).select_from(
             machines.outerjoin(table, table.c.protection_id == machines.c.id)

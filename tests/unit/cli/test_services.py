@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from asrcore.model.protection import Site
 from asrcore.pki.enrolment import fetch_text
 from asrcore.vault import Vault
 from asrcore.wire.tls import Identity
@@ -160,6 +161,8 @@ def test_a_process_server_and_its_log(tmp_path: Path, postgres: Cluster) -> None
     host = Host(tmp_path, url)
     host.asr("init")
     words = ("process-server", "--name", "ps1", "--site", "a", "--log-format", "json")
+    with Vault.open(url) as vault:
+        vault.add_site(Site("a", "memory", {}))
     with host.service(*words, says="process server ps1"), Vault.open(url) as vault:
         while not (found := vault.servers()):
             signal.sigtimedwait([], 0.05)
