@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,20 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from asrcore.errors import VaultUnavailable
+import asrcore.testing.memory
+from asrcore.driver import Fence
+from asrcore.engine import Engine
+from asrcore.errors import AsrError, VaultUnavailable
+from asrcore.model.machine import PowerState
+from asrcore.model.policy import Policy
 from asrcore.model.state import State
-from asrcore.vault import Vault
+from asrcore.plugins import Plugins
+from asrcore.service.member import ServerIdentity
+from asrcore.testing.memory import MemoryWorld
+from asrcore.testing.memory._inventory import MemoryInventory
+from asrcore.units import KiB
+from asrcore.vault import JobState, Vault
+from tests.postgres import Cluster, cluster
 from tests.unit.service.test_scheduler import Service
 
 
@@ -58,3 +70,60 @@ def test_an_error_that_is_no_error_of_the_catalogue_does_not_end_the_service(
     service.until(lambda: service.engine.vault.protection("web").last_cycle_at != before)
     assert service.thread.is_alive()
     assert len(asked) > 3
+
+
+# -- a database server that is stopped ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Cluster]:
+    with cluster() as made:
+        yield made
+
+
+def test_a_failover_continues_when_postgresql_is_back(server: Cluster) -> None:
+    """It is stopped when the source has just been switched off; the server's lease ends meanwhile."""
+    home, away = MemoryWorld("home"), MemoryWorld("away")
+    home.add_machine("web", {"vda": 64 * KiB}).start()
+    plugins, stop, problems = Plugins(), threading.Event(), list[Exception]()
+    assert plugins.register("memory", asrcore.testing.memory)
+    fenced, fence = threading.Event(), MemoryInventory.fence
+
+    def fence_and_wait(inventory: MemoryInventory, machine: str, mark: Fence) -> None:
+        fence(inventory, machine, mark)
+        if not fenced.is_set():
+            server.stop()
+            fenced.set()
+
+    with Engine.create(server.create(), plugins) as asking, Engine.open(asking.vault.url, plugins) as working:
+        asking.add_site("a", "memory", {"world": "home"})
+        asking.add_site("b", "memory", {"world": "away"})
+        asking.vault.add_policy(Policy("gold", interval=3600.0, point_interval=3600.0))
+
+        def serve() -> None:
+            try:
+                working.serve(ServerIdentity("one", "s1", "here", lease=1.0), stop)
+            except AsrError as problem:
+                problems.append(problem)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            asking.wait(asking.protect("web", source="a", target="b", policy="gold"), timeout=60)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(MemoryInventory, "fence", fence_and_wait)
+                job = asking.failover_unplanned("web")
+                assert fenced.wait(60)
+                assert home.machine("web").value.power is PowerState.OFF
+                threading.Event().wait(1.5)  # longer than the lease
+                server.start()
+                assert asking.wait(job, timeout=60).state is JobState.DONE
+            after = asking.vault.protection("web")
+            assert (after.state, after.attempt) == (State.FAILED_OVER, 0)
+            assert away.machine(str(after.target_machine)).value.power is PowerState.RUNNING
+            assert [item.session for item in asking.vault.servers()] == ["s1"]
+            assert str(asking.vault.engine_holder())
+        finally:
+            stop.set()
+            thread.join(60)
+        assert not problems
