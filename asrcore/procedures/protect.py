@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import attrs
 
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, NotReady, SiteUnreachable, UnsupportedOperation
+from asrcore.errors import AsrError, NotReady, SiteUnreachable, UnsupportedOperation, VaultUnavailable
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.protection import NetworkMap, Protection
 from asrcore.model.state import Event, State
@@ -124,6 +124,8 @@ def _disable_source(work: Work) -> None:
     protection = work.protection
     try:
         work.context.site(protection.source_site).source.keep_marks(protection.source_machine, [])
+    except VaultUnavailable:
+        raise  # nothing is known of the source: the step is run again
     except AsrError as problem:
         work.facts["source"] = f"marks may be left at {protection.source_site}: {problem}"
     reach("unprotect.source-released")
