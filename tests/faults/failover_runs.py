@@ -40,12 +40,12 @@ __all__ = ["FAULTS", "Fault", "Run", "Story"]
 
 @attrs.frozen
 class Fault:
-    """Calls at one site that fail, from the first on; `reply_lost`: what was asked is done all the same."""
+    """Calls at one site that fail, from the first on. `done`: those whose reply only is lost."""
 
     site: str
     operations: tuple[str, ...]
     error: AsrError
-    reply_lost: bool = False
+    done: tuple[str, ...] = ()
 
 
 _FAILED = DriverFailed(operation="a call", site="b", detail="injected")
@@ -56,6 +56,7 @@ _ALL_OF_TARGET = (
     *(f"failover.{name}" for name in ("promote", "undo", "tests", "stop_test")),
     *(f"inventory.{name}" for name in ("machine", "power_on", "power_off", "fenced")),
 )
+_AFTER_START = ("inventory.power_on", "failover.undo", "inventory.machine", "inventory.power_off")
 
 FAULTS: Mapping[str, Fault | None] = {
     "none": None,
@@ -64,15 +65,16 @@ FAULTS: Mapping[str, Fault | None] = {
     "cycle": Fault("b", ("replica.open_cycle",), TargetFull(where="b", detail="injected")),
     "seal": Fault("b", ("writer.seal",), _LOST),
     "promote": Fault("b", ("failover.promote",), _FAILED),
-    "promote-reply": Fault("b", ("failover.promote",), _LOST, reply_lost=True),
+    "promote-reply": Fault("b", ("failover.promote",), _LOST, done=("failover.promote",)),
     "promote-undo": Fault("b", ("failover.promote", "failover.undo"), _FAILED),
-    "promote-undo-reply": Fault("b", ("failover.promote", "failover.undo"), _LOST, reply_lost=True),
-    "start": Fault("b", ("inventory.power_on",), _FAILED),
-    "start-reply": Fault("b", ("inventory.power_on",), _LOST, reply_lost=True),
-    "start-undo": Fault("b", ("inventory.power_on", "failover.undo"), _FAILED),
-    "start-reply-undo": Fault(
-        "b", ("inventory.power_on", "failover.undo", "inventory.machine", "inventory.power_off"), _LOST, reply_lost=True
+    "promote-undo-reply": Fault(
+        "b", ("failover.promote", "failover.undo"), _LOST, done=("failover.promote", "failover.undo")
     ),
+    "start": Fault("b", ("inventory.power_on",), _FAILED),
+    "start-reply": Fault("b", ("inventory.power_on",), _LOST, done=("inventory.power_on",)),
+    "start-undo": Fault("b", ("inventory.power_on", "failover.undo"), _FAILED),
+    "start-reply-lost": Fault("b", _AFTER_START, _LOST, done=("inventory.power_on",)),
+    "start-reply-undo-reply": Fault("b", _AFTER_START, _LOST, done=("inventory.power_on", "failover.undo")),
     "target-lost": Fault("b", _ALL_OF_TARGET, _LOST),
     "stop": Fault("a", ("inventory.power_off",), ShutdownFailed(machine="web", seconds=1.0)),
     "fence": Fault("a", ("inventory.fence",), _FAILED),
@@ -130,6 +132,7 @@ class Run:
         self.rig = rig
         self.faults = {"a": Faults(), "b": Faults()}
         self._patch = monkeypatch
+        self._cannot_ask = False
         self._engine = self._open()
 
     def _open(self) -> DirectEngine:
@@ -141,8 +144,9 @@ class Run:
     def fail(self, fault: Fault | None) -> None:
         """Let the fault happen from now on."""
         if fault is not None:
-            when = When.AFTER if fault.reply_lost else When.BEFORE
+            self._cannot_ask = fault.site == "b" and "inventory.machine" in fault.operations
             for operation in fault.operations:
+                when = When.AFTER if operation in fault.done else When.BEFORE
                 self.faults[fault.site].add(operation, fault.error, times=10_000, when=when)
 
     def repair(self) -> None:
@@ -175,8 +179,12 @@ class Run:
         return self._engine.status()[0]
 
     def check_never_both(self) -> None:
-        """At any time; but for a source whose fence is owed, because it could not be stopped."""
-        assert len(self.running) <= 1 or self.protection.fence_due, "it runs at both sites"
+        """At any time; but for a source whose fence is owed, because it could not be stopped, and for a target that
+        cannot even be asked at an undo: then a person has decided which one counts."""
+        protection = self.protection
+        owed = protection.fence_due and not protection.undo_due
+        owed = owed or (self._cannot_ask and (protection.undo_due or protection.state is State.UNDOING))
+        assert len(self.running) <= 1 or owed, "it runs at both sites"
 
     def check(self) -> None:
         """When no job works on the machine."""
@@ -260,6 +268,7 @@ class Run:
         scheduler = Scheduler(self._engine.context, lambda kind, protection, arguments: None)
         if self.protection.undo_due:
             scheduler._finish_undo(self.protection, Watch())
+        self._cannot_ask = self._cannot_ask and self.protection.undo_due
         self.check()
 
     def reached(self) -> list[str]:
