@@ -100,6 +100,7 @@ class Channel:
         except BaseException as problem:
             self._ended(problem)
             carrier.close()
+            self._buffer = bytearray()
             if isinstance(problem, Exception):
                 raise as_error(problem, self.peer) from problem
             raise
@@ -305,6 +306,7 @@ class Channel:
                 self._take(frame)
         except Exception as problem:  # noqa: BLE001 - whatever it is, it ends this connection and nothing else
             self._ended(problem)
+            problem.__traceback__ = None  # it may be `error`, and its frames hold this channel and its buffer
         finally:
             self._finish()
 
@@ -463,6 +465,7 @@ class Channel:
             except Exception:  # noqa: BLE001 - the connection is over all the same
                 _log.exception("cleaning up after %s", self.peer)
         self._carrier.close()
+        self._buffer = bytearray()
         self._after()
 
     def close(self, reason: str = "", detail: str = "the connection was closed") -> None:

@@ -116,6 +116,7 @@ class Listener:
         except Full:
             self.log.warning("connection from %s refused: its component has too many at work", place.peer)
         except (AsrError, ConnectionLost) as problem:
+            _forget(problem)
             if not place.refused:
                 self.log.warning("connection from %s refused: %s", place.peer, problem)
         except Exception:
@@ -173,6 +174,14 @@ class Listener:
             self._looking.join()
         for channel in self.channels:
             channel.close("stopped", "the service ends")
+
+
+def _forget(problem: BaseException | None) -> None:
+    """Release what the frames of its tracebacks hold, such as buffers: in a circle, they would wait for the garbage
+    collector, which runs seldom. 850 connections without a hello kept 66 MiB."""
+    while problem is not None:
+        problem.__traceback__ = None
+        problem = problem.__cause__ or problem.__context__
 
 
 def _about() -> Mapping[str, Any]:
