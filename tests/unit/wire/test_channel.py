@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
 import socket
+import ssl
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -210,6 +214,36 @@ def test_who_sends_no_hello_is_ended(place: Place, monkeypatch: pytest.MonkeyPat
     carrier.close()
     wait_until(lambda: not listener._gate._all, "its place is free")
     listener.close()
+
+
+def test_who_sends_no_hello_leaves_no_memory_in_use(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asrcore.wire.listener.HELLO_SECONDS", 0.0)
+    listener = place.listener()
+    context = place.agent.context(server=False)
+
+    def come_and_go() -> None:
+        with (
+            socket.create_connection((listener.address.host, listener.address.port), 10) as plain,
+            context.wrap_socket(plain) as encrypted,
+            contextlib.suppress(ssl.SSLError, ConnectionError),
+        ):
+            while encrypted.recv(65536):
+                pass
+        wait_until(lambda: not listener._gate._all, "its place is free")
+
+    come_and_go()
+    gc.disable()  # the service collects seldom
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(20):
+            come_and_go()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+        listener.close()
+    assert grown < 20 * 32 * 1024, "the buffer of a channel has 64 KiB"
 
 
 def test_the_connection_without_a_request_for_longest_is_closed_for_a_new_one(place: Place) -> None:
