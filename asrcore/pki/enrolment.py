@@ -33,6 +33,7 @@ from asrcore.errors import (
 )
 from asrcore.files import write_private
 from asrcore.pki.request import LIFETIME, Issued, Key, Token, make_request
+from asrcore.units import DAY
 from asrcore.wire.tls import Component, Identity, Role, check_role, refusal
 
 __all__ = ["Renewed", "fetch_text", "install", "installed", "join", "key_in", "pack", "renew", "unpack", "write_public"]
@@ -110,7 +111,8 @@ def join(token: Token, url: str, directory: str | Path) -> Component:
 
 
 def renew(directory: str | Path, *, force: bool = False, now: float | None = None) -> Renewed:
-    """Fetch the newest revocation list, and another certificate when less than a third of its time is left.
+    """Fetch the newest revocation list, and another certificate when less than a third of its time is left, or more
+    than there can be.
 
     Raises IdentityUnusable, SiteUnreachable, and what TLS or the authority refuses.
     """
@@ -120,7 +122,8 @@ def renew(directory: str | Path, *, force: bool = False, now: float | None = Non
     certificate, url = installed(directory)
     expires = certificate.not_valid_after_utc.timestamp()
     now = time.time() if now is None else now
-    due = force or expires - now < LIFETIME / 3
+    # One with more than its lifetime left was issued, or is looked at, with a wrong clock.
+    due = force or not LIFETIME / 3 <= expires - now <= LIFETIME + DAY
     if due:
         request = make_request(key_in(directory))
         issued = _issued(_call(identity, url, "POST", "/v1/renew", {"request": request}, listed=False), url)

@@ -20,6 +20,7 @@ from asrcore.crashpoint import reach
 from asrcore.errors import AsrError, NoPlannedFailover, PointNotFound, TargetNotReady, TrackingLost
 from asrcore.model.event import FailoverKind
 from asrcore.model.finding import Severity
+from asrcore.model.health import rpo
 from asrcore.model.machine import PowerState
 from asrcore.model.protection import Protection
 from asrcore.model.state import Event, State, allowed
@@ -69,7 +70,8 @@ def _unplanned_begin(work: Work) -> None:
     point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)
     _check_target(work, point.id)
     _begin_failover(work, FailoverKind.UNPLANNED, failover_point=point.id, planned=False)
-    work.facts["seconds_lost"] = round(work.context.clock() - point.taken_at, 3)
+    lost = rpo(point, work.context.clock())
+    work.facts["seconds_lost"] = None if lost is None else round(lost, 3)
 
 
 def _check_target(work: Work, point_id: str | None) -> None:
@@ -256,7 +258,7 @@ def _finish(work: Work) -> None:
         protection = work.context.vault.transition(protection.id, Event.FAILED_OVER)
     reach("failover.finished")
     started = work.facts.get("started_at")
-    if isinstance(started, float):
+    if isinstance(started, float) and started <= work.context.clock():  # else the clock went back meanwhile
         work.facts["rto_seconds"] = round(work.context.clock() - started, 3)
     kind = FailoverKind.PLANNED if protection.planned else FailoverKind.UNPLANNED
     work.context.plugins.after_failover(protection, kind)

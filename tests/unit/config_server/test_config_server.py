@@ -250,6 +250,7 @@ def test_renewal_comes_before_the_end(office: Office) -> None:
     assert (identity.directory / "certificate.pem").read_text() != former
     assert office.get(identity, "/v1/health")
     assert enrolment.renew(identity.directory, force=True).expires_at >= done.expires_at
+    assert enrolment.renew(identity.directory, now=expires - 95 * 86400).certificate, "it was issued in the future"
 
 
 def test_a_renewal_fetches_what_was_revoked(office: Office) -> None:
