@@ -30,6 +30,7 @@ from asrcore.procedures.give_back import (
     finish_undo,
     release_source,
     runs_at_target,
+    try_undo,
 )
 from asrcore.procedures.points import choose_point
 from asrcore.procedures.procedure import Procedure, Step, Work
@@ -64,8 +65,13 @@ def _planned_begin(work: Work) -> None:
 def _unplanned_begin(work: Work) -> None:
     protection = work.protection
     allowed(protection.name, protection.state, Event.FAIL_OVER)
-    if protection.undo_due and (left := clean_target(work.context, protection)) is not None:
-        raise left  # what the machine wrote after the former failover would be in this one
+    if protection.undo_due:
+        left, unreleased = try_undo(work.context, protection)
+        if left is not None:
+            raise left  # what the machine wrote after the former failover would be in this one
+        if unreleased is not None:  # the source is lost; it must not be forgotten if this failover is taken back
+            work.facts["source_to_start"] = not protection.fence_due
+            work.save()
     adopt_sealed(work.context, protection)
     point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)
     _check_target(work, point.id)
@@ -104,12 +110,15 @@ def _begin_failover(work: Work, kind: FailoverKind, *, failover_point: str | Non
     vault, protection = work.context.vault, work.protection
     allowed(protection.name, protection.state, Event.FAIL_OVER)
     work.context.plugins.before_failover(protection, kind)
+    begins = protection.state is not State.FAILING_OVER  # else it is repeated, and may have a machine at the target
     protection = vault.transition(
         protection.id,
         Event.FAIL_OVER,
         epoch=protection.epoch + 1,
         failover_point=failover_point,
         planned=planned,
+        target_machine=None if begins else protection.target_machine,
+        fence_due=not begins and protection.fence_due,
     )
     reach("failover.begun")
     work.facts["started_at"] = work.context.clock()
@@ -153,12 +162,15 @@ def _take_back(work: Work, problem: Exception, *, cleans: bool) -> None:
     # Released before it is recorded: killed in between, the step is run again and stops the source again.
     unreleased = release_source(context, protection, start=start) if protection.planned else None
     owed = {place: str(why) for place, why in (("target", left), ("source", unreleased)) if why is not None}
+    if "source_to_start" in work.facts:
+        start = bool(work.facts["source_to_start"])
+        owed["source"] = "it is not released since the failover before this one"
     context.vault.transition(
         protection.id,
         Event.ABORT_FAILOVER,
         failover_point=protection.failover_point if owed else None,
         target_machine=(protection.target_machine or protection.source_machine) if owed else None,
-        fence_due=bool(owed) and not (start and unreleased is not None),
+        fence_due=bool(owed) and not (start and "source" in owed),
     )
     reach("failover.aborted")
     work.facts.update(owed)

@@ -17,7 +17,14 @@ from asrcore.model.machine import PowerState
 from asrcore.model.protection import Protection
 from asrcore.replication.context import Context
 
-__all__ = ["NO_FAILURE_OF_A_SITE", "clean_target", "finish_undo", "release_source", "runs_at_target"]
+__all__ = [
+    "NO_FAILURE_OF_A_SITE",
+    "clean_target",
+    "finish_undo",
+    "release_source",
+    "runs_at_target",
+    "try_undo",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -82,20 +89,25 @@ def release_source(context: Context, protection: Protection, *, start: bool) -> 
 def finish_undo(context: Context, protection_id: str) -> None:
     """Do what an undo or a failover that was taken back still owes to a site. Raises the first site's error."""
     protection = context.vault.protection(protection_id)
-    if not protection.undo_due:
-        return
+    if protection.undo_due:
+        left, unreleased = try_undo(context, protection)
+        if (problem := left or unreleased) is not None:
+            raise problem
+
+
+def try_undo(context: Context, protection: Protection) -> tuple[AsrError | None, AsrError | None]:
+    """The same, of a machine for which an undo is due; why target and source cannot do their parts."""
     left = clean_target(context, protection)
     unreleased = release_source(context, protection, start=not protection.fence_due)
-    problem = left or unreleased
-    if problem is not None:
-        if unreleased is None and not protection.fence_due:
-            context.vault.update(protection.id, fence_due=True)  # if a person stops it now, it stays off
-        raise problem
-    context.vault.update(protection.id, failover_point=None, target_machine=None, fence_due=False)
-    reach("undo.completed")
-    context.vault.add_event(
-        at=context.clock(),
-        machine=protection.name,
-        kind="failover",
-        text="the undo is complete: source and target are as before the failover",
-    )
+    if left is None and unreleased is None:
+        context.vault.update(protection.id, failover_point=None, target_machine=None, fence_due=False)
+        reach("undo.completed")
+        context.vault.add_event(
+            at=context.clock(),
+            machine=protection.name,
+            kind="failover",
+            text="the undo is complete: source and target are as before the failover",
+        )
+    elif unreleased is None and not protection.fence_due:
+        context.vault.update(protection.id, fence_due=True)  # if a person stops it now, it stays off
+    return left, unreleased

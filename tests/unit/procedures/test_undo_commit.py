@@ -10,7 +10,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.state import State
 from asrcore.model.watch import Watch
 from asrcore.service.due import cycle_at
-from asrcore.service.scheduler import Scheduler
+from asrcore.service.scheduler import Scheduler, _to_fence
 from tests.unit.rig import Rig, facts
 
 
@@ -132,4 +132,46 @@ def test_unprotect_completes_an_undo_at_the_target(protected: Rig) -> None:
     protected.away.restore()
     protected.engine.unprotect("web")
     assert protected.engine.machines("b") == []
+    assert protected.power("a") is PowerState.RUNNING
+
+
+def test_a_failover_after_an_owed_undo_takes_nothing_either(protected: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source runs again since the undo; that the undo was owed must not fence it."""
+    protected.engine.failover_unplanned("web")
+    protected.away.cut()
+    protected.engine.failover_undo("web")
+    protected.away.restore()
+    seen: list[object] = []
+
+    def fails(*given: object) -> None:
+        seen.append(_to_fence(protected.protection))
+        raise DriverFailed(operation="making a machine", site="b", detail="injected")
+
+    monkeypatch.setattr(type(protected.engine.context.site("b").failover), "promote", fails)
+    with pytest.raises(DriverFailed):
+        protected.engine.failover_unplanned("web")
+    assert seen == [None]
+    assert protected.protection.state is State.PROTECTED
+    assert not _owes(protected)
+    assert protected.power("a") is PowerState.RUNNING
+
+
+def test_a_lost_source_is_released_even_if_the_next_failover_fails(
+    protected: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protected.engine.failover_planned("web")
+    protected.home.cut()
+    protected.engine.failover_undo("web")
+
+    def fails(*given: object) -> None:
+        raise DriverFailed(operation="making a machine", site="b", detail="injected")
+
+    monkeypatch.setattr(type(protected.engine.context.site("b").failover), "promote", fails)
+    with pytest.raises(DriverFailed):
+        protected.engine.failover_unplanned("web")
+    assert protected.protection.state is State.PROTECTED
+    assert _owes(protected)
+    protected.home.restore()
+    protected.engine.replicate("web")
+    assert not _owes(protected)
     assert protected.power("a") is PowerState.RUNNING
