@@ -246,11 +246,8 @@ class Engine(Closing):
         """Encrypt secrets that an earlier version recorded in clear."""
         for site in self.vault.sites():
             if site.driver in self.plugins.drivers and self.vault.seal_site(site.name, self._secret(site.driver)):
-                _log.warning(
-                    "the secret settings of site %s are encrypted from now on; copies of the vault that were made "
-                    "before still hold them unencrypted",
-                    site.name,
-                )
+                text = "encrypted from now on; earlier copies of the vault still hold them unencrypted"
+                _log.warning("the secret settings of site %s are %s", site.name, text)
 
     def _prove(self, site: Site) -> None:
         with self.plugins.connect(site.driver, site.name, site.settings) as connected:
@@ -578,13 +575,10 @@ def _changed(
     old: Protection, policy: str | None, networks: Mapping[str, str] | None, test_network: str | None
 ) -> Protection:
     """A protection with those of the changes that are given."""
-    merged = {source: target for source, target in {**old.networks.networks, **(networks or {})}.items() if target}
-    return attrs.evolve(
-        old,
-        policy=old.policy if policy is None else policy,
-        networks=NetworkMap(merged),
-        test_network=old.test_network if test_network is None else test_network,
-    )
+    networks_then = old.networks.changed(networks or {})
+    policy_then = old.policy if policy is None else policy
+    test_then = old.test_network if test_network is None else test_network
+    return attrs.evolve(old, policy=policy_then, networks=networks_then, test_network=test_then)
 
 
 def _person() -> str:

@@ -40,6 +40,10 @@ class NetworkMap:
         """The target's network for a source's."""
         return self.networks.get(network, network)
 
+    def changed(self, names: Mapping[str, str]) -> NetworkMap:
+        """With these mappings added or replaced; "" removes one."""
+        return NetworkMap({source: target for source, target in {**self.networks, **names}.items() if target})
+
 
 class CycleMode(Enum):
     """What a cycle sends."""
