@@ -101,8 +101,10 @@ def follow(
             elif on_idle is not None and time.monotonic() - idle_at >= IDLE:
                 idle_at = time.monotonic()
                 on_idle(job)
+            lives = job.state.ended or alive()
         except VaultUnavailable:
-            if time.monotonic() - answered_at >= AWAY:
+            now = time.monotonic()
+            if now - answered_at >= AWAY or (timeout is not None and now - began >= timeout):
                 raise
             pause(LOOK)
             continue
@@ -118,7 +120,7 @@ def follow(
         now = time.monotonic()
         if timeout is not None and now - began >= timeout:
             raise TimedOut(operation=f"job {job.id} ({job.kind})", seconds=timeout, detail="The job is still running.")
-        if alive():
+        if lives:
             missed_at = None
         elif missed_at is None:
             missed_at = now

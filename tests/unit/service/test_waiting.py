@@ -125,8 +125,17 @@ def test_who_follows_a_job_hears_of_it_and_bears_a_vault_that_blinks(
         return job(mine, job_id)
 
     monkeypatch.setattr(Vault, "job", answer)
+    asked: list[bool] = []
+
+    def alive() -> bool:
+        asked.append(True)
+        if len(asked) == 3:
+            raise VaultUnavailable(url=vault.url, detail="again")
+        return True
+
     with pytest.raises(TimedOut):
-        follow(vault, "j1", timeout=0.5, on_idle=lambda now: heard.append(now.id))
+        follow(vault, "j1", timeout=0.5, on_idle=lambda now: heard.append(now.id), alive=alive)
+    assert len(asked) > 3
     assert set(heard) == {"j1"}
     monkeypatch.setattr(_record, "AWAY", 0.2)
     left.extend(range(1000))
