@@ -53,14 +53,12 @@ class _Known:
 
 
 class Aging:
-    """Thread-safe. `clock`: seconds since the epoch; `elapsed`: those of the monotonic clock, counted from `run`."""
+    """Thread-safe. `clocks`: seconds since the epoch, and those of the monotonic clock, counted from the start of the
+    host's `run`."""
 
-    def __init__(
-        self, vault: Vault, clock: Callable[[], float], elapsed: Callable[[], float], run: str | None = None
-    ) -> None:
+    def __init__(self, vault: Vault, clocks: Callable[[], tuple[float, float]], run: str | None = None) -> None:
         self._vault = vault
-        self._clock = clock
-        self._elapsed = elapsed
+        self._clocks = clocks
         self._run = run or host_run()
         self._lock = threading.RLock()
         self._ahead: float | None = None
@@ -74,7 +72,7 @@ class Aging:
         Returns whether the clock is trusted.
         """
         with self._lock:
-            now, elapsed = self._clock(), self._elapsed()
+            now, elapsed = self._clocks()
             if self._ahead is None:
                 self._ahead = now - elapsed
             moved = now - elapsed - self._ahead
@@ -91,7 +89,7 @@ class Aging:
             since = state.elapsed if state.boot == self._run else self._seen_at
             if elapsed - since < HELD_FOR:
                 return False
-            skew = self._vault.clock_skew(self._clock)
+            skew = self._vault.clock_skew(lambda: self._clocks()[0])
             if skew is not None and abs(skew) > SERVER_SKEW:
                 return False
             text = f"the clock has held since {format_time(now - (elapsed - since))} and is trusted again"
@@ -106,7 +104,7 @@ class Aging:
             if not new:
                 return
             heads, state = self._vault.counts(), self._vault.clock_state()
-            now, elapsed = self._clock(), self._elapsed()
+            now, elapsed = self._clocks()
             gaps: dict[str, float] = {}
             back = 0.0
             for machine, interval in new:
@@ -137,7 +135,7 @@ class Aging:
             if head is None:
                 return None
             self.meet([(machine, interval)])
-            at = self._known[machine].at(self._elapsed() if elapsed is None else elapsed)
+            at = self._known[machine].at(self._clocks()[1] if elapsed is None else elapsed)
             return max(at, head.counted)
 
     def recorded(self, machine: str, point: str, counted: float, elapsed: float) -> None:

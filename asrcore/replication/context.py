@@ -31,8 +31,8 @@ def host_uptime() -> float:
 
 
 class Context:
-    """Shared by everything that an engine runs. `clock` gives seconds since the epoch; `monotonic` counts seconds and
-    is never set. By default they are those of the host; a `clock` that is given alone counts as monotonic as well.
+    """Shared by everything that an engine runs. `clock` gives seconds since the epoch; `elapsed` counts seconds from an
+    arbitrary beginning and is never set: by it everything is waited for.
 
     `plugins`: by default the installed ones, loaded when they are first needed.
     """
@@ -42,12 +42,12 @@ class Context:
         vault: Vault,
         plugins: Plugins | None = None,
         clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] | None = None,
+        elapsed: Callable[[], float] = host_uptime,
     ) -> None:
         self.vault = vault
         self.clock = clock
-        self.monotonic = monotonic
-        self.aging = Aging(vault, self._now, self.elapsed)
+        self.elapsed = elapsed
+        self.aging = Aging(vault, lambda: (self.clock(), self.elapsed()))
         self.locks = MachineLocks()
         self._plugins = plugins
         self._loading = threading.Lock()
@@ -65,15 +65,6 @@ class Context:
             if self._plugins is None:
                 self._plugins = plugins.load()
             return self._plugins
-
-    def elapsed(self) -> float:
-        """Seconds by the monotonic clock, from an arbitrary beginning: for everything that is waited for."""
-        if self.monotonic is not None:
-            return self.monotonic()
-        return host_uptime() if self.clock is time.time else self.clock()
-
-    def _now(self) -> float:
-        return self.clock()
 
     def site(self, name: str) -> driver.Site:
         """The connected site; connects at first use and when its settings were changed, by any process.

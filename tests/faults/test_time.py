@@ -84,7 +84,7 @@ class Time(RuleBasedStateMachine):
 
     def _begin(self) -> None:
         engine = self.rig.engine
-        engine.context.monotonic = self.rig.clock
+        engine.context.elapsed = self.rig.clock
         engine.context.clock = lambda: self.rig.clock() + self.ahead["engine"]
         self.service = Scheduler(engine.context, engine._submit)
         self.service._cycles = self.service._fences = _Here()  # type: ignore[assignment]

@@ -79,7 +79,7 @@ class Rig:
 
     def _engine(self) -> DirectEngine:
         opened = DirectEngine.open(self.vault, self.plugins)
-        opened.context.clock = self.clock
+        opened.context.clock = opened.context.elapsed = self.clock
         return opened
 
     def protect(self) -> None:

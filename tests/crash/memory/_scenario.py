@@ -179,7 +179,7 @@ def _after_a_day(stage: Workspace) -> None:
     _life(5, hours=30)(stage)
     with stage.vault() as vault:
         (protection,) = vault.protections()
-        Context(vault, clock=stage.clock).aging.meet([(protection.id, POLICY.interval)])
+        Context(vault, clock=stage.clock, elapsed=stage.clock).aging.meet([(protection.id, POLICY.interval)])
         assert vault.accept_clock(stage.clock(), "right")
         stage.note(**{"old points": _expired(stage, vault.points(protection.id))})
 

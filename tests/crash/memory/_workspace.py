@@ -80,7 +80,7 @@ class Workspace:
         folder.mkdir()
         stage = cls(folder)
         with Engine.create(str(stage.vault_path), _plugins()) as engine:
-            engine.context.clock = stage.clock
+            engine.context.clock = engine.context.elapsed = stage.clock
             for name, world in stage.worlds.items():
                 engine.add_site(name, "memory", {"world": world.name, "path": str(folder / world.name)})
             engine.vault.add_policy(POLICY)
@@ -102,7 +102,9 @@ class Workspace:
     def engine(self) -> Engine:
         """An engine that is not started."""
         # The sites' settings name the folder where the scenario was first run; worlds are found by name first.
-        return Engine(self.vault(), _plugins(), self.clock)
+        engine = Engine(self.vault(), _plugins(), self.clock)
+        engine.context.elapsed = self.clock
+        return engine
 
     # -- notes of the test -------------------------------------------------------------------------------------------
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import attrs
 import pytest
 
 from asrcore.model.policy import Policy
 from asrcore.replication import aging
-from asrcore.replication.context import Context
 from asrcore.service import status
 from asrcore.units import DAY, HOUR, MINUTE
-from tests.unit.rig import Clock, Rig
+from tests.unit.rig import Rig
 
 
 class Host:
@@ -26,7 +22,7 @@ class Host:
 
     def begin(self) -> None:
         context = self.rig.engine.context
-        context.monotonic = self.true
+        context.elapsed = self.true
         context.clock = lambda: self.true() + self.ahead
 
     def restart(self, run: str = "") -> None:
@@ -227,12 +223,3 @@ def test_a_server_whose_clock_is_not_the_databases_is_not_trusted(host: Host, mo
 def test_the_hosts_monotonic_clock_and_its_run_are_the_same_in_each_process() -> None:
     assert aging.host_run() == aging.host_run()
     assert len(aging.host_run()) > 8
-
-
-def test_a_clock_that_is_given_alone_counts_as_monotonic(tmp_path: Path, rig: Rig) -> None:
-    clock = Clock()
-    context = Context(rig.engine.vault, rig.plugins, clock)
-    assert context.aging.watch()
-    clock.now += 30 * DAY
-    assert context.aging.watch()
-    assert attrs.evolve(context.vault.clock_state(), number=0) == context.vault.clock_state()

@@ -59,7 +59,7 @@ def test_an_interrupted_copy_is_resumed_whatever_the_sources_clock_says(
 def test_a_clock_that_is_set_during_a_cycle_moves_its_instants(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.protect()
     ahead = 3600.0
-    rig.engine.context.monotonic = rig.clock
+    rig.engine.context.elapsed = rig.clock
     rig.engine.context.clock = lambda: rig.clock() + ahead
     opened = type(rig.engine.context.site("a").source).open_view
 

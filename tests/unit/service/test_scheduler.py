@@ -121,7 +121,7 @@ def test_a_source_that_returns_is_put_down_and_kept_down(service: Service) -> No
 @pytest.mark.parametrize("step", [-86400.0, 86400.0])
 def test_replication_and_fences_do_not_wait_for_a_clock_that_was_set(service: Service, step: float) -> None:
     context, offset = service.engine.context, max(0.0, -step)
-    context.monotonic, context.clock = time.monotonic, lambda: time.time() + offset
+    context.elapsed, context.clock = time.monotonic, lambda: time.time() + offset
     service.engine.wait(service.engine.replicate("web"), timeout=60)
     head = service.engine.vault.protection("web").head_point
     offset += step
@@ -239,7 +239,7 @@ def test_a_replica_is_verified_and_repaired_automatically(service: Service, monk
 
 def test_saturation_is_reported_once_and_so_is_its_end(service: Service) -> None:
     at = 1000.0
-    context = Context(service.engine.vault, service.engine.plugins, monotonic=lambda: at)
+    context = Context(service.engine.vault, service.engine.plugins, elapsed=lambda: at)
     reported = scheduler.Scheduler(context, lambda kind, protection, arguments: None)
 
     def tell(load: Load, now: float) -> None:

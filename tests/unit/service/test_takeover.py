@@ -57,7 +57,7 @@ class Pair:
 
     def server(self, name: str) -> DirectEngine:
         engine = DirectEngine.open(self.rig.vault, self.rig.plugins)
-        engine.context.clock = self.rig.clock
+        engine.context.clock = engine.context.elapsed = self.rig.clock
         engine.vault.join(name, f"s-{name}", host="here", sites=None, lease=60.0)
         return engine
 
