@@ -72,6 +72,7 @@ class Service:
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setattr(scheduler, "TICK", 0.05)
     monkeypatch.setattr(scheduler, "FENCE_EVERY", 0.2)
+    monkeypatch.setattr(scheduler, "VERIFY_LOOK", 0.2)
     made = Service(tmp_path)
     made.engine.wait(made.engine.protect("web", source="a", target="b", policy="gold"), timeout=60)
     yield made
