@@ -205,8 +205,8 @@ class ReplicaDirNotMounted(AsrError):
     )
     action = (
         "Mount it; replication continues within a minute. If the replicas were moved there from another directory, "
-        "copy its file `.asr-replicas` as well. To begin with an empty directory: `asr site update {site} --set "
-        "replica_mark=`."
+        "copy its file `.asr-replicas` as well. To begin with an empty directory, clear the setting: `asr site update "
+        "{site} --set replica_mark=`, or the option of `asr master-target`."
     )
 
 
@@ -529,7 +529,10 @@ class ReplicaPromoted(AsrError):
         "Writing to it would overwrite what the failed-over machine stands on. If `asr status` does not show the "
         "failover, this vault is older than the replica: it was restored from a backup."
     )
-    action = "Commit the failover with `asr failover commit`, or take it back with `asr failover undo`, then retry."
+    action = (
+        "If `asr status` shows the failover: `asr failover commit {machine}` or `asr failover undo {machine}`. If not: "
+        "`asr failover unplanned {machine} --point POINT` with the point that it was failed over to records it."
+    )
 
 
 class ReplicaDamaged(AsrError):

@@ -295,13 +295,9 @@ class Layout:
             raise InvalidSetting(driver=self._driver, setting="replica_dir", problem=problem)
 
     def adopt(self) -> str:
-        """The directory's mark; one is made where there is none. Raises InvalidSetting, OSError."""
+        """The directory's mark, made by `prepare`. Raises InvalidSetting, OSError."""
         self.prepare()
-        mark = self._read_mark()
-        if not mark:
-            mark = os.urandom(8).hex()
-            write_durably(self.path / _MARK_FILE, f"{_MARK_TEXT}mark: {mark}\n".encode(), 0o644)
-        return mark
+        return self._read_mark()
 
     def _read_mark(self) -> str:
         try:
@@ -318,8 +314,8 @@ class Layout:
             remove_left_over(directory)
         for directory in (self.replicas, self.machines):
             directory.mkdir(0o711, exist_ok=True)
-        if not (self.path / _MARK_FILE).exists():
-            write_durably(self.path / _MARK_FILE, _MARK_TEXT.encode(), 0o644)
+        if not self._read_mark():
+            write_durably(self.path / _MARK_FILE, f"{_MARK_TEXT}mark: {os.urandom(8).hex()}\n".encode(), 0o644)
 
     def home(self, replica_id: str) -> Home:
         """The home of a replica, there or not. Raises ReplicaDirNotMounted."""
