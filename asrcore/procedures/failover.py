@@ -17,13 +17,14 @@ from collections.abc import Callable
 
 from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, NoPlannedFailover, PointNotFound, TargetNotReady, TrackingLost
+from asrcore.errors import AsrError, DriverFailed, NoPlannedFailover, PointNotFound, TargetNotReady, TrackingLost
 from asrcore.model.event import FailoverKind
 from asrcore.model.finding import Severity
 from asrcore.model.health import rpo
 from asrcore.model.machine import PowerState
 from asrcore.model.protection import Protection
 from asrcore.model.state import Event, State, allowed
+from asrcore.model.watch import Watch
 from asrcore.procedures.give_back import (
     NO_FAILURE_OF_A_SITE,
     clean_target,
@@ -44,6 +45,9 @@ _log = logging.getLogger(__name__)
 
 # An unplanned failover must not wait long for a site that is probably lost; quarantine is then due (`fence_due`).
 FENCE_PATIENCE = 5.0
+
+_TAKING_BACK = "taking_back"
+"""The fact of a job that the failover is being taken back, and why."""
 
 
 def _planned_begin(work: Work) -> None:
@@ -131,10 +135,18 @@ def _or_back(run: Callable[[Work], None], *, cleans: bool = False) -> Callable[[
 
     @functools.wraps(run)
     def step(work: Work) -> None:
-        # A step that was killed right after it took the failover back is run again: it stays taken back.
-        allowed(work.protection.name, work.protection.state, Event.FAILED_OVER)
+        protection = work.protection
+        if (failed := work.facts.get(_TAKING_BACK)) is not None:
+            # It was killed while it took the failover back. The source may run and write again, so what failed before
+            # must not be tried again: it could succeed now.
+            problem = DriverFailed(operation="the failover", site=protection.target_site, detail=str(failed))
+            if protection.state is State.FAILING_OVER:
+                _take_back(work, problem, cleans=cleans)
+            raise problem
+        allowed(protection.name, protection.state, Event.FAILED_OVER)
         try:
-            work.watch.check()
+            if _can_be_taken_back(protection):
+                work.watch.check()
             run(work)
         except NO_FAILURE_OF_A_SITE:
             raise
@@ -145,6 +157,11 @@ def _or_back(run: Callable[[Work], None], *, cleans: bool = False) -> Callable[[
     return step
 
 
+def _can_be_taken_back(protection: Protection) -> bool:
+    """Not once an unplanned failover has a machine at the target: its source may be quarantined at any time."""
+    return protection.planned or protection.target_machine is None
+
+
 def _take_back(work: Work, problem: Exception, *, cleans: bool) -> None:
     """The target cannot give: the machine stays at its source, as it was before the failover.
 
@@ -152,14 +169,17 @@ def _take_back(work: Work, problem: Exception, *, cleans: bool) -> None:
     decides, and health says how.
     """
     context, protection = work.context, work.protection
-    if not protection.planned and protection.target_machine is not None:
+    if not _can_be_taken_back(protection):
         return
+    work.facts[_TAKING_BACK] = str(problem)
+    work.save()  # the decision, before anything is cleaned up or released
     left = clean_target(context, protection) if cleans or protection.target_machine is not None else None
     if left is not None and runs_at_target(context, protection) is not False:
         work.note("failover", f"failed and not taken back, the machine may run at {protection.target_site}: {problem}")
         return
     start = protection.planned and bool(work.facts.get("source_was_running", True))
-    # Released before it is recorded: killed in between, the step is run again and stops the source again.
+    if protection.fence_due:  # first, so that the service does not quarantine what is released
+        context.vault.update(protection.id, fence_due=False)
     unreleased = release_source(context, protection, start=start) if protection.planned else None
     owed = {place: str(why) for place, why in (("target", left), ("source", unreleased)) if why is not None}
     if "source_to_start" in work.facts:
@@ -247,7 +267,8 @@ def _owe_fence(work: Work, detail: str) -> None:
 def _promote(work: Work) -> None:
     protection = work.protection
     spec = _spec(protection, protection.failover_point, protection.epoch)
-    instance = work.context.site(protection.target_site).failover.promote(spec, work.watch)
+    watch = work.watch if _can_be_taken_back(protection) else Watch()  # which cannot be cancelled
+    instance = work.context.site(protection.target_site).failover.promote(spec, watch)
     reach("failover.promoted")
     # From now on there is a machine at the target: the source of an unplanned failover must not run any more.
     fence_due = protection.fence_due or not protection.planned
@@ -296,8 +317,9 @@ UNPLANNED = Procedure(
         Step("begin", _unplanned_begin),
         Step("take-replica", _or_back(_take_replica), checks_itself=True),
         Step("promote", _or_back(_promote, cleans=True), checks_itself=True),
-        Step("fence-source", _fence_unplanned),
-        Step("start", _start),
+        # From here on it cannot be taken back: a cancelled job ends it.
+        Step("fence-source", _fence_unplanned, checks_itself=True),
+        Step("start", _start, checks_itself=True),
         Step("finish", _finish, checks_itself=True),
     ),
     preempts=True,

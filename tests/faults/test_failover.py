@@ -11,11 +11,12 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from asrcore.errors import DriverFailed
 from asrcore.model.state import State
 from tests.faults.failover_runs import FAULTS, Run, Story
 
@@ -100,6 +101,57 @@ def each(story: Story, kind: str, fault: str, monkeypatch: pytest.MonkeyPatch, *
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_machine_runs_at_one_site(kind: str, fault: str, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     each(story, kind, fault, monkeypatch, some=True)
+
+
+# Calls of a planned failover, one in each step that can be taken back.
+ONCE = (
+    ("b", "replica.raise_epoch"),
+    ("a", "inventory.power_off"),
+    ("b", "writer.seal"),
+    ("b", "failover.promote"),
+    ("b", "inventory.power_on"),
+)
+
+
+def once(run: Run, site: str, operation: str) -> None:
+    run.faults[site].add(operation, DriverFailed(operation="a call", site=site, detail="injected once"))
+
+
+@pytest.mark.parametrize("blinks", [False, True])
+@pytest.mark.parametrize(("site", "operation"), ONCE)
+def test_a_failover_that_is_being_taken_back_is_not_tried_again(
+    site: str, operation: str, blinks: bool, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call fails once; the engine is killed, or the vault does not answer, at each place of the taking back. What the
+    source has written since it was released is not lost."""
+    first = story.run(monkeypatch)
+    once(first, site, operation)
+    assert first.job("failover-planned") is not None
+    places = [place for place in first.reached() if not place.startswith(_OF_A_CYCLE)]
+    first.close()
+    for place in places[-9:]:
+        run = story.run(monkeypatch)
+        once(run, site, operation)
+        serve = run._serve
+
+        def written(run: Run = run, serve: Callable[[], None] = serve) -> None:
+            if "a" in run.running:
+                run.rig.machine.write("vda", 0, b"since it is released")
+            serve()
+
+        monkeypatch.setattr(run, "_serve", written)
+        try:
+            run.job("failover-planned", at=place, blinks=blinks)
+            (runs,) = run.running
+            world = run.rig.home if runs == "a" else run.rig.away
+            with run.rig.home.look() as home, world.look() as here:
+                wrote, has = bytearray(20), bytearray(20)
+                home.machines["web"].disks["vda"].content.read_into(0, wrote)
+                here.machines["web"].disks["vda"].content.read_into(0, has)
+            assert wrote == has, place
+            ends_well(run)
+        finally:
+            run.close()
 
 
 @pytest.mark.long

@@ -251,3 +251,21 @@ def test_an_unplanned_failover_that_is_cancelled_before_the_machine_is_made_take
         UNPLANNED.steps[2].run(work)
     assert protected.protection.state is State.PROTECTED
     assert protected.power("a") is PowerState.RUNNING
+
+
+@pytest.mark.parametrize("step", ["promote", "fence-source", "start"])
+def test_an_unplanned_failover_with_a_machine_at_the_target_is_ended_though_it_is_cancelled(
+    protected: Rig, step: str
+) -> None:
+    """The source is not fenced without a start at the target. `promote` is run again after a kill."""
+    work = Work(protected.engine.context, "j1", protected.protection.id, Arguments(), Watch())
+    steps = {item.name: item for item in UNPLANNED.steps}
+    names = list(steps)
+    for name in names[: max(3, names.index(step))]:
+        steps[name].run(work)
+    assert all(steps[name].checks_itself for name in ("promote", "fence-source", "start", "finish"))
+    work.watch.cancel()
+    for name in names[names.index(step) :]:
+        steps[name].run(work)
+    assert protected.protection.state is State.FAILED_OVER
+    assert (protected.power("a"), protected.power("b")) == (PowerState.OFF, PowerState.RUNNING)
