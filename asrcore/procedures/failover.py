@@ -74,7 +74,7 @@ def _unplanned_begin(work: Work) -> None:
         if left is not None:
             raise left  # what the machine wrote after the former failover would be in this one
         if unreleased is not None:  # the source is lost; it must not be forgotten if this failover is taken back
-            work.facts["source_to_start"] = not protection.fence_due
+            work.facts["source_to_start"] = not work.protection.fence_due
             work.save()
     adopt_sealed(work.context, protection)
     point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)

@@ -21,6 +21,7 @@ __all__ = [
     "NO_FAILURE_OF_A_SITE",
     "clean_target",
     "finish_undo",
+    "give_source_back",
     "release_source",
     "runs_at_target",
     "try_undo",
@@ -86,6 +87,25 @@ def release_source(context: Context, protection: Protection, *, start: bool) -> 
     return None
 
 
+def give_source_back(context: Context, protection: Protection) -> AsrError | None:
+    """Release the source at an undo, and start it if the failover had stopped it; the reason if that failed."""
+    try:
+        # Of an unplanned failover whose fence was owed, only the source knows whether it was fenced, thus stopped, and
+        # the reply was lost. A planned one has stopped it in any case.
+        if protection.fence_due and not protection.planned:
+            inventory = context.site(protection.source_site).inventory
+            if inventory.fenced(protection.source_machine) is not None:
+                # Recorded before the fence is removed: after a kill, nothing else shows that it was stopped.
+                protection = context.vault.update(protection.id, fence_due=False)
+    except NO_FAILURE_OF_A_SITE:
+        raise
+    except (MachineNotFound, UnsupportedOperation):
+        pass
+    except AsrError as problem:
+        return problem
+    return release_source(context, protection, start=not protection.fence_due)
+
+
 def finish_undo(context: Context, protection_id: str) -> None:
     """Do what an undo or a failover that was taken back still owes to a site. Raises the first site's error."""
     protection = context.vault.protection(protection_id)
@@ -98,7 +118,8 @@ def finish_undo(context: Context, protection_id: str) -> None:
 def try_undo(context: Context, protection: Protection) -> tuple[AsrError | None, AsrError | None]:
     """The same, of a machine for which an undo is due; why target and source cannot do their parts."""
     left = clean_target(context, protection)
-    unreleased = release_source(context, protection, start=not protection.fence_due)
+    unreleased = give_source_back(context, protection)
+    protection = context.vault.protection(protection.id)
     if left is None and unreleased is None:
         context.vault.update(protection.id, failover_point=None, target_machine=None, fence_due=False)
         reach("undo.completed")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, MachineNotFound, UnsupportedOperation
+from asrcore.errors import AsrError
 from asrcore.model.state import Event, State
 from asrcore.procedures.drill import cleanup_tests
-from asrcore.procedures.give_back import NO_FAILURE_OF_A_SITE, clean_target, release_source, runs_at_target
+from asrcore.procedures.give_back import NO_FAILURE_OF_A_SITE, clean_target, give_source_back, runs_at_target
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.steps import commanded
 
@@ -17,9 +17,10 @@ def _undo_begin(work: Work) -> None:
     protection = work.protection
     # Without a machine at the target nothing was taken from the source of an unplanned failover: it is left as it is.
     untouched = protection.state is State.FAILING_OVER and not protection.planned and protection.target_machine is None
-    work.context.vault.transition(
-        protection.id, Event.UNDO, epoch=protection.epoch + 1, fence_due=protection.fence_due or untouched
-    )
+    # From here on `fence_due` says that the source is not to be started. A planned failover that owes its fence has
+    # stopped the source all the same.
+    keep_off = untouched or (protection.fence_due and not protection.planned)
+    work.context.vault.transition(protection.id, Event.UNDO, epoch=protection.epoch + 1, fence_due=keep_off)
     reach("undo.begun")
 
 
@@ -48,21 +49,7 @@ def _undo_remove(work: Work) -> None:
 
 def _undo_release(work: Work) -> None:
     """The source owns the machine again; it is started if this failover had stopped it."""
-    protection = work.protection
-    try:
-        if protection.fence_due:
-            inventory = work.context.site(protection.source_site).inventory
-            if inventory.fenced(protection.source_machine) is not None:
-                # Recorded before the fence is removed: after a kill, nothing else shows that it was stopped.
-                protection = work.context.vault.update(protection.id, fence_due=False)
-    except NO_FAILURE_OF_A_SITE:
-        raise
-    except (MachineNotFound, UnsupportedOperation):
-        pass
-    except AsrError as problem:
-        _owe(work, "source", problem)
-        return
-    unreleased = release_source(work.context, protection, start=not protection.fence_due)
+    unreleased = give_source_back(work.context, work.protection)
     if unreleased is not None:
         _owe(work, "source", unreleased)
 

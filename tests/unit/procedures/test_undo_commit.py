@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from asrcore.errors import DriverFailed, WrongState
+from asrcore.errors import DriverFailed, SiteUnreachable, WrongState
 from asrcore.model.health import Level
 from asrcore.model.machine import PowerState
 from asrcore.model.state import State
@@ -175,3 +177,48 @@ def test_a_lost_source_is_released_even_if_the_next_failover_fails(
     protected.engine.replicate("web")
     assert not _owes(protected)
     assert protected.power("a") is PowerState.RUNNING
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_undo_of_a_planned_failover_that_owes_its_fence_starts_the_source(
+    protected: Rig, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped, though not fenced. Also if the source can be reached only after the undo."""
+
+    def fails(*given: object) -> None:
+        raise DriverFailed(operation="fencing a machine", site="a", detail="injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(protected.engine.context.site("a").inventory), "fence", fails)
+        protected.engine.failover_planned("web")
+    assert protected.protection.fence_due
+    if lost:
+        protected.home.cut()
+    protected.engine.failover_undo("web")
+    assert _owes(protected) is lost
+    protected.home.restore()
+    protected.engine.replicate("web")
+    assert protected.power("a") is PowerState.RUNNING
+    assert not _owes(protected)
+
+
+def test_a_source_whose_fence_was_not_confirmed_is_started_after_an_undo_without_it(
+    protected: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inventory = type(protected.engine.context.site("a").inventory)
+    fence = inventory.fence
+
+    def no_reply(*given: Any) -> None:
+        fence(*given)
+        raise SiteUnreachable(site="a", detail="injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inventory, "fence", no_reply)
+        protected.engine.failover_unplanned("web")
+    assert protected.protection.fence_due
+    protected.home.cut()
+    protected.engine.failover_undo("web")
+    protected.home.restore()
+    protected.engine.replicate("web")
+    assert protected.power("a") is PowerState.RUNNING
+    assert not _owes(protected)
