@@ -194,8 +194,10 @@ class Jobs:
             try:
                 self._durable.begin(job.id)
             except BaseException:
-                run.leave()
-                del self._runs[job.id]
+                with self._changed:
+                    if not run.active:  # it began where only the answer of the durable log was lost
+                        run.leave()
+                        self._runs.pop(job.id, None)
                 raise
             reach("jobs.begun")
         with self._changed:
@@ -246,8 +248,12 @@ class Jobs:
 
     def _take(self, job: Job) -> Run:
         run = Run(self._context, job, self._procedures.get(job.kind))
-        if self._vault.cancel_requested(job.id):
-            run.watch.cancel()
+        try:
+            if self._vault.cancel_requested(job.id):
+                run.watch.cancel()
+        except BaseException:  # the next look takes the job up again, and must not wait for this one's places in line
+            run.leave()
+            raise
         with self._changed:
             self._runs[job.id] = run
         return run

@@ -110,6 +110,47 @@ def test_a_vault_that_is_away_when_a_job_is_taken_up_does_not_fail_it(
     assert away.left == 0
 
 
+def test_a_job_that_could_not_be_taken_up_leaves_its_places_in_line(
+    path: Path, trace: job_procedures.Trace, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it waits for itself at the next attempt, and its machine is not replicated any more."""
+    away = Away(1, unavailable)
+    with job_procedures.engine(path) as jobs:
+        monkeypatch.setattr(Vault, "cancel_requested", away.around(Vault.cancel_requested, lambda _: True))
+        job = start(jobs, path, "count")
+        assert jobs.wait(job.id, timeout=5).state is JobState.DONE
+        assert away.left == 0
+        until(lambda: jobs._context.locks.busy("m-web1") is None)
+    assert trace.lines() == COUNT
+
+
+def test_a_job_that_began_although_the_log_did_not_confirm_it_keeps_its_places_in_line(
+    path: Path, trace: job_procedures.Trace, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with job_procedures.engine(path) as jobs:
+        assert jobs._durable is not None
+        begin, refused = jobs._durable.begin, list[str]()
+
+        def unconfirmed(job_id: str) -> None:
+            begin(job_id)
+            if not refused:
+                until(lambda: jobs._runs[job_id].active)
+                refused.append(job_id)
+                raise unavailable()
+
+        monkeypatch.setattr(jobs._durable, "begin", unconfirmed)
+        job = start(jobs, path, "wait")
+        until(lambda: bool(trace.lines()) and bool(refused))
+        jobs._wake.set()
+        second = start(jobs, path, "count")
+        until(lambda: second.id in jobs._runs)
+        assert jobs._context.locks.busy("m-web1") == "wait"
+        trace.let_go("web1")
+        assert jobs.wait(job.id, timeout=5).state is JobState.DONE
+        assert jobs.wait(second.id, timeout=5).state is JobState.DONE
+    assert trace.lines() == ["web1 wait.begin", "web1 wait.wait", "web1 wait.end", *COUNT]
+
+
 def test_a_step_that_the_log_does_not_take_is_run_again(
     path: Path, trace: job_procedures.Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
