@@ -18,15 +18,15 @@ from tests.unit.cli.conftest import Asr
 def test_a_clock_in_doubt_is_shown_and_accepted(asr: Asr, sites: MemoryWorld, tmp_path: Path) -> None:
     assert asr("protect", "web", "--from", "a", "--to", "b", "--policy", "gold")[0] == 0
     assert asr("clock", "show")[1]["in_doubt"] is None
-    assert asr("clock", "accept")[1] == {"accepted": False}
+    assert asr("clock", "accept", "--yes")[1] == {"accepted": False}
     with Vault.open(tmp_path / "vault.db") as vault:
         vault.doubt_clock(5.0, "the clock was set forward by 2d 0h", boot="b", elapsed=0.0, anchors={}, gaps={})
     doubt = asr("clock", "show")[1]["in_doubt"]
     assert doubt == {"since": "1970-01-01T00:00:05.000Z", "reason": "the clock was set forward by 2d 0h"}
     assert "asr clock accept" in asr("clock", "show", as_json=False)[1]
-    assert [reason["code"] for reason in asr("status")[1][0]["health"]["reasons"]] == ["retention-held"]
-    assert asr("clock", "accept")[1] == {"accepted": True}
-    assert asr("status")[1][0]["health"]["reasons"] == []
+    assert [reason["code"] for reason in asr("status")[1][0]["health"]["reasons"]] == ["no-engine", "retention-held"]
+    assert asr("clock", "accept", "--yes")[1] == {"accepted": True}
+    assert [reason["code"] for reason in asr("status")[1][0]["health"]["reasons"]] == ["no-engine"]
 
 
 def test_the_main_job_by_command_line(asr: Asr, sites: MemoryWorld) -> None:
