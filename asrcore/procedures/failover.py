@@ -35,7 +35,7 @@ from asrcore.procedures.give_back import (
 )
 from asrcore.procedures.points import choose_point
 from asrcore.procedures.procedure import Procedure, Step, Work
-from asrcore.procedures.steps import commanded, fence_source, note_repairs
+from asrcore.procedures.steps import check_planned, commanded, fence_source, note_repairs
 from asrcore.replication.cycle import run_cycle
 from asrcore.replication.record import adopt_sealed
 
@@ -57,6 +57,7 @@ def _planned_begin(work: Work) -> None:
     if driver.Capability.POWER not in source.status().capabilities:
         raise NoPlannedFailover(machine=protection.name, driver=source.driver)
     allowed(protection.name, protection.state, Event.FAIL_OVER)
+    check_planned(protection)
     finish_undo(work.context, protection.id)
     _check_target(work, protection.head_point)
     if protection.state is not State.FAILING_OVER:  # else an earlier attempt has stopped it

@@ -7,11 +7,13 @@ from typing import Any
 
 import attrs
 
+from asrcore.errors import WrongState
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.policy import Policy
 from asrcore.model.protection import NetworkMap, Protection
 from asrcore.model.state import State
 from asrcore.procedures.points import choose_point
+from asrcore.procedures.steps import check_planned
 from asrcore.replication import retention
 from asrcore.units import format_duration, format_size, format_time
 
@@ -115,7 +117,8 @@ def _names(names: Sequence[str]) -> str:
 
 
 def of_planned(protection: Protection) -> Impact:
-    """Of a planned failover: the point it runs from does not exist yet."""
+    """Of a planned failover: the point it runs from does not exist yet. Raises WrongState (`check_planned`)."""
+    check_planned(protection)
     name, source, target = protection.name, protection.source_site, protection.target_site
     return Impact(
         "failover planned",
@@ -135,12 +138,13 @@ def of_unplanned(protection: Protection, points: Sequence[RecoveryPoint], wanted
     """Of an unplanned failover to the point that `wanted` names. Raises PointNotFound."""
     name, source, target = protection.name, protection.source_site, protection.target_site
     point = choose_point(points, wanted, name)
+    planned = f"If it still works there, `asr failover planned` loses nothing{_undone_first(protection)}."
     return Impact(
         "failover unplanned",
         name,
         (
             f"{name} at {source} is stopped and quarantined, now or as soon as {source} answers.",
-            "If it still works there, `asr failover planned` loses nothing.",
+            planned,
             "No recovery point is deleted; `asr failover undo` takes it back until the commit.",
         ),
         source,
@@ -149,6 +153,14 @@ def of_unplanned(protection: Protection, points: Sequence[RecoveryPoint], wanted
         now - point.taken_at if now >= point.taken_at else None,
         tuple(points[points.index(point) + 1 :]),
     )
+
+
+def _undone_first(protection: Protection) -> str:
+    try:
+        check_planned(protection)
+    except WrongState:
+        return f", after `asr failover undo {protection.name}`"
+    return ""
 
 
 def of_undo(protection: Protection, since: float | None, now: float) -> Impact:

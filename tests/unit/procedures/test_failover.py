@@ -269,3 +269,29 @@ def test_an_unplanned_failover_with_a_machine_at_the_target_is_ended_though_it_i
         steps[name].run(work)
     assert protected.protection.state is State.FAILED_OVER
     assert (protected.power("a"), protected.power("b")) == (PowerState.OFF, PowerState.RUNNING)
+
+
+def test_a_planned_failover_is_refused_after_an_unplanned_one_that_got_stuck(protected: Rig) -> None:
+    """The machine at the target lacks what the source wrote; nothing is changed, and health does not name it."""
+    protected.machine.write("vda", 0, b"the last write")
+    protected.away.configure(refuses_start="no network lan")
+    with pytest.raises(DriverFailed):
+        protected.engine.failover_unplanned("web", force=True)
+    protected.away.configure(refuses_start="")
+    before = protected.protection
+    for refused in (
+        lambda: protected.engine.failover_planned("web"),
+        lambda: protected.engine.impact("failover-planned", "web"),
+    ):
+        with pytest.raises(WrongState, match="planned failover") as caught:
+            refused()
+        assert "`asr failover undo web`" in caught.value.action_text
+    assert protected.protection == before
+    (status,) = protected.engine.status()
+    assert "failover planned" not in "".join(reason.action for reason in status.health.reasons)
+    assert "after `asr failover undo web`" in str(protected.engine.impact("failover-unplanned", "web"))
+    protected.engine.failover_undo("web")
+    truth = protected.truth()
+    protected.engine.failover_planned("web")
+    instance = protected.away.machine("web")
+    assert {disk.id: instance.sha256(disk.id) for disk in instance.value.disks} == truth
