@@ -201,6 +201,7 @@ def of_commit(protection: Protection, points: Sequence[RecoveryPoint]) -> Impact
 def of_unprotect(protection: Protection, points: Sequence[RecoveryPoint]) -> Impact:
     """Of the end of protection."""
     name = protection.name
+    unreleased = f"{name} at {protection.source_site} is released first: the undo of its failover is not complete."
     committed = protection.state is State.COMMITTED
     return Impact(
         "unprotect",
@@ -210,7 +211,7 @@ def of_unprotect(protection: Protection, points: Sequence[RecoveryPoint]) -> Imp
             if not committed
             else f"{name} stays at {protection.target_site}; only the vault's records of it are deleted.",
             "To protect it again later, all of its data is copied again.",
-            f"{name} itself is not changed.",
+            unreleased if protection.undo_due else f"{name} itself is not changed.",
         ),
         deletes={name: tuple(points)},
     )

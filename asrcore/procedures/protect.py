@@ -15,6 +15,7 @@ from asrcore.model.finding import Finding, Severity
 from asrcore.model.protection import NetworkMap, Protection
 from asrcore.model.state import Event, State
 from asrcore.procedures.failure import recorded
+from asrcore.procedures.give_back import give_source_back
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
 from asrcore.procedures.steps import create_replica
 from asrcore.replication.context import Context
@@ -115,6 +116,16 @@ def _finalize(work: Work) -> None:
 
 
 def _disable_begin(work: Work) -> None:
+    protection = work.protection
+    if protection.undo_due:  # before the record of it is gone: the machine may be stopped and quarantined
+        unreleased = give_source_back(work.context, protection)
+        if unreleased is not None and not isinstance(unreleased, SiteUnreachable):
+            raise unreleased
+        if unreleased is not None:  # a source that is lost for good does not block the end of protection
+            left = f"{protection.name} at {protection.source_site} may be left stopped and quarantined: {unreleased}"
+            work.facts["source"] = left
+            work.note("protect", left)
+            work.save()
     work.context.vault.transition(work.protection_id, Event.DISABLE)
     reach("unprotect.begun")
 
@@ -127,7 +138,8 @@ def _disable_source(work: Work) -> None:
     except VaultUnavailable:
         raise  # nothing is known of the source: the step is run again
     except AsrError as problem:
-        work.facts["source"] = f"marks may be left at {protection.source_site}: {problem}"
+        left = f"marks may be left at {protection.source_site}: {problem}"
+        work.facts["source"] = f"{former}; {left}" if (former := work.facts.get("source")) else left
     reach("unprotect.source-released")
 
 

@@ -222,3 +222,35 @@ def test_a_source_whose_fence_was_not_confirmed_is_started_after_an_undo_without
     protected.engine.replicate("web")
     assert protected.power("a") is PowerState.RUNNING
     assert not _owes(protected)
+
+
+def test_unprotect_releases_a_source_that_an_undo_still_owes(protected: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else would ever start it. A site that refuses prevents the end of protection."""
+    protected.engine.failover_planned("web")
+    protected.home.cut()
+    protected.engine.failover_undo("web")
+    protected.home.restore()
+    assert "is released first" in str(protected.engine.impact("unprotect", "web"))
+
+    def fails(*given: object) -> None:
+        raise DriverFailed(operation="releasing a machine", site="a", detail="injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(protected.engine.context.site("a").inventory), "unfence", fails)
+        with pytest.raises(DriverFailed, match="injected"):
+            protected.engine.unprotect("web")
+    assert _owes(protected)
+    protected.engine.unprotect("web")
+    assert protected.engine.vault.protections() == []
+    assert protected.power("a") is PowerState.RUNNING
+
+
+def test_unprotect_says_that_a_lost_source_is_not_released(protected: Rig) -> None:
+    protected.engine.failover_planned("web")
+    protected.home.cut()
+    protected.engine.failover_undo("web")
+    job = protected.engine.unprotect("web")
+    assert "web at a may be left stopped and quarantined" in str(facts(job)["source"])
+    events = [item.text for item in protected.engine.vault.events(machine="web")]
+    assert any("may be left stopped and quarantined" in text for text in events)
+    assert protected.engine.vault.protections() == []
