@@ -3,7 +3,8 @@
 Each machine has a count of time of its own. It grows by what the monotonic clock of this process has seen, and where
 no engine ran (a restart, another server before) by the clock, but by no more than a restart takes. The rest is a gap
 that counts as passed only when the clock has held for an hour, or when a person says that it is right. Until then, and
-after each step of the clock, nothing is deleted by age.
+after each step of the clock, nothing is deleted by age. A doubt about the clock of a running server is ended by that
+server or by a person, never by another server whose own clock is right.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import attrs
 
 from asrcore.model.health import CLOCK_TOLERANCE
+from asrcore.model.server import ENGINE
 from asrcore.units import HOUR, MINUTE, format_duration, format_time
-from asrcore.vault import ClockAnchor, Vault
+from asrcore.vault import ClockAnchor, ClockDoubt, ClockState, Vault
 
 __all__ = ["BELIEVED", "HELD_FOR", "Aging", "host_run"]
 
@@ -86,14 +88,20 @@ class Aging:
                 return True
             if state.number != self._doubt:
                 self._doubt, self._seen_at = state.number, elapsed
-            since = state.elapsed if state.boot == self._run else self._seen_at
+            own = self._own(state)
+            since = self._seen_at if own is None else own.elapsed
             if elapsed - since < HELD_FOR:
+                return False
+            alive = {server.name for server in self._vault.servers() if server.alive} - {self._vault.server_name}
+            ended = [doubt for doubt in state.doubts if doubt.server not in alive]
+            if not ended:
                 return False
             skew = self._vault.clock_skew(lambda: self._clocks()[0])
             if skew is not None and abs(skew) > SERVER_SKEW:
                 return False
             text = f"the clock has held since {format_time(now - (elapsed - since))} and is trusted again"
-            self._vault.accept_clock(now, text, self._anchors(now, elapsed))
+            if not self._vault.accept_clock(now, text, self._anchors(now, elapsed), ended):
+                return False
             _log.info("%s; points are deleted by age again", text)
             return True
 
@@ -106,6 +114,7 @@ class Aging:
             heads, state = self._vault.counts(), self._vault.clock_state()
             now, elapsed = self._clocks()
             gaps: dict[str, float] = {}
+            taken: dict[str, float] = {}  # gaps that another server measured: now this one answers for them
             back = 0.0
             for machine, interval in new:
                 if (head := heads.get(machine)) is None:
@@ -117,13 +126,20 @@ class Aging:
                 self._known[machine] = _Known(head.point, last.counted + believed, elapsed)
                 if passed > believed:
                     gaps[machine] = passed - believed
+                if state.held and self._own(state) is None:
+                    taken |= {gap.machine: gap.seconds for gap in state.gaps if gap.machine == machine}
                 back = max(back, -passed)
             if back > CLOCK_TOLERANCE:
                 text = f"the newest recovery point is {format_duration(back)} in the future: the clock was set back"
                 self._hold(now, elapsed, text, -back, gaps)
-            elif gaps:
-                text = f"by the clock the last cycle was {format_duration(max(gaps.values()))} ago"
+            elif gaps or taken:
+                text = f"by the clock the last cycle was {format_duration(max((taken | gaps).values()))} ago"
                 self._hold(now, elapsed, text, 0.0, gaps)
+
+    def keep_only(self, machines: Collection[str]) -> None:
+        """Forget all others: another server works on them."""
+        with self._lock:
+            self._known = {machine: item for machine, item in self._known.items() if machine in machines}
 
     def count(self, machine: str, interval: float, elapsed: float | None = None) -> float | None:
         """The machine's count at that monotonic time (None: now); None for a machine without a point."""
@@ -143,10 +159,17 @@ class Aging:
         with self._lock:
             self._known[machine] = _Known(point, counted, elapsed)
 
+    def _own(self, state: ClockState) -> ClockDoubt | None:
+        """This server's doubt, from this run of the host."""
+        mine = (self._vault.server_name, self._run)
+        return next((doubt for doubt in state.doubts if (doubt.server, doubt.boot) == mine), None)
+
     def _anchors(self, now: float, elapsed: float) -> dict[str, ClockAnchor]:
         return {machine: ClockAnchor(item.point, now, item.at(elapsed)) for machine, item in self._known.items()}
 
     def _hold(self, now: float, elapsed: float, text: str, moved: float, gaps: dict[str, float] | None = None) -> None:
+        if self._vault.server_name not in ("", ENGINE):
+            text = f"process server {self._vault.server_name}: {text}"
         state = self._vault.doubt_clock(
             now,
             text,

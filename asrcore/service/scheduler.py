@@ -145,6 +145,7 @@ class Scheduler:
         self._policies = policies = {policy.name: policy for policy in vault.policies()}
         for policy in policies.values():
             self._context.throttle(policy)  # a changed limit also applies to cycles that are running
+        self._context.aging.keep_only({item.id for item in protections})
         self._context.aging.watch()
         self._context.aging.meet((item.id, policies[item.policy].interval) for item in protections if item.head_point)
         jobs = vault.jobs(limit=1000, active=True)

@@ -8,14 +8,15 @@ by age: neither points nor jobs, events and statistics. The doubt is the newest 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
+import attrs
 from sqlalchemy import Connection, Float, func, insert, select, update
 
 from asrcore.model.point import RecoveryPoint
 from asrcore.vault import _rows, _schema
 from asrcore.vault._registry import Registry
-from asrcore.vault._values import ClockAnchor, ClockGap, ClockState
+from asrcore.vault._values import ClockAnchor, ClockDoubt, ClockGap, ClockState
 
 __all__ = ["Clock", "clock_in_doubt"]
 
@@ -51,7 +52,7 @@ class Clock(Registry):
         gaps: Mapping[str, float],
         went_back: float = 0.0,
     ) -> ClockState:
-        """Delete nothing by age from now on, until `accept_clock`.
+        """Delete nothing by age from now on, until `accept_clock`. The doubt is this server's, in place of its former.
 
         `boot` and `elapsed`: which run of the host this is, and its monotonic time. `anchors`: what machines' counts
         are now. `gaps`: seconds by machine that may have passed while no engine ran. `went_back`: seconds by which the
@@ -61,12 +62,12 @@ class Clock(Registry):
             former = self._clock_state(connection)
             number = connection.execute(select(func.max(_points.number))).scalar() or 0
             open_gaps = former.without(went_back) if former.held else ()
+            others = [doubt for doubt in former.doubts if doubt.server != self.server_name]
             state = ClockState(
                 held=True,
                 at=at,
                 text=text,
-                boot=boot,
-                elapsed=elapsed,
+                doubts=(*others, ClockDoubt(self.server_name, boot, elapsed, text)),
                 before=number if went_back else former.before,
                 anchors={**former.anchors, **anchors},
                 gaps=(*open_gaps, *(ClockGap(machine, number, seconds) for machine, seconds in gaps.items())),
@@ -74,18 +75,37 @@ class Clock(Registry):
             self._log_clock(connection, state, _rows.CLOCK_DOUBTED)
             return self._clock_state(connection)
 
-    def accept_clock(self, at: float, text: str, anchors: Mapping[str, ClockAnchor] | None = None) -> bool:
-        """Trust the clock again: the time that no engine saw has passed, so older points are that much older. False if
-        it was not in doubt."""
+    def accept_clock(
+        self,
+        at: float,
+        text: str,
+        anchors: Mapping[str, ClockAnchor] | None = None,
+        ended: Collection[ClockDoubt] | None = None,
+    ) -> bool:
+        """Trust the clock again: the time that no engine saw has passed, so older points are that much older.
+
+        A server gives the doubts that have `ended`, and `anchors` of its machines: no other machine's points become
+        older. A person (None) accepts all of them. Returns whether nothing is in doubt any more; False, too, if
+        nothing was.
+        """
         with self._write("accept-clock") as connection:
             former = self._clock_state(connection)
             if not former.held:
                 return False
-            for gap in former.gaps:
+            left = () if ended is None else tuple(doubt for doubt in former.doubts if doubt not in ended)
+            known = None if ended is None else self._assigned_of(connection, anchors or {})
+            mine = [gap for gap in former.gaps if known is None or gap.machine in known]
+            for gap in mine:
                 older = (_points.protection_id == gap.machine, _points.number <= gap.number)
                 connection.execute(update(_schema.points).where(*older).values(counted_at=_COUNTED - gap.seconds))
-            state = ClockState(at=at, text=text, before=former.before, anchors={**former.anchors, **(anchors or {})})
-            self._log_clock(connection, state, _rows.CLOCK_ACCEPTED)
+            state = attrs.evolve(former, anchors={**former.anchors, **(anchors or {})}, doubts=left)
+            if left:
+                gaps = tuple(gap for gap in former.gaps if gap not in mine)
+                state = attrs.evolve(state, text=left[-1].text, gaps=gaps)
+                self._log_clock(connection, state, _rows.CLOCK_DOUBTED)
+                return False
+            # A gap that is left is of a machine that no server works on: its points are kept longer.
+            self._log_clock(connection, attrs.evolve(state, at=at, text=text, gaps=()), _rows.CLOCK_ACCEPTED)
             return True
 
     def heads_until(self, number: int) -> set[str]:
@@ -129,14 +149,19 @@ class Clock(Registry):
             there = self._now(connection)
             return (before + clock()) / 2 - there
 
+    def _assigned_of(self, connection: Connection, machines: Collection[str]) -> set[str]:
+        """Those of the machines that are this server's in this transaction."""
+        mine = self._mine()
+        found = select(_machines.id) if mine is None else select(_machines.id).where(mine)
+        return set(connection.execute(found).scalars()) & set(machines)
+
     def _clock_state(self, connection: Connection) -> ClockState:
         row = connection.execute(_NEWEST).mappings().first()
         return ClockState() if row is None else self._value(_rows.clock_state_of, row, f"log entry {row['number']}")
 
     def _log_clock(self, connection: Connection, state: ClockState, kind: str) -> None:
         data = {
-            "boot": state.boot,
-            "elapsed": state.elapsed,
+            "doubts": [[item.server, item.boot, item.elapsed, item.text] for item in state.doubts],
             "before": state.before,
             "anchors": {machine: [item.point, item.at, item.counted] for machine, item in state.anchors.items()},
             "gaps": [[gap.machine, gap.number, gap.seconds] for gap in state.gaps],

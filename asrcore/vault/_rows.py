@@ -19,7 +19,17 @@ from asrcore.model.point import Consistency, Mark, RecoveryPoint
 from asrcore.model.policy import Bandwidth, Policy, Rung, Window
 from asrcore.model.protection import CycleMode, NetworkMap, PendingCycle, Protection, Site, TestRun
 from asrcore.model.state import State
-from asrcore.vault._values import Certificate, ClockAnchor, ClockGap, ClockState, CycleStats, Job, JobState, LogEntry
+from asrcore.vault._values import (
+    Certificate,
+    ClockAnchor,
+    ClockDoubt,
+    ClockGap,
+    ClockState,
+    CycleStats,
+    Job,
+    JobState,
+    LogEntry,
+)
 
 __all__ = [
     "CLOCK_ACCEPTED",
@@ -359,8 +369,7 @@ def clock_state_of(row: Row) -> ClockState:
         number=row["number"],
         at=row["at"],
         text=row["text"],
-        boot=data["boot"],
-        elapsed=data["elapsed"],
+        doubts=tuple(ClockDoubt(*values) for values in data["doubts"]),
         before=data["before"],
         anchors={machine: ClockAnchor(*values) for machine, values in data["anchors"].items()},
         gaps=tuple(ClockGap(*values) for values in data["gaps"]),

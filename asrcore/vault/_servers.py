@@ -44,6 +44,11 @@ class Servers(Store):
 
     # -- being one ---------------------------------------------------------------------------------------------------
 
+    @property
+    def server_name(self) -> str:
+        """Of the server that this handle works for; empty if it has not joined as one."""
+        return "" if self._member is None else self._member.name
+
     def join(
         self,
         name: str,

@@ -15,6 +15,7 @@ __all__ = [
     "Certificate",
     "Changes",
     "ClockAnchor",
+    "ClockDoubt",
     "ClockGap",
     "ClockState",
     "CycleStats",
@@ -61,17 +62,27 @@ class ClockGap:
 
 
 @attrs.frozen
+class ClockDoubt:
+    """Why a server does not trust the clock of its host: since the monotonic time `elapsed` of the host's run `boot`.
+    `server`: its name, empty for the one engine of a vault in a file."""
+
+    server: str
+    boot: str
+    elapsed: float
+    text: str
+
+
+@attrs.frozen
 class ClockState:
-    """Whether the clock of the engine's host is in doubt (`held`: nothing is deleted by age), and since when: the log
-    entry `number`, and the monotonic time `elapsed` of the host's run `boot`. `before`: the points up to that number
-    were recorded before the clock last went back. `gaps` count as passed when the clock is accepted."""
+    """Whether the clock of an engine's host is in doubt (`held`: nothing is deleted by age), by the log entry `number`.
+    Each server has at most one of the `doubts`. `before`: the points up to that number were recorded before the clock
+    last went back. `gaps` count as passed when the server that works on the machine trusts its clock again."""
 
     held: bool = False
     number: int = 0
     at: float = 0.0
     text: str = ""
-    boot: str = ""
-    elapsed: float = 0.0
+    doubts: tuple[ClockDoubt, ...] = ()
     before: int = 0
     anchors: Mapping[str, ClockAnchor] = attrs.field(factory=dict)
     gaps: tuple[ClockGap, ...] = ()

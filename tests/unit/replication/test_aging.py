@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from asrcore.model.policy import Policy
 from asrcore.replication import aging
+from asrcore.replication.aging import Aging
 from asrcore.service import status
 from asrcore.units import DAY, HOUR, MINUTE
+from asrcore.vault import Vault
 from tests.unit.rig import Rig
 
 
@@ -220,6 +224,144 @@ def test_a_server_whose_clock_is_not_the_databases_is_not_trusted(host: Host, mo
     skew = 0.5
     host.cycle()
     assert host.reasons == []
+
+
+class Other:
+    """Process server `a` on a host with the right clock. The engine of the rig is server `b` of the same vault."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.vault = Vault.open(host.rig.vault)
+        self.aging = Aging(self.vault, lambda: (host.true(), host.true()), "run-of-a")
+        self.vault.join("a", "a1", host="a", sites=None, lease=1e9)
+        self.join("b1")
+
+    def join(self, session: str) -> None:
+        """Server `b` starts and is given the machine."""
+        self.host.rig.engine.vault.join("b", session, host="b", sites=None, lease=1e9)
+        self.give(session)
+
+    def give(self, session: str) -> None:
+        self.vault.assign(lambda servers, machines: {item.machine: session for item in machines})
+
+    def restart(self, session: str, run: str) -> None:
+        self.host.rig.engine.vault.leave()
+        self.host.restart(run)
+        self.join(session)
+
+    def look(self) -> bool:
+        """As its scheduler does; returns whether this server would delete points."""
+        trusted = self.aging.watch()
+        mine = [item.id for item in self.vault.my_protections()]
+        self.aging.keep_only(mine)
+        self.aging.meet((item, 5.0) for item in mine)
+        return trusted
+
+    def held(self) -> bool:
+        """Both servers run for an hour."""
+        for _ in range(4):
+            self.host.pass_time(1200)
+            self.host.rig.engine.context.aging.watch()
+            self.look()
+        return self.look()
+
+
+@pytest.fixture
+def other(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Other]:
+    def skew(vault: Vault, clock: Callable[[], float]) -> float:
+        return clock() - host.true()
+
+    monkeypatch.setattr(Vault, "clock_skew", skew)
+    made = Other(host)
+    yield made
+    made.vault.close()
+
+
+def test_a_server_does_not_accept_the_clock_of_another(host: Host, other: Other) -> None:
+    before = host.points
+    host.ahead += 2 * DAY
+    other.restart("b2", "run-of-b")
+    host.cycle()
+    assert not other.held()
+    assert not other.held(), "server b is at work, and its clock is still wrong"
+    for _ in range(10):
+        host.cycle(5.0)
+    assert host.reasons == ["retention-held"]
+    assert "process server b: " in host.rig.engine.vault.clock_state().text
+    host.ahead -= 2 * DAY
+    host.held()
+    for _ in range(10):
+        host.cycle(5.0)
+    assert set(before) < set(host.points)
+    assert host.reasons == []
+    assert other.look()
+
+
+def test_the_clock_of_a_server_without_a_registration_is_not_accepted_for_its_machines(host: Host) -> None:
+    before = host.points
+    host.ahead += 2 * DAY
+    host.restart("run-of-b")
+    host.cycle()
+    with Vault.open(host.rig.vault) as vault:
+        right = Aging(vault, lambda: (host.true(), host.true()), "run-of-a")
+        for _ in range(5):
+            right.watch()
+            host.pass_time(1200)
+    for _ in range(10):
+        host.cycle(5.0)
+    assert set(before) < set(host.points)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_machine_that_a_server_with_a_wrong_clock_had_is_measured_again(
+    host: Host, other: Other, *, leaves: bool
+) -> None:
+    before = host.points
+    host.ahead += 2 * DAY
+    other.restart("b2", "run-of-b")
+    host.cycle(5.0)
+    if leaves:
+        host.rig.engine.vault.leave()
+    other.give("a1")
+    assert other.held() == leaves
+    host.rig.engine.vault.leave()
+    assert other.held()
+    counts = host.rig.engine.vault.aging_points(host.rig.protection.id, host.true() + 9 * DAY)
+    assert {item.id for item in counts} >= set(before)
+    assert min(item.taken_at for item in counts) > host.true() - DAY / 2
+
+
+def test_a_server_that_has_not_noticed_that_a_machine_was_given_to_another_does_not_age_it(
+    host: Host, other: Other
+) -> None:
+    before = host.points
+    other.aging.meet([(host.rig.protection.id, 5.0)])
+    host.ahead += 2 * DAY
+    other.restart("b2", "run-of-b")
+    host.cycle(5.0)
+    host.rig.engine.vault.leave()
+    other.aging.watch()
+    host.pass_time(HOUR + 1)
+    assert other.aging.watch()
+    counts = other.vault.aging_points(host.rig.protection.id, host.true() + 1)
+    assert {item.id for item in counts} >= set(before)
+    assert min(item.taken_at for item in counts) > host.true() - DAY / 2
+
+
+def test_days_without_servers_count_for_a_machine_that_was_given_to_another(host: Host, other: Other) -> None:
+    protection = host.rig.protection.id
+    (oldest, *_) = host.rig.engine.vault.aging_points(protection, host.true() + 1)
+    host.pass_time(3 * DAY)
+    other.give("a1")
+    other.look()
+    other.restart("b2", "run-of-b")
+    host.cycle()
+    assert {doubt.server for doubt in other.vault.clock_state().doubts} == {"a", "b"}
+    assert other.held()
+    host.rig.engine.context.aging.watch()
+    (now, *_) = host.rig.engine.vault.aging_points(protection, host.true() + 1)
+    assert now.id == oldest.id
+    assert now.taken_at == pytest.approx(oldest.taken_at - 3 * DAY, abs=HOUR)
 
 
 def test_the_hosts_monotonic_clock_and_its_run_are_the_same_in_each_process() -> None:
