@@ -70,7 +70,7 @@ class Member:
         self._thread: threading.Thread | None = None
         self._beat_at = 0.0
         self._judges_at = 0.0
-        self._locked_at = 0.0
+        self._refused_at: float | None = None  # the first refusal of the lock since it was last held
 
     def join(self, stop: threading.Event) -> None:
         """Register until `leave`. A server that died keeps its name, or the vault, for its lease, and the lock until
@@ -95,7 +95,6 @@ class Member:
         # One that starts with the database may find the others silent because that was away.
         self._beat_at = time.monotonic()
         self._judges_at = self._beat_at + lease
-        self._locked_at = self._beat_at
         self.plan()
         self._thread = threading.Thread(target=self._live, name="asr-member", daemon=True)
         self._thread.start()
@@ -167,19 +166,24 @@ class Member:
         self._vault.beat()
         now = time.monotonic()
         if now - self._beat_at > lease / 2:
-            # The vault or this server was away. The others may just not have been able to beat either.
+            # The vault or this server was away. The others may just not have been able to beat either, and the
+            # database has yet to notice that this server's former session ended.
             self._judges_at = now + lease
+            self._refused_at = None
         self._beat_at = now
         if self._lock is None:
             return
         try:
             self._lock.keep()
         except VaultInUse:
-            # One that is refused because of this server has it for a moment; and an upgrade, before it refuses.
-            if time.monotonic() - self._locked_at > lease:
+            # Its own former session may hold it for LINGER; one that is refused because of this server has it for a
+            # moment; and an upgrade, before it refuses. Another engine that works here has replaced this one's record.
+            if self._refused_at is None:
+                self._refused_at = now
+            if now - self._refused_at > LINGER:
                 raise
         else:
-            self._locked_at = time.monotonic()
+            self._refused_at = None
 
     def plan(self) -> None:
         """Assign machines that need a server, for example one that was just added."""

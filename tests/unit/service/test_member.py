@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -14,6 +17,7 @@ from sqlalchemy import update
 
 from asrcore.errors import AsrError, VaultInUse
 from asrcore.model.server import ENGINE
+from asrcore.service import member
 from asrcore.service.member import Member, ServerIdentity
 from asrcore.vault import SessionLock, Vault, _schema
 from tests.postgres import Cluster
@@ -142,7 +146,10 @@ def test_servers_whose_sessions_ended_have_their_lock_again(joined: Joined, vaul
     assert not lost
 
 
-def test_an_engine_that_cannot_have_its_lock_again_ends(joined: Joined, url: str) -> None:
+def test_an_engine_that_cannot_have_its_lock_again_ends(
+    joined: Joined, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "LINGER", LEASE)
     _, lost = joined(ENGINE, "s1", alone=True)
     with Vault.open(url) as other:
         taken = other.session_lock("an older version")
@@ -162,6 +169,45 @@ def _takes(lock: SessionLock) -> bool:
     except VaultInUse:
         return False
     return True
+
+
+class FormerSession:
+    """A lock that a session which the database has not ended yet may hold."""
+
+    def __init__(self) -> None:
+        self.there = False
+
+    def keep(self) -> None:
+        if self.there:
+            raise VaultInUse(holder="asr run (pid 1 on here)")
+
+
+@pytest.mark.parametrize("outages", [1, 2])
+def test_an_engine_waits_after_an_outage_until_the_database_has_ended_its_former_session(
+    monkeypatch: pytest.MonkeyPatch, outages: int
+) -> None:
+    """However long the outage was, also of several leases, and one more while it waits."""
+    now, lock, vault = [1000.0], FormerSession(), Mock(Vault)
+    monkeypatch.setattr(member, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    one = Member(vault, ServerIdentity(ENGINE, "s1", "here"), Mock(), lock=cast("SessionLock", lock), alone=True)
+
+    def beats(seconds: float) -> None:
+        ends = now[0] + seconds
+        while now[0] < ends:
+            now[0] += member.LEASE / member.BEATS
+            one._beat()
+
+    beats(60)
+    for _ in range(outages):
+        now[0] += 600
+        lock.there = True
+        beats(member.LINGER - 3)
+    lock.there = False
+    beats(60)
+    lock.there = True
+    beats(member.LINGER)
+    with pytest.raises(VaultInUse, match="asr run"):
+        beats(2 * member.LEASE / member.BEATS)
 
 
 def test_the_lock_of_a_host_that_is_gone_is_waited_for(joined: Joined, vault: Vault, url: str) -> None:
@@ -213,11 +259,11 @@ def test_a_wrong_clock_is_reported_once_and_so_is_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, way: str
 ) -> None:
     with Vault.create(tmp_path / "vault.db") as vault:
-        member = Member(vault, ServerIdentity("one", "s1", "host-1"), lambda problem: None)
-        member._compare_clocks()  # a file has this host's clock
+        one = Member(vault, ServerIdentity("one", "s1", "host-1"), lambda problem: None)
+        one._compare_clocks()  # a file has this host's clock
         for skew in (1.9, ahead, ahead, -1.9, 0.0):
             monkeypatch.setattr(type(vault), "clock_skew", lambda vault, clock, skew=skew: skew)
-            member._compare_clocks()
+            one._compare_clocks()
         assert [event.text for event in vault.events(kinds=["server"])] == [
             f"the clock of host-1 is 10m 00s {way} the database's",
             "the clock of host-1 agrees with the database's again",
