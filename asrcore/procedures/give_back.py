@@ -22,6 +22,7 @@ __all__ = [
     "clean_target",
     "finish_undo",
     "give_source_back",
+    "release",
     "release_source",
     "runs_at_target",
     "try_undo",
@@ -65,24 +66,30 @@ def runs_at_target(context: Context, protection: Protection) -> bool | None:
 
 
 def release_source(context: Context, protection: Protection, *, start: bool) -> AsrError | None:
-    """Remove the fence of a failover at the source and start the machine if it is to be; the reason if that failed.
-    Where the source has no such machine any more, or takes no commands, nothing is left to do."""
+    """Remove the fence of a failover at the source and start the machine if it is to be; the reason if that failed."""
+    # Undo is also how another point is chosen while the source is lost: it must not depend on it.
+    return release(context, protection, (protection.source_site, protection.source_machine), start=start)
+
+
+def release(context: Context, protection: Protection, place: tuple[str, str], *, start: bool) -> AsrError | None:
+    """The same at `place`, a site and its machine. Where the site has no such machine any more, or takes no commands,
+    nothing is left to do."""
+    site, machine = place
     try:
-        inventory = context.site(protection.source_site).inventory
+        inventory = context.site(site).inventory
         with suppress(UnsupportedOperation):  # then it was not fenced
-            inventory.unfence(protection.source_machine, protection.epoch)
+            inventory.unfence(machine, protection.epoch)
         reach("undo.released")
-        if start and inventory.machine(protection.source_machine).power is PowerState.OFF:
-            inventory = context.site(protection.source_site).inventory
+        if start and inventory.machine(machine).power is PowerState.OFF:
+            inventory = context.site(site).inventory
             context.vault.check_assigned(protection)  # last, when the connection is up: the command has no epoch
-            inventory.power_on(protection.source_machine)
+            inventory.power_on(machine)
     except NO_FAILURE_OF_A_SITE:
         raise
     except (MachineNotFound, UnsupportedOperation) as problem:
-        _log.warning("%s: there is nothing to release at its source: %s", protection.name, problem)
+        _log.warning("%s: there is nothing to release at %s: %s", protection.name, site, problem)
     except AsrError as problem:
-        # Undo is also how another point is chosen while the source is lost: it must not depend on it.
-        _log.warning("%s: its source could not be released yet: %s", protection.name, problem)
+        _log.warning("%s: it could not be released yet at %s: %s", protection.name, site, problem)
         return problem
     return None
 

@@ -34,12 +34,13 @@ from asrcore.errors import (
 )
 from asrcore.logline import report
 from asrcore.model.health import Clock, Health, Load, assess
+from asrcore.model.machine import PowerState
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
-from asrcore.model.state import State
+from asrcore.model.state import STATES_WITH_POINTS, State
 from asrcore.model.watch import Watch
 from asrcore.procedures.failure import recorded_failure
-from asrcore.procedures.give_back import finish_undo
+from asrcore.procedures.give_back import finish_undo, release
 from asrcore.procedures.procedure import Arguments
 from asrcore.procedures.verify import VERIFY
 from asrcore.replication.context import Context
@@ -101,6 +102,7 @@ class Scheduler:
         self._queue = _Queue()
         self._policies: Mapping[str, Policy] = {}
         self._fence_at: dict[str, float] = {}
+        self._unsure: dict[str, tuple[tuple[str, str], bool]] = {}  # fences under way: the place, and whether to start
         self._health_at = self._verify_at = context.elapsed()
         self._health: dict[str, Health] = {}
         self._idle: set[str] = set()
@@ -155,6 +157,8 @@ class Scheduler:
         for protection in protections:
             if _to_fence(protection) is not None and self._fence_is_due(protection):
                 self._fences.start(protection.id, protection.source_site, partial(self._fence, protection))
+            if protection.id in self._unsure and protection.name not in active and self._fence_is_due(protection):
+                self._fences.start(protection.id, protection.source_site, partial(self._release_late, protection))
             if protection.undo_due and protection.name not in active and self._fence_is_due(protection):
                 self._fences.start(protection.id, protection.target_site, partial(self._finish_undo, protection))
             if protection.name in active or self._context.locks.busy(protection.id):
@@ -239,24 +243,54 @@ class Scheduler:
         if place is None:
             return
         site, machine = place
+        problem: AsrError | None = None
         try:
             inventory = self._context.site(site).inventory
+            # A machine that is off and was stopped by a failover has been started if it is given back meanwhile.
+            stopped = protection.planned or inventory.fenced(machine) is not None
+            start = stopped or inventory.machine(machine).power is not PowerState.OFF
             now = self._context.vault.protection(protection.id)
             if now.epoch != protection.epoch or _to_fence(now) != place:
                 return  # connecting took so long that the machine was given back meanwhile
+            self._unsure[protection.id] = place, start
             inventory.fence(machine, driver.Fence(now.epoch, f"{now.name} is owned elsewhere since epoch {now.epoch}"))
         except MachineNotFound:
             pass  # the site was rebuilt: there is nothing left to quarantine
-        except AsrError as problem:
+        except AsrError as error:
+            problem = error
             _log.info("%s: quarantine at %s is still pending: %s", protection.name, site, problem)
+            if protection.id not in self._unsure:
+                return
+        try:
+            now = self._context.vault.protection(protection.id)
+        except AsrError:
+            return  # a later look checks whether the fence came too late
+        if _to_fence(now) != place:
+            self._release_late(now, watch)
             return
-        if protection.fence_due:
+        self._unsure.pop(protection.id, None)
+        if now.fence_due and problem is None:
             self._context.vault.update(protection.id, fence_due=False)
             text = f"the machine came back at {site} and was quarantined"
             self._context.vault.add_event(
                 at=self._context.clock(), machine=protection.name, kind="quarantine", text=text
             )
             _log.warning("%s: %s", protection.name, text)
+
+    def _release_late(self, protection: Protection, watch: Watch) -> None:
+        """Withdraw a fence that came after the machine was given back: nothing else would ever start it again."""
+        place, start = self._unsure[protection.id]
+        try:
+            with self._context.locks.hold(protection, "withdrawing a late quarantine", watch):
+                now = self._context.vault.protection(protection.id)
+                # In any other state the machine must not run there, or a person's next command releases it.
+                if _owner(now) == place and release(self._context, now, place, start=start) is not None:
+                    return
+                del self._unsure[protection.id]
+        except (Cancelled, MachineBusy, NotAssigned):
+            pass  # a job or another server took over, or the service stops
+        except AsrError as problem:
+            _log.info("%s: a late quarantine is not withdrawn yet: %s", protection.name, problem)
 
     def _finish_undo(self, protection: Protection, watch: Watch) -> None:
         """Complete an undo at a site that could not do its part before."""
@@ -303,6 +337,15 @@ class Scheduler:
         self._saturated = service.saturated
         _log.warning("%s", text)
         self._context.vault.add_event(at=now, machine="", kind="service", text=text)
+
+
+def _owner(protection: Protection) -> tuple[str, str | None] | None:
+    """Site and machine that are to run, in a state that is no step of a job."""
+    if protection.state in STATES_WITH_POINTS:
+        return protection.source_site, protection.source_machine
+    if protection.state is State.FAILED_OVER:
+        return protection.target_site, protection.target_machine
+    return None
 
 
 def _to_fence(protection: Protection) -> tuple[str, str] | None:

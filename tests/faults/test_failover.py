@@ -146,8 +146,8 @@ def test_a_failover_that_is_being_taken_back_is_not_tried_again(
             world = run.rig.home if runs == "a" else run.rig.away
             with run.rig.home.look() as home, world.look() as here:
                 wrote, has = bytearray(20), bytearray(20)
-                home.machines["web"].disks["vda"].content.read_into(0, wrote)
-                here.machines["web"].disks["vda"].content.read_into(0, has)
+                home.machines["web"].disks["vda"].content.read_into(0, memoryview(wrote))
+                here.machines["web"].disks["vda"].content.read_into(0, memoryview(has))
             assert wrote == has, place
             ends_well(run)
         finally:

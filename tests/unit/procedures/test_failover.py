@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import attrs
@@ -25,6 +26,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.state import State
 from asrcore.model.watch import Watch
 from asrcore.procedures.failover import PLANNED, UNPLANNED
+from asrcore.procedures.give_back import release_source
 from asrcore.procedures.procedure import Arguments, Work
 from asrcore.service.scheduler import Scheduler, _to_fence
 from tests.unit.rig import Rig, facts
@@ -295,3 +297,51 @@ def test_a_planned_failover_is_refused_after_an_unplanned_one_that_got_stuck(pro
     protected.engine.failover_planned("web")
     instance = protected.away.machine("web")
     assert {disk.id: instance.sha256(disk.id) for disk in instance.value.disks} == truth
+
+
+def test_a_fence_of_the_service_that_lands_while_the_failover_is_taken_back_is_withdrawn(
+    protected: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was owed and under way. It lands when the source is released and started, before the end is recorded."""
+    inventory = type(protected.engine.context.site("a").inventory)
+    fence, sent, arrives = inventory.fence, threading.Event(), threading.Event()
+
+    def late(*given: Any) -> None:
+        sent.set()
+        assert arrives.wait(30)
+        fence(*given)
+
+    def fails(*given: object) -> None:
+        raise DriverFailed(operation="a call", site="a", detail="injected")
+
+    work = Work(protected.engine.context, "j1", protected.protection.id, Arguments(), Watch())
+    with monkeypatch.context() as patch:
+        patch.setattr(inventory, "fence", fails)
+        for item in PLANNED.steps[:6]:
+            item.run(work)
+    assert _to_fence(protected.protection) == ("a", "web")
+    monkeypatch.setattr(inventory, "fence", late)
+    scheduler = Scheduler(protected.engine.context, lambda kind, protection, arguments: None)
+    service = threading.Thread(target=scheduler._fence, args=(protected.protection, Watch()))
+    service.start()
+    assert sent.wait(30)
+    real = release_source
+
+    def release(*given: Any, **named: Any) -> object:
+        left = real(*given, **named)
+        arrives.set()
+        service.join(30)
+        return left
+
+    monkeypatch.setattr("asrcore.procedures.failover.release_source", release)
+    protected.away.configure(refuses_start="no network lan")
+    with protected.engine.context.locks.hold(protected.protection, "the failover", Watch()):
+        with pytest.raises(DriverFailed, match="no network lan"):
+            PLANNED.steps[6].run(work)
+        assert protected.protection.state is State.PROTECTED
+    scheduler._release_late(protected.protection, Watch())  # as at the service's next look
+    assert protected.power("a") is PowerState.RUNNING
+    with protected.home.look() as state:
+        assert state.machines["web"].fence is None
+    assert not protected.protection.fence_due
+    assert scheduler._unsure == {}

@@ -290,3 +290,37 @@ def test_a_stuck_machine_is_reported_by_the_second_look_only(service: Service) -
         own._tell_health([stuck], active, load, now)
         levels.append(own._health[stuck.id].level)
     assert levels == [Level.OK, Level.OK, Level.OK, Level.CRITICAL]
+
+
+def test_a_fence_that_lands_after_the_undo_is_withdrawn(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call was sent while the fence was due, and the site does it when the machine runs there again."""
+    inventory = type(service.engine.context.site("a").inventory)
+    fence, sent, arrives = inventory.fence, threading.Event(), threading.Event()
+
+    def late(*given: Any) -> None:
+        sent.set()
+        assert arrives.wait(30)
+        fence(*given)
+
+    service.home.cut()
+    service.engine.wait(service.engine.failover_unplanned("web"), timeout=60)
+    monkeypatch.setattr(inventory, "fence", late)
+    service.home.restore()
+    assert sent.wait(30)
+    service.engine.wait(service.engine.failover_undo("web"), timeout=60)
+    assert service.machine.value.power is PowerState.RUNNING
+    stopped = threading.Event()
+    unfence = inventory.unfence
+
+    def seen(*given: Any) -> None:
+        if service.machine.value.power is PowerState.OFF:
+            stopped.set()
+        unfence(*given)
+
+    monkeypatch.setattr(inventory, "unfence", seen)
+    arrives.set()
+    assert stopped.wait(30)
+    service.until(lambda: service.machine.value.power is PowerState.RUNNING)
+    with service.home.look() as state:
+        assert state.machines["web"].fence is None
+    service.engine.wait(service.engine.replicate("web"), timeout=60)
