@@ -114,7 +114,7 @@ def _job_text(job: Job, at_work: EngineStatus) -> str:
     if who := requested_by(job):
         lines.append(f"  requested by: {who}")
     if state == "waiting":
-        lines.append(f"  {at_work}; the job resumes then")
+        lines += [f"  {at_work}", "  the job resumes when an engine is up"]
     if job.progress_total:
         done, total = format_size(job.progress_done), format_size(job.progress_total)
         lines.append(f"  {job.progress_work}: {done} of {total}")

@@ -139,6 +139,28 @@ def test_the_engine_of_a_shared_vault_is_no_process_server(asr: Asr, interrupted
     assert asr("status")[1][0]["health"]["reasons"][0]["code"] == "no-engine"
 
 
+def test_jobs_of_a_shared_vault_wait_for_its_one_engine(asr: Asr, interrupted: Vault) -> None:
+    for lease, waiting in ((60, False), (-1, True)):
+        interrupted.join(ENGINE, "s1", host="beta, pid 17", sites=None, lease=lease, alone=True)
+        (job,) = asr("job", "list")[1]
+        assert (job["waiting"], asr("job", "show", job["id"])[1]["waiting"]) == (waiting, waiting)
+        for words in (("job", "list"), ("job", "show", job["id"])):
+            said = asr(*words, as_json=False)[1]
+            assert "process server" not in said
+            assert ("waiting" in said, "running" in said) == (waiting, not waiting)
+    assert "NOT RUNNING - start asr-run.service or `asr run`; last seen " in said
+    assert "on beta, pid 17\n  the job resumes when an engine is up\n" in said
+
+
+def test_an_engine_that_is_gone_does_not_count_beside_process_servers(asr: Asr, interrupted: Vault) -> None:
+    interrupted.join(ENGINE, "s1", host="beta, pid 17", sites=None, lease=-1, alone=True)
+    for name in ("one", "two"):
+        interrupted.join(name, name, host="gamma, pid 18", sites=None, lease=60)
+    said = asr("status", as_json=False)[1]
+    assert said.splitlines()[0] == "engine: 2 of 2 process servers are up"
+    assert "no-engine" not in said
+
+
 def test_the_library_says_the_same(interrupted: Vault, tmp_path: Path) -> None:
     with Engine.open(str(tmp_path / "vault.db")) as engine:
         found: Any = engine.status()[0]
