@@ -251,7 +251,8 @@ class _Cycle:
         )
         with self.writers, view:
             reach("cycle.view-opened")
-            self._stamp(asked, view.taken_at)
+            # Of an interrupted cycle it may be the former view, settled since: as early as that was opened.
+            self._stamp(asked if pending is None else min(asked, pending.taken_at), view.taken_at)
             machine = view.machines[self.protection.source_machine]
             facts = self._facts(machine)
             try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import attrs
 
 from asrcore.engine import Engine
-from asrcore.errors import AsrError, TargetFull, TrackingLost, WrongState
+from asrcore.errors import AsrError, DriverFailed, TargetFull, TrackingLost, WrongState
 from asrcore.model.extent import Extent
 from asrcore.model.point import Consistency, RecoveryPoint
 from asrcore.model.state import State
@@ -413,7 +413,7 @@ CHAPTERS = {
         Chapter("unplanned", "undo", _older, _failed_over, before=_life(13)),
         Chapter("planned", "undo", _planned, _failed_over_planned, before=_life(14)),
         Chapter(
-            "aborted", "undo", _planned, _aborted, before=_full, fails=(TargetFull, WrongState),
+            "aborted", "undo", _planned, _aborted, before=_full, fails=(TargetFull, DriverFailed),
             repaired=lambda stage: stage.away.make_room(), writes=False,
         ),
         Chapter("commit", "planned", _commit, _state(State.COMMITTED)),
