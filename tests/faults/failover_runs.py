@@ -40,12 +40,13 @@ __all__ = ["FAULTS", "Fault", "Run", "Story"]
 
 @attrs.frozen
 class Fault:
-    """Calls at one site that fail, from the first on. `done`: those whose reply only is lost."""
+    """Calls at one site that fail: the first `times` of each. `done`: those whose reply only is lost."""
 
     site: str
     operations: tuple[str, ...]
     error: AsrError
     done: tuple[str, ...] = ()
+    times: int = 10_000
 
 
 _FAILED = DriverFailed(operation="a call", site="b", detail="injected")
@@ -78,6 +79,12 @@ FAULTS: Mapping[str, Fault | None] = {
     "target-lost": Fault("b", _ALL_OF_TARGET, _LOST),
     "stop": Fault("a", ("inventory.power_off",), ShutdownFailed(machine="web", seconds=1.0)),
     "fence": Fault("a", ("inventory.fence",), _FAILED),
+    "seal-once": Fault("b", ("writer.seal",), _LOST, times=1),
+    "promote-once": Fault("b", ("failover.promote",), _FAILED, times=1),
+    "promote-undo-once": Fault("b", ("failover.promote", "failover.undo"), _FAILED, times=1),
+    "start-once": Fault("b", ("inventory.power_on",), _FAILED, times=1),
+    "start-undo-once": Fault("b", ("inventory.power_on", "failover.undo"), _FAILED, times=1),
+    "fence-once": Fault("a", ("inventory.fence",), _FAILED, times=1),
     "source-restart": Fault("a", ("inventory.power_on", "inventory.unfence"), _FAILED),
 }
 
@@ -147,7 +154,7 @@ class Run:
             self._cannot_ask = fault.site == "b" and "inventory.machine" in fault.operations
             for operation in fault.operations:
                 when = When.AFTER if operation in fault.done else When.BEFORE
-                self.faults[fault.site].add(operation, fault.error, times=10_000, when=when)
+                self.faults[fault.site].add(operation, fault.error, times=fault.times, when=when)
 
     def repair(self) -> None:
         """From now on nothing fails."""
