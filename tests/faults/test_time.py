@@ -119,9 +119,12 @@ class Time(RuleBasedStateMachine):
         held = self.rig.engine.vault.clock_state().held
         self.service._look()
         self.service._start_cycles()
-        if held and not self.rig.engine.vault.clock_state().held:
+        now_held = self.rig.engine.vault.clock_state().held
+        if held and not now_held:
             self._believe(self.doubted)
             self.doubted = 0.0
+        if now_held:
+            assert self.kept <= {point.id for point in self.points}, "points were deleted while the clock is in doubt"
         self._note()
 
     # -- what happens ------------------------------------------------------------------------------------------------
@@ -172,6 +175,15 @@ class Time(RuleBasedStateMachine):
         self.a_clock_is_set(-ahead, "engine", cut)
         for _ in range(2):
             self.time_passes(HOUR + 1, cut)
+
+    @rule(step=st.sampled_from([61.0, -61.0, 3 * DAY]))
+    def the_clock_is_set_when_points_are_old_enough(self, step: float) -> None:
+        """Retention last ran before the source was lost: it would delete them in the first cycle after that."""
+        for _ in range(3):
+            self.time_passes(DAY, cut=True)
+        self.a_clock_is_set(step, "engine", cut=False)
+        for _ in range(2):
+            self.time_passes(20 * MINUTE, cut=False)
 
     @rule()
     def replication_continues(self) -> None:
