@@ -103,7 +103,11 @@ class LibvirtRig(ConformanceRig):
         self._virsh("net-define", "/dev/stdin", text=xml)
         stack.callback(self._virsh, "net-undefine", OTHER_NETWORK)
         self._virsh("net-start", OTHER_NETWORK)
-        stack.callback(self._virsh, "net-destroy", OTHER_NETWORK)
+        stack.callback(self._stop_network)
+
+    def _stop_network(self) -> None:
+        if OTHER_NETWORK in self._virsh("net-list", "--name").split():  # not after a restart of the host's services
+            self._virsh("net-destroy", OTHER_NETWORK)
 
     def _connect(self) -> tuple[LibvirtSite, LibvirtSite]:
         here = {"uri": "qemu:///system", "replica_dir": str(self._replica_dir)}
