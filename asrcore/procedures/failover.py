@@ -179,8 +179,11 @@ def _take_back(work: Work, problem: Exception, *, cleans: bool) -> None:
         work.note("failover", f"failed and not taken back, the machine may run at {protection.target_site}: {problem}")
         return
     start = protection.planned and bool(work.facts.get("source_was_running", True))
-    if protection.fence_due:  # first, so that the service does not quarantine what is released
-        context.vault.update(protection.id, fence_due=False)
+    if protection.planned:
+        # Before the source is released: the service must not quarantine it any more, and if this is killed and the
+        # target is lost then, the machine that is deleted there must not count as one that may run.
+        remains = protection.target_machine if left is not None else None
+        context.vault.update(protection.id, target_machine=remains, fence_due=False)
     unreleased = release_source(context, protection, start=start) if protection.planned else None
     owed = {place: str(why) for place, why in (("target", left), ("source", unreleased)) if why is not None}
     if "source_to_start" in work.facts:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from asrcore.errors import DriverFailed
+from asrcore.errors import DriverFailed, SiteUnreachable
 from asrcore.model.state import State
 from tests.faults.failover_runs import FAULTS, Run, Story
 
@@ -129,7 +129,7 @@ def test_a_failover_that_is_being_taken_back_is_not_tried_again(
     assert first.job("failover-planned") is not None
     places = [place for place in first.reached() if not place.startswith(_OF_A_CYCLE)]
     first.close()
-    for place in places[-9:]:
+    for place in places[-7:]:
         run = story.run(monkeypatch)
         once(run, site, operation)
         serve = run._serve
@@ -152,6 +152,22 @@ def test_a_failover_that_is_being_taken_back_is_not_tried_again(
             ends_well(run)
         finally:
             run.close()
+
+
+def test_a_target_that_is_lost_while_the_failover_is_taken_back(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is killed when the source is released; then the target can neither be cleaned up again nor asked."""
+    run = story.run(monkeypatch)
+    once(run, "b", "inventory.power_on")
+    lost = SiteUnreachable(site="b", detail="injected")
+    run.faults["b"].add("failover.undo", lost, at=2, times=10_000)
+    run.faults["b"].add("inventory.machine", lost, times=10_000)
+    try:
+        assert run.job("failover-planned", at="undo.released") is not None
+        assert run.protection.state is State.PROTECTED
+        assert run.running == ["a"]
+        ends_well(run)
+    finally:
+        run.close()
 
 
 @pytest.mark.long
