@@ -111,10 +111,17 @@ def test_words_that_are_not_a_verb(asr: AsrCli, words: tuple[str, ...]) -> None:
 
 
 def test_replica_directory_that_is_not_there(asr: AsrCli) -> None:
-    """It is a mount point that asrcore never creates: the site is accepted, a machine is refused."""
+    """It is a mount point that asrcore never creates: the site is refused, and a machine if it vanishes later."""
+    site = ["site", "add", "d", "--driver", "libvirt", "--set", "uri=qemu:///system", "--set", "replica_dir=/srv/none"]
+    refused = failing(asr, *site)
+    assert refused.error is not None
+    assert refused.error["code"] == "invalid-setting"
+    assert not place(asr, "/srv/none").exists()
+    place(asr, "/srv/none").mkdir()
     asr.lab.define_guest("a", "bios-disk", "homeless")
     try:
-        asr("site", "add", "d", "--driver", "libvirt", "--set", "uri=qemu:///system", "--set", "replica_dir=/srv/none")
+        asr(*site)
+        shutil.rmtree(place(asr, "/srv/none"))
         failed = failing(asr, "protect", "homeless", "--from", "a", "--to", "d", "--policy", "gold")
         assert failed.exit_code == REFUSED
         assert failed.error is not None
