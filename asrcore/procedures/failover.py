@@ -33,9 +33,9 @@ from asrcore.procedures.give_back import (
     runs_at_target,
     try_undo,
 )
-from asrcore.procedures.points import choose_point
+from asrcore.procedures.points import check_planned, choose_point
 from asrcore.procedures.procedure import Procedure, Step, Work
-from asrcore.procedures.steps import check_planned, commanded, fence_source, note_repairs
+from asrcore.procedures.steps import commanded, fence_source, note_repairs
 from asrcore.replication.cycle import run_cycle
 from asrcore.replication.record import adopt_sealed
 

@@ -12,8 +12,7 @@ from asrcore.model.point import RecoveryPoint
 from asrcore.model.policy import Policy
 from asrcore.model.protection import NetworkMap, Protection
 from asrcore.model.state import State
-from asrcore.procedures.points import choose_point
-from asrcore.procedures.steps import check_planned
+from asrcore.procedures.points import check_planned, choose_point
 from asrcore.replication import retention
 from asrcore.units import format_duration, format_size, format_time
 

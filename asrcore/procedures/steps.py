@@ -4,26 +4,9 @@ from __future__ import annotations
 
 from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import WrongState
-from asrcore.model.protection import Protection
-from asrcore.model.state import State
 from asrcore.procedures.procedure import Work
 
-__all__ = ["check_planned", "commanded", "create_replica", "fence_source", "note_repairs"]
-
-
-def check_planned(protection: Protection) -> None:
-    """Raises WrongState after an unplanned failover that stopped half-way: its machine at the target is made from a
-    point, and a planned failover would start that one without what the source has written since."""
-    if protection.state is State.FAILING_OVER and not protection.planned and protection.target_machine is not None:
-        raise WrongState(
-            machine=protection.name,
-            event="have a planned failover",
-            state=protection.state.value,
-            reason=f"An unplanned failover has made a machine at {protection.target_site!r}; the last changes of "
-            f"{protection.source_site!r} would be missing in it.",
-            possible=f"`asr failover undo {protection.name}`, and then the planned failover",
-        )
+__all__ = ["commanded", "create_replica", "fence_source", "note_repairs"]
 
 
 def create_replica(work: Work) -> driver.Replica:
