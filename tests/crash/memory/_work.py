@@ -14,7 +14,7 @@ from asrcore.model.state import State
 from asrcore.procedures import verify
 from asrcore.replication import aging, pair, proof, transfer
 from asrcore.testing.memory._content import BLOCK
-from asrcore.units import DAY, KiB
+from asrcore.units import HOUR, KiB
 from asrcore.vault import Job
 from tests.crash.memory import _invariants as invariants
 from tests.crash.memory._scenario import CHAPTERS, Chapter
@@ -38,7 +38,7 @@ def _small_steps() -> None:
     proof.REGION = 256 * KiB
     verify.SAVE_SECONDS = 0.0
     # A chapter may begin long after the one whose folder it continues: that is no gap of the service.
-    aging.BELIEVED = DAY
+    aging.BELIEVED = HOUR
 
 
 def prepare(folder: Path, chapter: Chapter, place: str) -> None:
