@@ -397,7 +397,7 @@ def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Findi
     elif not engine:
         severity, again = Severity.WARNING, f"attempt {protection.attempt + 1} waits for an engine"
     else:
-        # What time alone does not repair is critical, although it is tried again in case somebody repairs it.
+        # What time alone does not repair is critical, although it is tried again in case it is repaired.
         severity = Severity.WARNING if error.get("retry") else Severity.ERROR
         again = f"attempt {protection.attempt + 1} in {format_duration(max(0.0, protection.retry_at - now))}"
     return [

@@ -39,7 +39,7 @@ _OF_A_CYCLE += ("vault.begin-cycle", "vault.forget-points", "vault.mark-dropping
 
 
 def ends_well(run: Run, *, again: bool = False) -> None:
-    """With the sites repaired, the service and the command that health names end it; then all goes on as before."""
+    """With the sites repaired, the service and the command that health names end it; all then continues as before."""
     run.check()
     run.serve()
     run.repair()

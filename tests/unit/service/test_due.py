@@ -66,7 +66,7 @@ def test_nothing_waits_for_a_clock_that_was_set_back(back: float) -> None:
     assert due_action(first, POLICY, now) is Action.CYCLE
     failed = attrs.evolve(PROTECTION, attempt=2, retry_at=NOW + 120)
     assert due_action(failed, POLICY, now) is Action.CYCLE
-    assert due_action(failed, POLICY, NOW) is Action.NOTHING, "a retry waits for as long as it was told to"
+    assert due_action(failed, POLICY, NOW) is Action.NOTHING, "a retry waits for its whole delay"
     new = attrs.evolve(PROTECTION, state=State.ENABLING, created_at=NOW)
     assert due_action(new, POLICY, now) is Action.PROTECT
 

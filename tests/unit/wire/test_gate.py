@@ -208,7 +208,7 @@ def test_what_is_expected_has_its_time(
 
 
 class Exhausted(socket.socket):
-    """Cannot accept for want of descriptors, as often as it is told."""
+    """Cannot accept for want of descriptors, this many times."""
 
     failures = 0
     tries = 0
