@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from asrcore.vault import Vault
 from tests.postgres import Cluster, cluster
 from tests.unit.rig import Rig
 
@@ -35,3 +36,12 @@ def postgres() -> Iterator[Cluster]:
     """A PostgreSQL server, started when the first test needs it."""
     with cluster() as server:
         yield server
+
+
+@pytest.fixture
+def url(postgres: Cluster) -> Iterator[str]:
+    """A vault on that server, deleted at the end."""
+    url = postgres.create()
+    Vault.create(url).close()
+    yield url
+    postgres.drop(url)

@@ -18,17 +18,8 @@ from asrcore.model.state import State
 from asrcore.plugins import Plugins
 from asrcore.service.member import ServerIdentity
 from asrcore.testing.memory import MemoryWorld
-from asrcore.vault import JobState, Vault, _schema
-from tests.postgres import Cluster
+from asrcore.vault import JobState, _schema
 from tests.unit.service.test_member import LONG, cut_off, until
-
-
-@pytest.fixture
-def url(postgres: Cluster) -> Iterator[str]:
-    url = postgres.create()
-    Vault.create(url).close()
-    yield url
-    postgres.drop(url)
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from asrcore.model.server import ENGINE
 from asrcore.service import member
 from asrcore.service.member import Member, ServerIdentity
 from asrcore.vault import SessionLock, Vault, _schema
-from tests.postgres import Cluster
 from tests.unit.vault.test_server import execute
 
 LEASE = 1.0
@@ -38,14 +37,6 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < ends, "it never happened"
         time.sleep(0.02)
-
-
-@pytest.fixture
-def url(postgres: Cluster) -> Iterator[str]:
-    url = postgres.create()
-    Vault.create(url).close()
-    yield url
-    postgres.drop(url)
 
 
 @pytest.fixture

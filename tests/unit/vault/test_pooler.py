@@ -19,14 +19,6 @@ Through = Callable[..., str]
 
 
 @pytest.fixture
-def url(postgres: Cluster) -> Iterator[str]:
-    url = postgres.create()
-    Vault.create(url).close()
-    yield url
-    postgres.drop(url)
-
-
-@pytest.fixture
 def through(url: str, postgres: Cluster) -> Iterator[Through]:
     """The vault's URL through a pooler."""
     with ExitStack() as stack:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
@@ -17,14 +17,6 @@ from asrcore.vault._place import Place
 from asrcore.vault._store import translated
 from tests.postgres import Cluster
 from tests.unit.vault.test_server import execute
-
-
-@pytest.fixture
-def url(postgres: Cluster) -> Iterator[str]:
-    url = postgres.create()
-    Vault.create(url).close()
-    yield url
-    postgres.drop(url)
 
 
 def add(vault: Vault) -> None:
