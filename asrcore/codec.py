@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["dump", "load"]
+__all__ = ["convert", "dump", "load"]
 
 T = TypeVar("T")
 
@@ -27,5 +27,13 @@ def load(kind: type[T], text: bytes) -> T:
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
-    result: T = decoder.decode(text)
+    try:
+        result: T = decoder.decode(text)
+    except RecursionError as problem:  # what the kind does not name is skipped level by level
+        raise ValueError("it is nested too deeply") from problem
     return result
+
+
+def convert(kind: type[T], plain: object) -> T:
+    """The value that JSON's types make. Raises ValueError, naming the field."""
+    return msgspec.convert(plain, kind)

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from asrcore.cli import _output, _session
-from asrcore.errors import AsrError
+from asrcore.errors import AsrError, InvalidValue
 
 __all__ = ["VERBS", "Verb", "application", "main"]
 
@@ -161,6 +161,9 @@ def main() -> None:
     """Run `asr`; the exit code is that of the error's category (see docs/reference/errors)."""
     vault, arguments = _hoisted(sys.argv[1:])
     try:
+        for word in (*vault, *arguments):
+            if not word.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in word):  # bytes, no letters
+                raise InvalidValue(what="argument", value=ascii(word), wanted="text in UTF-8")
         application()(args=vault + arguments, standalone_mode=True)
     except AsrError as error:
         sys.exit(_output.fail(error, as_json="--json" in arguments))

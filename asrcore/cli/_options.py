@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from asrcore.errors import InvalidValue
+from asrcore.units import KiB
 
 __all__ = ["MachineName", "PolicyName", "Settings", "SiteName", "networks_of", "parsed"]
 
@@ -18,6 +19,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Setting of the driver: NAME=VALUE, or NAME=@FILE for a secret; repeatable."),
 ]
+_LONGEST = 64 * KiB  # letters in the value of a setting; a device such as /dev/zero has no end
 
 
 def parsed(settings: list[str] | None) -> dict[str, str]:
@@ -45,6 +47,10 @@ def networks_of(pairs: list[str] | None, *, may_be_empty: bool = False) -> dict[
 
 def _of_file(path: str) -> str:
     try:
-        return Path(path).read_text("utf-8").partition("\n")[0]
+        with Path(path).open(encoding="utf-8") as file:
+            line = file.readline(_LONGEST + 1)
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidValue(what="file of a setting", value=path, wanted="a text file that can be read") from problem
+    if len(line) > _LONGEST:
+        raise InvalidValue(what="file of a setting", value=path, wanted=f"a first line of at most {_LONGEST} letters")
+    return line.removesuffix("\n")

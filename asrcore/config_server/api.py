@@ -6,7 +6,6 @@ Errors are those of the catalogue: the body holds `AsrError.as_dict` with the at
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from asrcore import codec
 from asrcore.config_server.metrics import exposition
 from asrcore.config_server.web import peer_of
 from asrcore.errors import AsrError, Category, CertificateRole, InvalidValue, NotFound, RequestRefused
@@ -29,6 +29,7 @@ from asrcore.pki.authority import Authority
 from asrcore.pki.request import Issued
 from asrcore.procedures.procedure import Arguments
 from asrcore.service import status
+from asrcore.units import DAY
 from asrcore.vault import Job, Vault
 from asrcore.wire.tls import Component, Role
 
@@ -45,6 +46,9 @@ _STATUS = {
     Category.VAULT: 503,
 }
 _LARGEST = 64 * 1024  # bytes of a request
+_LIMIT = 10_000  # entries of a list
+_LONGEST = int(DAY)  # seconds that a shutdown may be waited for
+_Body = dict[str, str | int | float | bool | None]
 
 VERBS: Mapping[str, Event | None] = {
     "replicate": Event.REPLICATE,
@@ -74,7 +78,7 @@ class _Call:
     serial: str
     path: Mapping[str, str]
     query: Mapping[str, str]
-    body: Mapping[str, Any]
+    body: _Body
 
 
 class _Api:
@@ -109,6 +113,8 @@ class _Api:
                     wanted = " or ".join(sorted(role.value for role in roles))
                     raise CertificateRole(peer=str(caller), whose="its", found=str(caller), wanted=wanted)
                 body = await _body(request)
+                for name, value in (*request.path_params.items(), *request.query_params.items()):
+                    _checked(name, value)
                 call = _Call(caller, serial, request.path_params, request.query_params, body)
                 answer = await run_in_threadpool(self._work, call, work)
             except AsrError as error:
@@ -179,16 +185,13 @@ class _Api:
         if kind not in VERBS:
             raise InvalidValue(what="verb", value=kind, wanted=", ".join(VERBS))
         given = {name: value for name, value in call.body.items() if name != "verb"}
-        known = {field.name: type(field.default) for field in attrs.fields(Arguments)}
-        for name, value in given.items():
-            if name not in known or not isinstance(value, (int, float) if known[name] is float else known[name]):
-                raise InvalidValue(what=f"argument {name}", value=value, wanted=f"one of {', '.join(known)}")
+        arguments = _arguments(given)
         protection = self._vault.protection(call.path["machine"])
         event = VERBS[kind]
         if event is not None:
             allowed(protection.name, protection.state, event)
         now = self._clock()
-        job = enqueue(self._vault, kind, protection, Arguments(**given), now=now, who=str(call.caller))
+        job = enqueue(self._vault, kind, protection, arguments, now=now, who=str(call.caller))
         text = f"{call.caller} requested {kind} (job {job.id})"
         self._vault.add_event(at=now, machine=protection.name, kind="order", text=text)
         return job
@@ -197,12 +200,12 @@ class _Api:
         return {"asked": self._vault.request_cancel(self._vault.job(call.path["job"]).id)}
 
 
-async def _body(request: Request) -> Mapping[str, Any]:
+async def _body(request: Request) -> _Body:
     if request.method != "POST":
         return {}
     too_large = RequestRefused(reason=f"it is larger than {_LARGEST} bytes")
     announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > _LARGEST:
+    if len(announced) > len(str(_LARGEST)) or (announced.isdecimal() and int(announced) > _LARGEST):
         raise too_large  # before it is waited for
     data = b""
     async for part in request.stream():
@@ -210,25 +213,48 @@ async def _body(request: Request) -> Mapping[str, Any]:
         if len(data) > _LARGEST:
             raise too_large
     try:
-        value = json.loads(data or b"{}")
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidValue(what="body", value="(not shown)", wanted="a JSON object")
+        value = codec.load(_Body, data or b"{}")
+    except ValueError as problem:
+        wanted = "a JSON object of texts, numbers, true and false"
+        raise InvalidValue(what="body", value="(not shown)", wanted=wanted) from problem
+    for name, item in value.items():
+        _checked("body", name)
+        if isinstance(item, str):
+            _checked(name, item)
     return value
 
 
-def _text(body: Mapping[str, Any], name: str) -> str:
+def _checked(name: str, text: str) -> None:
+    """Raises InvalidValue for what no database stores as a text."""
+    if "\0" in text or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
+        raise InvalidValue(what=ascii(name), value=ascii(text), wanted="text without NUL and lone surrogates")
+
+
+def _text(body: _Body, name: str) -> str:
     value = body.get(name)
     if not isinstance(value, str):
         raise InvalidValue(what=name, value=value, wanted="text")
     return value
 
 
+def _arguments(given: _Body) -> Arguments:
+    known = [field.name for field in attrs.fields(Arguments)]
+    for name, value in given.items():
+        if name not in known:
+            raise InvalidValue(what=f"argument {name!a}", value=value, wanted=f"one of {', '.join(known)}")
+    try:
+        result = codec.convert(Arguments, given)
+    except ValueError as problem:
+        raise InvalidValue(what="arguments", value="what was sent", wanted=str(problem)) from problem
+    if not 0 <= result.timeout <= _LONGEST:
+        raise InvalidValue(what="argument timeout", value=result.timeout, wanted=f"0 to {_LONGEST} seconds")
+    return result
+
+
 def _limit(call: _Call) -> int:
     text = call.query.get("limit", "100")
-    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
-        raise InvalidValue(what="limit", value=text, wanted="1 to 10000")
+    if not text.isdecimal() or len(text) > len(str(_LIMIT)) or not 1 <= int(text) <= _LIMIT:
+        raise InvalidValue(what="limit", value=text, wanted=f"1 to {_LIMIT}")
     return int(text)
 
 

@@ -8,20 +8,20 @@ steps may be repeated: a token that was used for this key stays valid for this k
 from __future__ import annotations
 
 import base64
-import binascii
 import http.client
 import json
 import ssl
 import tempfile
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from asrcore import codec
 from asrcore.errors import (
     AlreadyExists,
     AsrError,
@@ -52,6 +52,16 @@ class Renewed:
     expires_at: float
 
 
+@attrs.frozen
+class _Packed:
+    """What the line of a token holds."""
+
+    url: str
+    certificate: str
+    key: str = attrs.field(repr=False)
+    authority: str
+
+
 def pack(token: Token, url: str) -> str:
     """A token as one line of text, with the URL of the configuration server."""
     text = json.dumps({"url": url, **attrs.asdict(token)})
@@ -61,11 +71,15 @@ def pack(token: Token, url: str) -> str:
 def unpack(text: str) -> tuple[Token, str]:
     """Raises InvalidValue; the message does not hold the text."""
     try:
-        value = json.loads(base64.b64decode(text.strip(), validate=True))
-        return Token(value["certificate"], value["key"], value["authority"]), str(value["url"])
-    except (ValueError, KeyError, TypeError, binascii.Error):
-        pass
-    raise InvalidValue(what="join token", value="(not shown)", wanted="the line that `asr ca token` printed")
+        packed = codec.load(_Packed, base64.b64decode(text.strip(), validate=True))
+        _place(packed.url)
+        for pem in (packed.certificate, packed.key, packed.authority):
+            pem.encode("ascii")
+    except (ValueError, InvalidValue):  # also what is no base64, JSON or ASCII
+        raise InvalidValue(
+            what="join token", value="(not shown)", wanted="the line that `asr ca token` printed"
+        ) from None
+    return Token(packed.certificate, packed.key, packed.authority), packed.url
 
 
 def key_in(directory: Path) -> Key:
@@ -171,7 +185,7 @@ def _call(
     text = fetch_text(identity, url, method, path, body, listed=listed)
     try:
         answer = json.loads(text)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise _strange(url, "its answer is not JSON") from problem
     if not isinstance(answer, dict):
         raise _strange(url, "its answer is not a JSON object")
@@ -191,16 +205,14 @@ def fetch_text(
 
     Not `listed`: the local revocation list is ignored, because it may be too old and a new one is being fetched.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname:
-        raise InvalidValue(what="configuration server", value=url, wanted="https://HOST[:PORT]")
+    parts = _place(url)
     context = identity.context(server=False)
     if not listed:
         context = ssl.create_default_context(cafile=str(identity.directory / "ca.pem"))
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False  # the role in the certificate identifies the server
         context.load_cert_chain(identity.directory / "certificate.pem", identity.directory / "key.pem")
-    connection = http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=_SECONDS, context=context)
+    connection = http.client.HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=_SECONDS, context=context)
     try:
         connection.connect()
         sock = connection.sock
@@ -226,6 +238,17 @@ def fetch_text(
         connection.close()
 
 
+def _place(url: str) -> SplitResult:
+    """Raises InvalidValue."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "https" and parts.hostname and parts.port != 0 and url.isascii() and url.isprintable():
+            return parts
+    except ValueError:  # a port that is no number or too large, a bracket that is not closed
+        pass
+    raise InvalidValue(what="configuration server", value=ascii(url), wanted="https://HOST[:PORT]")
+
+
 def _error(url: str, status: int, text: str) -> AsrError:
     try:
         error = json.loads(text)["error"]
@@ -233,7 +256,7 @@ def _error(url: str, status: int, text: str) -> AsrError:
         if kind is not None and isinstance(error.get("attributes"), dict):
             return kind(**error["attributes"])
         return PeerError(peer=url, **{name: error[name] for name in ("code", "happened", "cause", "action")})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return _strange(url, f"it answered with status {status}")
 
 

@@ -7,6 +7,7 @@ annotations: attrs values as objects of their fields, enums by value, bytes as b
 from __future__ import annotations
 
 import functools
+import inspect
 import struct
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -117,13 +118,17 @@ def value(item: object, kind: Any, what: str = "value") -> Any:
     """The value that `plain` gave. Raises InvalidValue."""
     try:
         return msgspec.convert(item, kind)
-    except msgspec.ValidationError as problem:
+    except (msgspec.ValidationError, UnicodeEncodeError) as problem:  # the second one: a lone surrogate
         raise InvalidValue(what=what, value="what the other side sent", wanted=str(problem)) from problem
 
 
 @functools.cache
 def _hints(method: Callable[..., Any]) -> Mapping[str, Any]:
-    return typing.get_type_hints(method)
+    return {
+        # msgspec takes anything for an Iterable
+        name: list[typing.get_args(kind)] if typing.get_origin(kind) is Iterable else kind  # type: ignore[misc]
+        for name, kind in typing.get_type_hints(method).items()
+    }
 
 
 def result_type(call: str) -> Any:
@@ -132,7 +137,8 @@ def result_type(call: str) -> Any:
 
 
 def arguments(call: str, given: Mapping[str, Any], watch: Watch) -> dict[str, Any]:
-    """The parameters of a plain call. Raises InvalidValue."""
+    """The parameters of a plain call. Raises InvalidValue, also for one that is missing."""
+    parameters = inspect.signature(PLAIN[call]).parameters
     hints = {name: kind for name, kind in _hints(PLAIN[call]).items() if name != "return"}
     made: dict[str, Any] = {}
     for name, kind in hints.items():
@@ -140,6 +146,8 @@ def arguments(call: str, given: Mapping[str, Any], watch: Watch) -> dict[str, An
             made[name] = watch
         elif name in given:
             made[name] = value(given[name], kind, f"{call}: {name}")
+        elif parameters[name].default is inspect.Parameter.empty:
+            raise InvalidValue(what=f"{call}: {name}", value="nothing", wanted="a value")
     return made
 
 

@@ -192,7 +192,10 @@ class SiteServer:
             return Answer()
         if call not in self._calls:
             raise UnsupportedOperation(driver=self._site.driver, operation=f"answer the call {call!r}")
-        return self._calls[call](session, head, body)
+        try:
+            return self._calls[call](session, head, body)
+        except (ValueError, OverflowError) as problem:  # a range that is not within the disk, digests that do not fit
+            raise InvalidValue(what=f"arguments of {call}", value="what was sent", wanted=str(problem)) from problem
 
     def stream(self, channel: Channel, call: str, head: Mapping[str, Any]) -> Sink:
         """A request that data follows."""

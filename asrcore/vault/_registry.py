@@ -38,7 +38,7 @@ class Registry(Servers):
 
     def add_site(self, site: Site, *, secret: Collection[str] = ()) -> None:
         """Settings named in `secret` are encrypted. Raises InvalidValue (name), AlreadyExists, SecretKeyUnusable."""
-        _check_name("site name", site.name)
+        _check_own_name("site name", site.name)
         self._add("site", _schema.sites, site.name, _rows.site_row(site, secret, self._secrets.seal))
 
     def update_site(self, site: Site, *, secret: Collection[str] = ()) -> None:
@@ -81,7 +81,8 @@ class Registry(Servers):
     # -- policies --------------------------------------------------------------------------------------------------
 
     def add_policy(self, policy: Policy) -> None:
-        """Raises AlreadyExists."""
+        """Raises InvalidValue (name), AlreadyExists."""
+        _check_own_name("policy name", policy.name)
         self._add("policy", _schema.policies, policy.name, _rows.policy_row(policy))
 
     def update_policy(self, policy: Policy) -> None:
@@ -294,6 +295,13 @@ class Registry(Servers):
 
 def _not_found(kind: str, name: str) -> NotFound:
     return NotFound(kind=kind, name=name, listing=_LISTINGS[kind])
+
+
+def _check_own_name(what: str, name: str) -> None:
+    """Of what an operator names: also fit for a command line, and no path."""
+    _check_name(what, name)
+    if name.startswith(("-", ".")) or "/" in name:
+        raise InvalidValue(what=what, value=name, wanted="a name without / that does not begin with - or a dot")
 
 
 def _check_name(what: str, name: str, most: int = 64) -> None:

@@ -131,6 +131,8 @@ class Store:
             if isinstance(error, VaultReadOnly):
                 self._engine.dispose()  # another connection may find the primary: these stay with a server that is none
             raise error from problem
+        except UnicodeDecodeError as problem:  # sqlite3 decodes texts, also of its messages, strictly
+            raise self._damaged("a text in it is not UTF-8") from problem
 
     def _damaged(self, detail: str) -> VaultDamaged:
         return VaultDamaged(url=self._place.shown, detail=detail)
@@ -176,6 +178,8 @@ def translated(place: Place, problem: DBAPIError | sqlite3.Error) -> AsrError | 
             return VaultDamaged(url=place.shown, detail=str(cause))
         if code in _SQLITE_UNAVAILABLE:
             return place.unavailable(cause)
+        if code == sqlite3.SQLITE_ERROR and any(text in str(cause) for text in _SQLITE_DAMAGED):
+            return VaultDamaged(url=place.shown, detail=str(cause))
         return None
     if any(text in str(cause) for text in _POOLER_SAYS):
         return VaultPooled(url=place.shown, detail=str(place.unavailable(cause or problem).attributes["detail"]))
@@ -186,6 +190,9 @@ def translated(place: Place, problem: DBAPIError | sqlite3.Error) -> AsrError | 
         return place.unavailable(cause or problem, kinds.get(state, VaultUnavailable))
     return None
 
+
+# Flipped bytes in the schema or in a text; the schema's version was checked when the vault was opened.
+_SQLITE_DAMAGED = ("no such table", "no such column", "Could not decode to UTF-8")
 
 # pgbouncer, of what PostgreSQL accepts from a client; the second one in statement mode.
 _POOLER_SAYS = ("unsupported startup parameter", "transaction blocks not allowed in statement pooling mode")

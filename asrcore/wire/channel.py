@@ -215,8 +215,8 @@ class Channel:
             raise rebuilt(frame.head, call, self.peer)
         try:
             return Answer(frame.head, unpacked(frame))
-        except ValueError as problem:
-            raise self._refused(f"packed data of {call} is damaged: {problem}") from problem
+        except ProtocolError as problem:
+            raise self._refused(f"data of {call} is damaged: {problem}") from problem
 
     def stream(self, call: str, head: Mapping[str, Any]) -> DataStream:
         """Begin to send data. Raises as `ask`, but errors of the other side come later."""
@@ -580,7 +580,7 @@ class _Closing(Exception):
 
 
 def _seconds(reported: object, otherwise: float) -> float:
-    return max(1.0, float(reported)) if isinstance(reported, int | float) else otherwise
+    return float(max(1.0, reported)) if isinstance(reported, int | float) and reported <= otherwise else otherwise
 
 
 def _entropy(count: int) -> bytes:

@@ -57,6 +57,8 @@ def error_head(call: str, problem: BaseException) -> dict[str, Any]:
         return {**problem.as_dict(), "attributes": {key: _plain(item) for key, item in problem.attributes.items()}}
     if isinstance(problem, Stopped):
         return error_head(call, Cancelled(work=call))
+    if isinstance(problem, ProtocolError):  # not of the connection: of what one request carries
+        return error_head(call, as_error(problem, "the sender"))
     _log.error("serving %s", call, exc_info=problem, extra={"kind": call})
     return {"code": "peer-failed", "attributes": {"detail": f"{type(problem).__name__}: {problem}"}}
 

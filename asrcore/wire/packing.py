@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from asrcore.wire.frames import ZSTD, Bytes, Frame
+from asrcore.wire.frames import ZSTD, Bytes, Frame, ProtocolError
 
 __all__ = ["COMPRESSION", "Packer", "unpacked"]
 
@@ -91,7 +91,7 @@ class Packer:
 
 
 def unpacked(frame: Frame) -> Bytes:
-    """The body as it was before `pack`. Raises ValueError if it is not what its frame says."""
+    """The body as it was before `pack`. Raises ProtocolError if it is not what its frame says."""
     if not frame.flags & ZSTD:
         return frame.body
     import zstandard  # noqa: PLC0415
@@ -102,10 +102,10 @@ def unpacked(frame: Frame) -> Bytes:
     try:
         # The packed data also states the size, which would be allocated without a check.
         if zstandard.frame_content_size(frame.body) != frame.plain:
-            raise ValueError("its sizes differ")
+            raise ProtocolError("packed", "its sizes differ")
         result: bytes = decompressor.decompress(frame.body)
     except zstandard.ZstdError as problem:
-        raise ValueError(str(problem)) from problem
+        raise ProtocolError("packed", str(problem)) from problem
     if len(result) != frame.plain:
-        raise ValueError(f"{len(result)} bytes instead of {frame.plain}")
+        raise ProtocolError("packed", f"{len(result)} bytes instead of {frame.plain}")
     return result

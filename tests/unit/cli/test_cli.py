@@ -168,3 +168,11 @@ def test_a_driver_that_cannot_be_tried_says_so(asr: Asr) -> None:
     code, document = asr("driver", "check", "memory")
     assert code == 5
     assert document["error"]["code"] == "unsupported-operation"
+
+
+@pytest.mark.parametrize(
+    "words", [("status", "a\udcff"), ("protect", "\udcfe", "--from", "a"), ("--vault", "\udcff", "status")]
+)
+def test_words_that_are_no_text_are_refused(words: tuple[str, ...], asr: Asr, sites: MemoryWorld) -> None:
+    code, document = asr(*words)
+    assert (code, document["error"]["code"]) == (2, "invalid-value")

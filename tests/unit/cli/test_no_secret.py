@@ -134,6 +134,8 @@ def test_a_file_of_a_setting_that_cannot_be_read_is_reported(tmp_path: Path) -> 
     host.asr("init")
     said = host.asr("site", "add", "a", "--driver", "memory", "--set", f"key=@{tmp_path / 'none'}", code=2)
     assert "invalid-value" in said
+    said = host.asr("site", "add", "a", "--driver", "memory", "--set", "key=@/dev/zero", code=2)
+    assert "at most 65536 letters" in said
 
 
 def test_an_older_vault_is_sealed_by_the_first_engine(tmp_path: Path) -> None:

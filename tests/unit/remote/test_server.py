@@ -197,7 +197,7 @@ WRONG: dict[str, tuple[str, dict[str, object], type[AsrError]]] = {
     "a method that is no call": ("site.close", {}, UnsupportedOperation),
     "no such machine": ("inventory.machine", {"machine_id": "nobody"}, MachineNotFound),
     "an argument of another kind": ("inventory.machine", {"machine_id": 7}, InvalidValue),
-    "an argument that is missing": ("inventory.power_off", {"machine_id": "web"}, PeerFailed),
+    "an argument that is missing": ("inventory.power_off", {"machine_id": "web"}, InvalidValue),
     "a handle that was never given": ("view.confirm", {"view": "0" * 16}, SiteUnreachable),
     "a handle of something else": ("cycle.flush", {"cycle": "0" * 16}, SiteUnreachable),
     "a negative range": ("reader.read", {"reader": "x", "offset": -1, "length": 1}, InvalidValue),

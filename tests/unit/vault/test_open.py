@@ -179,6 +179,18 @@ def test_a_vault_with_damaged_pages_is_reported(path: Path) -> None:
         vault.protections()
 
 
+def test_a_vault_with_a_damaged_schema_or_text_is_reported(path: Path) -> None:
+    with Vault.open(path) as opened:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE sites SET driver = CAST(x'ff' AS TEXT)")
+        with pytest.raises(VaultDamaged, match="UTF-8"):
+            opened.sites()
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("ALTER TABLE events RENAME TO lost")
+        with pytest.raises(VaultDamaged, match="no such table"):
+            opened.events()
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in ("nothing.db", "no/such/directory/vault.db", "file/vault.db"):

@@ -79,6 +79,14 @@ def test_names_are_checked(name: str, vault: Vault) -> None:
         vault.add_protection(attrs.evolve(samples.machine(2), name=name * 4))
 
 
+@pytest.mark.parametrize("name", ["", " lead", "-rf", "../../etc/x", "a/b", ".hidden", "a\0"], ids=repr)
+def test_what_an_operator_names_fits_a_command_line(name: str, vault: Vault) -> None:
+    with pytest.raises(InvalidValue):
+        vault.add_policy(Policy(name))
+    with pytest.raises(InvalidValue):
+        vault.add_site(Site(name, "memory", {}))
+
+
 def test_what_is_in_use_stays(vault: Vault) -> None:
     with pytest.raises(StillInUse, match="site 'south' is in use by web-1"):
         vault.remove_site("south")

@@ -23,6 +23,9 @@ from asrcore.model.watch import Watch
 from asrcore.units import MiB
 from asrcore.wire import Address, Answer, Carrier, Channel, Identity, Limits, Listener, Role
 from asrcore.wire.carrier import ConnectionLost
+from asrcore.wire.channel import _seconds
+from asrcore.wire.frames import ZSTD
+from asrcore.wire.packing import Packer
 from tests.certificates import Authority
 from tests.unit.service.waiting import wait_until
 
@@ -95,6 +98,22 @@ def test_calls_that_fail_do_not_fill_the_log(local: Channel, caplog: pytest.LogC
             local.ask("defect")
     assert len(caplog.records) == 1
     assert "Traceback" in caplog.text
+
+
+def test_packed_data_of_a_request_that_are_damaged_are_refused(
+    local: Channel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Packer, "pack", lambda _, data: (b"no zstd", ZSTD, len(data)))
+    with pytest.raises(FrameRefused, match="packed"):
+        local.ask("echo", {}, b"x" * 1000)
+    assert not caplog.records
+    monkeypatch.undo()
+    assert bytes(local.ask("echo", {}, b"whole").body) == b"whole"
+
+
+@pytest.mark.parametrize("silence", [10**400, -(10**400), float("nan"), float("inf"), "x", None, True, [1]], ids=str)
+def test_an_odd_limit_of_the_other_side_is_no_limit(silence: object) -> None:
+    assert 1.0 <= _seconds(silence, 30.0) <= 30.0
 
 
 def test_without_tls_only_a_unix_socket_will_do() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asrcore.wire import packing
-from asrcore.wire.frames import DATA, ZSTD, Frame
+from asrcore.wire.frames import DATA, ZSTD, Frame, ProtocolError
 from asrcore.wire.packing import LEVELS, Packer, unpacked
 
 NOISE = random.Random(1).randbytes(512 * 1024)
@@ -80,5 +80,5 @@ def test_the_level_follows_the_link(monkeypatch: pytest.MonkeyPatch, seconds: fl
     ids=["too small", "too large", "cut", "rubbish", "nothing", "without its size"],
 )
 def test_what_is_not_what_it_says_is_refused(body: bytes, size: int) -> None:
-    with pytest.raises(ValueError, match=r".+"):
+    with pytest.raises(ProtocolError, match=r".+"):
         unpacked(Frame(DATA, 1, {}, body, ZSTD, size))
