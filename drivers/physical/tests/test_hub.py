@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from asr_driver_physical.servers.hub import Gateway
-from asr_driver_physical.servers.identity import Identity
+from asr_driver_physical.servers.identity import FenceRecord, Identity
 from asr_driver_physical.settings import SiteSettings
 from asr_mobility.channel import CallFailed, Channel
 from asrcore.errors import AccessDenied, AsrError, SiteUnreachable, TimedOut, ViewLost
@@ -154,7 +154,7 @@ def test_a_quarantined_server_is_shut_down_when_it_connects(
         return {}, b""
 
     context = enrol(identity, tmp_path)
-    identity.change("box", lambda record: attrs.evolve(record, fence={"epoch": 1, "reason": "failed over"}))
+    identity.change("box", lambda record: attrs.evolve(record, fence=FenceRecord(1, "failed over")))
     carrier = context.wrap_socket(socket.create_connection((place.host, place.port), 10))
     with closing(Channel(carrier, dialled=True, me={"name": "box", "identity": "aa" * 16}, serve=answer)):
         wait_until(lambda: calls, "the order to shut down")

@@ -23,7 +23,7 @@ from asr_driver_physical.enrol.package import mobility_service
 from asr_driver_physical.enrol.push import Access, Limits, config, link_files, probe, unit
 from asr_driver_physical.errors import SpoolFull
 from asr_driver_physical.servers.hub import Gateway
-from asr_driver_physical.servers.identity import Identity, ServerRecord
+from asr_driver_physical.servers.identity import FenceRecord, Identity, ServerRecord
 from asr_driver_physical.servers.machine import machine_of
 from asr_driver_physical.servers.readiness import boot_bus, certificate_finding, findings
 from asr_driver_physical.servers.spool import Spool
@@ -171,7 +171,9 @@ def test_network_names_are_kept_by_address() -> None:
 def test_the_replica_boots_from_a_bus_that_the_system_knows(drivers: list[str], bus: str) -> None:
     facts = changed(initramfs={"listed": True, "drivers": drivers})
     assert boot_bus(facts) == bus
-    machine = machine_of(ServerRecord("box", "", "", facts), facts["machine"], PowerState.RUNNING)
+    machine = machine_of(
+        ServerRecord("box", "", "", facts, machine_id=facts["machine"]["id"]), facts["machine"], PowerState.RUNNING
+    )
     assert (machine.disks[0].bus, machine.firmware, machine.memory) == (bus, Firmware.BIOS, 8 * GiB)
 
 
@@ -371,11 +373,13 @@ def test_a_second_identity_is_not_made_silently(place: SiteSettings, identity: I
 
 def test_a_record_is_changed_in_one_step(identity: Identity) -> None:
     """Concurrent changes are not lost, and removed entries do not return."""
-    identity.save(ServerRecord("box", "00", "aa" * 16, {"count": 0}))
+    identity.save(ServerRecord("box", "00", "aa" * 16, changed(free=0)))
 
     def count() -> None:
         for _ in range(50):
-            identity.change("box", lambda record: attrs.evolve(record, facts={"count": record.facts["count"] + 1}))
+            identity.change(
+                "box", lambda record: attrs.evolve(record, facts={**record.facts, "free": record.facts["free"] + 1})
+            )
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
@@ -384,9 +388,9 @@ def test_a_record_is_changed_in_one_step(identity: Identity) -> None:
         thread.join()
     record = identity.server("box")
     assert record is not None
-    assert record.facts == {"count": 200}
+    assert record.facts["free"] == 200
     identity.forget("box")
-    assert identity.change("box", lambda record: attrs.evolve(record, fence={"epoch": 1})) is None
+    assert identity.change("box", lambda record: attrs.evolve(record, fence=FenceRecord(1, ""))) is None
     assert identity.servers() == []
 
 

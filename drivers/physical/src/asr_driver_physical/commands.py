@@ -110,7 +110,7 @@ def push(
         keep_nic_names=keep_nic_names,
         replace_identity=replace_identity,
     )
-    machine_id = record.facts["machine"]["id"]
+    machine_id = record.machine_id
     document = {"server": record.name, "id": machine_id, "findings": findings}
     text = f"server {record.name} is enrolled; its id is {machine_id}"
     _show(document, [*_lines(findings), text], as_json=as_json)
@@ -133,7 +133,7 @@ def enrol(
     """Enrol a server without SSH: write the files to install on it by hand."""
     try:
         probed = json.loads(facts.read_text())
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise InvalidValue(
             what="facts", value=str(facts), wanted=f"a file with the output of `probe` ({problem})"
         ) from None
@@ -147,7 +147,7 @@ def enrol(
     except OSError as problem:
         raise InvalidValue(what="out", value=str(out), wanted=f"an empty directory ({problem})") from None
     known.save(made.record)
-    document = {"server": name, "id": made.record.facts["machine"]["id"], "out": str(out), "findings": made.findings}
+    document = {"server": name, "id": made.record.machine_id, "out": str(out), "findings": made.findings}
     text = f"server {name} is enrolled; copy {out} to it and install it there: it contains the server's private key"
     _show(document, [*_lines(made.findings), text], as_json=as_json)
 
@@ -183,7 +183,7 @@ def forget(
 @app.command()
 def servers(identity: Directory, as_json: Json = False) -> None:
     """List the enrolled servers."""
-    found = [{"name": item.name, "id": item.facts["machine"]["id"]} for item in Identity(identity).servers()]
+    found = [{"name": item.name, "id": item.machine_id} for item in Identity(identity).servers()]
     lines = [f"{item['name']}  {item['id']}" for item in found] or ["no servers are enrolled"]
     _show(found, lines, as_json=as_json)
 

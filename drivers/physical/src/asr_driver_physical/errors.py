@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from asrcore.errors import AsrError, Category
 
-__all__ = ["NotReadyToEnrol", "OtherIdentity", "PushFailed", "ServerTooBusy", "SpoolFull"]
+__all__ = [
+    "NotReadyToEnrol",
+    "OddReport",
+    "OtherIdentity",
+    "OtherServer",
+    "PushFailed",
+    "RecordDamaged",
+    "ServerTooBusy",
+    "SpoolFull",
+]
 
 
 class SpoolFull(AsrError):
@@ -49,3 +58,34 @@ class OtherIdentity(AsrError):
     happened = "{server!r} is enrolled with another identity than that in {identity}"
     cause = "Process servers of a site share one identity; with a second one the other process servers lose the server."
     action = "Copy the identity's directory from the site's other process server, or push with --replace-identity."
+
+
+class OddReport(AsrError):
+    code = "physical-odd-report"
+    category = Category.REFUSED
+    happened = "{server!r} reported what cannot be right: {detail}"
+    cause = "Its agent is damaged, of another version, or was replaced. Nothing of the report was used or stored."
+    action = "Install the agent again (`asr physical push`). Other servers of the site are not affected."
+    retry = True
+
+
+class OtherServer(AsrError):
+    code = "physical-other-server"
+    category = Category.REFUSED
+    happened = "{server!r} says that it is the machine {reported}, but {enrolled} was enrolled under this name"
+    cause = (
+        "Its firmware or system was replaced, its disks run in another machine, or it pretends to be another server."
+    )
+    action = (
+        "If it is another server, enrol it under another name. If its firmware or system was replaced, enrol it again "
+        "(`asr physical push`) and protect it again: its id has changed. Nothing was read from it."
+    )
+    retry = True
+
+
+class RecordDamaged(AsrError):
+    code = "physical-record-damaged"
+    category = Category.INTEGRITY
+    happened = "the record of server {server!r} cannot be read: {detail}"
+    cause = "The file {path} was changed or damaged, or is of a newer version."
+    action = "Restore it from a backup, or push to the server again (`asr physical push`). Other servers still work."

@@ -7,7 +7,7 @@ import time
 
 import attrs
 
-from asr_driver_physical.servers.identity import ServerRecord
+from asr_driver_physical.servers.identity import FenceRecord, ServerRecord
 from asr_driver_physical.servers.machine import machine_of
 from asr_driver_physical.servers.servers import Servers
 from asr_driver_physical.settings import DRIVER
@@ -69,9 +69,9 @@ class PhysicalInventory(Inventory):
         record = self._servers.server(machine_id)
 
         def fenced(record: ServerRecord) -> ServerRecord:
-            if record.fence is not None and fence.epoch < int(record.fence["epoch"]):
+            if record.fence is not None and fence.epoch < record.fence.epoch:
                 return record
-            return attrs.evolve(record, fence={"epoch": fence.epoch, "reason": fence.reason})
+            return attrs.evolve(record, fence=FenceRecord(fence.epoch, fence.reason))
 
         self._servers.identity.change(record.name, fenced)
         if record.name in self._servers.gateway.connected():
@@ -84,7 +84,7 @@ class PhysicalInventory(Inventory):
         """See Inventory."""
 
         def unfenced(record: ServerRecord) -> ServerRecord:
-            if record.fence is None or int(record.fence["epoch"]) > epoch:
+            if record.fence is None or record.fence.epoch > epoch:
                 return record
             return attrs.evolve(record, fence=None)
 
@@ -93,4 +93,4 @@ class PhysicalInventory(Inventory):
     def fenced(self, machine_id: str) -> Fence | None:
         """See Inventory."""
         fence = self._servers.server(machine_id).fence
-        return None if fence is None else Fence(int(fence["epoch"]), str(fence["reason"]))
+        return None if fence is None else Fence(fence.epoch, fence.reason)

@@ -20,6 +20,15 @@ __all__ = ["boot_id", "identity", "machine", "readiness"]
 
 _DMI = Path("/sys/class/dmi/id")
 _COMMAND_SECONDS = 20.0
+# What boards have whose maker did not enter a UUID: the default of AMI's firmware, in both byte orders, and examples
+# from the specification and from firmware sources.
+_PLACEHOLDERS = (
+    "03000200-0400-0500-0006-000700080009",
+    "00020003-0004-0005-0006-000700080009",
+    "12345678-1234-5678-90ab-cddeefaabbcc",
+    "00112233-4455-6677-8899-aabbccddeeff",
+    "01234567-8910-1112-1314-151617181920",
+)
 _ANY_NAME = re.compile(r"^(en\*|eth\*|e\*|\*)$")
 
 
@@ -64,9 +73,11 @@ def machine() -> dict[str, Any]:
 
 
 def machine_id() -> str:
-    """The UUID that the firmware gives the machine; where it gives none, one derived from the system's id."""
+    """The UUID that the firmware gives the machine; where it gives none, or the vendor's placeholder, one derived from
+    the system's id."""
     given = _text(_DMI / "product_uuid").lower()
-    if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", given) and len(set(given.replace("-", ""))) > 2:
+    plain = re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", given)
+    if plain and len(set(given.replace("-", ""))) > 2 and given not in _PLACEHOLDERS:
         return given
     digits = (_text(Path("/etc/machine-id")) or hashlib.md5(identity().encode()).hexdigest())[:32].ljust(32, "0")
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

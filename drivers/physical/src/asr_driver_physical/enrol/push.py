@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from asr_driver_physical.enrol.package import mobility_service
-from asr_driver_physical.errors import NotReadyToEnrol, OtherIdentity, PushFailed
-from asr_driver_physical.servers import readiness
+from asr_driver_physical.errors import NotReadyToEnrol, OddReport, OtherIdentity, PushFailed
+from asr_driver_physical.servers import readiness, reports
 from asr_driver_physical.servers.identity import Identity, ServerRecord, checked_name
+from asr_driver_physical.servers.machine import check_same
 from asrcore.errors import AccessDenied, SiteUnreachable
 from asrcore.model.finding import Finding, Severity
 
@@ -210,10 +211,12 @@ def _shell(access: Access) -> Iterator[_Shell]:
         client.close()
 
 
-def _facts(shell: _Shell, python: str, program: str) -> dict[str, Any]:
+def _facts(shell: _Shell, python: str, program: str, name: str) -> dict[str, Any]:
     said = shell.run(f"{shlex.quote(python)} {program} probe", "probing")
-    facts: dict[str, Any] = json.loads(said)
-    return facts
+    try:
+        return reports.facts_of(name, json.loads(said))
+    except (ValueError, RecursionError) as problem:
+        raise OddReport(server=name, detail=f"the probe printed no JSON: {said[:200]!r}") from problem
 
 
 @contextlib.contextmanager
@@ -231,7 +234,7 @@ def _brought(shell: _Shell) -> Iterator[str]:
 def probe(access: Access) -> tuple[dict[str, Any], list[Finding]]:
     """Facts and findings; leaves nothing on the server. Raises SiteUnreachable, AccessDenied, PushFailed."""
     with _shell(access) as shell, _brought(shell) as program:
-        facts = _facts(shell, access.python, program)
+        facts = _facts(shell, access.python, program, access.host)
     return facts, readiness.findings(facts)
 
 
@@ -245,8 +248,9 @@ def enrolment(
     python: str,
     keep_nic_names: bool = True,
 ) -> Enrolment:
-    """The enrolment of a server with these facts from its probe. Raises NotReadyToEnrol."""
+    """The enrolment of a server with these facts from its probe. Raises NotReadyToEnrol, OddReport."""
     checked_name(name)
+    facts = reports.facts_of(name, facts)
     found = readiness.findings(facts)
     errors = [item for item in found if item.severity is Severity.ERROR]
     if errors:
@@ -264,7 +268,20 @@ def enrolment(
     if keep_nic_names:
         files |= {path: (text.encode(), 0o644) for path, text in link_files(facts).items()}
     fence = former.fence if former else None
-    record = ServerRecord(name, issued.fingerprint, facts["identity"], facts, fence, issued.ends)
+    reported = facts["machine"]["id"]
+    machine_id = identity.machine_id(name, reported, facts["identity"])
+    if machine_id != reported:
+        found.append(readiness.shared_id(reported, machine_id))
+    record = ServerRecord(
+        name=name,
+        fingerprint=issued.fingerprint,
+        identity=facts["identity"],
+        facts=facts,
+        fence=fence,
+        ends=issued.ends,
+        machine_id=machine_id,
+        reported_id=reported,
+    )
     return Enrolment(files, record, found)
 
 
@@ -275,6 +292,8 @@ def write_out(made: Enrolment, directory: Path) -> None:
         raise FileExistsError(17, "it is not empty", str(directory))
     for path, (content, mode) in made.files.items():
         place = directory / path.lstrip("/")
+        if ".." in place.parts:
+            raise ValueError(f"{path} leads out of the directory")
         place.parent.mkdir(mode=0o700 if path.startswith(HOME) else 0o755, parents=True, exist_ok=True)
         with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
@@ -300,7 +319,7 @@ def install(
         if known.strip() not in ("", identity.authority.decode().strip()) and not replace_identity:
             raise OtherIdentity(server=access.host, identity=str(identity.path))
         with _brought(shell) as program:
-            facts = _facts(shell, access.python, program)
+            facts = _facts(shell, access.python, program, access.host)
             python = shell.run(f"sh -c 'command -v {shlex.quote(access.python)}'", "looking for Python").strip()
         made = enrolment(identity, name, servers, facts, limits, python=python, keep_nic_names=keep_nic_names)
         shell.run(f"sh -c 'mkdir -p /etc/systemd/network && mkdir -p -m 700 {HOME}'", "making directories")
@@ -312,7 +331,8 @@ def install(
             "sh -c 'systemctl daemon-reload && systemctl enable -q asr-mobility && systemctl restart asr-mobility'",
             "starting the service",
         )
-        facts = _facts(shell, access.python, PROGRAM)  # as it is now, .link files included
+        facts = _facts(shell, access.python, PROGRAM, name)  # as it is now, .link files included
+        check_same(made.record, facts["machine"])
         record = identity.change(name, lambda record: attrs.evolve(record, facts=facts)) or made.record
     return record, readiness.findings(facts)
 

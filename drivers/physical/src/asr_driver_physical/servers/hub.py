@@ -138,7 +138,7 @@ class _Hub:
         if former is not None:
             former.close("stopped", "the server has connected again")
         if record.fence is not None:
-            reason, kind = record.fence.get("reason"), {"kind": record.name}
+            reason, kind = record.fence.reason, {"kind": record.name}
             self._listener.log.warning(
                 "server %s is quarantined (%s): shutting it down", record.name, reason, extra=kind
             )

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,19 @@ import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from asr_driver_physical.errors import OddReport, RecordDamaged
+from asr_driver_physical.servers.reports import facts_of
 from asr_driver_physical.settings import DRIVER
+from asrcore import codec
 from asrcore.errors import AuthorityUnusable, InvalidSetting, InvalidValue
 from asrcore.pki.issuer import Issuer, new_key, pem
 from asrcore.units import DAY
 from asrcore.wire import Component, Role
 from asrcore.wire import Identity as TlsIdentity
 
-__all__ = ["Identity", "Issued", "ServerRecord", "checked_name"]
+__all__ = ["FenceRecord", "Identity", "Issued", "ServerRecord", "checked_name"]
+
+_log = logging.getLogger(__name__)
 
 _OWN_LIFE = 3650 * DAY  # as long as the authority's own
 _AGENT_LIFE = 825 * DAY
@@ -58,18 +65,29 @@ class Issued:
 
 
 @attrs.frozen
+class FenceRecord:
+    """The server is to be off: it was failed over."""
+
+    epoch: int
+    reason: str
+
+
+@attrs.frozen
 class ServerRecord:
-    """An enrolled server. `identity`: of its hardware; `facts`: what readiness found when it was enrolled; `ends`: of
+    """An enrolled server. `identity`: of its hardware; `facts`: what readiness found when it was last asked; `ends`: of
     its certificate; `renewals`: fingerprints, with their ends, of certificates that were sent to it and not used
-    yet."""
+    yet. `machine_id` is the site's id of it: fixed when it is enrolled, and no other server's. `reported_id`: what its
+    agent called itself then, which boards with a placeholder for a UUID, and copies of a system, share."""
 
     name: str
     fingerprint: str
     identity: str
-    facts: Mapping[str, Any]
-    fence: Mapping[str, Any] | None = None
+    facts: dict[str, Any]
+    fence: FenceRecord | None = None
     ends: float = 0.0
-    renewals: Mapping[str, float] = attrs.field(factory=dict)
+    renewals: dict[str, float] = attrs.field(factory=dict)
+    machine_id: str = ""
+    reported_id: str = ""
 
 
 def checked_name(name: str) -> str:
@@ -156,15 +174,42 @@ class Identity:
 
     def servers(self) -> list[ServerRecord]:
         """All enrolled servers, by name."""
-        names = (path.stem for path in sorted((self.path / "servers").glob("*.json")))
-        return [record for record in map(self.server, names) if record is not None]
+        found = []
+        for path in sorted((self.path / "servers").glob("*.json")):
+            try:
+                record = self.server(path.stem)
+            except RecordDamaged as problem:  # of this one: the others work
+                _log.warning("%s", problem)
+            else:
+                found += [record] if record is not None else []
+        return found
 
     def server(self, name: str) -> ServerRecord | None:
-        """The record of one, or None."""
+        """The record of one, or None. Raises RecordDamaged."""
+        path = self.path / "servers" / f"{name}.json"
         try:
-            return ServerRecord(**json.loads((self.path / "servers" / f"{name}.json").read_bytes()))
+            record = codec.load(ServerRecord, path.read_bytes())
+            facts = facts_of(name, record.facts)
+            if record.name != name:
+                raise ValueError(f"it is of server {record.name!r}")
         except FileNotFoundError:
             return None
+        except OddReport as problem:
+            raise RecordDamaged(server=name, detail=str(problem.attributes["detail"]), path=str(path)) from problem
+        except ValueError as problem:
+            raise RecordDamaged(server=name, detail=str(problem), path=str(path)) from problem
+        # A record of an earlier version has no ids of its own.
+        reported = record.reported_id or facts["machine"]["id"]
+        return attrs.evolve(record, machine_id=record.machine_id or reported, reported_id=reported)
+
+    def machine_id(self, name: str, reported: str, hardware: str) -> str:
+        """The id of a server that is being enrolled: what it calls itself, unless another server has that. A server
+        that is enrolled again on the same hardware keeps its id."""
+        former = self.server(name)
+        if former is not None and (former.reported_id == reported or former.identity == hardware):
+            return former.machine_id
+        taken = {record.machine_id for record in self.servers() if record.name != name}
+        return reported if reported not in taken else str(uuid.uuid5(uuid.UUID(reported), name))
 
     def change(self, name: str, work: Callable[[ServerRecord], ServerRecord]) -> ServerRecord | None:
         """Change a record in one step; None if the server is not enrolled, or no longer."""
@@ -179,7 +224,10 @@ class Identity:
 
     def save(self, record: ServerRecord) -> None:
         """Enrol a server, or change its record; durable when it returns."""
-        self._write(f"servers/{checked_name(record.name)}.json", json.dumps(attrs.asdict(record), indent=1).encode())
+        content = attrs.asdict(record)
+        if record.machine_id == record.reported_id:  # as in the facts; earlier versions, which may share the
+            del content["machine_id"], content["reported_id"]  # directory, accept no other keys
+        self._write(f"servers/{checked_name(record.name)}.json", json.dumps(content, indent=1).encode())
 
     def forget(self, name: str) -> None:
         """Delete its record: its certificate is refused from now on."""

@@ -10,7 +10,7 @@ from asr_mobility.tracker import map_bytes
 from asrcore.model.finding import Finding, Severity
 from asrcore.units import MiB, format_size
 
-__all__ = ["RENEW_SECONDS", "boot_bus", "certificate_finding", "findings", "memory_needed", "nics_to_name"]
+__all__ = ["RENEW_SECONDS", "boot_bus", "certificate_finding", "findings", "memory_needed", "nics_to_name", "shared_id"]
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 _FREEZABLE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs", "nilfs2"}
@@ -57,6 +57,17 @@ def certificate_finding(ends: float, now: float | None = None) -> Finding | None
         else f"the agent's certificate expires in {left / _DAY:.0f} days",
         "It is renewed automatically from 60 days before its end while the server is connected; that has not happened.",
         "Push to the server again (`asr physical push`), or enrol it again by hand.",
+    )
+
+
+def shared_id(reported: str, given: str) -> Finding:
+    """For a server that calls itself what another enrolled server is."""
+    return Finding(
+        "machine-id-shared",
+        _WARNING,
+        f"another enrolled server has the machine id {reported}",
+        "Its board has a placeholder for a UUID, or its system was copied together with /etc/machine-id.",
+        f"No action needed: this server is known as {given}. If it is the same server, forget its former name.",
     )
 
 

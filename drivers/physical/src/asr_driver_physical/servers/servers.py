@@ -9,6 +9,8 @@ import attrs
 
 from asr_driver_physical.servers.hub import Gateway
 from asr_driver_physical.servers.identity import Identity, ServerRecord
+from asr_driver_physical.servers.machine import check_same
+from asr_driver_physical.servers.reports import facts_of
 from asr_driver_physical.servers.spool import Spool
 from asr_driver_physical.settings import DRIVER, SiteSettings
 from asrcore.errors import InvalidSetting, MachineNotFound
@@ -56,7 +58,7 @@ class Servers:
     def server(self, machine_id: str) -> ServerRecord:
         """The enrolled server of that id. Raises MachineNotFound."""
         for record in self.identity.servers():
-            if record.facts["machine"]["id"] == machine_id:
+            if record.machine_id == machine_id:
                 return record
         raise MachineNotFound(site=self.name, machine=machine_id)
 
@@ -64,6 +66,9 @@ class Servers:
         """Where a server's view is kept."""
         return Spool(self.settings.spool, server, self.settings.spool_limit)
 
-    def note_facts(self, server: str, facts: Mapping[str, Any]) -> None:
-        """Keep the facts from readiness, for when the server is not connected."""
-        self.identity.change(server, lambda record: attrs.evolve(record, facts=dict(facts)))
+    def note_facts(self, server: ServerRecord, reported: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep the facts from readiness, for when the server is not connected. Raises OddReport, OtherServer."""
+        facts = facts_of(server.name, reported)
+        check_same(server, facts["machine"])
+        self.identity.change(server.name, lambda record: attrs.evolve(record, facts=facts))
+        return facts

@@ -25,8 +25,8 @@ class PhysicalSource(Source):
     def findings(self, machine_id: str, policy: Policy) -> list[Finding]:
         """Findings from the agent's current facts. Raises MachineNotFound, SiteUnreachable."""
         server = self._servers.server(machine_id)
-        facts, _ = self._servers.gateway.call(server.name, "readiness", {})
-        self._servers.note_facts(server.name, facts)
+        reported, _ = self._servers.gateway.call(server.name, "readiness", {})
+        facts = self._servers.note_facts(server, reported)
         about_certificate = readiness.certificate_finding(server.ends)
         return [*readiness.findings(facts), *([about_certificate] if about_certificate else [])]
 

@@ -16,13 +16,14 @@ from typing import Any
 import attrs
 
 from asr_driver_physical.errors import ServerTooBusy
+from asr_driver_physical.servers import reports
 from asr_driver_physical.servers.hub import Gateway
 from asr_driver_physical.servers.identity import ServerRecord
-from asr_driver_physical.servers.machine import description_of
+from asr_driver_physical.servers.machine import check_same, description_of
 from asr_driver_physical.servers.spool import Spool, ViewRecord
 from asr_mobility.service import MAX_READ
 from asrcore.crashpoint import reach
-from asrcore.driver import Digest, DiskReader, DiskView, FrozenView, MachineView, Tracking
+from asrcore.driver import DIGEST_BLOCK, DIGEST_SIZE, Digest, DiskReader, DiskView, FrozenView, MachineView, Tracking
 from asrcore.errors import UnsupportedOperation, ViewLost
 from asrcore.model.extent import Extent, intersect, normalise, split, subtract
 from asrcore.model.machine import Description, Disk
@@ -38,6 +39,9 @@ _OPEN_SECONDS = 120.0
 _DIGEST_PIECE = 16 * MiB
 _RANGES = 4096
 """In a request: its head then has at most 100 KiB, and the agent, which has few threads, is not kept for long."""
+
+_CAPTURE_ROUNDS = 4
+"""In each the agent reads again what was written in the one before, at most all that has changed."""
 
 _Reads = list[tuple[int, memoryview]]
 
@@ -67,6 +71,7 @@ class _View(FrozenView):
         freeze_limit: float,
     ) -> None:
         self._gateway, self.spool, self._server = gateway, spool, server
+        self.server = server.name
         self._view_id, self._since, self._freeze_limit = view_id, since, freeze_limit
         self._rounds = 0
         self._pending: int | None = None
@@ -83,7 +88,9 @@ class _View(FrozenView):
     def begin(self) -> ViewRecord:
         """Let the agent open it."""
         since = None if self._since is None else marks_in(self._since)
-        answer, _ = self.call("open", timeout=_OPEN_SECONDS, since=since)
+        reported, _ = self.call("open", timeout=_OPEN_SECONDS, since=since)
+        answer = reports.opened(self._server.name, reported)
+        check_same(self._server, answer["machine"])
         disks = answer["disks"]
         if self._since is not None and since is None:
             disks = [{**disk, "tracking": "lost", "reason": "the mark is not of this site"} for disk in disks]
@@ -107,15 +114,17 @@ class _View(FrozenView):
     ) -> dict[str, list[list[int]]]:
         """Copy what the agent has captured into the spool."""
         for number, disk in enumerate(disks):
+            left = _CAPTURE_ROUNDS * sum(length for _, length in changed.get(disk["id"], ()))
             start, more = 0, bool(changed.get(disk["id"]))
             while more:
                 head, body = self.call("held", view=self._view_id, disk=disk["id"], start=start)
+                held = reports.held(self._server.name, head, body, disk["id"], disk["size"], left)
                 pieces, at = [], 0
-                for offset, length in head["places"]:
+                for offset, length in held.places:
                     pieces.append((offset, body[at : at + length]))
                     at += length
                 self.spool.put(number, pieces)
-                start, more = start + len(pieces), head["more"]
+                start, more, left = start + len(pieces), held.more, left - at
             self.spool.sync(number)
         return {key: [list(extent) for extent in extents] for key, extents in changed.items()}
 
@@ -131,7 +140,7 @@ class _View(FrozenView):
         if not record.live:
             return {}
         try:
-            answer, _ = self.call(
+            reported, _ = self.call(
                 "settle",
                 timeout=self._freeze_limit + _FREEZE_SLACK,
                 view=self._view_id,
@@ -141,16 +150,20 @@ class _View(FrozenView):
         except ViewLost:
             self.spool.clear()  # the agent no longer knows what was written while it was read
             raise
-        changed = {key: [list(item) for item in extents] for key, extents in answer["changed"].items()}
+        answer = reports.settled(self._server.name, reported, {disk["id"]: disk["size"] for disk in record.disks})
+        machine = reported["machine"]
+        check_same(self._server, machine)
+        changed = {key: [list(item) for item in extents] for key, extents in answer.changed.items()}
         pending = sum(length for extents in changed.values() for _, length in extents)
         self._rounds += 1
-        if answer["live"] and self._pending is not None and (pending >= self._pending or self._rounds > _ROUNDS):
+        if answer.live and self._pending is not None and (pending >= self._pending or self._rounds > _ROUNDS):
             raise ServerTooBusy(server=self._server.name, pending=pending, rounds=self._rounds)
         self._pending = pending
-        updated = attrs.evolve(record, marks=answer["marks"], machine=answer["machine"], live=answer["live"])
-        if not answer["live"]:
-            updated.taken_at = time.time() - answer["age"]
-            updated.consistency = answer["consistency"]
+        marks = {key: list(mark) for key, mark in answer.marks.items()}
+        updated = attrs.evolve(record, marks=marks, machine=machine, live=answer.live)
+        if not answer.live:
+            updated.taken_at = time.time() - answer.age
+            updated.consistency = answer.consistency
             updated.held = self._fetch(changed, record.disks)
             self.spool.save(updated)
             reach("source.view.settled")
@@ -222,6 +235,7 @@ class _DiskView(DiskView):
             _, body = self.view.call(
                 "digests", timeout=300.0, disk=self.disk.id, offset=piece.offset, length=piece.length
             )
+            reports.digests_fit(self.view.server, body, -(-piece.length // DIGEST_BLOCK), DIGEST_SIZE)
             result += body
         return result
 
@@ -279,13 +293,14 @@ class _Reader(DiskReader):
                 self._disk.view.reads_each = False
         for offset, buffer in reads:
             head, body = self._disk.view.call("read", disk=self._disk.disk.id, offset=offset, length=len(buffer))
-            buffer[:] = bytes(len(buffer)) if head.get("zero") else body
+            zero = reports.read_fits(self._disk.view.server, head, body, len(buffer))
+            buffer[:] = bytes(len(buffer)) if zero else body
         return None
 
     def _read_together(self, reads: _Reads) -> None:
         ranges = [[offset, len(buffer)] for offset, buffer in reads]
         head, body = self._disk.view.call("read-each", disk=self._disk.disk.id, ranges=ranges)
-        zero = set(head["zero"])
+        zero = reports.zero_numbers(self._disk.view.server, head, body, [length for _, length in ranges])
         at = 0
         for number, (_, buffer) in enumerate(reads):
             if number in zero:
