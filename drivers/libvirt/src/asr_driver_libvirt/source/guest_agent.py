@@ -55,7 +55,7 @@ class GuestFreeze:
         begun = time.monotonic()
         try:
             self._domain.agentSetResponseTimeout(max(1, int(self._limit)), 0)
-            self._domain.fsFreeze()
+            count = self._domain.fsFreeze()
         except libvirt.libvirtError as error:
             self.problem = error.get_error_message() or str(error)
             _log.warning("guest not frozen: %s", self.problem)
@@ -66,6 +66,9 @@ class GuestFreeze:
                 self._reset_limit()
             return
         self._frozen = True
+        if count == 0:  # a guest with ZFS only, or whose agent may freeze none of its file systems
+            self._wanted = Consistency.CRASH
+            self.problem = "the guest agent froze no file system"
         left = max(0.1, self._limit - (time.monotonic() - begun))
         self._timer = threading.Timer(left, self._too_long)
         self._timer.daemon = True

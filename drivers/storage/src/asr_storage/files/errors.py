@@ -34,18 +34,22 @@ def storage_errors(site: str, where: Path, operation: str, wanted: int = 0) -> I
 def storage_error(problem: OSError, site: str, where: Path, operation: str, wanted: int = 0) -> AsrError:
     """The catalogue's error for an OSError of storage."""
     if problem.errno in _FULL:
-        return TargetFull(where=str(where), detail=missing_space(where, wanted))
+        return TargetFull(where=str(where), detail=missing_space(where, wanted, problem.errno))
     if problem.errno in _FORBIDDEN:
         return TargetReadOnly(where=str(problem.filename or where), detail=f"The system reports: {problem.strerror}.")
     return DriverFailed(operation=operation, site=site, detail=str(problem))
 
 
-def missing_space(where: Path, wanted: int) -> str:
-    """How many bytes are missing, for people."""
+def missing_space(where: Path, wanted: int, reported: int | None = None) -> str:
+    """What is missing, for people. `reported`: the system's error number, where it refused a write."""
     try:
         status = os.statvfs(where)
     except OSError:
         return "Its free space cannot be determined."
+    if reported == errno.EDQUOT:
+        return "The disk quota of the user that asrcore runs as is used up, whatever is free."
+    if status.f_files and not status.f_favail:
+        return "All inodes are in use: no further file can be made, whatever is free. Delete files, or add inodes."
     free = status.f_bavail * status.f_frsize
     text = f"{free} bytes ({format_size(free)}) are free"
     if wanted > free:
