@@ -28,9 +28,13 @@ def few_inodes(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_inodes_that_are_used_up_are_named(few_inodes: Path) -> None:
-    with pytest.raises(TargetFull, match="no space left") as caught, storage_errors("b", few_inodes, "writing"):
-        for number in range(10):
-            (few_inodes / str(number)).touch()
+    def fill() -> None:
+        with storage_errors("b", few_inodes, "writing"):
+            for number in range(10):
+                (few_inodes / str(number)).touch()
+
+    with pytest.raises(TargetFull, match="no space left") as caught:
+        fill()
     assert "inodes" in caught.value.cause_text
 
 
