@@ -29,7 +29,9 @@ class PowerState(Enum):
 class Disk:
     """A disk of a machine. `id` names it within the machine and stays the same over its life (`vda`, `scsi0:1`).
 
-    `size` is what the guest sees, in bytes; `location` and `format` are the site's words, for people.
+    `size` is what the guest sees, in bytes; `sector_size` is the smallest unit that it may read or write (512, or 4096
+    of a "4Kn" disk, whose partition table is unreadable with any other). `location` and `format` are the site's words,
+    for people.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Disk:
     format: str = "raw"
     bus: str = ""
     location: str = ""
+    sector_size: int = 512
 
 
 @attrs.frozen

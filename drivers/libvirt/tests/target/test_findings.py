@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import attrs
 import pytest
 
 from asr_driver_libvirt.target.readiness import TargetFacts, judged
+from asr_driver_libvirt.xml.domain import parse_domain
+from asr_driver_libvirt.xml.foreign import domain_of
 from asr_storage.replica.store import ReplicaKind
 from asrcore.model.finding import Severity
 from asrcore.model.machine import Artifact, Description, Disk, Firmware, Machine, Nic
@@ -72,6 +75,29 @@ def test_a_good_site_has_only_its_kind_to_tell() -> None:
 )
 def test_each_trouble_is_told(change: dict[str, Any], expected: tuple[str, str]) -> None:
     assert codes(attrs.evolve(FACTS, **change), machine()) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("firmware", "bus", "size", "refused"),
+    [
+        (Firmware.UEFI, "virtio", 4096, False),
+        (Firmware.UEFI, "sata", 4096, True),
+        (Firmware.BIOS, "virtio", 4096, True),
+        (Firmware.BIOS, "ide", 512, False),
+    ],
+)
+def test_sectors_that_the_replica_cannot_have_are_found(firmware: Firmware, bus: str, size: int, refused: bool) -> None:
+    disk = Disk("S1", 10 * GiB, bus=bus, sector_size=size)
+    server = Description(Machine("u", "web", 1, GiB, firmware, (disk,)), "physical")
+    assert (("sector-size", "error") in codes(FACTS, server)) is refused
+
+
+def test_the_sector_size_of_another_platform_s_disk_is_kept() -> None:
+    disks = (Disk("S1", GiB, bus="virtio", sector_size=4096), Disk("S2", GiB, bus="virtio"))
+    made = domain_of(
+        Description(Machine(str(uuid.uuid4()), "web", 1, GiB, Firmware.UEFI, disks), "physical"), kvm=False
+    )
+    assert [disk.sector_size for disk in parse_domain(made).disks] == [4096, 512]
 
 
 @pytest.mark.parametrize(

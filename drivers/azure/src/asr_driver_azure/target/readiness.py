@@ -69,6 +69,16 @@ def _disk(disk: Disk) -> list[Finding]:
                 "Split the disk in the guest, or do not protect this machine to Azure.",
             )
         ]
+    if disk.sector_size != 512:
+        return [
+            Finding(
+                "azure-sector-size",
+                Severity.ERROR,
+                f"disk {disk.id} has sectors of {disk.sector_size} bytes",
+                "A disk made of a page blob has sectors of 512 bytes: its partition table could not be read.",
+                "Move the machine to a disk with sectors of 512 bytes, or do not protect it to Azure.",
+            )
+        ]
     if vhd.managed_size(disk.size) != disk.size:
         return [
             Finding(

@@ -288,6 +288,8 @@ def _about_hardware(facts: TargetFacts, description: Description) -> Iterator[Fi
             "The machine boots from this file of the host (firmware or kernel), which is not on its disks.",
             "Install or copy it there, under the same path.",
         )
+    if description.artifact(DOMAIN_XML) is None:  # else it runs so at the source
+        yield from _about_sectors(description)
     if not facts.capabilities:
         return
     root = parse_xml(facts.capabilities)
@@ -316,6 +318,24 @@ def _about_hardware(facts: TargetFacts, description: Description) -> Iterator[Fi
             yield _cpu(_ERROR, f"CPU model {model.text} is not known at the target")
         elif known[model.text] == "no":
             yield _cpu(_WARNING, f"CPU model {model.text} has features that the target's CPU lacks")
+
+
+def _about_sectors(description: Description) -> Iterator[Finding]:
+    """QEMU emulates IDE and SATA disks with sectors of 512 bytes only, and SeaBIOS boots from no others."""
+    machine = description.machine
+    for number, disk in enumerate(machine.disks):
+        boots = not number and machine.firmware is Firmware.BIOS
+        if disk.sector_size != 512 and (boots or disk.bus in ("ide", "sata")):
+            yield Finding(
+                "sector-size",
+                _ERROR,
+                f"disk {disk.id} has sectors of {disk.sector_size} bytes, with which the replica cannot start",
+                "A BIOS boots from sectors of 512 bytes only."
+                if boots
+                else f"A disk on {disk.bus} has 512 bytes only.",
+                "Let the machine boot with UEFI and have virtio drivers in its initramfs, or move it to a disk with "
+                "sectors of 512 bytes.",
+            )
 
 
 # What a domain asks for, and where the capabilities list what is offered.

@@ -61,6 +61,7 @@ class DomainDisk:
     sliced: bool = False
     data_file: bool = False
     mirrored: bool = False
+    sector_size: int = 512
 
     @property
     def hard_disk(self) -> bool:
@@ -169,7 +170,9 @@ def machine_of(model: DomainModel, sizes: Mapping[str, int], power: PowerState) 
 
 def neutral_disk(disk: DomainDisk, size: int) -> Disk:
     """One disk of the neutral value."""
-    return Disk(id=disk.id, size=size, format=disk.format, bus=disk.bus, location=disk.path)
+    return Disk(
+        id=disk.id, size=size, format=disk.format, bus=disk.bus, location=disk.path, sector_size=disk.sector_size
+    )
 
 
 # -- fence ---------------------------------------------------------------------------------------------------------
@@ -252,6 +255,7 @@ def _disk(element: etree._Element) -> DomainDisk:
         sliced=element.find("source/slices") is not None,
         data_file=element.find("source/dataStore") is not None,
         mirrored=element.find("mirror") is not None,
+        sector_size=int(_attribute(element, "blockio", "logical_block_size") or 512),
     )
 
 

@@ -68,10 +68,14 @@ def domain_of(description: Description, *, kvm: bool) -> bytes:
         _text(root, f"on_{event}", action)
     devices = etree.SubElement(root, "devices")
     for disk_id, target in targets(description).items():
-        bus = machine.disk(disk_id).bus
+        disk = machine.disk(disk_id)
+        bus = disk.bus
         element = etree.SubElement(devices, "disk", type="file", device="disk")
         etree.SubElement(element, "driver", name="qemu", type="raw", discard="unmap")
         etree.SubElement(element, "target", dev=target, bus=bus if bus in _LETTERS else "virtio")
+        if disk.sector_size != 512:
+            size = str(disk.sector_size)
+            etree.SubElement(element, "blockio", logical_block_size=size, physical_block_size=size)
     if any(disk.bus == "scsi" for disk in machine.disks):
         etree.SubElement(devices, "controller", type="scsi", model="virtio-scsi")
     for nic in machine.nics:

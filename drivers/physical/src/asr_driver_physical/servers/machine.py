@@ -32,7 +32,13 @@ def machine_of(server: ServerRecord, reported: Mapping[str, Any], power: PowerSt
         memory=_rounded(reported["memory"]),
         firmware=Firmware(reported["firmware"]),
         disks=tuple(
-            Disk(id=item["id"], size=item["size"], bus=bus, location=f"/dev/{item['name']}")
+            Disk(
+                id=item["id"],
+                size=item["size"],
+                bus=bus,
+                location=f"/dev/{item['name']}",
+                sector_size=item.get("sector_size", 512),
+            )
             for item in reported["disks"]
         ),
         nics=tuple(Nic(mac=item["mac"], network=item["name"], model="virtio") for item in reported["nics"]),

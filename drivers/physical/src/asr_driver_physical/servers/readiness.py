@@ -136,6 +136,14 @@ def _about_disks(facts: Mapping[str, Any]) -> Iterator[Finding]:
                 "It is identified by its name, which may be another disk's after a restart.",
                 "Do not swap disks between slots. A mix-up is detected, and costs a comparison of the whole disk.",
             )
+    for disk in facts["machine"].get("left_out", ()):
+        yield Finding(
+            "disk-left-out",
+            _WARNING,
+            f"disk {disk['name']} is left out: it is attached by {disk['why']}",
+            "Such a disk may be another computer's tomorrow. It is part of the machine if /etc/fstab mounts it.",
+            "If the machine needs it, add its file system to /etc/fstab, mount it, and run the readiness check again.",
+        )
     for name in facts["multipath"]:
         yield Finding(
             "disk-multipath",

@@ -60,6 +60,7 @@ class ReportedDisk:
     size: _Size
     stable: bool = True
     read_only: bool = False
+    sector_size: Literal[512, 1024, 2048, 4096] = 512
 
 
 @attrs.frozen
@@ -69,6 +70,14 @@ class ReportedNic:
     name: _Name
     mac: _Mac
     driver: _Text = ""
+
+
+@attrs.frozen
+class LeftOut:
+    """A disk that is no part of the machine."""
+
+    name: _Name
+    why: _Text
 
 
 @attrs.frozen
@@ -86,6 +95,7 @@ class Reported:
     disks: Annotated[list[ReportedDisk], Meta(max_length=_MOST)]
     nics: Annotated[list[ReportedNic], Meta(max_length=_MOST)]
     kernel: _Text = ""
+    left_out: Annotated[list[LeftOut], Meta(max_length=_MOST)] = attrs.field(factory=list)
     vendor: _Text = ""
 
 
