@@ -31,6 +31,7 @@ from asrcore.procedures.give_back import (
     finish_undo,
     release_source,
     runs_at_target,
+    source_was_stopped,
     try_undo,
 )
 from asrcore.procedures.points import check_planned, choose_point
@@ -77,6 +78,9 @@ def _unplanned_begin(work: Work) -> None:
         if unreleased is not None:  # the source is lost; it must not be forgotten if this failover is taken back
             work.facts["source_to_start"] = not work.protection.fence_due
             work.save()
+    if protection.state is State.FAILING_OVER and source_was_stopped(work.context, protection, work.job_id):
+        work.facts["source_to_start"] = True  # if this failover is taken back or undone
+        work.save()
     adopt_sealed(work.context, protection)
     point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)
     _check_target(work, point.id)

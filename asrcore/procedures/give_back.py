@@ -8,14 +8,18 @@ be started: it was not stopped by the failover, or it is released already.
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import suppress
 
 from asrcore.crashpoint import reach
 from asrcore.errors import AsrError, MachineNotFound, NotAssigned, StaleEpoch, UnsupportedOperation, VaultUnavailable
 from asrcore.model.machine import PowerState
+from asrcore.model.point import Consistency
 from asrcore.model.protection import Protection
 from asrcore.replication.context import Context
+from asrcore.replication.cycle import CycleResult
+from asrcore.vault import JobState
 
 __all__ = [
     "NO_FAILURE_OF_A_SITE",
@@ -25,10 +29,14 @@ __all__ = [
     "release",
     "release_source",
     "runs_at_target",
+    "source_was_stopped",
     "try_undo",
+    "withdraw_late_fence",
 ]
 
 _log = logging.getLogger(__name__)
+
+_LOOK_BACK = 20  # jobs of a machine among which its last failover is looked for
 
 NO_FAILURE_OF_A_SITE = (VaultUnavailable, NotAssigned)
 """Errors within a step that say nothing about source and target: the first is like a kill, and after the second another
@@ -111,6 +119,49 @@ def give_source_back(context: Context, protection: Protection) -> AsrError | Non
     except AsrError as problem:
         return problem
     return release_source(context, protection, start=not protection.fence_due)
+
+
+def withdraw_late_fence(context: Context, protection: Protection, result: CycleResult) -> None:
+    """After a cycle of a machine that is off: remove a quarantine that arrived after the machine was given back, and
+    start the machine. An engine that was killed, or another server, may have sent it, so no memory is needed for this.
+
+    The cycle proves that the machine is not failed over, whatever the vault's records are worth: a replica with a
+    machine at the target takes none.
+    """
+    if result.point.consistency is not Consistency.OFFLINE:
+        return
+    site, machine = protection.source_site, protection.source_machine
+    try:
+        fence = context.site(site).inventory.fenced(machine)
+    except UnsupportedOperation:
+        return
+    if fence is None or fence.epoch > context.vault.protection(protection.id).epoch:
+        return
+    problem = release_source(context, context.vault.protection(protection.id), start=True)
+    if problem is not None:
+        raise problem
+    context.vault.add_event(
+        at=context.clock(),
+        machine=protection.name,
+        kind="quarantine",
+        text=f"a quarantine at {site} that arrived after the machine was given back was removed; the machine runs",
+    )
+
+
+def source_was_stopped(context: Context, protection: Protection, but: str) -> bool:
+    """Whether a failover of those that the machine is in the middle of has stopped its source: a planned one that got
+    stuck before an unplanned one. The vault's record knows only the last one. `but`: the id of the job that asks."""
+    for job in context.vault.jobs(machine=protection.name, limit=_LOOK_BACK):
+        facts = json.loads(job.result or "{}")
+        if job.id == but:
+            continue
+        if job.kind == "failover-unplanned" and ("source_to_start" in facts or "started_at" in facts):
+            return bool(facts.get("source_to_start"))
+        if job.kind == "failover-planned" and "source_was_running" in facts:
+            return bool(facts["source_was_running"])
+        if job.state is JobState.DONE and job.kind != "failover-cleanup":
+            return False
+    return False
 
 
 def finish_undo(context: Context, protection_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asrcore.crashpoint import reach
 from asrcore.model.state import Event, State, allowed
 from asrcore.procedures.failure import recorded
-from asrcore.procedures.give_back import finish_undo
+from asrcore.procedures.give_back import finish_undo, withdraw_late_fence
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
 from asrcore.replication.cycle import CycleResult, run_cycle
 
@@ -29,6 +29,7 @@ def _replicate(work: Work) -> None:
     finish_undo(work.context, protection.id)
     result = run_cycle(work.context, protection.id, work.watch, keep=work.arguments.keep)
     work.facts.update(_facts(result))
+    withdraw_late_fence(work.context, protection, result)
 
 
 def _resync_begin(work: Work) -> None:

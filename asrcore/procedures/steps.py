@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from asrcore import driver
 from asrcore.crashpoint import reach
+from asrcore.errors import AsrError
+from asrcore.model.machine import PowerState
+from asrcore.model.state import State
 from asrcore.procedures.procedure import Work
 
 __all__ = ["commanded", "create_replica", "fence_source", "note_repairs"]
@@ -41,14 +46,32 @@ def commanded(work: Work, site: str) -> driver.Inventory:
 
 
 def fence_source(work: Work) -> None:
-    """Quarantine the machine at the site that it was taken from."""
-    protection = work.protection
+    """Quarantine the machine at the site that it was taken from. A slow site may do it after the machine was given
+    back: then it stays in `Context.fencing`, and the service withdraws it."""
+    context, protection = work.context, work.protection
+    place = protection.source_site, protection.source_machine
     reason = f"failed over to {protection.target_site}"
-    inventory = work.context.site(protection.source_site).inventory
+    inventory = context.site(protection.source_site).inventory
+    start = True
+    if not protection.planned:  # a planned failover has stopped it
+        with suppress(AsrError):
+            start = inventory.machine(protection.source_machine).power is not PowerState.OFF
     if work.protection.epoch != protection.epoch:
         return  # connecting took so long that the machine was given back meanwhile
-    inventory.fence(protection.source_machine, driver.Fence(protection.epoch, reason))
-    reach("failover.fenced")
-    work.context.vault.update(protection.id, fence_due=False)
+    context.fencing[protection.id] = place, start
+    problem: AsrError | None = None
+    try:
+        inventory.fence(protection.source_machine, driver.Fence(protection.epoch, reason))
+        reach("failover.fenced")
+    except AsrError as error:  # it may have been done, and only the reply be lost
+        problem = error
+    now = work.protection
+    if now.epoch != protection.epoch or now.state not in (State.FAILING_OVER, State.FAILED_OVER):
+        context.fencing[protection.id] = place, start
+        return
+    context.fencing.pop(protection.id, None)
+    if problem is not None:
+        raise problem
+    context.vault.update(protection.id, fence_due=False)
     work.facts["fence"] = "done"
     work.note("quarantine", f"machine quarantined at {protection.source_site}")

@@ -6,7 +6,13 @@ from asrcore.crashpoint import reach
 from asrcore.errors import AsrError
 from asrcore.model.state import Event, State
 from asrcore.procedures.drill import cleanup_tests
-from asrcore.procedures.give_back import NO_FAILURE_OF_A_SITE, clean_target, give_source_back, runs_at_target
+from asrcore.procedures.give_back import (
+    NO_FAILURE_OF_A_SITE,
+    clean_target,
+    give_source_back,
+    runs_at_target,
+    source_was_stopped,
+)
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.steps import commanded
 
@@ -20,6 +26,8 @@ def _undo_begin(work: Work) -> None:
     # From here on `fence_due` says that the source is not to be started. A planned failover that owes its fence has
     # stopped the source all the same.
     keep_off = untouched or (protection.fence_due and not protection.planned)
+    if keep_off and protection.state is not State.UNDOING:
+        keep_off = not source_was_stopped(work.context, protection, work.job_id)
     work.context.vault.transition(protection.id, Event.UNDO, epoch=protection.epoch + 1, fence_due=keep_off)
     reach("undo.begun")
 

@@ -49,6 +49,9 @@ class Context:
         self.elapsed = elapsed
         self.aging = Aging(vault, lambda: (self.clock(), self.elapsed()))
         self.locks = MachineLocks()
+        # Quarantines under way, by machine: the site and machine, and whether it is to be started again if the machine
+        # was given back before the quarantine arrived.
+        self.fencing: dict[str, tuple[tuple[str, str], bool]] = {}
         self._plugins = plugins
         self._loading = threading.Lock()
         self._lock = threading.Lock()

@@ -40,7 +40,7 @@ from asrcore.model.protection import Protection
 from asrcore.model.state import STATES_WITH_POINTS, State
 from asrcore.model.watch import Watch
 from asrcore.procedures.failure import recorded_failure
-from asrcore.procedures.give_back import finish_undo, release
+from asrcore.procedures.give_back import finish_undo, release, withdraw_late_fence
 from asrcore.procedures.procedure import Arguments
 from asrcore.procedures.verify import VERIFY
 from asrcore.replication.context import Context
@@ -102,7 +102,6 @@ class Scheduler:
         self._queue = _Queue()
         self._policies: Mapping[str, Policy] = {}
         self._fence_at: dict[str, float] = {}
-        self._unsure: dict[str, tuple[tuple[str, str], bool]] = {}  # fences under way: the place, and whether to start
         self._health_at = self._verify_at = context.elapsed()
         self._health: dict[str, Health] = {}
         self._idle: set[str] = set()
@@ -157,7 +156,8 @@ class Scheduler:
         for protection in protections:
             if _to_fence(protection) is not None and self._fence_is_due(protection):
                 self._fences.start(protection.id, protection.source_site, partial(self._fence, protection))
-            if protection.id in self._unsure and protection.name not in active and self._fence_is_due(protection):
+            late = protection.id in self._context.fencing
+            if late and protection.name not in active and self._fence_is_due(protection):
                 self._fences.start(protection.id, protection.source_site, partial(self._release_late, protection))
             if protection.undo_due and protection.name not in active and self._fence_is_due(protection):
                 self._fences.start(protection.id, protection.target_site, partial(self._finish_undo, protection))
@@ -205,7 +205,8 @@ class Scheduler:
                 self._context.locks.hold(protection, "a replication cycle", watch),
                 recorded_failure(self._context, protection.id, of_a_job=False),
             ):
-                run_cycle(self._context, protection.id, watch)
+                result = run_cycle(self._context, protection.id, watch)
+                withdraw_late_fence(self._context, protection, result)
         except (Cancelled, MachineBusy, WrongState, NotAssigned):
             pass  # a job or another server took over, or the service stops
         except VaultUnavailable as problem:  # the cycle is still due, and is run when the vault is back
@@ -252,14 +253,14 @@ class Scheduler:
             now = self._context.vault.protection(protection.id)
             if now.epoch != protection.epoch or _to_fence(now) != place:
                 return  # connecting took so long that the machine was given back meanwhile
-            self._unsure[protection.id] = place, start
+            self._context.fencing[protection.id] = place, start
             inventory.fence(machine, driver.Fence(now.epoch, f"{now.name} is owned elsewhere since epoch {now.epoch}"))
         except MachineNotFound:
             pass  # the site was rebuilt: there is nothing left to quarantine
         except AsrError as error:
             problem = error
             _log.info("%s: quarantine at %s is still pending: %s", protection.name, site, problem)
-            if protection.id not in self._unsure:
+            if protection.id not in self._context.fencing:
                 return
         try:
             now = self._context.vault.protection(protection.id)
@@ -268,7 +269,7 @@ class Scheduler:
         if _to_fence(now) != place:
             self._release_late(now, watch)
             return
-        self._unsure.pop(protection.id, None)
+        self._context.fencing.pop(protection.id, None)
         if now.fence_due and problem is None:
             self._context.vault.update(protection.id, fence_due=False)
             text = f"the machine came back at {site} and was quarantined"
@@ -279,14 +280,17 @@ class Scheduler:
 
     def _release_late(self, protection: Protection, watch: Watch) -> None:
         """Withdraw a fence that came after the machine was given back: nothing else would ever start it again."""
-        place, start = self._unsure[protection.id]
+        unsure = self._context.fencing.get(protection.id)
+        if unsure is None:
+            return
+        place, start = unsure
         try:
             with self._context.locks.hold(protection, "withdrawing a late quarantine", watch):
                 now = self._context.vault.protection(protection.id)
                 # In any other state the machine must not run there, or a person's next command releases it.
                 if _owner(now) == place and release(self._context, now, place, start=start) is not None:
                     return
-                del self._unsure[protection.id]
+                self._context.fencing.pop(protection.id, None)
         except (Cancelled, MachineBusy, NotAssigned):
             pass  # a job or another server took over, or the service stops
         except AsrError as problem:

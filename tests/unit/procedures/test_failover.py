@@ -344,4 +344,4 @@ def test_a_fence_of_the_service_that_lands_while_the_failover_is_taken_back_is_w
     with protected.home.look() as state:
         assert state.machines["web"].fence is None
     assert not protected.protection.fence_due
-    assert scheduler._unsure == {}
+    assert protected.engine.context.fencing == {}
