@@ -490,6 +490,17 @@ class TrackingLost(AsrError):
     retry = True
 
 
+class FenceRefused(AsrError):
+    code = "fence-refused"
+    category = Category.CONFLICT
+    happened = "{site!r} refuses to quarantine {machine!r}, which may still run there: {detail}"
+    cause = "The machine was failed over, and its old site answers but could not stop it: it may run at both sites."
+    action = (
+        "Stop it at {site!r} by hand, and keep it off. The quarantine is tried again every few seconds. To have it at "
+        "{site!r} instead: `asr failover undo {machine}`, which deletes what it wrote since the failover."
+    )
+
+
 class ShutdownFailed(AsrError):
     code = "shutdown-failed"
     category = Category.CONFLICT

@@ -97,6 +97,7 @@ class Clock:
     stale: bool = False
 
 
+_FENCE_REFUSED = "fence-refused"
 _WORST_FIRST = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 # Where cycles are expected, so that the age of the newest point says something.
 _REPLICATING = (State.FINALIZING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
@@ -390,7 +391,7 @@ def _of_point(
 
 def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Finding]:
     error = protection.error
-    if error is None:
+    if error is None or error.get("code") == _FENCE_REFUSED:
         return []
     if protection.retry_at is None:
         severity, again = Severity.ERROR, "not retried automatically"
@@ -414,6 +415,9 @@ def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Findi
 def _of_fence(protection: Protection) -> list[Finding]:
     if not protection.fence_due or protection.undo_due:
         return []
+    if (error := protection.error or {}).get("code") == _FENCE_REFUSED:
+        happened, cause, action = (str(error.get(key, "")) for key in ("happened", "cause", "action"))
+        return [Finding(_FENCE_REFUSED, Severity.ERROR, happened, cause, action)]
     return [
         Finding(
             "fence-due",

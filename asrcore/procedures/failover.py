@@ -36,7 +36,7 @@ from asrcore.procedures.give_back import (
 )
 from asrcore.procedures.points import check_planned, choose_point
 from asrcore.procedures.procedure import Procedure, Step, Work
-from asrcore.procedures.steps import commanded, fence_source, note_repairs
+from asrcore.procedures.steps import commanded, fence_source, note_repairs, refused
 from asrcore.replication.cycle import run_cycle
 from asrcore.replication.record import adopt_sealed
 
@@ -241,7 +241,7 @@ def _fence_planned(work: Work) -> None:
     except NO_FAILURE_OF_A_SITE:
         raise
     except AsrError as problem:
-        work.context.vault.update(work.protection_id, fence_due=True)
+        work.context.vault.update(work.protection_id, fence_due=True, error=refused(work.protection, problem))
         _owe_fence(work, str(problem))
 
 
@@ -264,6 +264,7 @@ def _fence_unplanned(work: Work) -> None:
     elif problems:
         if isinstance(problems[0], NO_FAILURE_OF_A_SITE):
             raise problems[0]
+        work.context.vault.update(work.protection_id, error=refused(work.protection, problems[0]))
         _owe_fence(work, str(problems[0]))
 
 

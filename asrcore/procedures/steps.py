@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError
+from asrcore.errors import AsrError, FenceRefused, MachineNotFound, SiteUnreachable, UnsupportedOperation
 from asrcore.model.machine import PowerState
+from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.procedures.procedure import Work
 
-__all__ = ["commanded", "create_replica", "fence_source", "note_repairs"]
+__all__ = ["commanded", "create_replica", "fence_source", "note_repairs", "refused"]
 
 
 def create_replica(work: Work) -> driver.Replica:
@@ -72,6 +74,13 @@ def fence_source(work: Work) -> None:
     context.fencing.pop(protection.id, None)
     if problem is not None:
         raise problem
-    context.vault.update(protection.id, fence_due=False)
+    context.vault.update(protection.id, fence_due=False, error=None)
     work.facts["fence"] = "done"
     work.note("quarantine", f"machine quarantined at {protection.source_site}")
+
+
+def refused(protection: Protection, problem: AsrError) -> Mapping[str, object] | None:
+    """The error to record with a machine whose fence failed: a site that answers but refuses needs a person."""
+    if isinstance(problem, (SiteUnreachable, MachineNotFound, UnsupportedOperation)):
+        return protection.error
+    return FenceRefused(site=protection.source_site, machine=protection.name, detail=str(problem)).as_dict()

@@ -28,7 +28,16 @@ def _undo_begin(work: Work) -> None:
     keep_off = untouched or (protection.fence_due and not protection.planned)
     if keep_off and protection.state is not State.UNDOING:
         keep_off = not source_was_stopped(work.context, protection, work.job_id)
-    work.context.vault.transition(protection.id, Event.UNDO, epoch=protection.epoch + 1, fence_due=keep_off)
+    # What failed before is over: cycles begin again when the machine is given back.
+    work.context.vault.transition(
+        protection.id,
+        Event.UNDO,
+        epoch=protection.epoch + 1,
+        fence_due=keep_off,
+        error=None,
+        attempt=0,
+        retry_at=None,
+    )
     reach("undo.begun")
 
 

@@ -42,6 +42,7 @@ from asrcore.model.watch import Watch
 from asrcore.procedures.failure import recorded_failure
 from asrcore.procedures.give_back import finish_undo, release, withdraw_late_fence
 from asrcore.procedures.procedure import Arguments
+from asrcore.procedures.steps import refused
 from asrcore.procedures.verify import VERIFY
 from asrcore.replication.context import Context
 from asrcore.replication.cycle import run_cycle
@@ -270,8 +271,10 @@ class Scheduler:
             self._release_late(now, watch)
             return
         self._context.fencing.pop(protection.id, None)
+        if now.fence_due and problem is not None and (found := refused(now, problem)) != now.error:
+            self._context.vault.update(protection.id, error=found)
         if now.fence_due and problem is None:
-            self._context.vault.update(protection.id, fence_due=False)
+            self._context.vault.update(protection.id, fence_due=False, error=None)
             text = f"the machine came back at {site} and was quarantined"
             self._context.vault.add_event(
                 at=self._context.clock(), machine=protection.name, kind="quarantine", text=text

@@ -13,6 +13,7 @@ import pytest
 from asrcore import driver
 from asrcore.driver import Fence
 from asrcore.errors import AsrError, DriverFailed, SiteUnreachable
+from asrcore.model.health import Level
 from asrcore.model.machine import PowerState
 from asrcore.model.state import State
 from asrcore.model.watch import Watch
@@ -221,3 +222,44 @@ def test_an_unplanned_failover_remembers_that_the_source_was_stopped(
     assert protected.power("a") is PowerState.RUNNING
     assert protected.protection.state is State.PROTECTED
     assert not protected.protection.undo_due
+
+
+def reasons(service: Service) -> list[tuple[str, Level]]:
+    (status,) = service.engine.status()
+    return [(reason.code, status.health.level) for reason in status.health.reasons]
+
+
+@pytest.mark.parametrize("verb", ["failover_planned", "failover_unplanned"])
+def test_a_source_that_refuses_its_fence_is_critical_and_says_what_to_do(
+    verb: str, service: Service, faults: dict[str, Faults]
+) -> None:
+    """It answers, so it may well run beside the machine at the target until it is stopped by hand."""
+    faults["a"].add("inventory.fence", failed("a"), times=10_000)
+    service.engine.wait(getattr(service.engine, verb)("web"), timeout=60)
+    assert service.engine.vault.protection("web").fence_due
+    (status,) = service.engine.status()
+    worst = status.health.reasons[0]
+    assert (worst.code, status.health.level) == ("fence-refused", Level.CRITICAL)
+    assert "may still run" in worst.what
+    assert "Stop it at 'a'" in worst.action
+    assert "`asr failover undo web`" in worst.action
+    service.home.cut()  # it does not become less dangerous when it is lost
+    assert reasons(service)[0] == ("fence-refused", Level.CRITICAL)
+    service.home.restore()
+    faults["a"].clear()
+    service.until(lambda: not service.engine.vault.protection("web").fence_due)
+    assert "fence-refused" not in [code for code, _ in reasons(service)]
+    assert service.engine.vault.protection("web").error is None
+
+
+def test_a_source_that_refuses_later_is_critical(service: Service, faults: dict[str, Faults]) -> None:
+    """It was lost at the failover, and comes back."""
+    service.home.cut()
+    service.engine.wait(service.engine.failover_unplanned("web"), timeout=60)
+    assert ("fence-due", Level.WARNING) in reasons(service)
+    faults["a"].add("inventory.fence", failed("a"), times=10_000)
+    service.home.restore()
+    service.until(lambda: reasons(service)[0] == ("fence-refused", Level.CRITICAL))
+    service.engine.wait(service.engine.failover_undo("web"), timeout=60)
+    assert service.engine.vault.protection("web").error is None
+    assert service.machine.value.power is PowerState.RUNNING
