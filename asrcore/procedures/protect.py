@@ -14,7 +14,7 @@ from asrcore.errors import AsrError, NotReady, SiteUnreachable, UnsupportedOpera
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.protection import NetworkMap, Protection
 from asrcore.model.state import Event, State
-from asrcore.procedures.failure import recorded
+from asrcore.procedures.failure import recorded, retried_if_passing, tried_again
 from asrcore.procedures.give_back import give_source_back
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
 from asrcore.procedures.steps import create_replica
@@ -126,7 +126,7 @@ def _disable_begin(work: Work) -> None:
             work.facts["source"] = left
             work.note("protect", left)
             work.save()
-    work.context.vault.transition(work.protection_id, Event.DISABLE)
+    work.context.vault.transition(protection.id, Event.DISABLE, **tried_again(protection, State.DISABLING))
     reach("unprotect.begun")
 
 
@@ -170,6 +170,10 @@ PROTECT = Procedure(
 )
 UNPROTECT = Procedure(
     "unprotect",
-    (Step("begin", _disable_begin), Step("release-source", _disable_source), Step("delete-replica", _disable_target)),
+    (
+        Step("begin", _disable_begin),
+        Step("release-source", retried_if_passing(_disable_source)),
+        Step("delete-replica", retried_if_passing(_disable_target)),
+    ),
     preempts=True,
 )

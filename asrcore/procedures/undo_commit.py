@@ -6,6 +6,7 @@ from asrcore.crashpoint import reach
 from asrcore.errors import AsrError
 from asrcore.model.state import Event, State
 from asrcore.procedures.drill import cleanup_tests
+from asrcore.procedures.failure import retried_if_passing, tried_again
 from asrcore.procedures.give_back import (
     NO_FAILURE_OF_A_SITE,
     clean_target,
@@ -15,6 +16,7 @@ from asrcore.procedures.give_back import (
 )
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.steps import commanded
+from asrcore.vault import Changes
 
 __all__ = ["COMMIT", "UNDO"]
 
@@ -28,16 +30,8 @@ def _undo_begin(work: Work) -> None:
     keep_off = untouched or (protection.fence_due and not protection.planned)
     if keep_off and protection.state is not State.UNDOING:
         keep_off = not source_was_stopped(work.context, protection, work.job_id)
-    # What failed before is over: cycles begin again when the machine is given back.
-    work.context.vault.transition(
-        protection.id,
-        Event.UNDO,
-        epoch=protection.epoch + 1,
-        fence_due=keep_off,
-        error=None,
-        attempt=0,
-        retry_at=None,
-    )
+    changes = Changes(epoch=protection.epoch + 1, fence_due=keep_off) | tried_again(protection, State.UNDOING)
+    work.context.vault.transition(protection.id, Event.UNDO, **changes)
     reach("undo.begun")
 
 
@@ -91,6 +85,9 @@ def _undo_finish(work: Work) -> None:
             failover_point=protection.failover_point if owed else None,
             target_machine=(protection.target_machine or protection.source_machine) if owed else None,
             fence_due=bool(owed) and (protection.fence_due or "source" not in owed),
+            attempt=0,
+            retry_at=None,
+            error=None,
         )
     reach("undo.finished")
     pending = "".join(f"; {place}: {work.facts[place]}" for place in owed)
@@ -98,7 +95,8 @@ def _undo_finish(work: Work) -> None:
 
 
 def _commit_begin(work: Work) -> None:
-    work.context.vault.transition(work.protection_id, Event.COMMIT)
+    protection = work.protection
+    work.context.vault.transition(protection.id, Event.COMMIT, **tried_again(protection, State.COMMITTING))
     reach("commit.begun")
 
 
@@ -113,7 +111,7 @@ def _commit_finish(work: Work) -> None:
     vault = work.context.vault
     vault.forget_points(work.protection_id, [point.id for point in vault.points(work.protection_id)])
     if work.protection.state is State.COMMITTING:  # killed right after it, the step is run again
-        vault.transition(work.protection_id, Event.COMMITTED)
+        vault.transition(work.protection_id, Event.COMMITTED, attempt=0, retry_at=None, error=None)
     reach("commit.finished")
     work.note("failover", "committed; the replica and all its recovery points are deleted")
 
@@ -122,12 +120,16 @@ UNDO = Procedure(
     "failover-undo",
     (
         Step("begin", _undo_begin),
-        Step("remove", _undo_remove),
-        Step("release-source", _undo_release),
-        Step("finish", _undo_finish, checks_itself=True),
+        Step("remove", retried_if_passing(_undo_remove)),
+        Step("release-source", retried_if_passing(_undo_release)),
+        Step("finish", retried_if_passing(_undo_finish), checks_itself=True),
     ),
 )
 COMMIT = Procedure(
     "failover-commit",
-    (Step("begin", _commit_begin), Step("commit", _commit_do), Step("finish", _commit_finish)),
+    (
+        Step("begin", _commit_begin),
+        Step("commit", retried_if_passing(_commit_do)),
+        Step("finish", retried_if_passing(_commit_finish)),
+    ),
 )

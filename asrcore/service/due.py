@@ -36,6 +36,12 @@ class Action(Enum):
     """Start or resume a comparison."""
     REPROTECT = "reprotect"
     """Resume a reversal."""
+    UNDO = "undo"
+    """Retry an undo that failed half-way."""
+    COMMIT = "commit"
+    """Retry a commit that failed half-way."""
+    UNPROTECT = "unprotect"
+    """Retry an end of protection that failed half-way."""
 
 
 _GO_ON = {
@@ -45,6 +51,12 @@ _GO_ON = {
     State.RESYNCING: Action.RESYNC,
     State.REVERSING: Action.REPROTECT,
 }
+_HALF_WAY = {
+    State.UNDOING: Action.UNDO,
+    State.COMMITTING: Action.COMMIT,
+    State.DISABLING: Action.UNPROTECT,
+}
+"""What a person has decided: only a job that failed for a reason that passes is retried."""
 
 
 TAKE_UP_AFTER = 10.0
@@ -81,6 +93,8 @@ def due_action(protection: Protection, policy: Policy, now: float) -> Action:
         return Action.NOTHING
     if protection.state in _GO_ON:
         return _GO_ON[protection.state]
+    if protection.state in _HALF_WAY and protection.attempt:
+        return _HALF_WAY[protection.state]
     if protection.state is State.RESYNC_PENDING and windows.is_open(policy.resync_window, now):
         return Action.RESYNC
     if protection.state is State.PROTECTED and now >= next_cycle_at(protection, policy, now):

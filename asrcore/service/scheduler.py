@@ -66,7 +66,14 @@ VERIFICATIONS = 1  # at a time that the service submits: each reads all data of 
 
 _SOURCE_FENCED = (State.FAILED_OVER, State.COMMITTING, State.COMMITTED)
 _TARGET_FENCED = (State.REVERSING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
-_JOBS = {Action.PROTECT: "protect", Action.RESYNC: "resync", Action.REPROTECT: "reprotect"}
+_JOBS = {
+    Action.PROTECT: "protect",
+    Action.RESYNC: "resync",
+    Action.REPROTECT: "reprotect",
+    Action.UNDO: "failover-undo",
+    Action.COMMIT: "failover-commit",
+    Action.UNPROTECT: "unprotect",
+}
 
 
 class _Queue:

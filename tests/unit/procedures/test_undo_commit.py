@@ -117,7 +117,7 @@ def test_undo_does_not_start_a_source_while_the_target_is_known_to_run(
             protected.engine.failover_undo("web")
     assert protected.power("a") is PowerState.OFF
     (status,) = protected.engine.status()
-    assert [reason.code for reason in status.health.reasons] == ["no-engine", "failover-stuck"]
+    assert [reason.code for reason in status.health.reasons] == ["no-engine", "failover-stuck", "driver-failed"]
     protected.engine.failover_undo("web")
     assert (protected.power("a"), protected.power("b")) == (PowerState.RUNNING, PowerState.OFF)
     assert protected.protection.undo_due
