@@ -23,11 +23,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
 from dbos import error as dbos_error
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
 from asrcore.errors import VaultUnavailable
@@ -51,7 +53,43 @@ _SUBSEC_SINCE = (3, 42)
 _POLL = 0.2  # seconds between looks into a server's queue
 _SETTLE = 5.0  # seconds for threads that have nothing left to do but end
 
+_AWAY = 5.0  # seconds between attempts to connect to a database server that is away
+
 _one_per_process = threading.Lock()
+
+
+class _Awaits:
+    """Whether connections wait for a database server that is away: from the launch to the end.
+
+    DBOS repeats what failed because of it after 1, 2, 4 ... 60 seconds, up to half as long again; nothing sets that.
+    After a long outage its next attempt would be up to 90 seconds off. One that waits for the server is there at once.
+    """
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._ended.set()
+
+    def begin(self) -> None:
+        """Connections wait."""
+        self._ended.clear()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether they do now."""
+        return not self._ended.is_set()
+
+    def end(self) -> None:
+        """They fail instead."""
+        self._ended.set()
+
+    def connect(self, connect: Callable[[], DBAPIConnection], error: type[Exception]) -> DBAPIConnection:
+        """Connect now, or when the server is back."""
+        while True:
+            try:
+                return connect()
+            except error:
+                if self._ended.wait(_AWAY):
+                    raise
 
 
 class Durable:
@@ -67,8 +105,9 @@ class Durable:
         self._body = body
         self._finishing: set[str] = set()  # the body has returned, DBOS has yet to log that
         self._before = set(threading.enumerate())
+        self._awaits = _Awaits()
         try:
-            self._engine = _sqlite(url) if is_file else sqlalchemy.create_engine(url)
+            self._engine = _sqlite(url) if is_file else _on_a_server(url, self._awaits)
         except OSError as problem:
             raise VaultUnavailable(url=self._shown, detail=problem.strerror or str(problem)) from problem
         if not _one_per_process.acquire(blocking=False):
@@ -104,6 +143,7 @@ class Durable:
                 DBOS.register_queue(self._queue, polling_interval_sec=_POLL)
         except DBAPIError as problem:
             raise self._unavailable(problem) from problem
+        self._awaits.begin()
 
     def _step(self, name: str, work: Callable[[], Failure | None]) -> Failure | None:
         try:
@@ -166,6 +206,7 @@ class Durable:
         if not self._open:
             return
         self._open = False
+        self._awaits.end()
         try:
             self._settle()
             DBOS.destroy(destroy_registry=True)
@@ -197,6 +238,16 @@ class Durable:
 
 def _goes_on(status: WorkflowStatus) -> bool:
     return status.status in _GOES_ON and status.app_version == _VERSION
+
+
+def _on_a_server(url: URL, awaits: _Awaits) -> sqlalchemy.Engine:
+    engine = sqlalchemy.create_engine(url)
+
+    @sqlalchemy.event.listens_for(engine, "do_connect")
+    def connect(dialect: Dialect, _record: object, positional: list[Any], named: dict[str, Any]) -> DBAPIConnection:
+        return awaits.connect(lambda: dialect.connect(*positional, **named), dialect.loaded_dbapi.OperationalError)
+
+    return engine
 
 
 def _sqlite(url: URL) -> sqlalchemy.Engine:

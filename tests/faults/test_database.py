@@ -14,6 +14,7 @@ import asrcore.testing.memory
 from asrcore.driver import Fence
 from asrcore.engine import Engine
 from asrcore.errors import AsrError, VaultUnavailable
+from asrcore.jobs import _durable
 from asrcore.model.machine import PowerState
 from asrcore.model.policy import Policy
 from asrcore.model.state import State
@@ -123,7 +124,50 @@ def test_a_failover_continues_when_postgresql_is_back(server: Cluster) -> None:
             assert away.machine(str(after.target_machine)).value.power is PowerState.RUNNING
             assert [item.session for item in asking.vault.servers()] == ["s1"]
             assert str(asking.vault.engine_holder())
+            assert working._jobs is not None
+            assert working._jobs._durable is not None
+            assert working._jobs._durable._awaits.waiting
         finally:
             stop.set()
             thread.join(60)
         assert not problems
+
+
+def test_the_durable_log_is_there_when_the_server_is_back(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a long outage DBOS would only look again after up to 90 seconds. It is not asked to: its one attempt to
+    connect ends when the server is back, or when the engine ends."""
+    monkeypatch.setattr(_durable, "_AWAY", 0.1)
+    url = server.create()
+    with Vault.create(url) as vault:
+        awaits = _durable._Awaits()
+        log = _durable._on_a_server(vault.jobs_url, awaits)
+    connected, refused = threading.Event(), threading.Event()
+
+    def connect() -> None:
+        try:
+            with log.connect():
+                connected.set()
+        except sqlalchemy.exc.OperationalError:
+            refused.set()
+
+    def away() -> threading.Thread:
+        log.dispose()
+        server.stop()
+        thread = threading.Thread(target=connect)
+        thread.start()
+        return thread
+
+    away().join(10)
+    assert refused.is_set(), "before the launch it is an error"
+    server.start()
+    awaits.begin()
+    for ends, seen in ((server.start, connected), (awaits.end, refused)):
+        seen.clear()
+        waiting = away()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        ends()
+        waiting.join(10)
+        assert seen.is_set()
+    server.start()
+    log.dispose()
