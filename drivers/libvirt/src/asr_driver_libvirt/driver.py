@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
@@ -44,15 +45,16 @@ class LibvirtDriver(Driver):
         return doctor.findings()
 
     def adopt(self, name: str, settings: Mapping[str, str]) -> dict[str, str]:
-        """The mark of the replica directory. Raises InvalidSetting, TargetReadOnly, TargetFull."""
+        """This vault's tag and the replica directory's mark. Raises InvalidSetting, TargetReadOnly, TargetFull."""
         from asr_storage.files.errors import storage_errors  # noqa: PLC0415 - as below
         from asr_storage.replica.store import Layout  # noqa: PLC0415
 
         parsed = SiteSettings.parse(settings)
+        recorded = {} if parsed.owner else {"owner": os.urandom(4).hex()}
         if parsed.replica_dir is None or parsed.replica_mark:
-            return {}
+            return recorded
         with storage_errors(name, parsed.replica_dir, "marking the replica directory"):
-            return {"replica_mark": Layout(parsed.replica_dir, DRIVER).adopt()}
+            return {**recorded, "replica_mark": Layout(parsed.replica_dir, DRIVER).adopt()}
 
     def connect(self, name: str, settings: Mapping[str, str]) -> LibvirtSite:
         """Raises InvalidSetting, SiteUnreachable, AccessDenied."""

@@ -28,6 +28,11 @@ SETTINGS = (
         "identity of the replica directory, recorded when the site is added: a directory without it is not used",
     ),
     Setting(
+        "owner",
+        "tag of this vault in the names of what it leaves at machines, recorded when the site is added: what has "
+        "another tag is left alone",
+    ),
+    Setting(
         "nbd",
         "how disks are read: `unix[:DIRECTORY]`, or `tcp:HOST[:LOW-HIGH]` with the host's address and ports to use; "
         "by default `unix` for a local URI and TCP to the URI's host for a remote one",
@@ -46,6 +51,7 @@ SETTINGS = (
     ),
 )
 
+_OWNER = re.compile(r"[a-z0-9]{1,16}")  # as xml.mark reads it in the names of checkpoints
 _NBD_TCP = re.compile(r"tcp:(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+)(?::(?P<low>\d{1,5})(?:-(?P<high>\d{1,5}))?)?")
 
 
@@ -72,6 +78,7 @@ class SiteSettings:
     uri: str
     replica_dir: Path | None = None
     replica_mark: str = ""
+    owner: str = ""
     nbd: NbdPlace = NbdPlace()
     nbd_tls: Path | None = None
     user: str = ""
@@ -89,6 +96,7 @@ class SiteSettings:
             uri=given["uri"],
             replica_dir=_directory("replica_dir", given.get("replica_dir")),
             replica_mark=given.get("replica_mark", ""),
+            owner=_owner(given.get("owner", "")),
             nbd=_nbd(given.get("nbd"), url),
             nbd_tls=_tls_directory(given.get("nbd_tls")),
             user=given.get("user", ""),
@@ -153,6 +161,12 @@ def _directory(setting: str, text: str | None) -> Path | None:
     if not path.is_absolute():
         raise _invalid(setting, f"{text!r} is not an absolute path")
     return path
+
+
+def _owner(text: str) -> str:
+    if text and not _OWNER.fullmatch(text):
+        raise _invalid("owner", f"{text!r} is not 1 to 16 small letters and digits")
+    return text
 
 
 def _domain_type(text: str) -> str:

@@ -39,6 +39,8 @@ class LibvirtSite(Site):
             lib, hypervisor, hostname = conn.getLibVersion(), conn.getVersion(), conn.getHostname()
         capabilities = {Capability.POWER, Capability.FENCE, Capability.SOURCE, Capability.TRACKING}
         details = {"host": hostname, "libvirt": _version(lib), "qemu": _version(hypervisor)}
+        if not self.host.settings.owner:
+            details["vault tag"] = "not recorded, so another vault's checkpoints are not recognised: `asr site update`"
         if self._target is not None:
             capabilities |= {Capability.TARGET, Capability.FAILOVER, Capability.SEED}
             details["replica directory"] = str(self._target.layout.path)

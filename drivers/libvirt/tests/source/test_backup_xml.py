@@ -23,7 +23,7 @@ from asr_driver_libvirt.xml.mark import CheckpointName
 from asrcore.model.point import Consistency
 
 SCHEMAS = Path("/usr/share/libvirt/schemas")
-NAME = CheckpointName.make("v1", 1700000000.0, Consistency.CRASH)
+NAME = CheckpointName.make("v1", 1700000000.0, Consistency.CRASH, "0af3")
 OLD = CheckpointName.make("v0", 1600000000.0, Consistency.FILESYSTEM)
 DISKS = [
     BackupDisk("vda", f"/vm/a & b.qcow2.{NAME}", base=str(OLD), tracked=True),

@@ -15,25 +15,37 @@ from asr_driver_libvirt.xml.mark import CheckpointName, LibvirtMark, MarkedDisk,
 from asrcore.driver import Tracking
 from asrcore.model.point import Consistency, Mark
 
-NAME = str(CheckpointName.make("view", 1700000000.5, Consistency.CRASH))
+NAME = str(CheckpointName.make("view", 1700000000.5, Consistency.CRASH, "0af3"))
 times = st.floats(0, 2**40).map(lambda seconds: int(seconds * 1000) / 1000)
 
 
-@given(view=st.text(), taken_at=times, how=st.sampled_from(Consistency))
-def test_a_checkpoint_name_tells_its_view_time_and_consistency(view: str, taken_at: float, how: Consistency) -> None:
-    name = CheckpointName.make(view, taken_at, how)
+@given(view=st.text(), taken_at=times, how=st.sampled_from(Consistency), owner=st.sampled_from(["", "a", "0" * 16]))
+def test_a_checkpoint_name_says_its_view_time_consistency_and_vault(
+    view: str, taken_at: float, how: Consistency, owner: str
+) -> None:
+    name = CheckpointName.make(view, taken_at, how, owner)
     text = str(name)
     assert CheckpointName.parse(text) == name
     assert (name.view, name.consistency) == (view_key(view), how)
     assert abs(name.taken_at - taken_at) < 0.002
-    assert is_ours(text)
+    assert is_ours(text, owner)
     assert "/" not in text
     assert len(text) < 128
 
 
-@pytest.mark.parametrize("text", ["", "asr-", "asr-x", "asr-x.c", "backup.1c", "asr-x.1c\n", "asr-a/b.1c", "ASR-x.1c"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "asr-", "asr-x", "asr-x.c", "backup.1c", "asr-x.1c\n", "asr-a/b.1c", "ASR-x.1c", "asr-x.1c.", "asr-x.1c.A"],
+)
 def test_other_names_are_not_ours(text: str) -> None:
-    assert not is_ours(text)
+    assert not is_ours(text, "")
+
+
+def test_a_checkpoint_of_another_vault_is_not_ours() -> None:
+    for owner, other in (("a", "b"), ("a", ""), ("", "a")):
+        name = str(CheckpointName.make("view", 1.0, Consistency.CRASH, owner))
+        assert is_ours(name, owner)
+        assert not is_ours(name, other)
 
 
 def test_different_views_have_different_keys() -> None:

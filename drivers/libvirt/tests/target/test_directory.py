@@ -72,9 +72,18 @@ def test_a_mark_is_made_once(tmp_path: Path) -> None:
     """A second vault records the same one; what is recorded stays; an older directory gets one."""
     (tmp_path / ".asr-replicas").write_text("asrcore keeps replicas of machines here\n")
     first = LibvirtDriver().adopt("b", settings(tmp_path))
-    assert LibvirtDriver().adopt("b", settings(tmp_path)) == first
+    second = LibvirtDriver().adopt("b", settings(tmp_path))
+    assert second["replica_mark"] == first["replica_mark"]
     assert LibvirtDriver().adopt("b", {**settings(tmp_path), **first}) == {}
-    assert LibvirtDriver().adopt("b", {"uri": "qemu:///system"}) == {}
+
+
+def test_each_vault_gets_its_own_tag_and_keeps_it() -> None:
+    uri = {"uri": "qemu:///system"}
+    first, second = (LibvirtDriver().adopt("b", uri) for _ in range(2))
+    assert first.keys() == second.keys() == {"owner"}
+    assert first != second
+    assert LibvirtDriver().adopt("b", {**uri, **first}) == {}
+    assert SiteSettings.parse({**uri, **first}).owner == first["owner"]
 
 
 def test_no_directory_at_all(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ import logging
 
 import libvirt
 
-from asr_driver_libvirt.xml.domain import METADATA_URI
+from asr_driver_libvirt.xml.domain import METADATA_URI, parse_xml
 
-__all__ = ["hold", "is_held", "release"]
+__all__ = ["hold", "holder", "is_held", "release"]
 
 _log = logging.getLogger(__name__)
 _URI = METADATA_URI + "/held"
@@ -31,13 +31,14 @@ _ELEMENT = libvirt.VIR_DOMAIN_METADATA_ELEMENT
 _LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 
 
-def hold(domain: libvirt.virDomain) -> None:
-    """Start it with its processors stopped. Raises libvirtError, ValueError when it is suspended to disk."""
+def hold(domain: libvirt.virDomain, owner: str = "") -> None:
+    """Start it with its processors stopped. `owner`: tag of the vault. Raises libvirtError, ValueError when it is
+    suspended to disk."""
     if domain.hasManagedSaveImage(0):
         raise ValueError("it is suspended to disk")
     domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
     try:
-        domain.setMetadata(_ELEMENT, "<held/>", "asr", _URI, _LIVE)
+        domain.setMetadata(_ELEMENT, f'<held owner="{owner}"/>', "asr", _URI, _LIVE)
     except libvirt.libvirtError:
         with contextlib.suppress(libvirt.libvirtError):
             domain.destroy()
@@ -46,15 +47,19 @@ def hold(domain: libvirt.virDomain) -> None:
 
 def is_held(domain: libvirt.virDomain) -> bool:
     """Whether it was started by `hold` and still has its processors stopped. Raises libvirtError."""
+    return holder(domain) is not None
+
+
+def holder(domain: libvirt.virDomain) -> str | None:
+    """Tag of the vault that holds it, "" if that had none; None if it is not held. Raises libvirtError."""
     if domain.state()[0] != libvirt.VIR_DOMAIN_PAUSED:
-        return False
+        return None
     try:
-        domain.metadata(_ELEMENT, _URI, _LIVE)
+        return parse_xml(domain.metadata(_ELEMENT, _URI, _LIVE)).get("owner", "")
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
-            return False
+            return None
         raise
-    return True
 
 
 def release(domain: libvirt.virDomain) -> None:

@@ -16,15 +16,17 @@ from asr_driver_libvirt.source.tracking import DiskPlan
 from asr_driver_libvirt.xml import backup as backup_xml
 from asr_driver_libvirt.xml.backup import NbdServer, RunningBackup
 from asr_driver_libvirt.xml.domain import DomainModel
-from asr_driver_libvirt.xml.mark import LibvirtMark, is_ours
+from asr_driver_libvirt.xml.mark import CheckpointName, LibvirtMark, is_ours
 from asrcore.driver import Tracking
 from asrcore.errors import DriverFailed, MachineBusy
+from asrcore.model.point import Mark
 
 __all__ = [
     "END_SECONDS",
     "TIDY_SECONDS",
     "Notes",
     "begin_backup",
+    "checkpoints_of_others",
     "current_backup",
     "delete_checkpoint",
     "end_backup",
@@ -56,11 +58,14 @@ def current_backup(domain: libvirt.virDomain) -> RunningBackup | None:
         raise
 
 
-def refuse_if_busy(domain: libvirt.virDomain) -> None:
-    """Raises MachineBusy when another job holds the domain: libvirt would block 30 s before it says so."""
+def refuse_if_busy(domain: libvirt.virDomain, owner: str, view: str = "") -> None:
+    """Raises MachineBusy when another job holds the domain: libvirt would block 30 s before it says so. A backup of
+    another vault than `owner` is such a job; `view`: key of a view that is this vault's whatever its name says."""
     backup = current_backup(domain)
     if backup is not None and backup.name is None:
         raise MachineBusy(machine=domain.name(), work="a backup of another application")
+    if backup is not None and backup.name is not None and backup.name.owner != owner and backup.name.view != view:
+        raise MachineBusy(machine=domain.name(), work=f"a backup of another vault (tag {backup.name.owner or 'none'})")
     if backup is None and domain.isActive() and domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
         raise MachineBusy(machine=domain.name(), work="a job of libvirt (migration, save, dump or snapshot)")
 
@@ -118,9 +123,38 @@ def _socket_path(host: LibvirtHost, domain: libvirt.virDomain) -> str:
 # -- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def our_checkpoints(domain: libvirt.virDomain) -> list[libvirt.virDomainCheckpoint]:
-    """Those that this driver created; others are never touched. Raises libvirtError."""
-    return [checkpoint for checkpoint in domain.listAllCheckpoints(0) if is_ours(checkpoint.getName())]
+def our_checkpoints(domain: libvirt.virDomain, owner: str) -> list[libvirt.virDomainCheckpoint]:
+    """Those of the vault with the tag `owner`; others are never touched. Raises libvirtError.
+
+    A checkpoint from which one of these was opened is this vault's too, whatever its name says: it was made before the
+    site got its tag.
+    """
+    ours, others = [], {}
+    for checkpoint in domain.listAllCheckpoints(0):
+        if is_ours(name := checkpoint.getName(), owner):
+            ours.append(checkpoint)
+        elif CheckpointName.parse(name):
+            others[name] = checkpoint
+    if others:
+        ours += [others[name] for name in {_since(checkpoint) for checkpoint in ours} & others.keys()]
+    return ours
+
+
+def _since(checkpoint: libvirt.virDomainCheckpoint) -> str:
+    """Name of the checkpoint from which this one's view was opened; "" if that is not known."""
+    text = backup_xml.checkpoint_description(checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
+    notes = Notes.read(text)
+    mark = None if notes is None else LibvirtMark.parse(Mark(notes[1]))
+    return "" if mark is None else mark.checkpoint
+
+
+def checkpoints_of_others(domain: libvirt.virDomain, owner: str) -> list[str]:
+    """Names of other vaults' checkpoints. Raises libvirtError."""
+    names = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints(0)]
+    if all(is_ours(name, owner) for name in names if CheckpointName.parse(name)):
+        return []
+    ours = {checkpoint.getName() for checkpoint in our_checkpoints(domain, owner)}
+    return sorted(name for name in names if CheckpointName.parse(name) and name not in ours)
 
 
 def find_checkpoint(domain: libvirt.virDomain, name: str) -> libvirt.virDomainCheckpoint | None:

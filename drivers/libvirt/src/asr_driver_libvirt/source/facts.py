@@ -13,7 +13,7 @@ from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.host.nvram import NvramReader
 from asr_driver_libvirt.source import backup_jobs
 from asr_driver_libvirt.xml.domain import DiskKind, DomainModel, parse_domain
-from asr_driver_libvirt.xml.mark import is_ours
+from asr_driver_libvirt.xml.mark import CheckpointName
 from asr_storage.qemu import img
 from asr_storage.qemu.img import ImageInfo
 from asr_storage.qemu.process import QemuError
@@ -25,7 +25,8 @@ __all__ = ["SourceFacts", "gather"]
 @attrs.frozen
 class SourceFacts:
     """`images`: what the headers of local image files say, by disk id; empty for a remote host. `nvram_readable`:
-    None for a machine without UEFI variables. `missing`: disks whose image the host cannot open."""
+    None for a machine without UEFI variables. `missing`: disks whose image the host cannot open. `other_vaults`:
+    checkpoints of other vaults; `foreign_checkpoints`: those of other applications."""
 
     model: DomainModel
     active: bool
@@ -33,6 +34,7 @@ class SourceFacts:
     autostart: bool = False
     snapshots: int = 0
     foreign_checkpoints: tuple[str, ...] = ()
+    other_vaults: tuple[str, ...] = ()
     foreign_backup: bool = False
     managed_save: bool = False
     block_jobs: tuple[str, ...] = ()
@@ -62,8 +64,9 @@ def gather(host: LibvirtHost, domain: libvirt.virDomain, nvram: NvramReader) -> 
         persistent=domain.isPersistent() == 1,
         autostart=domain.isPersistent() == 1 and domain.autostart() == 1,
         snapshots=domain.snapshotNum(0),
-        foreign_checkpoints=tuple(name for name in names if not is_ours(name)),
-        foreign_backup=backup is not None and backup.name is None,
+        foreign_checkpoints=tuple(name for name in names if CheckpointName.parse(name) is None),
+        other_vaults=tuple(backup_jobs.checkpoints_of_others(domain, host.settings.owner)),
+        foreign_backup=backup is not None and (backup.name is None or backup.name.owner != host.settings.owner),
         managed_save=domain.hasManagedSaveImage(0) == 1,
         block_jobs=tuple(_block_jobs(domain, model)) if active and backup is None else (),
         images=_images(model) if host.settings.local else {},

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 
 from asr_driver_libvirt.source.facts import SourceFacts
 from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk, DomainModel
+from asr_driver_libvirt.xml.mark import CheckpointName
 from asr_storage.qemu.img import ImageInfo
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Firmware
 from asrcore.model.point import Consistency
 from asrcore.model.policy import Policy
 
-__all__ = ["disk_findings", "findings"]
+__all__ = ["disk_findings", "findings", "other_vaults"]
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 # libvirt 7.1 added backupmode and incremental for each disk separately (a new disk has no bitmap yet).
@@ -71,6 +73,8 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
             "Reverting to one changes disks unseen by change tracking, and libvirt refuses to combine both.",
             "Merge or delete the snapshots: `virsh snapshot-list`, `virsh snapshot-delete`.",
         )
+    if facts.other_vaults:
+        yield other_vaults(model, facts.other_vaults, active=facts.active)
     if facts.foreign_checkpoints:
         yield Finding(
             "machine-has-foreign-checkpoints",
@@ -83,7 +87,7 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
         yield Finding(
             "foreign-backup-running",
             _WARNING,
-            "a backup of another application is running",
+            "a backup of another application or vault is running",
             "QEMU serves one backup of a machine at a time: replication cycles wait until it has ended.",
             "Wait, or end it with `virsh domjobabort`.",
         )
@@ -129,6 +133,27 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
         )
     if not model.hard_disks:
         yield Finding("no-disks", _ERROR, "the machine has no disks", "There is nothing to replicate.", "Add a disk.")
+
+
+def other_vaults(model: DomainModel, names: Sequence[str], *, active: bool) -> Finding:
+    """That other vaults protect the machine too. `names`: of their checkpoints."""
+    parsed = [CheckpointName.parse(name) for name in names]
+    tags = sorted({name.owner or "none" for name in parsed if name is not None})
+    machine = shlex.quote(model.name)
+    commands = [f"`virsh checkpoint-delete {machine} {name}{'' if active else ' --metadata'}`" for name in names]
+    if not active:
+        files = [shlex.quote(disk.path) for disk in model.hard_disks if disk.tracked]
+        commands += [f"`qemu-img bitmap --remove {file} {name}`" for file in files for name in names]
+    return Finding(
+        "protected-by-another-vault",
+        _WARNING,
+        f"another vault protects the machine too (tag {', '.join(tags)})",
+        "Both replicate it in turn, and each leaves the other's checkpoints alone; but a failover by one of them is "
+        "not known to the other.",
+        "Run `asr unprotect` in one of the two vaults. If the other vault is gone for good, delete what it left: "
+        + ", ".join(commands)
+        + f". Or take over its tag, and this vault deletes it: `asr site update SITE --set owner={tags[0]}`.",
+    )
 
 
 def _devices(model: DomainModel) -> Iterator[Finding]:

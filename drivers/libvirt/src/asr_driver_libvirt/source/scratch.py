@@ -46,31 +46,31 @@ def sweep(host: LibvirtHost, model: DomainModel, in_use: str) -> None:
             prefixes.setdefault(directory, []).append(prefix)
     for directory, starts in prefixes.items():
         if host.settings.local:
-            _sweep_local(Path(directory), starts, in_use)
+            _sweep_local(Path(directory), starts, in_use, host.settings.owner)
         else:
-            _sweep_remote(host.conn(), directory, starts, in_use)
+            _sweep_remote(host.conn(), directory, starts, in_use, host.settings.owner)
 
 
-def _left_over(name: str, prefixes: list[str], in_use: str) -> bool:
+def _left_over(name: str, prefixes: list[str], in_use: str, owner: str) -> bool:
     for prefix in prefixes:
         ending = name.removeprefix(prefix + ".")
-        if ending != name and is_ours(ending) and ending != in_use:
+        if ending != name and is_ours(ending, owner) and ending != in_use:
             return True
     return False
 
 
-def _sweep_local(directory: Path, prefixes: list[str], in_use: str) -> None:
+def _sweep_local(directory: Path, prefixes: list[str], in_use: str, owner: str) -> None:
     if not directory.is_dir():
         return
     for file in directory.iterdir():
-        if _left_over(file.name, prefixes, in_use):
+        if _left_over(file.name, prefixes, in_use, owner):
             _log.info("deleting left-over scratch file %s", file)
             file.unlink(missing_ok=True)
 
 
-def _sweep_remote(conn: libvirt.virConnect, directory: str, prefixes: list[str], in_use: str) -> None:
+def _sweep_remote(conn: libvirt.virConnect, directory: str, prefixes: list[str], in_use: str, owner: str) -> None:
     with contextlib.ExitStack() as stack:
         for volume in volumes.pool_of(conn, directory, stack).listAllVolumes(0):
-            if _left_over(volume.name(), prefixes, in_use):
+            if _left_over(volume.name(), prefixes, in_use, owner):
                 _log.info("deleting left-over scratch file %s", volume.path())
                 volume.delete(0)

@@ -30,7 +30,7 @@ from asr_storage.qemu import img
 from asr_storage.qemu.process import QemuError
 from asrcore.crashpoint import reach
 from asrcore.driver import FrozenView, Source, Tracking, ViewRequest
-from asrcore.errors import AsrError, DriverFailed, NotReady, UnsupportedOperation, ViewLost
+from asrcore.errors import AsrError, DriverFailed, MachineBusy, NotReady, UnsupportedOperation, ViewLost
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import PowerState
 from asrcore.model.point import Consistency, Mark
@@ -89,7 +89,10 @@ class LibvirtSource(Source):
     def _open(
         self, domain: libvirt.virDomain, request: ViewRequest, consistency: Consistency, freeze_limit: float
     ) -> LibvirtView:
-        held = domain.isActive() == 1 and paused.is_held(domain)
+        holder = paused.holder(domain) if domain.isActive() else None
+        held = holder is not None
+        if holder not in (None, "", self._host.settings.owner):
+            raise MachineBusy(machine=domain.name(), work=f"the reading of another vault (tag {holder})")
         if domain.isActive():
             found = self._again(domain, request, held=held)
             if found is not None:
@@ -104,7 +107,7 @@ class LibvirtSource(Source):
 
     def _again(self, domain: libvirt.virDomain, request: ViewRequest, *, held: bool) -> LibvirtView | None:
         """The view of that id if it is still frozen; any other job of this driver is ended."""
-        backup_jobs.refuse_if_busy(domain)
+        backup_jobs.refuse_if_busy(domain, self._host.settings.owner, view_key(request.view_id))
         backup = backup_jobs.current_backup(domain)
         if backup is None or backup.name is None:
             return None
@@ -209,7 +212,7 @@ class LibvirtSource(Source):
     def _hold(self, domain: libvirt.virDomain) -> None:
         reach("libvirt.hold")
         try:
-            paused.hold(domain)
+            paused.hold(domain, self._host.settings.owner)
         except (libvirt.libvirtError, ValueError) as error:
             raise DriverFailed(
                 operation="reading the disks of a stopped machine (starting it with its processors stopped)",
@@ -238,7 +241,7 @@ class LibvirtSource(Source):
             with host.guard("opening a frozen view", model.uuid):
                 late = host.domain(model.uuid)
                 self._hold(late)
-                name = CheckpointName.make(request.view_id, self._clock(), consistency)
+                name = CheckpointName.make(request.view_id, self._clock(), consistency, host.settings.owner)
                 try:
                     parts = [BackupDisk(disk.id, scratch.path(host, disk, model.uuid, str(name))) for disk in disks]
                     server = backup_jobs.begin_backup(host, late, parts, None)
@@ -296,7 +299,8 @@ class LibvirtSource(Source):
     def _checkpoint_off(self, domain: libvirt.virDomain, request: ViewRequest, disks: Sequence[DomainDisk]) -> str:
         """Begin tracking in a machine that is off, so that the first cycle after its start sends a delta; "" when it
         cannot be started: then it is compared once more after its start. It is held for about two seconds, once."""
-        name = str(CheckpointName.make(request.view_id, self._clock(), Consistency.OFFLINE))
+        owner = self._host.settings.owner
+        name = str(CheckpointName.make(request.view_id, self._clock(), Consistency.OFFLINE, owner))
         parts = [BackupDisk(disk.id, "", tracked=disk.tracked) for disk in disks]
         try:
             self._hold(domain)
@@ -340,17 +344,19 @@ class LibvirtSource(Source):
         """Releases checkpoints, jobs, held machines and scratch files of this driver that no kept mark needs. A machine
         that is off keeps its checkpoints until it runs: libvirt deletes bitmaps only then. Raises SiteUnreachable."""
         kept = {parsed.checkpoint for mark in keep if (parsed := LibvirtMark.parse(mark)) is not None}
+        owner = self._host.settings.owner
         with self._host.guard("releasing marks", machine_id):
             domain = self._host.domain(machine_id)
             job = backup_jobs.current_backup(domain) if domain.isActive() else None
             # A kept mark needs its checkpoint, not its view's job: one that no process reads from any more (its engine
             # was killed after the seal) would fill its scratch files until the next view.
             needed = kept & self._host.reading
-            if job is not None and job.name is not None and str(job.name) not in needed:
+            found = None if job is None else job.name
+            if found is not None and (found.owner == owner or str(found) in kept) and str(found) not in needed:
                 with contextlib.suppress(DriverFailed):
                     backup_jobs.end_backup(self._host, domain, backup_jobs.TIDY_SECONDS)
                 job = backup_jobs.current_backup(domain)
-            if job is None and domain.isActive() and paused.is_held(domain):
+            if job is None and domain.isActive() and paused.holder(domain) in ("", owner):
                 paused.release(domain)
             if domain.isActive():
                 self._release(domain, kept)
@@ -359,7 +365,7 @@ class LibvirtSource(Source):
                 self._swept.add(machine_id)
 
     def _release(self, domain: libvirt.virDomain, kept: set[str]) -> None:
-        for checkpoint in backup_jobs.our_checkpoints(domain):
+        for checkpoint in backup_jobs.our_checkpoints(domain, self._host.settings.owner):
             if checkpoint.getName() in kept:
                 continue
             reach("libvirt.release")
@@ -424,7 +430,7 @@ class _Begin:
         return self.run(plans, Consistency.CRASH, freeze_limit, agent=False)
 
     def _begin(self, plans: Mapping[str, DiskPlan], consistency: Consistency) -> tuple[CheckpointName, JobFrozen]:
-        name = CheckpointName.make(self._request.view_id, self._clock(), consistency)
+        name = CheckpointName.make(self._request.view_id, self._clock(), consistency, self._host.settings.owner)
         uuid = self._request.machine_id
         parts = [
             BackupDisk(disk.id, scratch.path(self._host, disk, uuid, str(name)), plans[disk.id].base, disk.tracked)

@@ -20,15 +20,18 @@ _LETTERS = {
     Consistency.APPLICATION: "a",
     Consistency.OFFLINE: "o",
 }
-_NAME = re.compile(r"asr-(?P<view>[A-Za-z0-9_-]{1,80})\.(?P<taken>[0-9a-f]{1,14})(?P<how>[cfao])")
+_NAME = re.compile(
+    r"asr-(?P<view>[A-Za-z0-9_-]{1,80})\.(?P<taken>[0-9a-f]{1,14})(?P<how>[cfao])(?:\.(?P<owner>[a-z0-9]{1,16}))?"
+)
 _PLAIN_VIEW = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _VERSION = 1
 
 
-def is_ours(name: str) -> bool:
-    """Whether a checkpoint of that name is this driver's; all others belong to other applications and are left
-    alone."""
-    return _NAME.fullmatch(name) is not None
+def is_ours(name: str, owner: str) -> bool:
+    """Whether a checkpoint of that name is of the vault with the tag `owner`; all others belong to other vaults or
+    applications and are left alone."""
+    parsed = CheckpointName.parse(name)
+    return parsed is not None and parsed.owner == owner
 
 
 @attrs.frozen
@@ -36,26 +39,27 @@ class CheckpointName:
     """Name of a checkpoint, of its bitmaps, and the ending of its scratch files.
 
     It names the view, when that was taken (milliseconds) and how, so that a restarted engine finds all of that at the
-    host, and two views of one id never share a name.
+    host, and two views of one id never share a name. `owner`: the tag of the vault, "" for a site that has none.
     """
 
     view: str
     taken_ms: int
     consistency: Consistency
+    owner: str = ""
 
     @classmethod
-    def make(cls, view_id: str, taken_at: float, consistency: Consistency) -> CheckpointName:
+    def make(cls, view_id: str, taken_at: float, consistency: Consistency, owner: str = "") -> CheckpointName:
         """The name for a view that is about to be taken."""
-        return cls(view_key(view_id), int(taken_at * 1000), consistency)
+        return cls(view_key(view_id), int(taken_at * 1000), consistency, owner)
 
     @classmethod
     def parse(cls, text: str) -> CheckpointName | None:
-        """None for a name that is not this driver's."""
+        """None for a name that is not this driver's, whichever vault's."""
         match = _NAME.fullmatch(text)
         if match is None:
             return None
         how = next(kind for kind, letter in _LETTERS.items() if letter == match["how"])
-        return cls(match["view"], int(match["taken"], 16), how)
+        return cls(match["view"], int(match["taken"], 16), how, match["owner"] or "")
 
     @property
     def taken_at(self) -> float:
@@ -63,7 +67,8 @@ class CheckpointName:
         return self.taken_ms / 1000
 
     def __str__(self) -> str:
-        return f"{_PREFIX}{self.view}.{self.taken_ms:x}{_LETTERS[self.consistency]}"
+        name = f"{_PREFIX}{self.view}.{self.taken_ms:x}{_LETTERS[self.consistency]}"
+        return f"{name}.{self.owner}" if self.owner else name
 
 
 def view_key(view_id: str) -> str:
@@ -120,4 +125,4 @@ class LibvirtMark:
             checkpoint, shut_down = str(content["checkpoint"]), bool(content["off"])
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
-        return cls(checkpoint, disks, shut_down) if not checkpoint or is_ours(checkpoint) else None
+        return cls(checkpoint, disks, shut_down) if not checkpoint or CheckpointName.parse(checkpoint) else None
