@@ -501,6 +501,15 @@ class FenceRefused(AsrError):
     )
 
 
+class MarksLeft(AsrError):
+    code = "marks-left"
+    category = Category.CONFLICT
+    happened = "what tracked the changes of {machine!r} at {site!r} is still there ({marks}): {detail}"
+    cause = "It can be deleted neither in the machine's images nor by the hypervisor now."
+    action = "Repair what the detail names and unprotect again, or delete it: {commands}."
+    retry = True
+
+
 class ShutdownFailed(AsrError):
     code = "shutdown-failed"
     category = Category.CONFLICT

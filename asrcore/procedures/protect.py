@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import attrs
 
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, NotReady, SiteUnreachable, UnsupportedOperation, VaultUnavailable
+from asrcore.errors import AsrError, MarksLeft, NotReady, SiteUnreachable, UnsupportedOperation, VaultUnavailable
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.protection import NetworkMap, Protection
 from asrcore.model.state import Event, State
@@ -131,7 +131,8 @@ def _disable_begin(work: Work) -> None:
 
 
 def _disable_source(work: Work) -> None:
-    """Stop tracking. A source that is lost does not block the end of protection."""
+    """Stop tracking. A source that is lost does not block the end of protection: what it keeps is reported, since
+    nothing records it any longer."""
     protection = work.protection
     try:
         work.context.site(protection.source_site).source.keep_marks(protection.source_machine, [])
@@ -139,7 +140,10 @@ def _disable_source(work: Work) -> None:
         raise  # nothing is known of the source: the step is run again
     except AsrError as problem:
         left = f"marks may be left at {protection.source_site}: {problem}"
+        if isinstance(problem, MarksLeft):
+            left = f"{problem}. {problem.action_text}"
         work.facts["source"] = f"{former}; {left}" if (former := work.facts.get("source")) else left
+        work.note("protect", left)
     reach("unprotect.source-released")
 
 

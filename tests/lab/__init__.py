@@ -1,5 +1,6 @@
 """Two fully separate libvirt sites on one machine, and small real guests whose replicas can be audited."""
 
+from tests.lab._bare import BareMachine
 from tests.lab._console import Ack, Audit, Console, Down, Hardware
 from tests.lab._guest import BlankDisk, Kind
 from tests.lab._lab import Lab
@@ -12,6 +13,7 @@ __all__ = [
     "REPLICA_DIRS",
     "Ack",
     "Audit",
+    "BareMachine",
     "BlankDisk",
     "CommandFailed",
     "Console",

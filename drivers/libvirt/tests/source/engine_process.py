@@ -116,7 +116,7 @@ def main() -> None:
         try:
             answer: Answer = {"result": getattr(engine, name)(**arguments)}
         except AsrError as error:
-            answer = {"error": error.code, "text": str(error), "seconds": time.monotonic() - begun}
+            answer = {"error": error.code, "text": f"{error} {error.action_text}", "seconds": time.monotonic() - begun}
         print(json.dumps(answer), flush=True)
 
 

@@ -14,70 +14,40 @@ from asrcore.errors import MachineBusy
 from asrcore.model.extent import Extent
 from asrcore.model.point import Consistency, Mark
 from asrcore.model.policy import Policy
-from tests.lab import Lab
+from tests.lab import BareMachine, Lab
 
 pytestmark = pytest.mark.system
 
 MIB = 1 << 20
 
 
-class Machine:
-    """A machine without an operating system, as two vaults see it."""
+class Machine(BareMachine):
+    """As two vaults see it."""
 
-    def __init__(self, lab: Lab, name: str) -> None:
-        self.lab, self.name = lab, name
-        path = f"/srv/images/{name}.qcow2"
-        lab.run_in("a", ["rm", "-f", path])
-        lab.run_in("a", ["qemu-img", "create", "-q", "-f", "qcow2", path, "32M"])
-        xml = f"""
-        <domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory>
-          <os><type arch='x86_64' machine='pc'>hvm</type></os>
-          <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
-          <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{path}'/>
-          <target dev='vda' bus='virtio'/></disk>
-          <controller type='usb' model='none'/><memballoon model='none'/></devices>
-        </domain>"""
-        lab.sites["a"].virsh("define", "/dev/stdin", text=xml)
-        self.virsh("start", name)
-        self.id = self.virsh("domuuid", name).strip()
-
-    def virsh(self, *words: str, check: bool = True) -> str:
-        return self.lab.sites["a"].virsh(*words, check=check).stdout
-
-    def write(self, at: str) -> None:
-        """64 KiB at that offset, as if the guest did it."""
-        line = f'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "write -P 7 {at} 64k"'
-        said = self.virsh("qemu-monitor-command", "--hmp", self.name, line)
-        assert "error" not in said.lower(), said
-
-    def checkpoints(self) -> set[str]:
-        return set(self.virsh("checkpoint-list", self.name, "--name").split())
-
-    def open(self, site: LibvirtSite, view_id: str, since: Mark | None = None) -> tuple[FrozenView, MachineView]:
-        view = site.source.open_view(
+    def open(self, vault: LibvirtSite, view_id: str, since: Mark | None = None) -> tuple[FrozenView, MachineView]:
+        view = vault.source.open_view(
             [ViewRequest(self.id, view_id, since)], consistency=Consistency.CRASH, freeze_limit=5.0
         )
         return view, view.machines[self.id]
 
     def cycle(
-        self, site: LibvirtSite, view_id: str, since: Mark | None = None
+        self, vault: LibvirtSite, view_id: str, since: Mark | None = None
     ) -> tuple[MachineView, list[Extent], Mark]:
-        view, machine = self.open(site, view_id, since)
+        view, machine = self.open(vault, view_id, since)
         disk = machine.disks["vda"]
         changed = disk.changed() if disk.tracking is Tracking.CHANGED else []
         view.confirm()
         view.close()
         assert machine.mark is not None
-        site.source.keep_marks(self.id, [machine.mark])
+        vault.source.keep_marks(self.id, [machine.mark])
         return machine, changed, machine.mark
 
 
 @pytest.fixture
 def machine(lab: Lab) -> Iterator[Machine]:
-    made = Machine(lab, "shared")
+    made = Machine(lab, "a", "shared")
     yield made
-    made.virsh("destroy", made.name, check=False)
-    made.virsh("undefine", made.name, "--checkpoints-metadata", "--snapshots-metadata", check=False)
+    made.remove()
 
 
 @pytest.fixture

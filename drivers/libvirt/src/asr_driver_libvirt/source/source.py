@@ -15,7 +15,7 @@ from asr_driver_libvirt.host import paused
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.host.nvram import NvramReader
 from asr_driver_libvirt.host.power import power_of
-from asr_driver_libvirt.source import backup_jobs, readiness, scratch
+from asr_driver_libvirt.source import backup_jobs, off_marks, readiness, scratch
 from asr_driver_libvirt.source.facts import gather
 from asr_driver_libvirt.source.frozen import FilesFrozen, JobFrozen, LateFrozen, image_stamp
 from asr_driver_libvirt.source.guest_agent import GuestFreeze
@@ -30,7 +30,7 @@ from asr_storage.qemu import img
 from asr_storage.qemu.process import QemuError
 from asrcore.crashpoint import reach
 from asrcore.driver import FrozenView, Source, Tracking, ViewRequest
-from asrcore.errors import AsrError, DriverFailed, MachineBusy, NotReady, UnsupportedOperation, ViewLost
+from asrcore.errors import AsrError, DriverFailed, MachineBusy, MarksLeft, NotReady, UnsupportedOperation, ViewLost
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import PowerState
 from asrcore.model.point import Consistency, Mark
@@ -342,7 +342,8 @@ class LibvirtSource(Source):
 
     def keep_marks(self, machine_id: str, keep: Sequence[Mark]) -> None:
         """Releases checkpoints, jobs, held machines and scratch files of this driver that no kept mark needs. A machine
-        that is off keeps its checkpoints until it runs: libvirt deletes bitmaps only then. Raises SiteUnreachable."""
+        that is off keeps its checkpoints until it runs or protection ends: libvirt deletes bitmaps of running machines
+        only. Raises SiteUnreachable, and MarksLeft if protection ends and something stays."""
         kept = {parsed.checkpoint for mark in keep if (parsed := LibvirtMark.parse(mark)) is not None}
         owner = self._host.settings.owner
         with self._host.guard("releasing marks", machine_id):
@@ -358,13 +359,28 @@ class LibvirtSource(Source):
                 job = backup_jobs.current_backup(domain)
             if job is None and domain.isActive() and paused.holder(domain) in ("", owner):
                 paused.release(domain)
+            stays: MarksLeft | None = None
+            if not keep and not domain.isActive():
+                stays = self._end_off(domain)
             if domain.isActive():
-                self._release(domain, kept)
+                stays = self._release(domain, kept)
             if machine_id not in self._swept or not keep:
                 self._sweep(domain, "" if job is None or job.name is None else str(job.name))
                 self._swept.add(machine_id)
+            if stays is not None and not keep:
+                raise stays
 
-    def _release(self, domain: libvirt.virDomain, kept: set[str]) -> None:
+    def _end_off(self, domain: libvirt.virDomain) -> MarksLeft | None:
+        model = parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        try:
+            off_marks.end_tracking(self._host, domain, model)
+        except MarksLeft as problem:
+            return problem
+        return None
+
+    def _release(self, domain: libvirt.virDomain, kept: set[str]) -> MarksLeft | None:
+        """What stays."""
+        stays: dict[str, str] = {}
         for checkpoint in backup_jobs.our_checkpoints(domain, self._host.settings.owner):
             if checkpoint.getName() in kept:
                 continue
@@ -372,9 +388,15 @@ class LibvirtSource(Source):
             try:
                 backup_jobs.delete_checkpoint(checkpoint)
             except libvirt.libvirtError as error:
-                if not domain.isActive():
-                    return  # it stopped meanwhile; a later call continues
                 _log.warning("checkpoint %s is not deleted yet: %s", checkpoint.getName(), error)
+                stays[checkpoint.getName()] = str(error)
+                if not domain.isActive():
+                    break  # it stopped meanwhile; a later call continues
+        if not stays:
+            return None
+        model = parse_domain(domain.XMLDesc(0))
+        detail = "; ".join(stays.values())
+        return off_marks.left(self._host, model, list(stays), detail, active=domain.isActive() == 1)
 
     def _sweep(self, domain: libvirt.virDomain, in_use: str) -> None:
         model = parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if not domain.isActive() else 0))

@@ -23,6 +23,7 @@ __all__ = [
     "create",
     "info",
     "rebase_unsafe",
+    "remove_bitmap",
     "resize",
 ]
 
@@ -227,6 +228,15 @@ def resize(path: Path, fmt: str, size: int, *, shrink: bool = False, timeout: fl
         timeout=timeout,
     )
     _make_durable(path)
+
+
+def remove_bitmap(path: Path, name: str, *, timeout: float = QUICK) -> None:
+    """Delete a persistent dirty bitmap of a qcow2 image that nobody has open, also one that is inconsistent."""
+    run(
+        ["qemu-img", "bitmap", "--remove", "-f", "qcow2", _name(path), name],
+        what=f"delete bitmap {name} of {path}",
+        timeout=timeout,
+    )
 
 
 def _name(path: Path) -> str:
