@@ -97,6 +97,9 @@ class MachineView(ABC):
     mark: Mark | None
     """To be kept once the point is recorded; None when nothing is tracked."""
     disks: Mapping[str, DiskView]
+    notices: Sequence[Finding] = ()
+    """What an operator should know of the machine although it can be read, such as snapshots that were made since it
+    was protected. Shown with its health until a later view has others; none is an ERROR."""
 
 
 class FrozenView(Closing, ABC):

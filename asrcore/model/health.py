@@ -139,6 +139,7 @@ def assess(
         *_of_point(protection, policy, None if clock.stale else newest, now, power, load),
         *_of_error(protection, now, engine=engine),
         *_of_fence(protection),
+        *(protection.notices if protection.state in _REPLICATING else ()),
         *_of_tests(protection, now),
     ]
     if not engine:

@@ -8,6 +8,7 @@ from enum import Enum
 import attrs
 
 from asrcore.model.extent import Extent
+from asrcore.model.finding import Finding
 from asrcore.model.point import Mark
 from asrcore.model.state import STATES_WITH_POINTS, State
 
@@ -91,6 +92,7 @@ class Protection:
     `epoch` counts ownership changes, so that a former owner can be refused. `mark` is what the last recorded point left
     at the source; it only changes together with `head_point` (invariants 4 and 2 in docs/explanation/architecture.md).
     `last_cycle_at`: when the last recorded cycle began. `attempt` and `retry_at`: retries of a failed cycle.
+    `notices`: what the source's newest view reported beside the data.
     `replica_kind` is the target's word for how it keeps points. `fence_due`: the source is not quarantined yet; see
     also `undo_due`.
     """
@@ -124,6 +126,7 @@ class Protection:
     attempt: int = 0
     retry_at: float | None = None
     error: Mapping[str, object] | None = None
+    notices: tuple[Finding, ...] = ()
 
     @property
     def direction(self) -> Direction:

@@ -19,6 +19,7 @@ import msgspec
 from asrcore import driver
 from asrcore.errors import InvalidValue
 from asrcore.model.extent import Extent
+from asrcore.model.finding import Finding
 from asrcore.model.machine import Description, Disk
 from asrcore.model.point import Consistency, Mark
 from asrcore.model.watch import Watch
@@ -81,6 +82,7 @@ class MachineState:
     consistency: Consistency
     mark: Mark | None
     disks: dict[str, DiskState]
+    notices: tuple[Finding, ...] = ()
 
 
 @attrs.frozen

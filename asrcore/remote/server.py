@@ -538,6 +538,7 @@ def _state(handle: str, view: driver.FrozenView) -> calls.ViewState:
                     disk_id: calls.DiskState(disk.disk, disk.tracking, disk.reason, disk.whole, disk.digest)
                     for disk_id, disk in machine.disks.items()
                 },
+                notices=tuple(machine.notices),
             )
             for machine_id, machine in view.machines.items()
         },

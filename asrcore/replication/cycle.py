@@ -254,6 +254,8 @@ class _Cycle:
             # Of an interrupted cycle it may be the former view, settled since: as early as that was opened.
             self._stamp(asked if pending is None else min(asked, pending.taken_at), view.taken_at)
             machine = view.machines[self.protection.source_machine]
+            if tuple(machine.notices) != self.protection.notices:
+                self.context.vault.update(self.protection.id, notices=tuple(machine.notices))
             facts = self._facts(machine)
             try:
                 if pending is None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import attrs
 
 from asrcore.model.extent import Extent
+from asrcore.model.finding import Finding, Severity
 from asrcore.model.point import Consistency, Mark, RecoveryPoint
 from asrcore.model.policy import Bandwidth, Policy, Rung, Window
 from asrcore.model.protection import CycleMode, NetworkMap, PendingCycle, Protection, Site, TestRun
@@ -179,6 +180,7 @@ _PROTECTION: dict[str, Callable[[Any], object]] = {
     "mark": _token,
     "test": lambda test: None if test is None else _dump(attrs.asdict(test)),
     "error": _dump_map_or_none,
+    "notices": lambda notices: _dump([_finding_row(item) for item in notices]) if notices else None,
 }
 _PROTECTION_FIELDS = tuple(field.name for field in attrs.fields(Protection) if field.name != "pending")
 
@@ -199,7 +201,19 @@ def protection_of(row: Row, pending: PendingCycle | None) -> Protection:
         pending=pending,
         test=None if test is None else TestRun(**test),
         error=_map_or_none(row["error"]),
+        notices=() if row["notices"] is None else tuple(_finding(item) for item in json.loads(row["notices"])),
     )
+
+
+def _finding_row(finding: Finding) -> dict[str, str]:
+    return {**attrs.asdict(finding), "severity": finding.severity.value}
+
+
+def _finding(content: Mapping[str, str]) -> Finding:
+    try:
+        return Finding(**{**content, "severity": Severity(content["severity"])})  # type: ignore[arg-type]
+    except (TypeError, KeyError) as problem:
+        raise ValueError(f"a notice of the machine: {problem}") from problem
 
 
 # -- cycles and points -------------------------------------------------------------------------------------------------

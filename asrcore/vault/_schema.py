@@ -92,6 +92,7 @@ protections = Table(
     Column("attempt", Integer, nullable=False),
     Column("retry_at", Float),
     Column("error", Text),
+    Column("notices", Text),
     UniqueConstraint("source_site", "source_machine"),
 )
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import attrs
 
+from asrcore.model.finding import Finding
 from asrcore.model.protection import CycleMode, NetworkMap, TestRun
 
 __all__ = [
@@ -198,6 +199,7 @@ class Changes(TypedDict, total=False):
     attempt: int
     retry_at: float | None
     error: Mapping[str, object] | None
+    notices: tuple[Finding, ...]
 
 
 class JobChanges(TypedDict, total=False):

@@ -81,3 +81,12 @@ def test_every_unit_is_in_the_documentation() -> None:
     page = (PROJECT / "docs" / "how-to" / "deploy-two-sites.md").read_text("utf-8")
     for unit in UNITS:
         assert unit.name in page
+
+
+@pytest.mark.parametrize("name", ["asr-run", "asr-process-server", "asr-master-target"])
+def test_views_are_closed_before_machines_are_suspended_at_the_shutdown_of_a_host(name: str) -> None:
+    """Units stop in the reverse order; libvirt refuses `managedsave` while a view is open."""
+    (unit,) = (unit for unit in UNITS if unit.name == f"{name}.service")
+    after = re.search(r"^After=(.*)$", unit.read_text("utf-8"), re.MULTILINE)
+    assert after is not None
+    assert {"libvirt-guests.service", "libvirtd.service", "virtqemud.service"} <= set(after[1].split())

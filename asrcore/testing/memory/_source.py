@@ -142,6 +142,7 @@ def freeze(
             token: {disk_id: dirty.frozen() for disk_id, dirty in known.items()}
             for token, known in machine.marks.items()
         },
+        notices=tuple(item for item in machine.findings if item.severity is Severity.WARNING),
     )
 
 
@@ -251,6 +252,7 @@ class _MachineView(MachineView):
         self.description = frozen.description
         self.consistency = frozen.consistency
         self.mark = None if frozen.mark is None else Mark(frozen.mark)
+        self.notices = frozen.notices
 
     @property
     def settled(self) -> bool:

@@ -80,6 +80,7 @@ class ViewState:
     mark: str | None
     disks: Mapping[str, FrozenDisk]
     dirty: Mapping[str, Mapping[str, DirtyDisk]]
+    notices: tuple[Finding, ...] = ()
 
 
 @attrs.define

@@ -16,6 +16,7 @@ from asrcore.errors import (
     StillInUse,
     WrongState,
 )
+from asrcore.model.finding import Finding, Severity
 from asrcore.model.point import Mark
 from asrcore.model.policy import Policy
 from asrcore.model.protection import NetworkMap, Protection, Site, TestRun
@@ -155,6 +156,7 @@ def test_every_changeable_field_changes(vault: Vault) -> None:
         "attempt": 4,
         "retry_at": 9.5,
         "error": {"code": "target-full", "retry": True},
+        "notices": (Finding("machine-has-snapshots", Severity.WARNING, "what", "cause", "action"),),
     }
     assert set(changes) == set(Changes.__annotations__)
     expected = attrs.evolve(samples.machine(), **changes)

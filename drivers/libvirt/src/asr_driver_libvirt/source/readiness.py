@@ -14,7 +14,7 @@ from asrcore.model.machine import Firmware
 from asrcore.model.point import Consistency
 from asrcore.model.policy import Policy
 
-__all__ = ["disk_findings", "findings", "other_vaults"]
+__all__ = ["disk_findings", "findings", "notices", "other_vaults"]
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 # libvirt 7.1 added backupmode and incremental for each disk separately (a new disk has no bitmap yet).
@@ -133,6 +133,27 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
         )
     if not model.hard_disks:
         yield Finding("no-disks", _ERROR, "the machine has no disks", "There is nothing to replicate.", "Add a disk.")
+
+
+def notices(model: DomainModel, snapshots: int, others: Sequence[str], *, active: bool) -> list[Finding]:
+    """What a cycle reports of a machine that is protected already. `others`: checkpoints of other vaults."""
+    found = [other_vaults(model, others, active=active)] if others else []
+    if snapshots:
+        machine = shlex.quote(model.name)
+        found.append(
+            Finding(
+                "machine-has-snapshots",
+                _WARNING,
+                f"the machine has {snapshots} snapshot(s), made since it was protected",
+                "Replication continues. But QEMU refuses to revert to one while changes are tracked, and libvirt has "
+                "stopped a running machine by then.",
+                f"Delete those that are not needed (`virsh snapshot-delete {machine} SNAPSHOT`). Before a revert, "
+                f"outside of the policy's resync window: `asr resync {machine}`, then `virsh checkpoint-delete "
+                f"{machine} CHECKPOINT` for each of `virsh checkpoint-list {machine} --name`; after the revert: "
+                f"`asr resync {machine} --now`.",
+            )
+        )
+    return found
 
 
 def other_vaults(model: DomainModel, names: Sequence[str], *, active: bool) -> Finding:

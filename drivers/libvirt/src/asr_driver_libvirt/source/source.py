@@ -153,7 +153,8 @@ class LibvirtSource(Source):
         description = describe(model, xml, sizes, power, self._read_nvram(model))
         frozen = JobFrozen(self._host, model.uuid, name, backup.server, held=held)
         views = self._disk_views(frozen, disks, sizes, plans, request)
-        return LibvirtView(name.taken_at, LibvirtMachineView(description, name.consistency, mark, views), frozen)
+        machine = LibvirtMachineView(description, name.consistency, mark, views, self._notices(domain, model))
+        return LibvirtView(name.taken_at, machine, frozen)
 
     # a running (or held) machine
 
@@ -181,11 +182,13 @@ class LibvirtSource(Source):
             power = PowerState.OFF if held is not None else power_of(domain)
             description = describe(live, xml, sizes, power, self._read_nvram(live))
             views = self._disk_views(frozen, disks, sizes, plans, request)
+            notices = self._notices(domain, live)
         except BaseException:
             frozen.close()
             raise
         mark = begin.mark(name).token() if any(disk.tracked for disk in disks) else None
-        return LibvirtView(name.taken_at, LibvirtMachineView(description, name.consistency, mark, views), frozen)
+        machine = LibvirtMachineView(description, name.consistency, mark, views, notices)
+        return LibvirtView(name.taken_at, machine, frozen)
 
     # a machine that is off
 
@@ -259,7 +262,9 @@ class LibvirtSource(Source):
         frozen = LateFrozen(open_, unchanged)
         description = describe(model, xml, sizes, PowerState.OFF, self._read_nvram(model))
         views = self._disk_views(frozen, disks, sizes, plans, request)
-        return LibvirtView(taken_at, LibvirtMachineView(description, consistency, request.since, views), frozen)
+        notices = self._notices(domain, model)
+        machine = LibvirtMachineView(description, consistency, request.since, views, notices)
+        return LibvirtView(taken_at, machine, frozen)
 
     def _open_files(self, domain: libvirt.virDomain, request: ViewRequest) -> LibvirtView:
         xml = domain.XMLDesc(_INACTIVE)
@@ -294,7 +299,8 @@ class LibvirtSource(Source):
         frozen.confirm()
         description = describe(model, xml, sizes, PowerState.OFF, self._read_nvram(model))
         views = self._disk_views(frozen, disks, sizes, plans, request)
-        return LibvirtView(taken_at, LibvirtMachineView(description, consistency, mark, views), frozen)
+        machine = LibvirtMachineView(description, consistency, mark, views, self._notices(domain, model))
+        return LibvirtView(taken_at, machine, frozen)
 
     def _checkpoint_off(self, domain: libvirt.virDomain, request: ViewRequest, disks: Sequence[DomainDisk]) -> str:
         """Begin tracking in a machine that is off, so that the first cycle after its start sends a delta; "" when it
@@ -314,6 +320,11 @@ class LibvirtSource(Source):
         return name
 
     # parts
+
+    def _notices(self, domain: libvirt.virDomain, model: DomainModel) -> list[Finding]:
+        """Two calls of libvirt in each cycle."""
+        others = backup_jobs.checkpoints_of_others(domain, self._host.settings.owner)
+        return readiness.notices(model, domain.snapshotNum(0), others, active=domain.isActive() == 1)
 
     def _sizes(self, domain: libvirt.virDomain, disks: Sequence[DomainDisk]) -> dict[str, int]:
         return {disk.id: domain.blockInfo(disk.id)[0] for disk in disks}

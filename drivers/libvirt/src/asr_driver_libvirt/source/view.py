@@ -14,6 +14,7 @@ from asr_storage.nbd.status import BASE_ALLOCATION, DiskExtent, dirty_bitmap_con
 from asrcore.driver import DiskReader, DiskView, FrozenView, MachineView, Tracking
 from asrcore.errors import AsrError
 from asrcore.model.extent import Extent, union
+from asrcore.model.finding import Finding
 from asrcore.model.machine import Description, Disk
 from asrcore.model.point import Consistency, Mark
 from asrcore.units import MiB
@@ -226,12 +227,14 @@ class LibvirtMachineView(MachineView):
         consistency: Consistency,
         mark: Mark | None,
         disks: Mapping[str, LibvirtDiskView],
+        notices: Sequence[Finding] = (),
     ) -> None:
         self.disks: Mapping[str, LibvirtDiskView]
         self.description = description
         self.consistency = consistency
         self.mark = mark
         self.disks = disks
+        self.notices = notices
 
 
 class LibvirtView(FrozenView):
