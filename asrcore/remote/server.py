@@ -192,10 +192,7 @@ class SiteServer:
             return Answer()
         if call not in self._calls:
             raise UnsupportedOperation(driver=self._site.driver, operation=f"answer the call {call!r}")
-        try:
-            return self._calls[call](session, head, body)
-        except (ValueError, OverflowError) as problem:  # a range that is not within the disk, digests that do not fit
-            raise InvalidValue(what=f"arguments of {call}", value="what was sent", wanted=str(problem)) from problem
+        return self._calls[call](session, head, body)
 
     def stream(self, channel: Channel, call: str, head: Mapping[str, Any]) -> Sink:
         """A request that data follows."""
@@ -318,7 +315,8 @@ class SiteServer:
         return self._view(session, head).disk(str(head.get("machine")), str(head.get("disk")))
 
     def _view_digests(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
-        return Answer(body=self._disk(session, head).digests(_extent(head)))
+        with _within():
+            return Answer(body=self._disk(session, head).digests(_extent(head)))
 
     def _settle(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
         item = self._view(session, head)
@@ -353,13 +351,15 @@ class SiteServer:
         return self._page(session, self._replica(head).allocated(str(head.get("disk"))))
 
     def _replica_digests(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
-        return Answer(body=self._replica(head).digests(str(head.get("disk")), _extent(head), _digest(head)))
+        with _within():
+            return Answer(body=self._replica(head).digests(str(head.get("disk")), _extent(head), _digest(head)))
 
     def _replica_compare(self, session: _Session, head: Mapping[str, Any], body: Bytes) -> Answer:
         """`body` is the digest of the caller's digests. If it equals that of our digests, nothing differs; otherwise
         our digests are returned."""
         digest = _digest(head)
-        ours = self._replica(head).digests(str(head.get("disk")), _extent(head), digest)
+        with _within():
+            ours = self._replica(head).digests(str(head.get("disk")), _extent(head), digest)
         same = driver.digest_of(ours, digest) == bytes(body)
         return Answer({"same": same}, b"" if same else ours)
 
@@ -454,7 +454,9 @@ class SiteServer:
             for extent in extents:
                 reads.append((extent.offset, buffer[at : at + extent.length]))
                 at += extent.length
-            if not item.read_each(reads):
+            with _within():
+                done = item.read_each(reads)
+            if not done:
                 raise self._lost("what was opened")
             return Answer(body=bytes(buffer))  # it is sent when the buffer serves another reader
 
@@ -511,6 +513,15 @@ class _CycleSink:
 
 def _key(channel: Channel) -> tuple[str, str]:
     return channel.component.uri, str(channel.about.get("session", ""))
+
+
+@contextmanager
+def _within() -> Iterator[None]:
+    """A range that is not within the disk, or digests that do not fit it, are the caller's mistake."""
+    try:
+        yield
+    except (ValueError, OverflowError) as problem:
+        raise InvalidValue(what="range", value="what was sent", wanted=str(problem)) from problem
 
 
 def _extent(head: Mapping[str, Any]) -> Extent:

@@ -41,10 +41,6 @@ def find_disks() -> list[Any]:
     return [LoopDisk(name, path) for name, path in sorted(json.loads(Path(listing).read_text()).items())]
 
 
-def left_out() -> dict[str, str]:
-    return {}
-
-
 def power_off(*_: Any, **__: Any) -> Any:
     """Does not power off this host: the agent ends, as on a server that is switched off."""
     Path(home, "off").touch()
@@ -85,6 +81,5 @@ look, facts.readiness = facts.readiness, readiness
 service.Service._power_off = power_off  # type: ignore[method-assign]
 for module in (service, facts):
     vars(module)["find_disks"] = find_disks
-vars(facts)["left_out"] = left_out
 tracker.PIN_ROOT = pins
 sys.exit(main(["--home", home, *rest]))

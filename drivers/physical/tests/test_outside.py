@@ -24,8 +24,10 @@ from asr_driver_physical.servers.servers import Servers
 from asr_driver_physical.settings import SiteSettings
 from asr_driver_physical.source.source import PhysicalSource
 from asr_mobility import facts
+from asrcore import codec
 from asrcore.driver import Fence, ViewRequest
-from asrcore.errors import AsrError, MachineNotFound, SiteUnreachable
+from asrcore.errors import AsrError, SiteUnreachable
+from asrcore.model.machine import PowerState
 from asrcore.model.point import Consistency
 from asrcore.model.policy import Policy
 from asrcore.units import KiB, MiB
@@ -156,7 +158,8 @@ def test_servers_that_call_themselves_the_same_have_ids_of_their_own(servers: Se
     assert [inventory.machine(item).name for item in ids] == ["web-a", "web-b", "web-c"]
     read(servers, ids[2])
     again = made(servers.identity, "web-c", FACTS)
-    assert again.record.machine_id == ids[2]
+    assert servers.identity.server("web-c").machine_id == ids[2]  # type: ignore[union-attr]
+    assert [item.code for item in again.findings] == ["machine-id-shared"]
     assert servers.identity.server("web-a").machine_id == ids[0]  # type: ignore[union-attr]
 
 
@@ -193,8 +196,72 @@ def test_a_damaged_record_leaves_the_others_alone(servers: Servers, content: byt
     assert [item.name for item in PhysicalInventory(servers).machines()] == ["web-b"]
     with pytest.raises(RecordDamaged, match="web-a"):
         servers.identity.server("web-a")
-    with pytest.raises(MachineNotFound):
-        servers.server(FACTS["machine"]["id"])
+    inventory = PhysicalInventory(servers)
+    # "Not found" would mean that the site was built anew and needs no quarantine.
+    for ask in (inventory.fenced, lambda item: inventory.unfence(item, 9), inventory.machine):
+        with pytest.raises(RecordDamaged):
+            ask(FACTS["machine"]["id"])
+    assert inventory.machine(OTHER).name == "web-b"
+    again = made(servers.identity, "web-a", FACTS)
+    assert ("quarantine-unknown" in [item.code for item in again.findings]) is (b"fence" not in content)
+    assert servers.server(FACTS["machine"]["id"]).name == "web-a"
+
+
+def test_a_fence_outlives_the_damage_of_its_record(servers: Servers) -> None:
+    path = servers.identity.path / "servers/web-a.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "facts": None, "fence": {"epoch": 7, "reason": "failed over"}}))
+    again = made(servers.identity, "web-a", FACTS)
+    assert [item.code for item in again.findings] == []
+    assert PhysicalInventory(servers).fenced(FACTS["machine"]["id"]) == Fence(7, "failed over")
+
+
+def test_facts_that_an_earlier_version_stored_unjudged_leave_the_server_usable(servers: Servers) -> None:
+    path = servers.identity.path / "servers/web-a.json"
+    record = json.loads(path.read_text())
+    record["facts"]["machine"]["cpus"] = "many"
+    path.write_text(json.dumps(record))
+    assert servers.server(FACTS["machine"]["id"]).name == "web-a"
+    assert [item.name for item in PhysicalInventory(servers).machines()] == ["web-b"]
+    assert PhysicalSource(servers).findings(FACTS["machine"]["id"], Policy("p")) == []
+    assert len(PhysicalInventory(servers).machines()) == 2
+
+
+@pytest.mark.parametrize("answer", [{}, {**FACTS["machine"], "cpus": "many"}, {**FACTS["machine"], "id": OTHER}, None])
+def test_what_a_server_says_of_itself_is_judged(servers: Servers, agents: Agents, answer: Any) -> None:
+    agents.calls.append(("web-a", "it is connected"))
+    agents.answers["machine"] = (answer, b"")
+    found = PhysicalInventory(servers).machine(FACTS["machine"]["id"])
+    assert (found.id, found.cpus, found.power) == (FACTS["machine"]["id"], 4, PowerState.RUNNING)
+
+
+def test_odd_but_real_servers_are_accepted_and_kept(servers: Servers) -> None:
+    facts = copy.deepcopy(FACTS)
+    facts["machine"]["vendor"], facts["machine"]["os"] = "Acme\x01 Inc.", "A\tB"
+    facts["mounts"] = [{"path": "/mnt/caf\udce9\n", "kind": "ext4", "device": "sda2", "read_only": False}]
+    facts["tracking"] = "bpf(0): permission denied\n0: (79) r1 = *(u64 *)(r1 +0)\n"
+    facts["machine"]["disks"][0]["name"] = "cciss!c0d0"
+    stored = None
+    for name in ("_x", "wan+", "lan#1", "größe", "eth0.100", "br-1a2b", "enp0s31f6"):
+        facts["machine"]["nics"] = [{"name": name, "mac": "", "driver": ""}]
+        record = servers.identity.server("web-a")
+        assert record is not None
+        servers.note_facts(record, facts)
+        stored = servers.identity.server("web-a")
+        assert stored
+        assert stored.facts["machine"]["nics"][0]["name"] == name
+    assert stored
+    assert stored.facts["mounts"][0]["path"] == "/mnt/caf\ufffd\ufffd"
+
+
+def test_earlier_versions_read_the_records(servers: Servers) -> None:
+    made(servers.identity, "web-c", FACTS)
+    for path in (servers.identity.path / "servers").glob("*.json"):
+        assert set(json.loads(path.read_text())) == {
+            "name", "fingerprint", "identity", "facts", "fence", "ends", "renewals",
+        }  # fmt: skip
+    servers.identity.forget("web-c")
+    assert sorted(item.name for item in (servers.identity.path / "servers").iterdir()) == ["web-a.json", "web-b.json"]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +315,7 @@ def test_what_is_read_has_the_length_that_was_asked_for() -> None:
             wrong()
 
 
-@pytest.mark.parametrize("card", ["../../victim/pwned", "a/b", "", "x\ny", "-a", "e" * 65])
+@pytest.mark.parametrize("card", ["../../victim/pwned", "a/b", "", "x y", "..", "e" * 65])
 def test_a_card_s_name_leads_nowhere(servers: Servers, card: str, tmp_path: Path) -> None:
     nic = {"name": card, "mac": "52:54:00:00:00:01", "driver": "", "named_in": ["/etc/x"], "kept": False}
     with pytest.raises(OddReport):
@@ -275,6 +342,7 @@ def test_no_report_ends_in_anything_but_its_own_error(count: int) -> None:
             continue
         for judge in (
             lambda value: reports.facts_of("s", value),
+            lambda value: reports.machine("s", value),
             lambda value: reports.opened("s", value),
             lambda value: reports.settled("s", value, sizes),
             lambda value: reports.held("s", value, memoryview(bytes(4 * KiB)), "S1", MiB, MiB),
@@ -299,6 +367,8 @@ def test_a_deep_change_of_facts_ends_in_its_own_error() -> None:
         except OddReport:
             continue
         record = ServerRecord("s", "", "", judged, machine_id=OTHER)
+        assert reports.facts_of("s", json.loads(json.dumps(judged).encode())) == judged
+        codec.load(ServerRecord, codec.dump(record))
         try:
             description_of(record, judged["machine"])
             findings(judged)

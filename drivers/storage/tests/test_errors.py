@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from asr_storage.files.errors import storage_errors
+from asr_storage.files.errors import missing_space, storage_errors
 from asrcore.errors import TargetFull
 
 
@@ -36,6 +38,12 @@ def test_inodes_that_are_used_up_are_named(few_inodes: Path) -> None:
     with pytest.raises(TargetFull, match="no space left") as caught:
         fill()
     assert "inodes" in caught.value.cause_text
+
+
+def test_a_full_file_system_is_not_one_without_inodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {"f_bavail": 50, "f_frsize": 4096, "f_files": 100, "f_favail": 0}
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**short))
+    assert "204800 bytes" in missing_space(tmp_path, 10**12)
 
 
 def test_a_quota_is_named(tmp_path: Path) -> None:

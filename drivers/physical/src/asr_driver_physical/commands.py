@@ -146,8 +146,8 @@ def enrol(
         pushing.write_out(made, out)
     except OSError as problem:
         raise InvalidValue(what="out", value=str(out), wanted=f"an empty directory ({problem})") from None
-    known.save(made.record)
-    document = {"server": name, "id": made.record.machine_id, "out": str(out), "findings": made.findings}
+    record = known.save(made.record)
+    document = {"server": name, "id": record.machine_id, "out": str(out), "findings": made.findings}
     text = f"server {name} is enrolled; copy {out} to it and install it there: it contains the server's private key"
     _show(document, [*_lines(made.findings), text], as_json=as_json)
 

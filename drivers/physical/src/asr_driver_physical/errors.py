@@ -77,8 +77,8 @@ class OtherServer(AsrError):
         "Its firmware or system was replaced, its disks run in another machine, or it pretends to be another server."
     )
     action = (
-        "If it is another server, enrol it under another name. If its firmware or system was replaced, enrol it again "
-        "(`asr physical push`) and protect it again: its id has changed. Nothing was read from it."
+        "If it is another server, enrol it under another name. If its firmware or system was replaced, push to it "
+        "again (`asr physical push`): its id and its recovery points stay. Nothing was read from it."
     )
     retry = True
 

@@ -7,8 +7,10 @@ import time
 
 import attrs
 
+from asr_driver_physical.errors import OddReport
+from asr_driver_physical.servers import reports
 from asr_driver_physical.servers.identity import FenceRecord, ServerRecord
-from asr_driver_physical.servers.machine import machine_of
+from asr_driver_physical.servers.machine import check_same, machine_of
 from asr_driver_physical.servers.servers import Servers
 from asr_driver_physical.settings import DRIVER
 from asrcore.driver import Fence, Inventory
@@ -27,7 +29,8 @@ class PhysicalInventory(Inventory):
     def machines(self) -> list[Machine]:
         """All enrolled servers, as they last reported."""
         connected = self._servers.gateway.connected()
-        return [self._machine(record, record.name in connected) for record in self._servers.identity.servers()]
+        records = [record for record in self._servers.identity.servers() if record.facts]
+        return [self._machine(record, record.name in connected) for record in records]
 
     def machine(self, machine_id: str) -> Machine:
         """One server; asked now if it is connected. Raises MachineNotFound."""
@@ -35,12 +38,16 @@ class PhysicalInventory(Inventory):
         connected = record.name in self._servers.gateway.connected()
         if connected:
             with contextlib.suppress(AsrError):
-                reported, _ = self._servers.gateway.call(record.name, "machine", {})
+                answer, _ = self._servers.gateway.call(record.name, "machine", {})
+                reported = reports.machine(record.name, answer)
+                check_same(record, reported)
                 return machine_of(record, reported, PowerState.RUNNING)
         return self._machine(record, connected)
 
     @staticmethod
     def _machine(record: ServerRecord, connected: bool) -> Machine:
+        if not record.facts:
+            raise OddReport(server=record.name, detail="its record has no facts that can be used")
         return machine_of(record, record.facts["machine"], PowerState.RUNNING if connected else PowerState.UNKNOWN)
 
     def description(self, machine_id: str) -> Description:

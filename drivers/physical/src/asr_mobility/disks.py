@@ -10,10 +10,9 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["DIGEST_BLOCK", "Disk", "Reader", "digests", "disks_below", "find_disks", "left_out"]
+__all__ = ["DIGEST_BLOCK", "Disk", "Reader", "digests", "disks_below", "find_disks"]
 
 SYS_BLOCK = Path("/sys/class/block")
-FSTAB, MOUNTS = Path("/etc/fstab"), Path("/proc/self/mounts")
 _ALIGN = 4096
 DIGEST_BLOCK, _DIGEST_SIZE = 64 << 10, 16
 _PIECE = 1 << 20
@@ -32,6 +31,9 @@ class Disk:
         self.id = _clean(self.serial) or name
         self.size = int(_text(SYS_BLOCK / name / "size") or 0) * 512
         self.read_only = _text(SYS_BLOCK / name / "ro") == "1"
+        place = os.path.realpath(SYS_BLOCK / name)
+        # What may be attached for a while only; the path in sysfs names the bus.
+        self.attached = "USB" if re.search(r"/usb\d+/", place) else "iSCSI" if re.search(r"/session\d+/", place) else ""
         self.sector_size = int(_text(SYS_BLOCK / name / "queue/logical_block_size") or 512)
 
     @property
@@ -51,30 +53,6 @@ class Disk:
 
 def find_disks() -> list[Disk]:
     """All disks of the server, by name; those with the same serial number are distinguished by their names."""
-    outside = left_out()
-    found = [disk for disk in _all_disks() if disk.name not in outside]
-    seen: dict[str, int] = {}
-    for disk in found:
-        seen[disk.id] = seen.get(disk.id, 0) + 1
-    for disk in found:
-        if seen[disk.id] > 1:
-            disk.id = f"{disk.id}-{disk.name}"
-    return found
-
-
-def left_out() -> dict[str, str]:
-    """Disks that only visit the server, by name, and why: on USB or iSCSI, and not part of its system by fstab."""
-    guests = {}
-    for disk in _all_disks():
-        place = os.path.realpath(SYS_BLOCK / disk.name)
-        kind = "USB" if re.search(r"/usb\d+/", place) else "iSCSI" if re.search(r"/session\d+/", place) else ""
-        if kind:
-            guests[disk.name] = kind
-    mine = _in_fstab() if guests else set()
-    return {name: kind for name, kind in guests.items() if name not in mine}
-
-
-def _all_disks() -> list[Disk]:
     found = []
     for path in sorted(SYS_BLOCK.iterdir()):
         if (path / "partition").exists() or _NOT_DISKS.match(path.name) or _text(path / "removable") == "1":
@@ -84,19 +62,13 @@ def _all_disks() -> list[Disk]:
         disk = Disk(path.name)
         if disk.size:
             found.append(disk)
+    seen: dict[str, int] = {}
+    for disk in found:
+        seen[disk.id] = seen.get(disk.id, 0) + 1
+    for disk in found:
+        if seen[disk.id] > 1:
+            disk.id = f"{disk.id}-{disk.name}"
     return found
-
-
-def _in_fstab() -> set[str]:
-    """The disks below what fstab mounts at each boot, as far as it is mounted, and below the root."""
-    lines = (line.split() for line in _text(FSTAB).splitlines())
-    wanted = {words[1] for words in lines if len(words) > 3 and words[0][0] != "#" and "noauto" not in words[3]} | {"/"}
-    names: set[str] = set()
-    for line in _text(MOUNTS).splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0].startswith("/dev/") and words[1] in wanted:
-            names |= disks_below(os.path.basename(os.path.realpath(words[0])))
-    return names
 
 
 def disks_below(name: str) -> set[str]:

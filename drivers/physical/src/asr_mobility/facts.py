@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_mobility import bpf
-from asr_mobility.disks import SYS_BLOCK, find_disks, left_out
+from asr_mobility.disks import SYS_BLOCK, find_disks
 from asr_mobility.freeze import mounts_on
 
 __all__ = ["boot_id", "identity", "machine", "readiness"]
@@ -68,7 +68,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "vendor": " ".join(filter(None, (_text(_DMI / "sys_vendor"), _text(_DMI / "product_name")))),
         "disks": [_disk(disk) for disk in find_disks()],
-        "left_out": [{"name": name, "why": why} for name, why in sorted(left_out().items())],
+        "attached": [{"name": disk.name, "why": disk.attached} for disk in find_disks() if disk.attached],
         "nics": _nics(),
     }
 

@@ -257,7 +257,9 @@ def enrolment(
         lines = "; ".join(f"[{item.code}] {item.what} ({item.action})" for item in errors)
         raise NotReadyToEnrol(server=name, findings=lines)
     issued = identity.issue(name)
-    former = identity.server(name)
+    _, fence, certain = identity.former(name)
+    if not certain:
+        found.append(readiness.fence_unknown())
     files: dict[str, tuple[bytes, int]] = {
         PROGRAM: (mobility_service(), 0o755),
         f"{HOME}/config.json": (config(name, servers, facts["identity"], limits).encode(), 0o600),
@@ -267,7 +269,6 @@ def enrolment(
     }
     if keep_nic_names:
         files |= {path: (text.encode(), 0o644) for path, text in link_files(facts).items()}
-    fence = former.fence if former else None
     reported = facts["machine"]["id"]
     machine_id = identity.machine_id(name, reported, facts["identity"])
     if machine_id != reported:
@@ -279,7 +280,6 @@ def enrolment(
         facts=facts,
         fence=fence,
         ends=issued.ends,
-        machine_id=machine_id,
         reported_id=reported,
     )
     return Enrolment(files, record, found)
@@ -326,14 +326,14 @@ def install(
         for path, (content, mode) in made.files.items():
             shell.put(path, content, mode, f"writing {path}")
         # Enrolled before it is started, so its connection is accepted.
-        identity.save(made.record)
+        record = identity.save(made.record)
         shell.run(
             "sh -c 'systemctl daemon-reload && systemctl enable -q asr-mobility && systemctl restart asr-mobility'",
             "starting the service",
         )
         facts = _facts(shell, access.python, PROGRAM, name)  # as it is now, .link files included
-        check_same(made.record, facts["machine"])
-        record = identity.change(name, lambda record: attrs.evolve(record, facts=facts)) or made.record
+        check_same(record, facts["machine"])
+        record = identity.change(name, lambda record: attrs.evolve(record, facts=facts)) or record
     return record, readiness.findings(facts)
 
 

@@ -174,7 +174,7 @@ class _Hub:
                         self._renew(record, session)
                 except (HostIncomplete, InvalidSetting, SecretKeyUnusable) as problem:
                     _log.warning("server %s: its certificate cannot be renewed: %s", name, problem)
-                except (OSError, ValueError, TypeError) as problem:
+                except (AsrError, OSError, ValueError, TypeError) as problem:
                     _log.warning("server %s: its record cannot be read: %s", name, problem)
 
     def _renew(self, record: ServerRecord, session: Channel) -> None:

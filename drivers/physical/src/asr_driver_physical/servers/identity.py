@@ -90,6 +90,21 @@ class ServerRecord:
     reported_id: str = ""
 
 
+@attrs.frozen
+class _Ids:
+    """The ids of a server that calls itself what another one is."""
+
+    machine_id: str
+    reported_id: str
+
+
+@attrs.frozen
+class _Fenced:
+    """As much of a record as says whether the server is to be off."""
+
+    fence: FenceRecord | None
+
+
 def checked_name(name: str) -> str:
     """A server's name, valid as a file name. Raises InvalidValue."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
@@ -174,38 +189,64 @@ class Identity:
 
     def servers(self) -> list[ServerRecord]:
         """All enrolled servers, by name."""
-        found = []
+        found, damaged = self.records()
+        for problem in damaged:  # of that one: the others work
+            _log.warning("%s", problem)
+        return found
+
+    def records(self) -> tuple[list[ServerRecord], list[RecordDamaged]]:
+        """All that can be read, by name, and why the others cannot."""
+        found, damaged = [], []
         for path in sorted((self.path / "servers").glob("*.json")):
             try:
                 record = self.server(path.stem)
-            except RecordDamaged as problem:  # of this one: the others work
-                _log.warning("%s", problem)
+            except RecordDamaged as problem:
+                damaged.append(problem)
             else:
                 found += [record] if record is not None else []
-        return found
+        return found, damaged
 
     def server(self, name: str) -> ServerRecord | None:
-        """The record of one, or None. Raises RecordDamaged."""
+        """The record of one, or None. Facts that do not fit are left out. Raises RecordDamaged."""
         path = self.path / "servers" / f"{name}.json"
         try:
             record = codec.load(ServerRecord, path.read_bytes())
-            facts = facts_of(name, record.facts)
+            ids = path.with_suffix(".ids")
+            known = codec.load(_Ids, ids.read_bytes()) if ids.exists() else None
+            reported = known.reported_id if known else record.facts["machine"]["id"]
+            if not isinstance(reported, str):
+                raise TypeError("its id is no text")
             if record.name != name:
                 raise ValueError(f"it is of server {record.name!r}")
         except FileNotFoundError:
             return None
-        except OddReport as problem:
-            raise RecordDamaged(server=name, detail=str(problem.attributes["detail"]), path=str(path)) from problem
-        except ValueError as problem:
+        except (OSError, ValueError, KeyError, TypeError) as problem:
             raise RecordDamaged(server=name, detail=str(problem), path=str(path)) from problem
-        # A record of an earlier version has no ids of its own.
-        reported = record.reported_id or facts["machine"]["id"]
-        return attrs.evolve(record, machine_id=record.machine_id or reported, reported_id=reported)
+        facts = record.facts
+        try:
+            facts_of(name, facts)
+        except OddReport as problem:  # of an earlier version, which stored what it was sent
+            _log.warning("%s", problem)
+            facts = {}
+        machine_id = known.machine_id if known else reported
+        return attrs.evolve(record, facts=facts, machine_id=machine_id, reported_id=reported)
+
+    def former(self, name: str) -> tuple[ServerRecord | None, FenceRecord | None, bool]:
+        """What is known of a server that is being enrolled again: its record, its fence, and whether the fence is
+        certain. A record that is damaged is replaced."""
+        try:
+            record = self.server(name)
+        except RecordDamaged:
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                found = codec.load(_Fenced, (self.path / "servers" / f"{name}.json").read_bytes())
+                return None, found.fence, True
+            return None, None, False
+        return record, record.fence if record else None, True
 
     def machine_id(self, name: str, reported: str, hardware: str) -> str:
         """The id of a server that is being enrolled: what it calls itself, unless another server has that. A server
         that is enrolled again on the same hardware keeps its id."""
-        former = self.server(name)
+        former, _, _ = self.former(name)
         if former is not None and (former.reported_id == reported or former.identity == hardware):
             return former.machine_id
         taken = {record.machine_id for record in self.servers() if record.name != name}
@@ -219,17 +260,33 @@ class Identity:
                 return None
             changed = work(record)
             if changed != record:
-                self.save(changed)
+                self._save(changed)
             return changed
 
-    def save(self, record: ServerRecord) -> None:
-        """Enrol a server, or change its record; durable when it returns."""
+    def save(self, record: ServerRecord) -> ServerRecord:
+        """Enrol a server, or replace its record; durable when it returns. The record with its id."""
+        with self._lock():
+            if not record.machine_id:
+                reported = record.reported_id or str(record.facts["machine"]["id"])
+                machine_id = self.machine_id(record.name, reported, record.identity)
+                record = attrs.evolve(record, machine_id=machine_id, reported_id=reported)
+            self._save(record)
+            return record
+
+    def _save(self, record: ServerRecord) -> None:
+        place = f"servers/{checked_name(record.name)}"
+        # In a file of their own, where they differ: earlier versions, which may share the directory, refuse records
+        # with other keys.
+        if record.machine_id != record.reported_id:
+            self._write(f"{place}.ids", codec.dump(_Ids(record.machine_id, record.reported_id)))
+        else:
+            (self.path / f"{place}.ids").unlink(missing_ok=True)
         content = attrs.asdict(record)
-        if record.machine_id == record.reported_id:  # as in the facts; earlier versions, which may share the
-            del content["machine_id"], content["reported_id"]  # directory, accept no other keys
-        self._write(f"servers/{checked_name(record.name)}.json", json.dumps(content, indent=1).encode())
+        del content["machine_id"], content["reported_id"]
+        self._write(f"{place}.json", json.dumps(content, indent=1).encode())
 
     def forget(self, name: str) -> None:
         """Delete its record: its certificate is refused from now on."""
         with self._lock():
-            (self.path / "servers" / f"{name}.json").unlink(missing_ok=True)
+            for ending in ("json", "ids"):
+                (self.path / "servers" / f"{name}.{ending}").unlink(missing_ok=True)

@@ -10,7 +10,16 @@ from asr_mobility.tracker import map_bytes
 from asrcore.model.finding import Finding, Severity
 from asrcore.units import MiB, format_size
 
-__all__ = ["RENEW_SECONDS", "boot_bus", "certificate_finding", "findings", "memory_needed", "nics_to_name", "shared_id"]
+__all__ = [
+    "RENEW_SECONDS",
+    "boot_bus",
+    "certificate_finding",
+    "fence_unknown",
+    "findings",
+    "memory_needed",
+    "nics_to_name",
+    "shared_id",
+]
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 _FREEZABLE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs", "nilfs2"}
@@ -60,6 +69,17 @@ def certificate_finding(ends: float, now: float | None = None) -> Finding | None
     )
 
 
+def fence_unknown() -> Finding:
+    """For a server that is enrolled again over a record that cannot be read."""
+    return Finding(
+        "quarantine-unknown",
+        _WARNING,
+        "whether the server was in quarantine is not known: its former record was damaged",
+        "A server that was failed over is kept off by its record.",
+        "If it was failed over, keep it off until the failover is undone or the server is re-protected.",
+    )
+
+
 def shared_id(reported: str, given: str) -> Finding:
     """For a server that calls itself what another enrolled server is."""
     return Finding(
@@ -67,7 +87,8 @@ def shared_id(reported: str, given: str) -> Finding:
         _WARNING,
         f"another enrolled server has the machine id {reported}",
         "Its board has a placeholder for a UUID, or its system was copied together with /etc/machine-id.",
-        f"No action needed: this server is known as {given}. If it is the same server, forget its former name.",
+        f"If it is another server, no action is needed: it is known as {given}. If it is the same one, `asr physical "
+        "forget` both names, then push it under one of them: it has its former id again.",
     )
 
 
@@ -136,13 +157,13 @@ def _about_disks(facts: Mapping[str, Any]) -> Iterator[Finding]:
                 "It is identified by its name, which may be another disk's after a restart.",
                 "Do not swap disks between slots. A mix-up is detected, and costs a comparison of the whole disk.",
             )
-    for disk in facts["machine"].get("left_out", ()):
+    for disk in facts["machine"].get("attached", ()):
         yield Finding(
-            "disk-left-out",
+            "disk-attached",
             _WARNING,
-            f"disk {disk['name']} is left out: it is attached by {disk['why']}",
-            "Such a disk may be another computer's tomorrow. It is part of the machine if /etc/fstab mounts it.",
-            "If the machine needs it, add its file system to /etc/fstab, mount it, and run the readiness check again.",
+            f"disk {disk['name']} is attached by {disk['why']}",
+            "It is part of the machine, and is replicated with it, as long as it is attached.",
+            "Detach it before you protect the server, if it is not the server's own.",
         )
     for name in facts["multipath"]:
         yield Finding(

@@ -26,6 +26,7 @@ __all__ = [
     "digests_fit",
     "facts_of",
     "held",
+    "machine",
     "opened",
     "read_fits",
     "settled",
@@ -35,13 +36,15 @@ __all__ = [
 
 T = TypeVar("T")
 
+_DEEPEST = 8
 _MOST = 4096
 """Entries of a list: no server has as many disks, cards or mounts."""
-_Text = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
-_Path = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*\Z")]
+_LONGEST = 4096  # letters; the longest path
+_Text = Annotated[str, Meta(max_length=_LONGEST)]
+_Path = _Text
 _DiskId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f/]+\Z")]
-_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._!:@-]{0,63}\Z")]
-"""Of a disk or a card: it becomes part of a path."""
+_Name = Annotated[str, Meta(pattern=r"^(?!\.{1,2}\Z)[^\s/\x00-\x20\x7f]{1,64}\Z")]
+"""Of a disk or a card, as far as Linux limits it: it becomes part of a path."""
 _Mac = Annotated[str, Meta(pattern=r"^([0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5,19})?\Z")]
 _Uuid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 _Size = Annotated[int, Meta(ge=0, le=1 << 62)]
@@ -60,7 +63,7 @@ class ReportedDisk:
     size: _Size
     stable: bool = True
     read_only: bool = False
-    sector_size: Literal[512, 1024, 2048, 4096] = 512
+    sector_size: Annotated[int, Meta(ge=512, le=1 << 16, multiple_of=512)] = 512
 
 
 @attrs.frozen
@@ -73,8 +76,8 @@ class ReportedNic:
 
 
 @attrs.frozen
-class LeftOut:
-    """A disk that is no part of the machine."""
+class Attached:
+    """A disk that may be attached for a while only."""
 
     name: _Name
     why: _Text
@@ -95,7 +98,7 @@ class Reported:
     disks: Annotated[list[ReportedDisk], Meta(max_length=_MOST)]
     nics: Annotated[list[ReportedNic], Meta(max_length=_MOST)]
     kernel: _Text = ""
-    left_out: Annotated[list[LeftOut], Meta(max_length=_MOST)] = attrs.field(factory=list)
+    attached: Annotated[list[Attached], Meta(max_length=_MOST)] = attrs.field(factory=list)
     vendor: _Text = ""
 
 
@@ -205,9 +208,21 @@ class Held:
     more: bool
 
 
+def _clean(value: object, depth: int = 0) -> object:
+    """Texts without what is no text (names of files may hold any bytes), in their longest length. What they say is for
+    people; what becomes part of a path has a pattern."""
+    if depth > _DEEPEST:
+        return None
+    if isinstance(value, str):
+        return "".join(letter if letter.isprintable() else "\ufffd" for letter in value[:_LONGEST])
+    if isinstance(value, dict):
+        return {_clean(name): _clean(item, depth + 1) for name, item in value.items()}
+    return [_clean(item, depth + 1) for item in value] if isinstance(value, list) else value
+
+
 def _shaped(server: str, kind: type[T], reported: object) -> T:
     try:
-        return msgspec.convert(reported, kind)
+        return msgspec.convert(_clean(reported), kind)
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as problem:
         raise OddReport(server=server, detail=str(problem)) from problem
 
@@ -233,10 +248,19 @@ def facts_of(server: str, reported: object) -> dict[str, Any]:
     return plain
 
 
+def machine(server: str, reported: object) -> dict[str, Any]:
+    """The answer to `machine`. Raises OddReport."""
+    found = _shaped(server, Reported, reported)
+    _distinct(server, found.disks)
+    plain: dict[str, Any] = msgspec.to_builtins(found)
+    return plain
+
+
 def opened(server: str, reported: object) -> Mapping[str, Any]:
     """The answer to `open`. Raises OddReport."""
     answer = _shaped(server, Opened, reported)
     _distinct(server, answer.disks)
+    _distinct(server, answer.machine.disks)
     for disk in answer.disks:
         within(server, disk.id, disk.size, disk.changed)
     if not set(answer.marks) <= {disk.id for disk in answer.disks}:
@@ -248,6 +272,7 @@ def opened(server: str, reported: object) -> Mapping[str, Any]:
 def settled(server: str, reported: object, sizes: Mapping[str, int]) -> Settled:
     """The answer to `settle` of a view with these disks. Raises OddReport."""
     answer = _shaped(server, Settled, reported)
+    _distinct(server, answer.machine.disks)
     for name in (*answer.changed, *answer.marks):
         if name not in sizes:
             raise OddReport(server=server, detail=f"disk {name} is not one of the view")

@@ -56,10 +56,13 @@ class Servers:
         raise InvalidSetting(setting="identity", driver=DRIVER, problem=problem)
 
     def server(self, machine_id: str) -> ServerRecord:
-        """The enrolled server of that id. Raises MachineNotFound."""
-        for record in self.identity.servers():
+        """The enrolled server of that id. Raises MachineNotFound, RecordDamaged."""
+        records, damaged = self.identity.records()
+        for record in records:
             if record.machine_id == machine_id:
                 return record
+        if damaged:  # it may be this one: "not found" would mean that it needs no quarantine
+            raise damaged[0]
         raise MachineNotFound(site=self.name, machine=machine_id)
 
     def spool(self, server: str) -> Spool:

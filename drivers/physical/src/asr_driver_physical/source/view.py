@@ -151,7 +151,7 @@ class _View(FrozenView):
             self.spool.clear()  # the agent no longer knows what was written while it was read
             raise
         answer = reports.settled(self._server.name, reported, {disk["id"]: disk["size"] for disk in record.disks})
-        machine = reported["machine"]
+        machine = reports.machine(self._server.name, reported["machine"])
         check_same(self._server, machine)
         changed = {key: [list(item) for item in extents] for key, extents in answer.changed.items()}
         pending = sum(length for extents in changed.values() for _, length in extents)
@@ -212,7 +212,14 @@ class _DiskView(DiskView):
 
     def __init__(self, view: _View, number: int, reported: Mapping[str, Any], unmarked: bool) -> None:
         self.view, self.number = view, number
-        self.disk = Disk(id=reported["id"], size=reported["size"], bus="", location=f"/dev/{reported['name']}")
+        sectors = {item["id"]: item.get("sector_size", 512) for item in view.record.machine["disks"]}
+        self.disk = Disk(
+            id=reported["id"],
+            size=reported["size"],
+            bus="",
+            location=f"/dev/{reported['name']}",
+            sector_size=sectors.get(reported["id"], 512),
+        )
         self.tracking = Tracking.NONE if unmarked else Tracking(reported["tracking"])
         self.reason = reported["reason"]
         self.held: list[Extent] = []

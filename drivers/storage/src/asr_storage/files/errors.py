@@ -13,6 +13,7 @@ from asrcore.units import format_size
 
 __all__ = ["missing_space", "storage_error", "storage_errors"]
 
+_LEAST = 1 << 20  # bytes: with less, space is short as well; some file systems make inodes of free space
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -48,9 +49,9 @@ def missing_space(where: Path, wanted: int, reported: int | None = None) -> str:
         return "Its free space cannot be determined."
     if reported == errno.EDQUOT:
         return "The disk quota of the user that asrcore runs as is used up, whatever is free."
-    if status.f_files and not status.f_favail:
-        return "All inodes are in use: no further file can be made, whatever is free. Delete files, or add inodes."
     free = status.f_bavail * status.f_frsize
+    if status.f_files and not status.f_favail and free > max(wanted, _LEAST):
+        return f"All inodes are in use: no further file can be made, though {format_size(free)} are free."
     text = f"{free} bytes ({format_size(free)}) are free"
     if wanted > free:
         text += f", {wanted} are needed: {wanted - free} bytes ({format_size(wanted - free)}) are missing"
