@@ -337,6 +337,7 @@ class Tracking(unittest.TestCase):
         generation, mark = tracked.generation, tracked.last
         self.assertTrue(tracked.knows(generation, mark))
         Path(tracked._pins[0]).unlink()
+        time.sleep(2)  # the kernel detaches it a moment later
         self.write(2)
         array = bpf.get_pinned(tracked._pins[1])
         self.addCleanup(os.close, tracked._attach(array)[0])
