@@ -25,7 +25,14 @@ from asr_driver_physical.errors import SpoolFull
 from asr_driver_physical.servers.hub import Gateway
 from asr_driver_physical.servers.identity import FenceRecord, Identity, ServerRecord
 from asr_driver_physical.servers.machine import machine_of
-from asr_driver_physical.servers.readiness import boot_bus, certificate_finding, findings
+from asr_driver_physical.servers.readiness import (
+    AGENT_LIFE,
+    RENEW_SECONDS,
+    boot_bus,
+    certificate_finding,
+    findings,
+    renewal_due,
+)
 from asr_driver_physical.servers.spool import Spool
 from asr_driver_physical.settings import SiteSettings, parse_address
 from asr_driver_physical.site import PhysicalSite
@@ -308,13 +315,23 @@ def test_who_is_removed_is_let_go(place: SiteSettings, identity: Identity, gatew
         assert gateway.connected() == {}
 
 
+@pytest.mark.parametrize("wrong", [-900 * DAY, 0.0, 900 * DAY])
+def test_a_clock_that_was_set_does_not_put_off_the_renewal(wrong: float) -> None:
+    """A certificate that was issued by a clock ahead, or is looked at by one behind, may end any time."""
+    now = time.time()
+    assert renewal_due(now + wrong + AGENT_LIFE, now) is (wrong != 0.0)
+    assert renewal_due(now + RENEW_SECONDS - 1, now)
+    assert not renewal_due(0.0, now)
+
+
+@pytest.mark.parametrize("life", [20 * DAY, AGENT_LIFE + 900 * DAY], ids=["ends-soon", "issued-by-a-clock-ahead"])
 def test_a_certificate_is_renewed_in_time(
-    place: SiteSettings, identity: Identity, gateway: Gateway, tmp_path: Path
+    life: float, place: SiteSettings, identity: Identity, gateway: Gateway, tmp_path: Path
 ) -> None:
     """Through the agent's own service; the former one is valid until the new one is used, and no longer."""
     home = tmp_path / "home"
     home.mkdir()
-    issued = identity._sign(Component(Role.AGENT, "box"), 20 * DAY)
+    issued = identity._sign(Component(Role.AGENT, "box"), life)
     identity.save(ServerRecord("box", issued.fingerprint, "aa" * 16, FACTS, None, issued.ends))
     (home / "ca.pem").write_bytes(identity.authority)
     (home / "agent.pem").write_bytes(issued.pem)
@@ -329,7 +346,7 @@ def test_a_certificate_is_renewed_in_time(
     with closing(Channel(agent._dial(where, agent._context(home)), dialled=True, me=me)):
         record = identity.server("box")
         assert record is not None
-        assert record.ends - issued.ends > 700 * 24 * 3600
+        assert abs(record.ends - time.time() - AGENT_LIFE) < DAY
         assert not record.renewals
     with pytest.raises((OSError, ChannelClosed)):
         Channel(agent._dial(where, former), dialled=True, me=me)

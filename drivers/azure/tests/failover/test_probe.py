@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,6 +153,21 @@ def test_what_cannot_be_removed_keeps_nothing_else(rig: FailoverRig, monkeypatch
     assert left in first.told
     assert rig.cloud.names() == []
     assert containers(rig) == []
+
+
+@pytest.mark.parametrize("ahead", [7 * 3600.0, 3 * 365 * 86400.0])
+def test_a_clock_that_is_ahead_deletes_no_probe_of_another_host(
+    rig: FailoverRig, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """It is compared with the cloud's own time."""
+    running = rig.storage.direct.get_container_client(f"{PROBES}still-running")
+    running.create_container()
+    real = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(probes, "time", SimpleNamespace(time=lambda: real() + ahead), raising=False)
+        assert rig.target_site.sweep() == []
+    assert running.exists()
+    running.delete_container()
 
 
 def test_a_container_of_somebody_else_stays_whatever_its_name(

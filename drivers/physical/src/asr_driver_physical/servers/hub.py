@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import attrs
 
 from asr_driver_physical.servers.identity import Identity, ServerRecord
-from asr_driver_physical.servers.readiness import RENEW_SECONDS
+from asr_driver_physical.servers.readiness import renewal_due
 from asr_driver_physical.settings import DRIVER, SiteSettings
 from asrcore.errors import (
     AccessDenied,
@@ -170,7 +170,7 @@ class _Hub:
                     record = self._identity.server(name)
                     if record is None:
                         self._drop(name)
-                    elif record.ends and record.ends - time.time() < RENEW_SECONDS:
+                    elif renewal_due(record.ends):
                         self._renew(record, session)
                 except (HostIncomplete, InvalidSetting, SecretKeyUnusable) as problem:
                     _log.warning("server %s: its certificate cannot be renewed: %s", name, problem)

@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from asr_driver_physical.errors import OddReport, RecordDamaged
+from asr_driver_physical.servers.readiness import AGENT_LIFE
 from asr_driver_physical.servers.reports import facts_of
 from asr_driver_physical.settings import DRIVER
 from asrcore import codec
@@ -37,7 +38,6 @@ __all__ = ["FenceRecord", "Identity", "Issued", "ServerRecord", "checked_name"]
 _log = logging.getLogger(__name__)
 
 _OWN_LIFE = 3650 * DAY  # as long as the authority's own
-_AGENT_LIFE = 825 * DAY
 _EARLIER = 1 * DAY  # a server's clock may be slow
 
 
@@ -183,7 +183,7 @@ class Identity:
     def issue(self, name: str) -> Issued:
         """A certificate for a server's agent; it is accepted once the server is enrolled with it. Raises
         InvalidSetting, SecretKeyUnusable, HostIncomplete."""
-        return self._sign(Component(Role.AGENT, checked_name(name)), _AGENT_LIFE)
+        return self._sign(Component(Role.AGENT, checked_name(name)), AGENT_LIFE)
 
     # -- servers
 

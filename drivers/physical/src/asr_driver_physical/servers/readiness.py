@@ -11,6 +11,7 @@ from asrcore.model.finding import Finding, Severity
 from asrcore.units import MiB, format_size
 
 __all__ = [
+    "AGENT_LIFE",
     "RENEW_SECONDS",
     "boot_bus",
     "certificate_finding",
@@ -18,6 +19,7 @@ __all__ = [
     "findings",
     "memory_needed",
     "nics_to_name",
+    "renewal_due",
     "shared_id",
 ]
 
@@ -26,6 +28,7 @@ _FREEZABLE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs",
 _LEAST_FREE = 16 * MiB
 _MEMORY_BESIDE = 128 * MiB
 _DAY = 24 * 3600.0
+AGENT_LIFE = 825 * _DAY
 RENEW_SECONDS = 60 * _DAY
 """A certificate with less than this left is renewed when its server is connected."""
 _TELL_SECONDS = 42 * _DAY
@@ -51,6 +54,13 @@ def boot_bus(facts: Mapping[str, Any]) -> str:
 def memory_needed(facts: Mapping[str, Any]) -> int:
     """Bytes that the agent may need: the maps of all disks, what is captured at a freeze, and the process."""
     return _MEMORY_BESIDE + sum(map_bytes(disk["size"]) for disk in facts["machine"]["disks"])
+
+
+def renewal_due(ends: float, now: float | None = None) -> bool:
+    """Whether to renew a certificate that ends then (seconds of the epoch; 0: not known). One with more than its whole
+    life left was issued, or is looked at, with a wrong clock: when it really ends is not known."""
+    left = ends - (time.time() if now is None else now)
+    return bool(ends) and not RENEW_SECONDS <= left <= AGENT_LIFE + _DAY
 
 
 def certificate_finding(ends: float, now: float | None = None) -> Finding | None:
