@@ -32,6 +32,7 @@ import attrs
 from asrcore.closing import Closing
 from asrcore.errors import (
     AlreadyExists,
+    AlreadyProtected,
     AmbiguousName,
     AsrError,
     InvalidValue,
@@ -277,13 +278,12 @@ class Engine(Closing):
         networks: Mapping[str, str] | None = None,
         test_network: str = "",
     ) -> Job:
-        """Start protecting a machine, given by name or id. Raises NotReady when a readiness check fails, AlreadyExists
-        or AlreadyProtected when the name or the machine is protected."""
+        """Start protecting a machine, given by name or id. Raises NotReady, AlreadyProtected (machine or name)."""
         from asrcore.procedures.protect import check_ready  # noqa: PLC0415 - and the driver contract with it
 
         pairing = self._pairing(machine, source=source, target=target, policy=policy, networks=networks)
         if any(other.name == pairing.name for other in self.vault.protections()):
-            raise AlreadyExists(kind="machine", name=pairing.name)
+            raise AlreadyProtected(what=f"a machine named {pairing.name!r}", name=pairing.name)
         check_ready(self.context, pairing)
         protection = Protection(
             id=new_id("m"),

@@ -15,6 +15,7 @@ from asrcore.engine import Engine
 from asrcore.errors import (
     AccessDenied,
     AlreadyExists,
+    AlreadyProtected,
     AmbiguousName,
     AsrError,
     Cancelled,
@@ -304,7 +305,7 @@ def test_protecting_by_a_name_that_is_unknown_records_nothing(engine: Engine, wr
 
 def test_a_machine_is_protected_once(recording: Recording) -> None:
     protect(recording)
-    with pytest.raises(AlreadyExists):
+    with pytest.raises(AlreadyProtected, match="a machine named 'web' is already protected"):
         protect(recording)
     assert len(recording.asked) == 1
 
