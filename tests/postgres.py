@@ -42,9 +42,29 @@ class Cluster:
         self._run = run
         self._port = port
 
-    def stop(self) -> None:
-        """At once, as when its host loses power."""
-        self._run("pg_ctl", "stop", "-m", "immediate", "-s", "-D", str(self._directory / "data"))
+    def stop(self, mode: str = "immediate") -> None:
+        """At once, as when its host loses power; `fast`: sessions are ended first, as at a restart by an operator."""
+        self._run("pg_ctl", "stop", "-m", mode, "-s", "-D", str(self._directory / "data"))
+
+    def copy(self) -> Path:
+        """A copy of all databases as they are now, while they are in use: a standby that falls behind from now on."""
+        copy = self._directory / f"copy-{uuid.uuid4().hex[:8]}"
+        host, port = str(self._directory), [] if self._port is None else ["-p", str(self._port)]
+        self._run("pg_basebackup", "-h", host, *port, "-U", _ACCOUNT, "-D", str(copy), "-c", "fast", "--no-sync")
+        return copy
+
+    def fail_over(self, copy: Path) -> None:
+        """Stop at once, and run the copy in its place: what was committed since is lost."""
+        self.stop()
+        shutil.rmtree(self._directory / "data")
+        copy.rename(self._directory / "data")
+        self.start()
+
+    @property
+    def port(self) -> int:
+        """Of a server that was made with TCP."""
+        assert self._port is not None
+        return self._port
 
     def start(self) -> None:
         """After `stop`; its databases are as they were."""

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,15 @@ WORLDS = 20
 class Cluster:
     """`folder` contains worlds and traces; `truth` is the test's own record."""
 
-    def __init__(self, url: str, folder: Path, machines: int) -> None:
+    def __init__(self, url: str, folder: Path, machines: int, interval: float = INTERVAL) -> None:
         self.url, self.folder = url, folder
         plugins = Plugins()
         assert plugins.register("memory", asrcore.testing.memory)
         self.engine = Engine.create(url, plugins)
         self.vault = self.engine.vault
-        self.vault.add_policy(Policy("gold", INTERVAL, HOUR, keep=2 * HOUR, resync_window=ALWAYS))
+        self.vault.add_policy(Policy("gold", interval, HOUR, keep=2 * HOUR, resync_window=ALWAYS))
         self.machines: dict[str, MemoryMachine] = {}
+        self.worlds: list[tuple[MemoryWorld, MemoryWorld]] = []
         for number in range(WORLDS):
             self._world(number, machines // WORLDS)
 
@@ -58,6 +59,7 @@ class Cluster:
         home, away = (
             MemoryWorld(f"{side}-{number}", path=self.folder / f"{side}-{number}") for side in ("home", "away")
         )
+        self.worlds.append((home, away))
         for world in (home, away):
             settings = {"world": world.name, "path": str(self.folder / world.name)}
             self.engine.add_site(world.name, "memory", settings)
@@ -87,14 +89,40 @@ class Cluster:
     # -- servers -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def server(self, name: str) -> Iterator[subprocess.Popen[str]]:
-        command = [sys.executable, "-m", "tests.servers.worker", self.url, str(self.folder), name, str(LEASE)]
+    def server(self, name: str, url: str = "") -> Iterator[subprocess.Popen[str]]:
+        command = [sys.executable, "-m", "tests.servers.worker", url or self.url, str(self.folder), name, str(LEASE)]
         log = (self.folder / f"{name}.log").open("a")
         with log, subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stderr=log) as child:
             try:
                 yield child
             finally:
                 child.kill()
+
+    @contextmanager
+    def supervised(self, name: str, url: str) -> Iterator[None]:
+        """A server that is started again when it ends, as systemd does, until the block ends."""
+        stop, children = threading.Event(), list[subprocess.Popen[str]]()
+
+        def supervise() -> None:
+            while not stop.is_set():
+                with self.server(name, url) as child:
+                    children[:] = [child]
+                    child.wait()
+                stop.wait(1.0)
+
+        thread = threading.Thread(target=supervise)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for child in children:
+                child.terminate()
+                try:
+                    child.wait(60)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+            thread.join()
 
     def held_by(self, name: str) -> set[str]:
         """Ids of the machines that a living server has."""
@@ -119,7 +147,8 @@ class Cluster:
                 for machine in self.machines.values():
                     if stop.wait(0.02):
                         return
-                    machine.write("vda", dice.randrange(0, DISK, 4 * KiB), dice.randbytes(4 * KiB))
+                    with suppress(RuntimeError):  # it is off, in a failover
+                        machine.write("vda", dice.randrange(0, DISK, 4 * KiB), dice.randbytes(4 * KiB))
 
         thread = threading.Thread(target=write)
         thread.start()
