@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -54,6 +55,10 @@ class AzureDriver(Driver):
                 f"apt-get install {' '.join(sorted(set(missing.values())))}; or set `repair=off` at the site.",
             )
         ]
+
+    def adopt(self, name: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """This vault's tag on snapshots. Raises InvalidSetting."""
+        return {} if SiteSettings.parse(settings).owner else {"owner": os.urandom(4).hex()}
 
     def connect(self, name: str, settings: Mapping[str, str]) -> AzureSite:
         """Raises InvalidSetting, SiteUnreachable, AccessDenied."""

@@ -18,6 +18,7 @@ DRIVER = "azure"
 PROBES = "asr-check-"
 """Prefix of the names of probes' containers: they are deleted when they are old."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9]|-(?=[a-z0-9])){1,61}[a-z0-9]")
+_OWNER = re.compile(r"[a-z0-9]{1,16}")
 _MANAGEMENT = "https://management.azure.com"
 
 SETTINGS = (
@@ -37,6 +38,11 @@ SETTINGS = (
     ),
     Setting("sizes", "machine sizes to choose from, separated by `,`; default: general-purpose sizes (D and B series)"),
     Setting("size_rules", "fixed sizes by machine name: MACHINE=SIZE, separated by `;`"),
+    Setting(
+        "owner",
+        "tag of this vault on the snapshots that it takes, recorded when the site is added: those with another tag are "
+        "left alone",
+    ),
     Setting("disk_sku", "kind of managed disk: Standard_LRS, StandardSSD_LRS, Premium_LRS", default="StandardSSD_LRS"),
     Setting(
         "repair",
@@ -86,6 +92,7 @@ class SiteSettings:
     networks: tuple[Network, ...] = ()
     sizes: tuple[str, ...] = ()
     size_rules: tuple[SizeRule, ...] = ()
+    owner: str = ""
     disk_sku: str = "StandardSSD_LRS"
     repair: bool = True
     management_url: str = _MANAGEMENT
@@ -111,6 +118,8 @@ class SiteSettings:
         if given["authority"]:
             _endpoint("authority", given["authority"])
         _container(given["container"])
+        if given["owner"] and not _OWNER.fullmatch(given["owner"]):
+            raise _invalid("owner", f"{given['owner']!r} is not 1 to 16 small letters and digits")
         if given["subscription"]:
             for name in ("resource_group", "location"):
                 if not given[name]:
@@ -136,6 +145,7 @@ class SiteSettings:
             networks=tuple(_network(item) for item in _items(given["networks"], ";")),
             sizes=tuple(_items(given["sizes"], ",")),
             size_rules=tuple(_rule(item) for item in _items(given["size_rules"], ";")),
+            owner=given["owner"],
             disk_sku=given["disk_sku"],
             repair=given["repair"] == "on",
             management_url=given["management_url"].rstrip("/"),

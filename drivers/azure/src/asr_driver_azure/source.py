@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +22,7 @@ from asr_driver_azure.cloud.arm import Resource, tags_of
 from asr_driver_azure.machines.builder import Builder
 from asr_driver_azure.machines.disk_access import Access
 from asr_driver_azure.machines.machines import Machines
-from asr_driver_azure.machines.record import BASE_VIEW, TAG_DISK, TAG_POWER, TAG_TAKEN, TAG_VIEW, belongs
+from asr_driver_azure.machines.record import BASE_VIEW, TAG_DISK, TAG_POWER, TAG_TAKEN, TAG_VAULT, TAG_VIEW, belongs
 from asrcore.crashpoint import reach
 from asrcore.driver import (
     DIGEST_BLOCK,
@@ -61,7 +62,7 @@ class AzureSource(Source):
 
     def findings(self, machine_id: str, policy: Policy) -> list[Finding]:
         machine = self._machines.describe(machine_id).machine
-        found = []
+        found = self._notices(self._machines.name(machine_id))
         if policy.interval < LEAST_INTERVAL:
             found.append(
                 Finding(
@@ -98,7 +99,9 @@ class AzureSource(Source):
         off = all(tags_of(item).get(TAG_POWER) == "off" for item in taken.values())
         description = self._machines.describe(request.machine_id)
         known = self._known(name, disks) if request.since is None else {}
-        return _View(self._account, request, description, {key: taken[key] for key in disks}, known, off=off)
+        view = _View(self._account, request, description, {key: taken[key] for key in disks}, known, off=off)
+        view.machines[request.machine_id].notices = self._notices(name)
+        return view
 
     def _known(self, name: str, disks: Mapping[str, tuple[str, int]]) -> dict[str, _Known]:
         """What is known of the disks as they were promoted, for a comparison that need not download all of them."""
@@ -109,6 +112,28 @@ class AzureSource(Source):
             for key, table in tables.items()
             if table is not None and table.size == disks[key][1]
         }
+
+    def _of_another_vault(self, snapshot: Resource) -> bool:
+        return tags_of(snapshot).get(TAG_VAULT, "") not in ("", self._account.settings.owner)
+
+    def _notices(self, name: str) -> list[Finding]:
+        others = [item for item in self._snapshots(name) if self._of_another_vault(item)]
+        if not others:
+            return []
+        tags = sorted({tags_of(item)[TAG_VAULT] for item in others})
+        commands = ", ".join(f"`az snapshot delete --ids {shlex.quote(str(item['id']))}`" for item in others)
+        return [
+            Finding(
+                "protected-by-another-vault",
+                Severity.WARNING,
+                f"another vault protects the machine too (tag {', '.join(tags)})",
+                "Both replicate it, and each leaves the other's snapshots alone; but a failover by one of them is not "
+                "known to the other.",
+                "Run `asr unprotect` in one of the two vaults. If the other vault is gone for good, delete its "
+                f"snapshots: {commands}. Or take over its tag, and this vault deletes them: `asr site update SITE "
+                f"--set owner={tags[0]}`.",
+            )
+        ]
 
     def _of_view(self, owner: str, view_id: str) -> dict[str, Resource]:
         return {
@@ -149,7 +174,8 @@ class AzureSource(Source):
             return
         kept = {snapshot for mark in keep for snapshot, _ in (_parse(mark) or {}).values()}
         for item in self._snapshots(name):
-            if item["name"] not in kept:
+            # What has no tag was taken before the site had one.
+            if item["name"] not in kept and not self._of_another_vault(item):
                 self._builder.remove_resource("snapshots", str(item["name"]))
                 reach("azure.mark.released")
 
@@ -270,6 +296,7 @@ class _Machine(MachineView):
     consistency: Consistency
     mark: Mark | None
     disks: Mapping[str, DiskView]
+    notices: Sequence[Finding] = ()
 
 
 class _Disk(DiskView):

@@ -14,6 +14,7 @@ import pytest
 from azure.core.exceptions import HttpResponseError
 
 from asr_driver_azure.blobs import vhd
+from asr_driver_azure.driver import AzureDriver
 from asr_driver_azure.machines.builder import Builder
 from asrcore.driver import (
     CycleSpec,
@@ -22,6 +23,7 @@ from asrcore.driver import (
     ReplicaSpec,
     SealSpec,
     TestSpec,
+    Tracking,
     ViewRequest,
     different_blocks,
 )
@@ -496,3 +498,41 @@ def test_what_is_not_as_described_is_told(
     rig.promote(target)
     (problem,) = _spoilt(rig.cloud.traffic, spoil)
     assert reported in problem
+
+
+def test_two_vaults_that_protect_one_machine_keep_their_own_snapshots(rig: FailoverRig, target: TargetBench) -> None:
+    owners = ("aaaa1111", "bbbb2222")
+    rig.promote(target)
+    sites = [AzureDriver().connect("azure", {**rig.settings, "owner": owner}) for owner in owners]
+    marks = []
+    for number, site in enumerate(sites):
+        request = ViewRequest(target.id, f"view{number}", None)
+        with site.source.open_view([request], consistency=Consistency.CRASH, freeze_limit=5.0) as view:
+            machine = view.machines[target.id]
+            assert machine.mark is not None
+            marks.append(machine.mark)
+            warned = {item.code for item in machine.notices}
+        site.source.keep_marks(target.id, [marks[-1]])
+    assert warned == {"protected-by-another-vault"}
+    for number, (site, mark) in enumerate(zip(sites, marks, strict=True)):
+        request = ViewRequest(target.id, f"next{number}", mark)
+        with site.source.open_view([request], consistency=Consistency.CRASH, freeze_limit=5.0) as view:
+            tracking = {disk.tracking for disk in view.machines[target.id].disks.values()}
+            assert tracking == {Tracking.CHANGED}, "the other vault left its snapshots"
+    sites[1].source.keep_marks(target.id, [])
+    tags = {item["tags"].get("asr-vault") for item in rig.cloud.all("snapshots")}
+    assert tags == {"aaaa1111"}
+    found = {item.code: item for item in sites[1].source.findings(target.id, Policy("p"))}
+    name = next(item["name"] for item in rig.cloud.all("snapshots"))
+    assert name in found["protected-by-another-vault"].action
+    sites[0].source.keep_marks(target.id, [])
+    assert rig.cloud.all("snapshots") == []
+    for site in sites:
+        site.close()
+
+
+def test_each_vault_gets_its_own_tag_and_keeps_it(rig: FailoverRig) -> None:
+    first, second = (AzureDriver().adopt("azure", rig.settings) for _ in range(2))
+    assert first.keys() == second.keys() == {"owner"}
+    assert first != second
+    assert AzureDriver().adopt("azure", {**rig.settings, **first}) == {}

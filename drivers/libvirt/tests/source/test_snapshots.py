@@ -17,7 +17,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture
 def machine(lab: Lab) -> Iterator[BareMachine]:
-    made = BareMachine(lab, "a", "snapped")
+    made = BareMachine(lab, "a", "reverted")
     yield made
     made.remove()
 

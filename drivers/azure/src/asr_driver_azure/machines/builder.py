@@ -30,6 +30,7 @@ from asr_driver_azure.machines.record import (
     TAG_POWER,
     TAG_SIZE,
     TAG_TAKEN,
+    TAG_VAULT,
     TAG_VIEW,
     Defined,
     belongs,
@@ -350,6 +351,8 @@ class Builder:
         """An incremental snapshot of a disk as it is now."""
         power = "running" if runs else "off"
         own = {TAG_DISK: disk_id, TAG_VIEW: view, TAG_TAKEN: repr(self._account.clock()), TAG_POWER: power}
+        if self._settings.owner:
+            own[TAG_VAULT] = self._settings.owner
         tags = self._tags(owner, **own)
         creation = {"createOption": "Copy", "sourceResourceId": self._arm.id("disks", disk)}
         body = {

@@ -28,6 +28,7 @@ __all__ = [
     "TAG_POWER",
     "TAG_SIZE",
     "TAG_TAKEN",
+    "TAG_VAULT",
     "TAG_VIEW",
     "Defined",
     "FenceAt",
@@ -54,6 +55,8 @@ TAG_SIZE = "asr-size"
 """Bytes of the disk as it was protected; Azure's disk may be larger."""
 TAG_VIEW = "asr-view"
 """Of a snapshot: the view that it belongs to."""
+TAG_VAULT = "asr-vault"
+"""Of a snapshot: the tag of the vault that took it, none for a site that has none."""
 TAG_TAKEN = "asr-taken"
 """Of a snapshot: when it was taken, seconds since the epoch."""
 TAG_POWER = "asr-power"
