@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from asr_driver_physical.driver import PhysicalDriver
 from asr_driver_physical.servers.hub import Gateway
 from asr_driver_physical.servers.identity import Identity
+from asr_driver_physical.servers.servers import Servers
 from asr_driver_physical.settings import SiteSettings
 from asr_driver_physical.site import PhysicalSite
 from asr_mobility import __main__ as agent
@@ -191,3 +193,29 @@ def test_a_record_keeps_its_format(tmp_path: Path) -> None:
     identity.change("box", lambda record: attrs.evolve(record, ends=record.ends + 1))
     identity.change("box", lambda record: attrs.evolve(record, ends=record.ends - 1))
     assert content(earlier.path)["servers/box.json"] == before
+
+
+def entered(place: SiteSettings) -> dict[str, str]:
+    return {"listen": f"{place.host}:{place.port}", "identity": str(place.identity), "spool": str(place.spool)}
+
+
+def test_two_vaults_do_not_share_the_servers_of_one_directory(place: SiteSettings) -> None:
+    """Each would end the other's tracking."""
+    settings = entered(place)
+    first = PhysicalDriver().adopt("dc", settings)
+    assert PhysicalDriver().adopt("dc", {**settings, **first}) == {}
+    Servers("dc", SiteSettings.parse({**settings, **first})).close()
+    with pytest.raises(InvalidSetting, match=f"another vault .tag {first['owner']}"):
+        Servers("dc", SiteSettings.parse({**settings, "owner": "bbbb2222"}))
+    with pytest.raises(InvalidSetting, match="another vault"):
+        PhysicalDriver().adopt("dc", settings)
+    (place.identity / "vault").unlink()
+    Servers("dc", SiteSettings.parse({**settings, "owner": "bbbb2222"})).close()
+    with pytest.raises(InvalidSetting, match="bbbb2222"):
+        Servers("dc", SiteSettings.parse({**settings, **first}))
+
+
+def test_a_site_of_an_earlier_version_works_and_claims_nothing(place: SiteSettings) -> None:
+    settings = entered(place)
+    Servers("dc", SiteSettings.parse(settings)).close()
+    assert not (place.identity / "vault").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
@@ -26,6 +27,17 @@ class PhysicalDriver(Driver):
         capabilities=CAPABILITIES,
         settings=SETTINGS,
     )
+
+    def adopt(self, name: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """This vault's tag, noted in the identity directory. Raises InvalidSetting."""
+        from asr_driver_physical.servers.identity import Identity  # noqa: PLC0415 - as below
+
+        parsed = SiteSettings.parse(settings)
+        if parsed.owner:
+            return {}
+        owner = os.urandom(4).hex()
+        Identity(parsed.identity).claim(owner)
+        return {"owner": owner}
 
     def connect(self, name: str, settings: Mapping[str, str]) -> PhysicalSite:
         """Raises InvalidSetting, SiteUnreachable."""

@@ -22,6 +22,11 @@ SETTINGS = (
     Setting(
         "identity", "directory of the process server's certificate and the records of enrolled servers", required=True
     ),
+    Setting(
+        "owner",
+        "tag of this vault in the identity directory, recorded when the site is added: a directory with another tag is "
+        "not used",
+    ),
     Setting("spool", "directory for changes captured at a freeze, until they are sent", required=True),
     Setting("spool_limit", "maximum size of the spool, such as 4GiB", default="4GiB"),
 )
@@ -36,6 +41,7 @@ class SiteSettings:
     identity: Path
     spool: Path
     spool_limit: int = 4 * GiB
+    owner: str = ""
 
     @classmethod
     def parse(cls, settings: Mapping[str, str]) -> SiteSettings:
@@ -51,6 +57,7 @@ class SiteSettings:
             identity=_directory("identity", given["identity"]),
             spool=_directory("spool", given["spool"]),
             spool_limit=_size(given.get("spool_limit", "4GiB")),
+            owner=given.get("owner", ""),
         )
 
 

@@ -168,6 +168,27 @@ class Identity:
         except AuthorityUnusable as problem:
             raise InvalidSetting(setting="identity", driver=DRIVER, problem=str(problem)) from problem
 
+    def claim(self, owner: str) -> None:
+        """Use it for the vault with the tag `owner`; "", for a site of an earlier version, is not checked. Two vaults
+        that used one directory would share its agents, and each end the other's tracking. Raises InvalidSetting if it
+        is another vault's."""
+        if not owner:
+            return
+        file = self.path / "vault"
+        with self._lock():
+            try:
+                found = file.read_text().strip()
+            except FileNotFoundError:
+                self._write(file.name, f"{owner}\n".encode())  # also in a further process server's copy
+                return
+        if found != owner:
+            problem = (
+                f"{self.path} is used by another vault (tag {found}). Give this site a directory of its own and enrol "
+                f"its servers there; a server can be enrolled in one only. If the other vault is gone for good, delete "
+                f"{file}"
+            )
+            raise InvalidSetting(setting="identity", driver=DRIVER, problem=problem)
+
     # -- certificates
 
     @property

@@ -30,6 +30,7 @@ class Servers:
         try:
             settings.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.identity = self._identity()
+            self.identity.claim(settings.owner)
             self.gateway = Gateway(name, settings, self.identity)
         except OSError as problem:
             raise InvalidSetting(setting="spool", driver=DRIVER, problem=str(problem)) from problem
