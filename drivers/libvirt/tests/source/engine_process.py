@@ -48,6 +48,7 @@ class Engine:
                 item.name: {"size": len(item.data), "sha256": hashlib.sha256(item.data).hexdigest()}
                 for item in of.description.artifacts
             },
+            "notices": [item.code for item in of.notices],
             "mark": None if of.mark is None else of.mark.token,
             "disks": {key: self._disk(disk) for key, disk in of.disks.items()},
         }
@@ -92,7 +93,10 @@ class Engine:
 
     def findings(self, machine: str, consistency: str = "crash") -> list[list[str]]:
         policy = Policy("p", consistency=Consistency(consistency))
-        return [[item.severity.value, item.code, item.what] for item in self._site.source.findings(machine, policy)]
+        return [
+            [item.severity.value, item.code, item.what, item.action]
+            for item in self._site.source.findings(machine, policy)
+        ]
 
     def machines(self) -> Answer:
         return {machine.name: machine.id for machine in self._site.inventory.machines()}

@@ -11,7 +11,7 @@ import libvirt
 
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.host.nvram import NvramReader
-from asr_driver_libvirt.source import backup_jobs
+from asr_driver_libvirt.source import backup_jobs, versions
 from asr_driver_libvirt.xml.domain import DiskKind, DomainModel, parse_domain
 from asr_driver_libvirt.xml.mark import CheckpointName
 from asr_storage.qemu import img
@@ -26,7 +26,8 @@ __all__ = ["SourceFacts", "gather"]
 class SourceFacts:
     """`images`: what the headers of local image files say, by disk id; empty for a remote host. `nvram_readable`:
     None for a machine without UEFI variables. `missing`: disks whose image the host cannot open. `other_vaults`:
-    checkpoints of other vaults; `foreign_checkpoints`: those of other applications."""
+    checkpoints of other vaults; `foreign_checkpoints`: those of other applications. `old_images`: disks of qcow2
+    version 2."""
 
     model: DomainModel
     active: bool
@@ -39,6 +40,7 @@ class SourceFacts:
     managed_save: bool = False
     block_jobs: tuple[str, ...] = ()
     images: Mapping[str, ImageInfo] = attrs.field(factory=dict)
+    old_images: tuple[str, ...] = ()
     missing: Mapping[str, str] = attrs.field(factory=dict)
     nvram_readable: bool | None = None
     local: bool = True
@@ -70,6 +72,7 @@ def gather(host: LibvirtHost, domain: libvirt.virDomain, nvram: NvramReader) -> 
         managed_save=domain.hasManagedSaveImage(0) == 1,
         block_jobs=tuple(_block_jobs(domain, model)) if active and backup is None else (),
         images=_images(model) if host.settings.local else {},
+        old_images=tuple(disk.id for disk in versions.marked(host, model.hard_disks) if disk.old),
         missing=missing,
         nvram_readable=nvram.read(model.nvram) is not None if model.nvram else None,
         local=host.settings.local,

@@ -14,7 +14,7 @@ from asrcore.model.machine import Firmware
 from asrcore.model.point import Consistency
 from asrcore.model.policy import Policy
 
-__all__ = ["disk_findings", "findings", "notices", "other_vaults"]
+__all__ = ["disk_findings", "findings", "notices", "old_image", "other_vaults"]
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 # libvirt 7.1 added backupmode and incremental for each disk separately (a new disk has no bitmap yet).
@@ -30,6 +30,8 @@ def findings(facts: SourceFacts, policy: Policy) -> list[Finding]:
             detail = facts.missing[disk.id]
             what = "its image cannot be opened"
             found.append(_about(disk, "disk-unreadable", _ERROR, what, detail, "Correct its path or fix its storage."))
+        if disk.id in facts.old_images:
+            found.append(old_image(disk))
         if disk.id in facts.images:
             found += _image(disk, facts.images[disk.id])
     order = [_ERROR, _WARNING, _INFO]
@@ -313,6 +315,13 @@ def disk_findings(disk: DomainDisk) -> list[Finding]:
         if holds:
             found.append(_about(disk, code, _ERROR, what, cause, "Change that, or remove the disk from the machine."))
     return found
+
+
+def old_image(disk: DomainDisk) -> Finding:
+    """That a disk is of qcow2 version 2."""
+    cause = "Such an image cannot hold change tracking: each cycle reads the disk and compares."
+    action = f"While the machine is off: `qemu-img amend -f qcow2 -o compat=1.1 {shlex.quote(disk.path)}`."
+    return _about(disk, "disk-qcow2-v2", _WARNING, "its image is of qcow2 version 2 (compat=0.10)", cause, action)
 
 
 def _image(disk: DomainDisk, image: ImageInfo) -> Iterator[Finding]:

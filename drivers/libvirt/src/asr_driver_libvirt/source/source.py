@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import attrs
 import libvirt
 
 from asr_driver_libvirt.host import paused
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.host.nvram import NvramReader
 from asr_driver_libvirt.host.power import power_of
-from asr_driver_libvirt.source import backup_jobs, off_marks, readiness, scratch
+from asr_driver_libvirt.source import backup_jobs, off_marks, readiness, scratch, versions
 from asr_driver_libvirt.source.facts import gather
 from asr_driver_libvirt.source.frozen import FilesFrozen, JobFrozen, LateFrozen, image_stamp
 from asr_driver_libvirt.source.guest_agent import GuestFreeze
@@ -186,7 +187,8 @@ class LibvirtSource(Source):
         except BaseException:
             frozen.close()
             raise
-        mark = begin.mark(name).token() if any(disk.tracked for disk in disks) else None
+        mark = begin.mark(name).token() if any(disk.tracked for disk in begin.disks) else None
+        notices += [readiness.old_image(disk) for disk in begin.disks if disk.old]
         machine = LibvirtMachineView(description, name.consistency, mark, views, notices)
         return LibvirtView(name.taken_at, machine, frozen)
 
@@ -269,7 +271,7 @@ class LibvirtSource(Source):
     def _open_files(self, domain: libvirt.virDomain, request: ViewRequest) -> LibvirtView:
         xml = domain.XMLDesc(_INACTIVE)
         model = parse_domain(xml)
-        disks = _checked(model, request.machine_id)
+        disks = versions.marked(self._host, _checked(model, request.machine_id))
         since = _parsed(request)
         consistency = _consistency_off(domain, since)
         stamps = {disk.id: image_stamp(disk.path) for disk in disks}
@@ -299,7 +301,8 @@ class LibvirtSource(Source):
         frozen.confirm()
         description = describe(model, xml, sizes, PowerState.OFF, self._read_nvram(model))
         views = self._disk_views(frozen, disks, sizes, plans, request)
-        machine = LibvirtMachineView(description, consistency, mark, views, self._notices(domain, model))
+        notices = [*self._notices(domain, model), *(readiness.old_image(disk) for disk in disks if disk.old)]
+        machine = LibvirtMachineView(description, consistency, mark, views, notices)
         return LibvirtView(taken_at, machine, frozen)
 
     def _checkpoint_off(self, domain: libvirt.virDomain, request: ViewRequest, disks: Sequence[DomainDisk]) -> str:
@@ -435,7 +438,7 @@ class _Begin:
         self._clock = clock
         self._domain = domain
         self._request = request
-        self._disks = disks
+        self.disks = disks
         self._sizes = sizes
         self._stamp = stamp
         self._held = held
@@ -446,14 +449,14 @@ class _Begin:
         """Returns the plans as they turned out."""
         with GuestFreeze(self._domain, consistency, freeze_limit, agent=agent and self._held is None) as freeze:
             expected = self._held or freeze.expected()
-            try:
-                name, frozen = self._begin(plans, expected)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() not in _BROKEN_BITMAP or not any(plan.base for plan in plans.values()):
-                    raise
-                reason = f"its bitmap broke ({error.get_error_message()})"
-                plans = {disk_id: plan.lost(reason) for disk_id, plan in plans.items()}
-                name, frozen = self._begin(plans, expected)
+            for last in (False, False, True):
+                try:
+                    name, frozen = self._begin(plans, expected)
+                    break
+                except libvirt.libvirtError as error:
+                    if last or (remedied := self._remedied(plans, error)) is None:
+                        raise
+                    plans = remedied
             honest = (self._held or freeze.expected()) is expected
         if honest:
             return name, frozen, plans
@@ -462,12 +465,28 @@ class _Begin:
         frozen.close()
         return self.run(plans, Consistency.CRASH, freeze_limit, agent=False)
 
+    def _remedied(self, plans: Mapping[str, DiskPlan], error: libvirt.libvirtError) -> dict[str, DiskPlan] | None:
+        """The plans without the bitmap that QEMU refused; None if it refused something else."""
+        if versions.REFUSAL in str(error) and any(disk.tracked for disk in self.disks):
+            found = versions.marked(self._host, self.disks)
+            if not any(disk.old for disk in found):  # it cannot be read which one it is
+                found = [attrs.evolve(disk, old=disk.format == "qcow2") for disk in found]
+            self.disks = found
+            since = _parsed(self._request)
+            given = self._request.since is not None
+            compared = plan_tracking(found, given=given, since=since, whole=set(), stamps={})
+            return {disk.id: compared[disk.id] if disk.old else plans[disk.id] for disk in found}
+        if error.get_error_code() in _BROKEN_BITMAP and any(plan.base for plan in plans.values()):
+            reason = f"its bitmap broke ({error.get_error_message()})"
+            return {disk_id: plan.lost(reason) for disk_id, plan in plans.items()}
+        return None
+
     def _begin(self, plans: Mapping[str, DiskPlan], consistency: Consistency) -> tuple[CheckpointName, JobFrozen]:
         name = CheckpointName.make(self._request.view_id, self._clock(), consistency, self._host.settings.owner)
         uuid = self._request.machine_id
         parts = [
             BackupDisk(disk.id, scratch.path(self._host, disk, uuid, str(name)), plans[disk.id].base, disk.tracked)
-            for disk in self._disks
+            for disk in self.disks
         ]
         checkpoint = None
         if any(part.tracked for part in parts):
@@ -481,9 +500,7 @@ class _Begin:
 
     def mark(self, name: CheckpointName) -> LibvirtMark:
         """The mark of the view of that name."""
-        disks = {
-            disk.id: MarkedDisk(disk.path, self._sizes[disk.id], disk.tracked, self._stamp) for disk in self._disks
-        }
+        disks = {disk.id: MarkedDisk(disk.path, self._sizes[disk.id], disk.tracked, self._stamp) for disk in self.disks}
         return LibvirtMark(str(name), disks, shut_down=self._held is Consistency.OFFLINE)
 
 

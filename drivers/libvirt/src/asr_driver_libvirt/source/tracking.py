@@ -45,7 +45,8 @@ def plan_tracking(
 
 
 def _plan(disk: DomainDisk, given: bool, since: LibvirtMark | None, whole: AbstractSet[str], stamp: str) -> DiskPlan:
-    untracked = "" if disk.tracked else f"QEMU cannot track changes in a {disk.format} image"
+    kind = "qcow2 (version 2)" if disk.old else disk.format
+    untracked = "" if disk.tracked else f"QEMU cannot track changes in a {kind} image"
     if not given:
         return DiskPlan(Tracking.NONE, untracked or "no mark was given")
     if since is None:

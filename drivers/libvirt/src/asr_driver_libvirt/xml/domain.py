@@ -62,6 +62,8 @@ class DomainDisk:
     data_file: bool = False
     mirrored: bool = False
     sector_size: int = 512
+    old: bool = False
+    """Its image is of qcow2 version 2. The definition does not say so: see `source.versions`."""
 
     @property
     def hard_disk(self) -> bool:
@@ -71,7 +73,7 @@ class DomainDisk:
     @property
     def tracked(self) -> bool:
         """Whether QEMU can keep a persistent dirty bitmap in it."""
-        return self.format == "qcow2"
+        return self.format == "qcow2" and not self.old
 
 
 @attrs.frozen

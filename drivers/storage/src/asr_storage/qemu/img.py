@@ -57,6 +57,7 @@ class ImageInfo:
     dirty: bool  # not closed properly, refcounts to be repaired
     snapshots: tuple[str, ...]  # internal ones
     bitmaps: tuple[Bitmap, ...]
+    compat: str = ""  # of qcow2: "0.10" cannot hold bitmaps, "1.1" can
 
 
 @attrs.frozen
@@ -87,6 +88,7 @@ class _Bitmap(msgspec.Struct):
 class _Special(msgspec.Struct, rename="kebab"):
     data_file: str | None = None
     corrupt: bool = False
+    compat: str = ""
     bitmaps: tuple[_Bitmap, ...] = ()
 
 
@@ -137,6 +139,7 @@ def info(path: Path, fmt: str, *, in_use: bool = False, timeout: float = QUICK) 
             Bitmap(item.name, item.granularity, "in-use" in item.flags, "auto" in item.flags)
             for item in special.bitmaps
         ),
+        compat=special.compat,
     )
 
 
