@@ -8,8 +8,9 @@ import attrs
 import pytest
 
 from asr_driver_libvirt.source.facts import SourceFacts
-from asr_driver_libvirt.source.readiness import disk_findings, findings
+from asr_driver_libvirt.source.readiness import disk_findings, findings, notices
 from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk, DomainModel, parse_domain
+from asr_driver_libvirt.xml.mark import CheckpointName
 from asr_storage.qemu.img import ImageInfo
 from asrcore.model.finding import Severity
 from asrcore.model.machine import Firmware
@@ -75,6 +76,8 @@ def test_a_good_machine_has_no_findings(policy: Policy) -> None:
         (facts(model(shared_memory=True)), "shared-memory", WARNING),
         (facts(model(direct_kernel=True)), "direct-kernel", WARNING),
         (facts(model(media=("sdb",))), "removable-medium", INFO),
+        (facts(old_images=("vda",)), "disk-qcow2-v2", WARNING),
+        (facts(other_vaults=("asr-view.1c.b",)), "protected-by-another-vault", WARNING),
         (facts(model(firmware=Firmware.UEFI)), "nvram-not-made-yet", INFO),
         (facts(images={"vda": attrs.evolve(IMAGE, encrypted=True)}), "disk-encrypted", ERROR),
         (facts(images={"vda": attrs.evolve(IMAGE, data_file="/d")}), "disk-data-file", ERROR),
@@ -108,6 +111,26 @@ def test_what_is_found_of_a_disk(changes: dict[str, Any], code: str, severity: S
     changed: DomainDisk = attrs.evolve(DISK, **changes)
     assert [(item.code, item.severity) for item in disk_findings(changed)] == [(code, severity)]
     assert "vda" in disk_findings(changed)[0].what
+
+
+def test_the_advice_for_a_storage_volume_is_to_name_its_file() -> None:
+    volume = attrs.evolve(DISK, kind=DiskKind.OTHER, source_type="volume", path="web disk.qcow2")
+    (found,) = disk_findings(volume)
+    assert "`virsh vol-path --pool POOL 'web disk.qcow2'`" in found.action
+    assert "Move it" not in found.action
+
+
+def test_what_a_cycle_reports_of_a_protected_machine() -> None:
+    assert notices(GOOD, 0, [], active=True) == []
+    name = str(CheckpointName.make("view", 1.0, Consistency.CRASH, "bbbb2222"))
+    found = notices(attrs.evolve(GOOD, name="my vm"), 2, [name], active=False)
+    assert {item.code: item.severity for item in found} == {
+        "protected-by-another-vault": WARNING,
+        "machine-has-snapshots": WARNING,
+    }
+    assert f"virsh checkpoint-delete 'my vm' {name} --metadata" in found[0].action
+    assert f"qemu-img bitmap --remove {GOOD.hard_disks[0].path} {name}" in found[0].action
+    assert "asr resync 'my vm'" in found[1].action
 
 
 @pytest.mark.parametrize(

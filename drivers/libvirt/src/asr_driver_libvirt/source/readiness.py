@@ -292,6 +292,12 @@ def disk_findings(disk: DomainDisk) -> list[Finding]:
     if disk.kind is DiskKind.OTHER:
         cause = "Only image files and block devices, named by their paths, can be replicated."
         action = "Move it to an image file, or remove it from the machine."
+        if disk.source_type == "volume":
+            action = (
+                f"If it is a file or a block device, name it by the path that `virsh vol-path --pool POOL "
+                f"{shlex.quote(disk.path)}` prints: `<disk type='file'>` with `<source file='PATH'/>`, or `block` and "
+                "`dev` (`virsh edit`; the content stays)."
+            )
         found.append(_about(disk, "disk-unsupported", _ERROR, f"it is of type {disk.source_type}", cause, action))
     elif disk.format not in ("qcow2", "raw"):
         named = f"format {disk.format}" if disk.format else "no format"
