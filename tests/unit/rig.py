@@ -25,6 +25,7 @@ from asrcore.procedures.procedure import Arguments, Work
 from asrcore.testing.memory import MemoryMachine, MemoryWorld
 from asrcore.units import MiB
 from asrcore.vault import Job
+from tests.put_back import put_back, take_copy
 
 
 class Clock:
@@ -90,6 +91,19 @@ class Rig:
         self.home.crash()
         self.away.crash()
         self.engine.close()
+        self.engine = self._engine()
+
+    def backup(self, name: str = "backup") -> Path:
+        """A copy of the vault as it is now, for `put_back`."""
+        return take_copy(Path(self.vault), Path(self.vault).with_name(f"{name}.db"))
+
+    def put_back(self, copy: Path, *, directory: bool = False) -> None:
+        """The engine's process ends, an earlier copy of the vault takes the vault's place, and another engine starts.
+        `directory`: the files beside the vault are put back as well."""
+        self.home.crash()
+        self.away.crash()
+        self.engine.close()
+        put_back(copy, Path(self.vault), directory=directory)
         self.engine = self._engine()
 
     @property
