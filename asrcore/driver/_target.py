@@ -26,6 +26,7 @@ __all__ = [
     "Capacity",
     "CycleSpec",
     "CycleWriter",
+    "Promoted",
     "Replica",
     "ReplicaInfo",
     "ReplicaSpec",
@@ -71,10 +72,19 @@ class StoredPoint:
 
 
 @attrs.frozen
+class Promoted:
+    """A failover that is neither undone nor committed: its point, and the machine that was made of it."""
+
+    point_id: str
+    machine_id: str
+
+
+@attrs.frozen
 class ReplicaInfo:
     """State of a replica: `points` oldest first, the last one is the head. `pending` is the id of an open cycle.
     `disks` are the disks of the head; before the first point those that were created or seeded. `kind` says how the
-    target keeps points (`reflink`, `chain`, `page-blob`); it is shown to people."""
+    target keeps points (`reflink`, `chain`, `page-blob`); it is shown to people. `promoted`: from a promotion until its
+    undo or commit; a vault that was restored from a backup learns of the failover by it."""
 
     replica_id: str
     epoch: int
@@ -82,6 +92,7 @@ class ReplicaInfo:
     points: tuple[StoredPoint, ...]
     pending: str | None
     kind: str = ""
+    promoted: Promoted | None = None
 
     @property
     def head(self) -> str | None:

@@ -13,6 +13,7 @@ from asrcore.driver import (
     Failover,
     Fence,
     Instance,
+    Promoted,
     PromoteSpec,
     Replica,
     ReplicaSpec,
@@ -405,6 +406,16 @@ class FailoverConformance(Base):
         assert protected.content() == before
         protected.failover.undo(protected.id, protected.higher_epoch())
         assert protected.add_point() in protected.points, "replication does not continue after an undo"
+
+    @needs(source=[SOURCE], target=[TARGET, FAILOVER])
+    def test_a_promotion_is_reported(self, rig: ConformanceRig, protected: _Protected) -> None:
+        """A vault that was restored from a backup learns of the failover by it."""
+        assert protected.replica.info().promoted is None
+        spec = PromoteSpec(protected.id, protected.points[0], protected.higher_epoch(), NetworkMap())
+        made = protected.failover.promote(spec, Watch())
+        assert protected.replica.info().promoted == Promoted(spec.point_id, made.machine_id)
+        protected.failover.undo(protected.id, protected.higher_epoch())
+        assert protected.replica.info().promoted is None
 
     @needs(source=[SOURCE], target=[TARGET, FAILOVER])
     def test_failover_of_a_stale_epoch_is_refused(self, rig: ConformanceRig, protected: _Protected) -> None:

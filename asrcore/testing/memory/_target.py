@@ -21,6 +21,7 @@ from asrcore.driver import (
     CycleSpec,
     CycleWriter,
     DiskReader,
+    Promoted,
     PromoteSpec,
     Replica,
     ReplicaInfo,
@@ -46,7 +47,7 @@ from asrcore.model.policy import Policy
 from asrcore.model.watch import Watch
 from asrcore.testing.memory._content import Content
 from asrcore.testing.memory._session import Session
-from asrcore.testing.memory._state import Commit, Journal, Log, PointState, ReplicaState, WorldState
+from asrcore.testing.memory._state import Commit, Journal, Log, PointState, Promotion, ReplicaState, WorldState
 
 __all__ = ["MemoryReplica", "MemoryTarget", "MemoryWriter"]
 
@@ -197,6 +198,7 @@ class MemoryReplica(Replica):
                 points=tuple(point.point for point in replica.points),
                 pending=replica.journal.cycle_id if replica.journal else None,
                 kind="memory",
+                promoted=_promoted(replica.promotion),
             )
         )
 
@@ -258,6 +260,10 @@ class MemoryReplica(Replica):
             return _disk(disks, disk_id).snapshot()
 
         return _Reader(self._session, self._look(content))
+
+
+def _promoted(promotion: Promotion | None) -> Promoted | None:
+    return None if promotion is None else Promoted(promotion.point_id, promotion.machine_id)
 
 
 def _disk(disks: dict[str, Content], disk_id: str) -> Content:

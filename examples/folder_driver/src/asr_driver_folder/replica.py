@@ -25,7 +25,7 @@ import attrs
 from asr_driver_folder import files
 from asr_driver_folder.place import Place
 from asrcore.crashpoint import reach
-from asrcore.driver import CycleSpec, CycleWriter, DiskReader, Replica, ReplicaInfo, SealSpec, StoredPoint
+from asrcore.driver import CycleSpec, CycleWriter, DiskReader, Promoted, Replica, ReplicaInfo, SealSpec, StoredPoint
 from asrcore.errors import (
     MachineBusy,
     PointNotFound,
@@ -141,7 +141,10 @@ class FolderReplica(Replica):
         record = self.record()
         points = tuple(point.stored for point in record.points)
         pending = record.cycle.id if record.cycle else None
-        return ReplicaInfo(self.id, record.epoch, record.disks, points, pending, kind="folder")
+        promoted = None
+        if record.promoted is not None:
+            promoted = Promoted(record.promoted, record.point(record.promoted).description.machine.id)
+        return ReplicaInfo(self.id, record.epoch, record.disks, points, pending, kind="folder", promoted=promoted)
 
     def raise_epoch(self, epoch: int) -> None:
         with self.change(epoch):

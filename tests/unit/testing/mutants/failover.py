@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from asrcore.driver import CycleSpec, CycleWriter, Instance, PromoteSpec, TestSpec
+from asrcore.driver import CycleSpec, CycleWriter, Instance, PromoteSpec, ReplicaInfo, TestSpec
 from asrcore.errors import AlreadyExists, DriverFailed
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Nic, PowerState
@@ -183,6 +183,12 @@ class CycleOverAPromotedMachine(MemoryReplica):
             super()._admit(replica, spec)
         finally:
             replica.promotion = promotion
+
+
+@caught_by("test_a_promotion_is_reported", tried_as="failover")
+class PromotionIsNotReported(MemoryReplica):
+    def info(self) -> ReplicaInfo:
+        return attrs.evolve(super().info(), promoted=None)
 
 
 @caught_by("test_replication_goes_on_during_a_test", tried_as="failover")

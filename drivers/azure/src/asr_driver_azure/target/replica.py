@@ -26,7 +26,7 @@ from asr_driver_azure.cloud.errors import LeaseHeld
 from asr_driver_azure.target.writer import AzureWriter, OpenDisk, begin_index, read_index
 from asrcore import codec
 from asrcore.crashpoint import reach
-from asrcore.driver import CycleSpec, CycleWriter, DiskReader, Replica, ReplicaInfo
+from asrcore.driver import CycleSpec, CycleWriter, DiskReader, Promoted, Replica, ReplicaInfo
 from asrcore.errors import InvalidValue, MachineBusy, ReplicaDamaged, ReplicaPromoted, StaleBase, StaleEpoch
 from asrcore.model.extent import Extent, subtract
 from asrcore.model.machine import Description
@@ -78,6 +78,7 @@ class AzureReplica(Replica):
 
     def info(self) -> ReplicaInfo:
         record = self.record()
+        promotion = record.promotion
         return ReplicaInfo(
             replica_id=self._id,
             epoch=record.epoch,
@@ -85,6 +86,7 @@ class AzureReplica(Replica):
             points=tuple(point.stored for point in record.points),
             pending=record.pending.cycle_id if record.pending else None,
             kind=KIND,
+            promoted=None if promotion is None else Promoted(promotion.point_id, promotion.machine_id),
         )
 
     # -- ownership

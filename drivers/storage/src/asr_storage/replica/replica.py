@@ -123,7 +123,7 @@ class FileReplica(Replica):
         """See Replica. Does not wait for other work unless a sealed cycle is to be applied."""
         with self.errors("reading a replica"):
             record = self._current()
-            pending = Journal.pending(self.home.path)
+            pending, promoted = Journal.pending(self.home.path), self.home.promoted()
         return ReplicaInfo(
             replica_id=record.replica_id,
             epoch=record.epoch,
@@ -131,6 +131,7 @@ class FileReplica(Replica):
             points=tuple(point.stored for point in record.points),
             pending=pending.id if pending else None,
             kind=record.kind.value,
+            promoted=promoted,
         )
 
     def _current(self) -> Record:

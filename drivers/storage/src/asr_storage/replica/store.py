@@ -31,7 +31,7 @@ from asr_storage.files.durable import fsync_directory, remove_left_over, remove_
 from asr_storage.files.sparse import clones_files
 from asr_storage.replica.journal import Change
 from asrcore import codec
-from asrcore.driver import Closing, DiskReader, StoredPoint
+from asrcore.driver import Closing, DiskReader, Promoted, StoredPoint
 from asrcore.errors import (
     InvalidSetting,
     InvalidValue,
@@ -173,6 +173,15 @@ class Home:
     def promotion(self) -> Path:
         """The driver's record of a machine that was made of this replica; while it exists, no cycle is opened."""
         return self.path / "promotion.json"
+
+    def promoted(self) -> Promoted | None:
+        """What that record says. Raises ReplicaDamaged."""
+        try:
+            return codec.load(Promoted, self.promotion.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as problem:
+            raise ReplicaDamaged(replica=self.replica_id, detail=f"{self.promotion.name}: {problem}") from problem
 
     def point(self, point_id: str) -> Path:
         """The directory of a point."""
