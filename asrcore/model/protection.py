@@ -89,10 +89,12 @@ class TestRun:
 class Protection:
     """One protected machine. Site fields name the sites of *now*: a reversal swaps source and target.
 
-    `epoch` counts ownership changes, so that a former owner can be refused. `mark` is what the last recorded point left
-    at the source; it only changes together with `head_point` (invariants 4 and 2 in docs/explanation/architecture.md).
+    `epoch` counts ownership changes (`model.epoch`), so that a former owner can be refused. `mark` is what the last
+    recorded point left at the source; it only changes together with `head_point` (invariants 4 and 2 in
+    docs/explanation/architecture.md).
     `last_cycle_at`: when the last recorded cycle began. `attempt` and `retry_at`: retries of a failed cycle.
     `notices`: what the source's newest view reported beside the data.
+    `restored`: this record is from an earlier copy of the vault, and the target was not asked since what it holds.
     `replica_kind` is the target's word for how it keeps points. `fence_due`: the source is not quarantined yet; see
     also `undo_due`.
     """
@@ -127,6 +129,7 @@ class Protection:
     retry_at: float | None = None
     error: Mapping[str, object] | None = None
     notices: tuple[Finding, ...] = ()
+    restored: bool = False
 
     @property
     def direction(self) -> Direction:

@@ -1,32 +1,36 @@
 """Cycles under way, recovery points, and the reversal.
 
-Invariants 1 and 2 (docs/explanation/architecture.md) depend on this file: a source's mark changes in three places only,
-`record_point` (with the point, in one transaction), `forget_mark`, and `start_reverse`. Nothing else in the vault
-writes the columns `mark` and `head_point`.
+Invariants 1 and 2 (docs/explanation/architecture.md) depend on this file: a source's mark changes in four places only,
+`record_point` (with the point, in one transaction), `forget_mark`, `start_reverse`, and `adopt`, which deletes it.
+Nothing else in the vault writes the columns `mark` and `head_point`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 from sqlalchemy import BindParameter, Connection, bindparam, delete, func, insert, select, update
 
 from asrcore.crashpoint import reach
 from asrcore.errors import PointNotFound, StaleBase, StaleEpoch, WrongCycle, WrongState
+from asrcore.model.epoch import next_generation
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.protection import CycleMode, NetworkMap, PendingCycle, Protection
-from asrcore.model.state import Event, State, allowed
+from asrcore.model.state import STATES_WITH_POINTS, Event, State, allowed
 from asrcore.units import DAY
 from asrcore.vault import _rows, _schema
 from asrcore.vault._clock import Clock, clock_in_doubt
-from asrcore.vault._values import CycleStats
+from asrcore.vault._values import Changes, CycleStats
 
 __all__ = ["STATISTICS_AGE", "STATISTICS_ROWS", "Cycles"]
 
 STATISTICS_ROWS = 10_000
 """Cycles per machine whose statistics are kept at most: 14 hours at an interval of 5 s."""
 STATISTICS_AGE = 30 * DAY
+
+_NOT_FAILED_OVER = (State.ENABLING, State.INITIAL_COPY, State.FINALIZING, *STATES_WITH_POINTS, State.REVERSING)
+"""States in which the machine runs at its source, and a comparison may follow."""
 
 _IN_ONE_STATEMENT = 500  # ids; SQLite takes at most 999 parameters in older builds
 
@@ -306,7 +310,7 @@ class Cycles(Clock):
                 networks=networks,
                 test_network=test_network,
                 replica_kind="",
-                epoch=protection.epoch + 1,
+                epoch=next_generation(protection.epoch),
                 mark=None,
                 head_point=None,
                 target_machine=None,
@@ -320,6 +324,70 @@ class Cycles(Clock):
                 error=None,
             )
         return self._reported(protection, changed)
+
+    # -- what a target knows better ----------------------------------------------------------------------------------
+
+    def known_points(self, protection_id: str) -> set[str]:
+        """Ids of all recorded points, those that are being deleted included."""
+        with self._read() as connection:
+            return set(connection.execute(select(_points.id).where(_points.protection_id == protection_id)).scalars())
+
+    def adopt(
+        self,
+        compared: Protection,
+        points: Sequence[RecoveryPoint],
+        changes: Changes,
+        *,
+        counted_by: float,
+        state: State | None = None,
+    ) -> Protection:
+        """Replace what is recorded of a machine's points by what its target holds, oldest first, in one transaction
+        with other changes. `compared`: the record that was compared with the target.
+
+        Points that the target does not hold are deleted here. A head that is not the recorded one takes the mark with
+        it and ends a cycle under way: it is not known what has changed at the source since. Then the machine waits for
+        a comparison, unless it is being failed over. `counted_by`: no point is later than this on the machine's own
+        count of time.
+        """
+        with self._write("adopt") as connection:
+            protection = self._owned(connection, compared.id, compared.epoch)
+            self._replace_points(connection, protection, points, counted_by)
+            reach("vault.adopt.points")
+            head = points[-1].id if points else None
+            state = state or protection.state
+            if head != protection.head_point:
+                self._drop_pending(connection, protection)
+                protection = self._store(connection, protection, head_point=head, mark=None, pending=None)
+                state = State.RESYNC_PENDING if state in _NOT_FAILED_OVER else state
+            settled: Changes = {"error": None, "attempt": 0, "retry_at": None, "restored": False, **changes}
+            changed = self._change(connection, protection, settled, state=state)
+        return self._reported(compared, changed)
+
+    def _replace_points(
+        self, connection: Connection, protection: Protection, points: Sequence[RecoveryPoint], counted_by: float
+    ) -> None:
+        """In the order of the target: what comes after an unknown point gets a new number."""
+        table, its = _schema.points, _points.protection_id == protection.id
+        rows = {row["id"]: row for row in connection.execute(select(table).where(its)).mappings()}
+        last: tuple[float, float] | None = None  # of the former point: the instant that it shows, on both scales
+        order_kept = True
+        for point in points:
+            row = rows.pop(point.id, None)
+            if row is None:
+                counted = point.taken_at if last is None else last[1] + max(0.0, point.taken_at - last[0])
+                connection.execute(insert(table), _rows.point_row(protection.id, point, min(counted, counted_by)))
+                last, order_kept = (point.taken_at, min(counted, counted_by)), False
+                continue
+            same = {"dropping": False, "kept": point.kept, "pinned": point.pinned}
+            if order_kept:
+                connection.execute(update(table).where(its, _points.id == point.id).values(same))
+            else:
+                connection.execute(delete(table).where(its, _points.id == point.id))
+                again = {name: value for name, value in row.items() if name != "number"}
+                connection.execute(insert(table), {**again, **same})
+            last = row["taken_at"], row["taken_at"] if row["counted_at"] is None else row["counted_at"]
+        for gone in rows:
+            connection.execute(delete(table).where(its, _points.id == gone))
 
     # -- parts of the transactions -----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import attrs
 from asrcore.crashpoint import reach
 from asrcore.errors import InvalidValue, VaultExists, VaultInUse, VaultMoved, VaultNotFound
 from asrcore.files import write_private
+from asrcore.vault._incarnation import BESIDE
 from asrcore.vault._place import Place
 from asrcore.vault._secrets import key_file
 from asrcore.vault._vault import Vault
@@ -44,6 +45,7 @@ def move(url_or_path: str | os.PathLike[str], destination: str | os.PathLike[str
                 raise VaultInUse(holder=f"job {unfinished[0].id} ({unfinished[0].kind}) is not finished")
             _copy(place.path, part)
             _carry_key(place, target)
+            _carry_incarnation(place, target)
             reach("vault.move.copied")
             vault.fold()
             place.path.rename(old)
@@ -66,6 +68,13 @@ def _carry_key(place: Place, target: Path) -> None:
     key = key_file(place)
     if key.exists():
         write_private(key_file(attrs.evolve(place, path=target)), key.read_text("ascii"))
+
+
+def _carry_incarnation(place: Place, target: Path) -> None:
+    """Else the moved vault would look like a copy that was put back."""
+    beside = place.beside(BESIDE)
+    if beside.exists():
+        write_private(attrs.evolve(place, path=target).beside(BESIDE), beside.read_text("ascii"))
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -181,6 +181,7 @@ _PROTECTION: dict[str, Callable[[Any], object]] = {
     "test": lambda test: None if test is None else _dump(attrs.asdict(test)),
     "error": _dump_map_or_none,
     "notices": lambda notices: _dump([_finding_row(item) for item in notices]) if notices else None,
+    "restored": bool,
 }
 _PROTECTION_FIELDS = tuple(field.name for field in attrs.fields(Protection) if field.name != "pending")
 
@@ -202,6 +203,7 @@ def protection_of(row: Row, pending: PendingCycle | None) -> Protection:
         test=None if test is None else TestRun(**test),
         error=_map_or_none(row["error"]),
         notices=() if row["notices"] is None else tuple(_finding(item) for item in json.loads(row["notices"])),
+        restored=bool(row["restored"]),
     )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "certificates",
     "cycles",
     "events",
+    "incarnation",
     "jobs",
     "metadata",
     "pending_cycles",
@@ -76,7 +77,7 @@ protections = Table(
     Column("test_network", Text, nullable=False),
     Column("replica_kind", Text, nullable=False),
     Column("state", String(32), nullable=False),
-    Column("epoch", Integer, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
     Column("mark", Text),
     Column("head_point", String(64)),
     Column("target_machine", Text),
@@ -93,6 +94,7 @@ protections = Table(
     Column("retry_at", Float),
     Column("error", Text),
     Column("notices", Text),
+    Column("restored", Boolean),
     UniqueConstraint("source_site", "source_machine"),
 )
 
@@ -200,6 +202,16 @@ assignments = Table(
     metadata,
     Column("protection_id", String(64), ForeignKey("protections.id", ondelete="CASCADE"), primary_key=True),
     Column("session", String(64), nullable=False),
+)
+
+# One row. `written_by`: the transaction of PostgreSQL that wrote it; `place`: the database's, see `_incarnation`.
+incarnation = Table(
+    "incarnation",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("token", String(64), nullable=False),
+    Column("place", Text, nullable=False),
+    Column("written_by", BigInteger),
 )
 
 # `grants`: the role with which a token lets a component of that name join.

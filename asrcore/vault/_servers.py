@@ -41,6 +41,8 @@ class Servers(Store):
     """The part of the vault that knows process servers. Times are the database's, so that hosts' clocks may differ."""
 
     _member: _Member | None = None
+    _beat_at: float | None = None
+    _went_back = False
 
     # -- being one ---------------------------------------------------------------------------------------------------
 
@@ -87,7 +89,8 @@ class Servers(Store):
         self._member = _Member(name, session)
 
     def beat(self) -> None:
-        """Renew this server's lease. Raises ServerReplaced when others have taken over its machines."""
+        """Renew this server's lease, and see whether the former beat is still recorded (`lost_transactions`). Raises
+        ServerReplaced when others have taken over its machines."""
         member = self._member
         if member is None:
             raise RuntimeError("this handle has not joined as a process server")
@@ -95,8 +98,13 @@ class Servers(Store):
         with self._write("beat") as connection:
             now = self._now(connection)
             mine = table.c.session == member.session
-            if connection.execute(update(table).where(mine).values(beat_at=now)).rowcount == 0:
+            former = connection.execute(select(table.c.beat_at).where(mine).with_for_update()).scalar()
+            if former is None:
                 raise ServerReplaced(server=member.name)
+            connection.execute(update(table).where(mine).values(beat_at=now))
+        if self._beat_at is not None and former < self._beat_at:
+            self._went_back = True
+        self._beat_at = now
 
     def leave(self) -> None:
         """Release all machines: the others take them at once. No work on them may be under way here any more. Nothing
@@ -113,6 +121,10 @@ class Servers(Store):
         """All that are registered, by name."""
         with self._read() as connection:
             return self._servers(connection)
+
+    def _others(self, connection: Connection) -> list[Server]:
+        mine = None if self._member is None else self._member.session
+        return [server for server in self._servers(connection) if server.session != mine]
 
     def _servers(self, connection: Connection) -> list[Server]:
         now = self._now(connection)

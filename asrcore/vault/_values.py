@@ -200,6 +200,7 @@ class Changes(TypedDict, total=False):
     retry_at: float | None
     error: Mapping[str, object] | None
     notices: tuple[Finding, ...]
+    restored: bool
 
 
 class JobChanges(TypedDict, total=False):

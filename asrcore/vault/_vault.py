@@ -19,6 +19,7 @@ from asrcore.units import format_time
 from asrcore.vault import _lock, _lock_server
 from asrcore.vault._certificates import Certificates
 from asrcore.vault._cycles import Cycles
+from asrcore.vault._incarnation import Incarnation
 from asrcore.vault._journal import Journal
 from asrcore.vault._place import Place
 from asrcore.vault._pooler import check_sessions
@@ -36,7 +37,7 @@ _open: Counter[tuple[int, int]] = Counter()
 _SHAREABLE = "postgresql://USER@HOST/DATABASE where several process servers share it"
 
 
-class Vault(Cycles, Journal, Certificates, Closing):
+class Vault(Cycles, Journal, Certificates, Incarnation, Closing):
     """Everything that must survive a crash: sites, policies, protected machines, points, jobs, the log.
 
     Safe to use from several threads and processes; every method is one transaction, durable when it returns.

@@ -7,6 +7,7 @@ import signal
 import attrs
 import pytest
 
+from asrcore.model.epoch import next_generation
 from asrcore.model.point import Mark
 from asrcore.model.protection import NetworkMap, Protection
 from asrcore.model.state import State
@@ -72,7 +73,7 @@ def test_a_reversal_is_whole_or_not_at_all(at: str, reversed_: bool, place: str)
     found, points, _ = state(place)
     assert (found.state, found.epoch, found.source_site, found.mark, found.head_point, points) == (
         State.REVERSING,
-        before[0].epoch + 1,
+        next_generation(before[0].epoch),
         "south",
         None,
         None,

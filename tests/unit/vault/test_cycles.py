@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asrcore.errors import AlreadyProtected, PointNotFound, StaleBase, WrongCycle, WrongState
+from asrcore.model.epoch import next_generation
 from asrcore.model.point import Mark
 from asrcore.model.protection import CycleMode, NetworkMap, Protection, TestRun
 from asrcore.model.state import Event, State
@@ -267,7 +268,7 @@ def test_a_reversal_turns_everything_at_once(vault: Vault) -> None:
         seed_machine="uuid-1",
         networks=NetworkMap({"b": "a"}),
         test_network="lab",
-        epoch=5,
+        epoch=next_generation(4),
     )
     assert reverse(vault) == vault.protection("id-1") == expected
     assert (ids(vault), vault.dropping("id-1")) == ([], [])
@@ -313,6 +314,7 @@ def test_only_a_recorded_point_writes_a_mark() -> None:
         "mark=pending.view_mark,",
         "self._store(connection, protection, head_point=None, mark=None)",
         "mark=None,",
+        "protection = self._store(connection, protection, head_point=head, mark=None, pending=None)",
         "return self._store(connection, protection, mark=None, resync_reason=reason)",
     ]
 

@@ -157,6 +157,7 @@ def test_every_changeable_field_changes(vault: Vault) -> None:
         "retry_at": 9.5,
         "error": {"code": "target-full", "retry": True},
         "notices": (Finding("machine-has-snapshots", Severity.WARNING, "what", "cause", "action"),),
+        "restored": True,
     }
     assert set(changes) == set(Changes.__annotations__)
     expected = attrs.evolve(samples.machine(), **changes)
