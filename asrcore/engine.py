@@ -390,13 +390,8 @@ class Engine(Closing):
         Resumes an initial copy or a re-protect that failed.
         """
         protection = self.vault.protection(machine)
-        resumed = {
-            State.ENABLING: "protect",
-            State.INITIAL_COPY: "protect",
-            State.FINALIZING: "protect",
-            State.RESYNCING: "resync",
-            State.REVERSING: "reprotect",
-        }
+        resumed = {State.RESYNCING: "resync", State.REVERSING: "reprotect"}
+        resumed |= dict.fromkeys((State.ENABLING, State.INITIAL_COPY, State.FINALIZING), "protect")
         if protection.state in resumed:
             return self._submit(resumed[protection.state], protection, Arguments())
         return self._verb("replicate", machine, Event.REPLICATE, keep=keep)
@@ -452,6 +447,10 @@ class Engine(Closing):
     def reprotect(self, machine: str) -> Job:
         """Replicate in the reverse direction, sending only what differs."""
         return self._verb("reprotect", machine, Event.REPROTECT)
+
+    def adopt(self, machine: str) -> Job:
+        """Record what the target holds where the vault is behind it (VaultBehind): recovery points, a failover."""
+        return self._submit("adopt", self.vault.protection(machine), Arguments())
 
     def impact(self, verb: str, name: str, *, point: str = "latest") -> Impact:
         """What a verb would do, from the vault's records; nothing is changed. `verb`: `failover-planned`,

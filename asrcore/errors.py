@@ -551,8 +551,19 @@ class ReplicaPromoted(AsrError):
     )
     action = (
         "If `asr status` shows the failover: `asr failover commit {machine}` or `asr failover undo {machine}`. If not: "
-        "`asr failover unplanned {machine} --point POINT` with the point that it was failed over to records it."
+        "`asr machine adopt {machine}` records it."
     )
+
+
+class VaultBehind(AsrError):
+    code = "vault-behind"
+    category = Category.CONFLICT
+    happened = "the vault is behind site {site!r} for {machine!r}: {detail}"
+    cause = (
+        "The vault was restored from a backup, its database lost its last transactions, or a newer copy of the vault "
+        "is used by another engine. Nothing was changed."
+    )
+    action = "{way_out}"
 
 
 class ReplicaDamaged(AsrError):
@@ -700,6 +711,14 @@ class JobFailed(AsrError):
     happened = "job {job} failed: {detail}"
     cause = "A step of the job raised an error that is not in the catalogue."
     action = "This is a defect: report it with the traceback that `asr job show {job}` shows."
+
+
+class JobFromBackup(AsrError):
+    code = "job-from-backup"
+    category = Category.CONFLICT
+    happened = "job {job} was not resumed: the vault was put back to an earlier copy in which it had not ended"
+    cause = "It may have ended or been cancelled since, so it waits for a person."
+    action = "Check the machine with `asr status`. If the work is still wanted, run the command again."
 
 
 class EngineStopped(AsrError):

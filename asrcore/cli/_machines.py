@@ -1,4 +1,4 @@
-"""`asr machine`: change what was said at `protect`."""
+"""`asr machine`: change what was said at `protect`; record what a target knows better."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from asrcore.errors import InvalidValue
 
 __all__ = ["register"]
 
-_machine = typer.Typer(help="Protected machines: change policy and networks.", no_args_is_help=True)
+_machine = typer.Typer(
+    help="Protected machines: change policy and networks, or record what the target holds.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -58,3 +60,18 @@ def machine_set(
             "plan": plan.document(),
         }
         _output.show(document, f"{plan}\n{changed.name} changed", as_json=as_json)
+
+
+@_machine.command("adopt")
+def machine_adopt(
+    context: typer.Context, machine: MachineName, yes: Yes = False, dry_run: DryRun = False, as_json: Json = False
+) -> None:
+    """Record what the target holds, after the vault was restored from a backup: recovery points, a failover.
+
+    Needed where `vault-behind` is reported.
+    """
+    from asrcore.procedures.adopt import adopt_impact  # noqa: PLC0415 - and the driver contract with it
+
+    with _session.engine(context) as opened:
+        if agreed(adopt_impact(opened.context, machine), yes=yes, dry_run=dry_run, as_json=as_json):
+            _session.finish(opened, opened.adopt(machine), as_json=as_json)

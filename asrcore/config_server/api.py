@@ -62,6 +62,7 @@ VERBS: Mapping[str, Event | None] = {
     "failover-commit": Event.COMMIT,
     "reprotect": Event.REPROTECT,
     "unprotect": Event.DISABLE,
+    "adopt": None,
 }
 """Kinds of jobs that may be ordered, and the event that must be possible."""
 

@@ -9,7 +9,7 @@ from asrcore.errors import AsrError, Cancelled, JobFailed, NotAssigned, VaultUna
 from asrcore.model.watch import Stopped
 from asrcore.vault import Job
 
-__all__ = ["Failure", "caught", "error_of", "is_cancelled"]
+__all__ = ["Failure", "caught", "error_of", "failure_of", "is_cancelled"]
 
 Failure = dict[str, object]
 """`AsrError.as_dict`, with `attributes` to rebuild the error, and `traceback` if it was a defect."""
@@ -28,13 +28,14 @@ def caught(job_id: str, work: Callable[[], Failure | None]) -> Failure | None:
     except VaultUnavailable:
         raise
     except AsrError as error:
-        return _failure(error)
+        return failure_of(error)
     except Exception as error:  # noqa: BLE001 - a defect ends this job, never the engine
         defect = JobFailed(job=job_id, detail="".join(traceback.format_exception_only(error)).strip())
-        return _failure(defect) | {"traceback": "".join(traceback.format_exception(error))}
+        return failure_of(defect) | {"traceback": "".join(traceback.format_exception(error))}
 
 
-def _failure(error: AsrError) -> Failure:
+def failure_of(error: AsrError) -> Failure:
+    """The error as recorded with a job."""
     # Only what the texts show anyway: other attributes may be secret, or not fit for JSON.
     attributes = {name: _plain(error.attributes[name]) for name in sorted(error.fields())}
     return error.as_dict() | {"attributes": attributes}

@@ -14,14 +14,15 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError
+from asrcore.errors import AsrError, JobFromBackup
+from asrcore.jobs._failure import failure_of
 from asrcore.jobs._record import enqueue, follow
 from asrcore.jobs._run import Durably, Run
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Stopped
 from asrcore.procedures.procedure import Arguments, Procedure
 from asrcore.replication.context import Context
-from asrcore.vault import Job
+from asrcore.vault import Job, JobState
 
 if TYPE_CHECKING:
     from asrcore.jobs._durable import Durable
@@ -34,6 +35,7 @@ LOOK = 0.2  # seconds between looks for new jobs and requests to cancel; `submit
 PROGRESS = 0.25  # seconds between writes of a job's progress
 _SAY_SO = 5.0  # seconds that `close` waits for a step before it says what it waits for
 _AGAIN = 1.0  # seconds until a job is taken up again that ended here without a record of its end
+_RENEW = 60.0  # seconds after which the vault's token is renewed: an earlier copy is recognised by it
 _BEGINS = 5.0  # seconds after which a job that has not begun is looked for in the durable log
 
 
@@ -58,7 +60,7 @@ class Jobs:
         self._changed = threading.Condition()
         self._runs: dict[str, Run] = {}
         self._left: dict[str, float] = {}  # jobs that ended here without a record of it, and when
-        self._wrote_at = 0.0
+        self._wrote_at = self._renew_at = 0.0
         self._trouble = ""
 
     # -- any process ---------------------------------------------------------------------------------------------------
@@ -99,6 +101,7 @@ class Jobs:
         self._left.clear()
         self._durable = Durable(self._vault.jobs_url, self._vault.url, self._body, self._server)
         try:
+            self._begin_incarnation()
             # Places in line are taken before anything runs, so that jobs keep the order they were asked for in.
             interrupted = [self._take(job) for job in reversed(self._vault.my_jobs())]
             self._durable.launch()
@@ -114,6 +117,50 @@ class Jobs:
             self._ready.set()
         self._looker = threading.Thread(target=self._look_on, name="asr-jobs", daemon=True)
         self._looker.start()
+
+    def _begin_incarnation(self) -> None:
+        """Of a vault that was put back to an earlier copy no job is resumed: it may have ended or been cancelled since.
+
+        The jobs come first: if this is killed, the next engine still sees that the vault was put back.
+        """
+        found = self._vault.was_put_back()
+        if found:
+            ended = self._leave_to_person(self._vault.jobs(active=True))
+            text = "the vault was put back to an earlier copy; every machine is compared with its target first"
+            _log.warning("%s; jobs that were not resumed: %s", text, ended)
+            vault = self._vault.for_others()
+            vault.add_event(at=self._context.clock(), machine="", kind="vault", text=f"{text}; jobs: {ended}")
+        self._vault.begin_incarnation(put_back=found)
+        self._renew_at = time.monotonic() + _RENEW
+
+    def _leave_to_person(self, jobs: Sequence[Job]) -> int:
+        vault = self._vault.for_others()  # also jobs of machines that are assigned to servers of the past
+        for job in jobs:
+            failure = failure_of(JobFromBackup(job=job.id))
+            vault.update_job(job.id, state=JobState.FAILED, error=failure, ended_at=self._context.clock())
+            reach("jobs.left-to-person")
+            vault.add_event(
+                at=self._context.clock(),
+                machine=job.machine,
+                kind="vault",
+                text=f"{job.kind} (job {job.id}) was not resumed: the vault was put back to an earlier copy",
+            )
+        return len(jobs)
+
+    def _watch_vault(self, active: Sequence[Job]) -> Sequence[Job]:
+        """The database may have lost its last transactions, in a failover to a standby: jobs that are not at work here
+        may have ended since. Returns those that are to be taken up."""
+        if time.monotonic() >= self._renew_at:
+            self._renew_at = time.monotonic() + _RENEW
+            self._vault.begin_incarnation()
+        if not self._vault.lost_transactions():
+            return active
+        _log.warning("the database has lost its last transactions; every machine is compared with its target first")
+        self._vault.begin_incarnation(put_back=True)
+        with self._changed:
+            here = set(self._runs)
+        self._leave_to_person([job for job in active if job.id not in here])
+        return [job for job in active if job.id in here]
 
     def close(self) -> None:
         """Leave running jobs as a kill would leave them: they resume at the next start. A second call does nothing.
@@ -186,7 +233,7 @@ class Jobs:
         with self._changed:
             # Before the vault is read: a job that ends meanwhile is still in the list, and is no new one.
             running = set(self._runs)
-        active = self._vault.my_jobs()
+        active = self._watch_vault(self._vault.my_jobs())
         self._let_go(active)
         for job in self._untaken(active, running):
             run = self._take(job)

@@ -138,6 +138,7 @@ def assess(
         *_of_clock(protection, newest, now, clock),
         *_of_point(protection, policy, None if clock.stale else newest, now, power, load),
         *_of_error(protection, now, engine=engine),
+        *_of_restore(protection),
         *_of_fence(protection),
         *(protection.notices if protection.state in _REPLICATING else ()),
         *_of_tests(protection, now),
@@ -397,7 +398,8 @@ def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Findi
     if protection.retry_at is None:
         severity, again = Severity.ERROR, "not retried automatically"
     elif not engine:
-        severity, again = Severity.WARNING, f"attempt {protection.attempt + 1} waits for an engine"
+        severity = Severity.WARNING if error.get("retry") else Severity.ERROR
+        again = f"attempt {protection.attempt + 1} waits for an engine"
     else:
         # What time alone does not repair is critical, although it is tried again in case it is repaired.
         severity = Severity.WARNING if error.get("retry") else Severity.ERROR
@@ -409,6 +411,20 @@ def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Findi
             f"{error.get('happened', 'replication failed')} ({again})",
             str(error.get("cause", "")),
             str(error.get("action", "")),
+        )
+    ]
+
+
+def _of_restore(protection: Protection) -> list[Finding]:
+    if not protection.restored:
+        return []
+    return [
+        Finding(
+            "vault-put-back",
+            Severity.WARNING,
+            f"the record of {protection.name!r} is from an earlier copy of the vault",
+            f"The vault was restored, and {protection.target_site!r} has not been asked yet what it holds since.",
+            "No action needed; it is asked before anything is changed.",
         )
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asrcore.procedures.adopt import ADOPT
 from asrcore.procedures.drill import CLEANUP, TEST
 from asrcore.procedures.failover import PLANNED, UNPLANNED
 from asrcore.procedures.procedure import Procedure
@@ -28,5 +29,6 @@ PROCEDURES: dict[str, Procedure] = {
         UNDO,
         COMMIT,
         REPROTECT,
+        ADOPT,
     )
 }

@@ -15,7 +15,7 @@ from asrcore.procedures.give_back import NO_FAILURE_OF_A_SITE
 from asrcore.procedures.points import choose_point
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
 from asrcore.procedures.steps import note_repairs
-from asrcore.replication.record import adopt_sealed
+from asrcore.replication.agreement import ask_target
 
 __all__ = ["CLEANUP", "TEST", "cleanup_tests"]
 
@@ -30,8 +30,8 @@ def _test_begin(work: Work) -> None:
     allowed(protection.name, protection.state, Event.TEST)
     if protection.test is not None and protection.test.id == work.job_id:
         return
+    ask_target(work.context, protection.id)
     cleanup_tests(work)  # one test at a time: a new one takes the place of the former
-    adopt_sealed(work.context, protection)
     point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)
     work.context.plugins.before_failover(protection, FailoverKind.TEST)
     run = TestRun(id=work.job_id, point_id=point.id, machine_id="", started_at=work.context.clock())

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from asrcore import driver
 from asrcore.crashpoint import reach
 from asrcore.errors import AsrError, DriverFailed, NoPlannedFailover, PointNotFound, TargetNotReady, TrackingLost
+from asrcore.model.epoch import next_generation, shown
 from asrcore.model.event import FailoverKind
 from asrcore.model.finding import Severity
 from asrcore.model.health import rpo
@@ -37,8 +38,8 @@ from asrcore.procedures.give_back import (
 from asrcore.procedures.points import check_planned, choose_point
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.steps import commanded, fence_source, note_repairs, refused
+from asrcore.replication.agreement import ask_target
 from asrcore.replication.cycle import run_cycle
-from asrcore.replication.record import adopt_sealed
 
 __all__ = ["PLANNED", "UNPLANNED"]
 
@@ -60,6 +61,7 @@ def _planned_begin(work: Work) -> None:
     allowed(protection.name, protection.state, Event.FAIL_OVER)
     check_planned(protection)
     finish_undo(work.context, protection.id)
+    protection = ask_target(work.context, protection.id, at_once=True).protection
     _check_target(work, protection.head_point)
     if protection.state is not State.FAILING_OVER:  # else an earlier attempt has stopped it
         running = source.inventory.machine(protection.source_machine).power is not PowerState.OFF
@@ -81,7 +83,7 @@ def _unplanned_begin(work: Work) -> None:
     if protection.state is State.FAILING_OVER and source_was_stopped(work.context, protection, work.job_id):
         work.facts["source_to_start"] = True  # if this failover is taken back or undone
         work.save()
-    adopt_sealed(work.context, protection)
+    protection = ask_target(work.context, protection.id, at_once=True).protection
     point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)
     _check_target(work, point.id)
     _begin_failover(work, FailoverKind.UNPLANNED, failover_point=point.id, planned=False)
@@ -92,7 +94,7 @@ def _unplanned_begin(work: Work) -> None:
 def _check_target(work: Work, point_id: str | None) -> None:
     """Let the target read the replica and the point, and say that it can make and start the machine."""
     protection = work.protection
-    spec = _spec(protection, point_id, protection.epoch + 1)
+    spec = _spec(protection, point_id, next_generation(protection.epoch))
     try:
         found = work.context.site(protection.target_site).target.failover_findings(spec)
     except PointNotFound:
@@ -123,7 +125,7 @@ def _begin_failover(work: Work, kind: FailoverKind, *, failover_point: str | Non
     protection = vault.transition(
         protection.id,
         Event.FAIL_OVER,
-        epoch=protection.epoch + 1,
+        epoch=next_generation(protection.epoch),
         failover_point=failover_point,
         planned=planned,
         target_machine=None if begins else protection.target_machine,
@@ -131,7 +133,7 @@ def _begin_failover(work: Work, kind: FailoverKind, *, failover_point: str | Non
     )
     reach("failover.begun")
     work.facts["started_at"] = work.context.clock()
-    work.note("failover", f"{kind.value} failover to {protection.target_site} started, epoch {protection.epoch}")
+    work.note("failover", f"{kind.value} failover to {protection.target_site} started, epoch {shown(protection.epoch)}")
 
 
 def _or_back(run: Callable[[Work], None], *, cleans: bool = False) -> Callable[[Work], None]:
@@ -213,6 +215,7 @@ def _take_replica(work: Work) -> None:
 
 
 def _stop_source(work: Work) -> None:
+    ask_target(work.context, work.protection_id)
     inventory = commanded(work, work.protection.source_site)
     inventory.power_off(
         work.protection.source_machine, graceful=not work.arguments.force_off, timeout=work.arguments.timeout

@@ -17,6 +17,7 @@ from asrcore.errors import AsrError, MachineNotFound, NotAssigned, StaleEpoch, U
 from asrcore.model.machine import PowerState
 from asrcore.model.point import Consistency
 from asrcore.model.protection import Protection
+from asrcore.replication.agreement import check_undo
 from asrcore.replication.context import Context
 from asrcore.replication.cycle import CycleResult
 from asrcore.vault import JobState
@@ -175,6 +176,7 @@ def finish_undo(context: Context, protection_id: str) -> None:
 
 def try_undo(context: Context, protection: Protection) -> tuple[AsrError | None, AsrError | None]:
     """The same, of a machine for which an undo is due; why target and source cannot do their parts."""
+    check_undo(context, protection)
     left = clean_target(context, protection)
     unreleased = give_source_back(context, protection)
     protection = context.vault.protection(protection.id)

@@ -9,15 +9,26 @@ from collections.abc import Iterable
 
 import attrs
 
+from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, MarksLeft, NotReady, SiteUnreachable, UnsupportedOperation, VaultUnavailable
+from asrcore.errors import (
+    AsrError,
+    MarksLeft,
+    NotReady,
+    ReplicaDamaged,
+    ReplicaNotFound,
+    SiteUnreachable,
+    UnsupportedOperation,
+    VaultUnavailable,
+)
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.protection import NetworkMap, Protection
-from asrcore.model.state import Event, State
+from asrcore.model.state import Event, State, allowed
 from asrcore.procedures.failure import recorded, retried_if_passing, tried_again
 from asrcore.procedures.give_back import give_source_back
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
 from asrcore.procedures.steps import create_replica
+from asrcore.replication.agreement import check_unprotect, unknown_points
 from asrcore.replication.context import Context
 from asrcore.replication.cycle import run_cycle
 
@@ -117,6 +128,8 @@ def _finalize(work: Work) -> None:
 
 def _disable_begin(work: Work) -> None:
     protection = work.protection
+    allowed(protection.name, protection.state, Event.DISABLE)
+    check_unprotect(work.context, protection)
     if protection.undo_due:  # before the record of it is gone: the machine may be stopped and quarantined
         unreleased = give_source_back(work.context, protection)
         if unreleased is not None and not isinstance(unreleased, SiteUnreachable):
@@ -155,12 +168,25 @@ def _disable_target(work: Work) -> None:
             site.failover.stop_test(protection.replica_id, test_id)
         if protection.failover_point is not None and protection.replica_id in site.target.replicas():
             site.failover.undo(protection.replica_id, protection.epoch)  # an undo still owed it
+        _note_deleted(work, site.target)
         site.target.delete_replica(protection.replica_id, protection.epoch)
     except (SiteUnreachable, UnsupportedOperation) as problem:
         work.facts["target"] = f"the replica may be left at {protection.target_site}: {problem}"
     reach("unprotect.replica-deleted")
     work.note("protect", "protection ended")
     work.context.vault.remove_protection(protection.id)
+
+
+def _note_deleted(work: Work, target: driver.Target) -> None:
+    """What is deleted with the replica, and what of it only the target knows."""
+    try:
+        info = target.replica(work.protection.replica_id).info()
+    except (ReplicaNotFound, ReplicaDamaged):
+        return
+    unknown = unknown_points(work.context, work.protection, info)
+    work.facts.update(deleted_points=len(info.points), deleted_unknown_points=sorted(unknown))
+    if unknown:
+        work.note("protect", f"recovery points that only the target knew are deleted: {', '.join(sorted(unknown))}")
 
 
 PROTECT = Procedure(

@@ -7,6 +7,7 @@ from asrcore.model.state import Event, State, allowed
 from asrcore.procedures.failure import recorded
 from asrcore.procedures.give_back import finish_undo, withdraw_late_fence
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
+from asrcore.replication.agreement import ask_target
 from asrcore.replication.cycle import CycleResult, run_cycle
 
 __all__ = ["REPLICATE", "RESYNC"]
@@ -34,6 +35,7 @@ def _replicate(work: Work) -> None:
 
 def _resync_begin(work: Work) -> None:
     finish_undo(work.context, work.protection_id)
+    ask_target(work.context, work.protection_id)
     work.context.vault.transition(work.protection_id, Event.START_RESYNC)
     reach("resync.begun")
 

@@ -14,6 +14,7 @@ from asrcore.procedures.failure import recorded
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.protect import Pairing, check_ready
 from asrcore.procedures.steps import create_replica
+from asrcore.replication.agreement import check_fence
 from asrcore.replication.cycle import run_cycle
 from asrcore.replication.ids import new_id
 
@@ -25,6 +26,7 @@ def _begin(work: Work) -> None:
     allowed(protection.name, protection.state, Event.REPROTECT)
     if protection.state is State.REVERSING or protection.target_machine is None:
         return
+    check_fence(work.context, protection)
     # Both sites must answer before the direction is reversed.
     former = work.context.site(protection.source_site)
     if driver.Capability.TARGET not in work.context.plugins.driver(former.driver).info.capabilities:  # F9

@@ -12,6 +12,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.procedures.procedure import Work
+from asrcore.replication.agreement import check_fence
 
 __all__ = ["commanded", "create_replica", "fence_source", "note_repairs", "refused"]
 
@@ -53,6 +54,7 @@ def fence_source(work: Work) -> None:
     context, protection = work.context, work.protection
     place = protection.source_site, protection.source_machine
     reason = f"failed over to {protection.target_site}"
+    check_fence(context, protection)
     inventory = context.site(protection.source_site).inventory
     start = True
     if not protection.planned:  # a planned failover has stopped it

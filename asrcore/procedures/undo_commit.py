@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from asrcore.crashpoint import reach
 from asrcore.errors import AsrError
-from asrcore.model.state import Event, State
+from asrcore.model.epoch import next_generation
+from asrcore.model.state import Event, State, allowed
 from asrcore.procedures.drill import cleanup_tests
 from asrcore.procedures.failure import retried_if_passing, tried_again
 from asrcore.procedures.give_back import (
@@ -16,6 +17,7 @@ from asrcore.procedures.give_back import (
 )
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.steps import commanded
+from asrcore.replication.agreement import check_commit, check_undo
 from asrcore.vault import Changes
 
 __all__ = ["COMMIT", "UNDO"]
@@ -23,6 +25,8 @@ __all__ = ["COMMIT", "UNDO"]
 
 def _undo_begin(work: Work) -> None:
     protection = work.protection
+    allowed(protection.name, protection.state, Event.UNDO)
+    check_undo(work.context, protection, by_person=True)
     # Without a machine at the target nothing was taken from the source of an unplanned failover: it is left as it is.
     untouched = protection.state is State.FAILING_OVER and not protection.planned and protection.target_machine is None
     # From here on `fence_due` says that the source is not to be started. A planned failover that owes its fence has
@@ -30,7 +34,8 @@ def _undo_begin(work: Work) -> None:
     keep_off = untouched or (protection.fence_due and not protection.planned)
     if keep_off and protection.state is not State.UNDOING:
         keep_off = not source_was_stopped(work.context, protection, work.job_id)
-    changes = Changes(epoch=protection.epoch + 1, fence_due=keep_off) | tried_again(protection, State.UNDOING)
+    epoch = next_generation(protection.epoch)
+    changes = Changes(epoch=epoch, fence_due=keep_off) | tried_again(protection, State.UNDOING)
     work.context.vault.transition(protection.id, Event.UNDO, **changes)
     reach("undo.begun")
 
@@ -39,6 +44,7 @@ def _undo_remove(work: Work) -> None:
     """Delete the machine at the target. A target that cannot do it now owes it: the source must not wait for it.
     But a machine that is known to run there is stopped first."""
     protection = work.protection
+    check_undo(work.context, protection, by_person=True)
     left = clean_target(work.context, protection)
     reach("undo.removed")
     if left is None:
@@ -96,6 +102,8 @@ def _undo_finish(work: Work) -> None:
 
 def _commit_begin(work: Work) -> None:
     protection = work.protection
+    allowed(protection.name, protection.state, Event.COMMIT)
+    check_commit(work.context, protection)
     work.context.vault.transition(protection.id, Event.COMMIT, **tried_again(protection, State.COMMITTING))
     reach("commit.begun")
 

@@ -52,6 +52,7 @@ class Context:
         # Quarantines under way, by machine: the site and machine, and whether it is to be started again if the machine
         # was given back before the quarantine arrived.
         self.fencing: dict[str, tuple[tuple[str, str], bool]] = {}
+        self.found_at_target: dict[str, tuple[object, float]] = {}  # see `agreement`: what was found, and since when
         self._plugins = plugins
         self._loading = threading.Lock()
         self._lock = threading.Lock()

@@ -33,9 +33,10 @@ from asrcore.model.protection import CycleMode, PendingCycle, Protection
 from asrcore.model.state import Event, State
 from asrcore.model.watch import Watch
 from asrcore.replication import plan, retention
+from asrcore.replication.agreement import Asked, ask_target
 from asrcore.replication.context import Context
 from asrcore.replication.ids import new_id
-from asrcore.replication.record import adopt_sealed, record_sealed
+from asrcore.replication.record import record_sealed
 from asrcore.replication.transfer import Counts, Transfer
 
 __all__ = ["AfterSeal", "CycleResult", "apply_retention", "run_cycle"]
@@ -78,14 +79,18 @@ def run_cycle(
 
     Raises TrackingLost when no delta is possible (a PROTECTED machine is then RESYNC_PENDING), and what drivers raise.
     """
-    protection = context.vault.protection(protection_id)
+    # First of all: a vault that was put back must not even release marks at the source.
+    asked = ask_target(context, protection_id)
+    protection = asked.protection
+    if protection.state is State.RESYNC_PENDING:  # what the target knew better was adopted: it is compared in its turn
+        raise TrackingLost(machine=protection.name, detail=protection.resync_reason)
     source = context.site(protection.source_site).source
     if protection.attempt:
         _sweep(source, protection)
     began = context.clock()
     try:
         result = _run(
-            context, protection, source, watch, keep=keep, compare=compare, resend=resend or {}, after_seal=after_seal
+            context, asked, source, watch, keep=keep, compare=compare, resend=resend or {}, after_seal=after_seal
         )
     except TargetFull:
         apply_retention(
@@ -118,7 +123,7 @@ def _log_cycle(machine: str, result: CycleResult, seconds: float) -> None:
 
 def _run(
     context: Context,
-    protection: Protection,
+    asked: Asked,
     source: driver.Source,
     watch: Watch,
     *,
@@ -127,13 +132,13 @@ def _run(
     resend: Mapping[str, Sequence[Extent]],
     after_seal: AfterSeal | None,
 ) -> CycleResult:
-    adopted = adopt_sealed(context, protection)
-    if adopted is not None:
-        if protection.pending is not None and protection.state in _ENDED_BY_A_POINT:
-            return CycleResult(adopted, protection.pending.mode, Counts(), resumed=True)
-        # A point that was sealed before a crash shows that moment; what is asked for now is a view of now.
-        protection = context.vault.protection(protection.id)
-    return _Cycle(context, protection, source, watch, keep, compare, resend, after_seal).run()
+    former = asked.before
+    if asked.recorded is not None and former.pending is not None and former.state in _ENDED_BY_A_POINT:
+        return CycleResult(asked.recorded, former.pending.mode, Counts(), resumed=True)
+    # Else a point that was sealed before a crash shows that moment; what is asked for now is a view of now.
+    return _Cycle(
+        context, asked.protection, source, watch, keep, compare, resend, after_seal, asked.replica, asked.info
+    ).run()
 
 
 def apply_retention(context: Context, protection: Protection, watch: Watch, *, tidy: bool = False) -> None:
@@ -214,8 +219,8 @@ class _Cycle:
     compare: bool
     resend: Mapping[str, Sequence[Extent]]
     after_seal: AfterSeal | None
-    replica: driver.Replica = attrs.field(init=False)
-    info: driver.ReplicaInfo = attrs.field(init=False)
+    replica: driver.Replica
+    info: driver.ReplicaInfo
     policy: Policy = attrs.field(init=False)
     started: float = attrs.field(init=False)
     taken_at: float = attrs.field(init=False)
@@ -230,8 +235,6 @@ class _Cycle:
         self.started = self.taken_at = self.context.clock()
         self._ahead = self.started - self.context.elapsed()
         self.policy = self.context.vault.policy(self.protection.policy)
-        self.replica = self.context.site(self.protection.target_site).target.replica(self.protection.replica_id)
-        self.info = self.replica.info()
 
     # -- data path ---------------------------------------------------------------------------------------------------
 
@@ -241,6 +244,8 @@ class _Cycle:
         if pending is not None and (pending.mode is not mode or self.info.pending not in (None, pending.id)):
             self._give_up(pending)
             pending = None
+        if pending is None and self.info.pending is not None:
+            self._discard(self.info.pending)  # of a vault that was newer than this one: its view is not known here
         base = self._base(mode)
         since = pending.view_mark if pending else self.protection.mark
         cycle_id = pending.id if pending else new_id("c")
@@ -493,9 +498,14 @@ class _Cycle:
         """Discard an interrupted cycle that cannot be resumed."""
         self.info = self.replica.info()
         if self.info.pending == pending.id:
-            spec = driver.CycleSpec(pending.id, self.protection.epoch, pending.base_point, self.info.disks)
-            with self.replica.open_cycle(spec) as writer:
-                writer.discard()
+            self._discard(pending.id)
         self.context.vault.abandon_cycle(self.protection.id, pending.id, epoch=self.protection.epoch)
         self.protection = self.context.vault.protection(self.protection.id)
+        self.info = self.replica.info()
+
+    def _discard(self, cycle_id: str) -> None:
+        """Delete what a cycle has brought to the target."""
+        spec = driver.CycleSpec(cycle_id, self.protection.epoch, self.info.head, self.info.disks)
+        with self.replica.open_cycle(spec) as writer:
+            writer.discard()
         self.info = self.replica.info()

@@ -11,7 +11,7 @@ from asrcore.replication.context import Context
 from asrcore.replication.transfer import Counts
 from asrcore.vault import CycleStats
 
-__all__ = ["adopt_sealed", "record_sealed"]
+__all__ = ["record_found", "record_sealed"]
 
 _EVENTS = {
     State.INITIAL_COPY: Event.COPIED,
@@ -75,23 +75,25 @@ def record_sealed(
     return point
 
 
-def adopt_sealed(context: Context, protection: Protection) -> RecoveryPoint | None:
-    """Record the point of a cycle that is sealed at the target but not recorded; None if there is no such.
+def record_found(
+    context: Context, protection: Protection, replica: driver.Replica, info: driver.ReplicaInfo
+) -> tuple[RecoveryPoint | None, driver.ReplicaInfo]:
+    """Record the point of a cycle that is sealed at the target but not recorded; None if there is no such. Also what
+    the target holds then.
 
-    Asks only the target. Whoever chooses a recovery point does this first: until then the vault may name a head that
-    the sealed point has replaced.
+    Whoever chooses a recovery point does this first: until then the vault may name a head that the sealed point has
+    replaced.
     """
     pending = protection.pending
     if pending is None:
-        return None
-    replica = context.site(protection.target_site).target.replica(protection.replica_id)
-    info = replica.info()
+        return None, info
     if info.epoch < protection.epoch:  # taken over from another server, which may still be about to seal
         replica.raise_epoch(protection.epoch)
         info = replica.info()
     if not info.points or info.points[-1].id != pending.point_id:
-        return None
+        return None, info
     stored = info.points[-1]
     # What was sent, and when the cycle began, is no longer known; only the point matters.
     interval = context.vault.policy(protection.policy).interval
-    return record_sealed(context, protection, pending, stored, Counts(), interval=interval, started=context.clock())
+    recorded = record_sealed(context, protection, pending, stored, Counts(), interval=interval, started=context.clock())
+    return recorded, info

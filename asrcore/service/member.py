@@ -14,6 +14,7 @@ from importlib.metadata import version
 import attrs
 
 from asrcore.errors import AsrError, ServerNameTaken, ServerReplaced, VaultInUse
+from asrcore.model.epoch import shown
 from asrcore.model.health import CLOCK_TOLERANCE
 from asrcore.service.assign import assign
 from asrcore.units import format_duration
@@ -192,6 +193,6 @@ class Member:
             if not change.before:
                 _log.info("%s is assigned to %s", change.name, change.server)
                 continue
-            text = f"{change.server} took over from {change.before}, epoch {change.epoch}"
+            text = f"{change.server} took over from {change.before}, epoch {shown(change.epoch)}"
             _log.warning("%s: %s", change.name, text)
             vault.add_event(at=time.time(), machine=change.name, kind="server", text=text)

@@ -33,6 +33,7 @@ from asrcore.errors import (
     WrongState,
 )
 from asrcore.logline import report
+from asrcore.model.epoch import shown
 from asrcore.model.health import Clock, Health, Load, assess
 from asrcore.model.machine import PowerState
 from asrcore.model.policy import Policy
@@ -44,6 +45,7 @@ from asrcore.procedures.give_back import finish_undo, release, withdraw_late_fen
 from asrcore.procedures.procedure import Arguments
 from asrcore.procedures.steps import refused
 from asrcore.procedures.verify import VERIFY
+from asrcore.replication.agreement import check_fence
 from asrcore.replication.context import Context
 from asrcore.replication.cycle import run_cycle
 from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load, verification_due
@@ -257,12 +259,16 @@ class Scheduler:
             inventory = self._context.site(site).inventory
             # A machine that is off and was stopped by a failover has been started if it is given back meanwhile.
             stopped = protection.planned or inventory.fenced(machine) is not None
-            start = stopped or inventory.machine(machine).power is not PowerState.OFF
+            off = inventory.machine(machine).power is PowerState.OFF
+            start = stopped or not off
+            if protection.restored or not (off and inventory.fenced(machine) is not None):
+                check_fence(self._context, protection)  # before the fence changes anything
             now = self._context.vault.protection(protection.id)
             if now.epoch != protection.epoch or _to_fence(now) != place:
                 return  # connecting took so long that the machine was given back meanwhile
             self._context.fencing[protection.id] = place, start
-            inventory.fence(machine, driver.Fence(now.epoch, f"{now.name} is owned elsewhere since epoch {now.epoch}"))
+            reason = f"{now.name} is owned elsewhere since epoch {shown(now.epoch)}"
+            inventory.fence(machine, driver.Fence(now.epoch, reason))
         except MachineNotFound:
             pass  # the site was rebuilt: there is nothing left to quarantine
         except AsrError as error:

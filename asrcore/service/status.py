@@ -187,6 +187,7 @@ def document(item: MachineStatus) -> dict[str, Any]:
         "engine": item.engine.document(),
         "error": plain(protection.error),
         "retry_at": protection.retry_at,
+        "restored": protection.restored,
     }
 
 

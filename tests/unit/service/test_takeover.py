@@ -22,8 +22,8 @@ from asrcore.driver import Site
 from asrcore.errors import AsrError, NotAssigned, StaleEpoch
 from asrcore.model.watch import Watch
 from asrcore.procedures.failure import recorded_failure
+from asrcore.replication.agreement import ask_target
 from asrcore.replication.cycle import CycleResult, run_cycle
-from asrcore.replication.record import adopt_sealed
 from asrcore.service.assign import assign
 from asrcore.testing.memory._state import WorldState
 from asrcore.vault import _schema
@@ -172,7 +172,7 @@ def test_the_replica_gets_the_epoch_before_it_is_asked_what_it_has(pair: Pair) -
     """Otherwise the former server could still seal between the answer and the next cycle."""
     pair.one.vault.begin_cycle(pair.rig.protection.id, samples.cycle(1, pair.rig.protection.head_point))
     pair.take_over()
-    assert adopt_sealed(pair.two.context, pair.two.vault.protection("web")) is None
+    assert ask_target(pair.two.context, pair.rig.protection.id).recorded is None
     assert pair.at_target().replica(pair.rig.protection.replica_id).epoch == 2
 
 
