@@ -26,6 +26,7 @@ _ALIKE = (
     "target.seal.applied",
     "target.flushed",
     "vault.add-",
+    "vault.begin-incarnation.",
     "vault.begin-cycle.",
     "vault.forget-points.",
     "vault.mark-dropping.",
