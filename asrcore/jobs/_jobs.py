@@ -61,6 +61,7 @@ class Jobs:
         self._runs: dict[str, Run] = {}
         self._left: dict[str, float] = {}  # jobs that ended here without a record of it, and when
         self._wrote_at = self._renew_at = 0.0
+        self._continuous = False  # whether the vault is known not to be an earlier copy
         self._trouble = ""
 
     # -- any process ---------------------------------------------------------------------------------------------------
@@ -101,6 +102,7 @@ class Jobs:
         self._left.clear()
         self._durable = Durable(self._vault.jobs_url, self._vault.url, self._body, self._server)
         try:
+            self._continuous = False
             self._begin_incarnation()
             # Places in line are taken before anything runs, so that jobs keep the order they were asked for in.
             interrupted = [self._take(job) for job in reversed(self._vault.my_jobs())]
@@ -121,17 +123,23 @@ class Jobs:
     def _begin_incarnation(self) -> None:
         """Of a vault that was put back to an earlier copy no job is resumed: it may have ended or been cancelled since.
 
-        The jobs come first: if this is killed, the next engine still sees that the vault was put back.
+        The jobs come first: if this is killed, the next engine still sees that the vault was put back. Beside other
+        servers it is looked at again later.
         """
         found = self._vault.was_put_back()
+        self._renew_at = time.monotonic() + _RENEW
+        if found is None:
+            return
+        self._continuous = True
         if found:
-            ended = self._leave_to_person(self._vault.jobs(active=True))
+            with self._changed:
+                here = set(self._runs)
+            ended = self._leave_to_person([job for job in self._vault.jobs(active=True) if job.id not in here])
             text = "the vault was put back to an earlier copy; every machine is compared with its target first"
             _log.warning("%s; jobs that were not resumed: %s", text, ended)
             vault = self._vault.for_others()
             vault.add_event(at=self._context.clock(), machine="", kind="vault", text=f"{text}; jobs: {ended}")
         self._vault.begin_incarnation(put_back=found)
-        self._renew_at = time.monotonic() + _RENEW
 
     def _leave_to_person(self, jobs: Sequence[Job]) -> int:
         vault = self._vault.for_others()  # also jobs of machines that are assigned to servers of the past
@@ -151,8 +159,12 @@ class Jobs:
         """The database may have lost its last transactions, in a failover to a standby: jobs that are not at work here
         may have ended since. Returns those that are to be taken up."""
         if time.monotonic() >= self._renew_at:
-            self._renew_at = time.monotonic() + _RENEW
-            self._vault.begin_incarnation()
+            if self._continuous:
+                self._renew_at = time.monotonic() + _RENEW
+                self._vault.begin_incarnation()
+            else:
+                self._begin_incarnation()
+                active = self._vault.my_jobs()
         if not self._vault.lost_transactions():
             return active
         _log.warning("the database has lost its last transactions; every machine is compared with its target first")

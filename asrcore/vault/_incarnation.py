@@ -41,14 +41,17 @@ _MASK = 2**32 - 1  # a row shows the lower half of its transaction's number
 class Incarnation(Registry):
     """The part of the vault that knows whether it was put back to an earlier copy."""
 
-    def was_put_back(self) -> bool:
+    def was_put_back(self) -> bool | None:
         """Whether this is an earlier copy of the vault, before `begin_incarnation`. Raises VaultUnavailable.
 
-        Not while other servers are alive: they have worked on it without a break.
+        None while other servers seem to be alive: they have worked on it without a break, or the copy is so new that
+        their leases in it have not expired.
         """
         with self._read() as connection:
             row = self._incarnation(connection)
-            if row is None or any(server.alive for server in self._others(connection)):
+            if any(server.alive for server in self._others(connection)):
+                return None
+            if row is None:
                 return False
             if self._place.path is not None:
                 return row["token"] not in self._tokens_beside()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from asrcore.errors import ReplicaNotFound, TrackingLost, VaultBehind
+from asrcore.errors import ReplicaNotFound, SiteUnreachable, TrackingLost, VaultBehind
 from asrcore.model.epoch import generation
 from asrcore.model.health import Level
 from asrcore.model.machine import PowerState
@@ -348,6 +348,33 @@ def test_an_undo_that_was_owed_is_not_completed_over_a_later_failover(rig: Rig) 
     rig.put_back(copy, directory=True)
     Scheduler(rig.engine.context, lambda kind, protection, arguments: None)._finish_undo(rig.protection, Watch())
     assert (rig.power("a"), rig.power("b")) == (OFF, RUNNING)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_fence_waits_for_the_target_only_if_the_vault_was_put_back(rig: Rig, restored: bool) -> None:
+    rig.home.cut()
+    rig.engine.failover_unplanned("web")
+    rig.engine.vault.update(rig.protection.id, restored=restored)
+    rig.home.restore()
+    rig.away.cut()
+    serve_fence(rig)
+    assert rig.power("a") is (RUNNING if restored else OFF)
+    rig.away.restore()
+    serve_fence(rig)
+    assert rig.power("a") is OFF
+    assert not rig.protection.restored
+
+
+def test_an_undo_waits_for_the_target_if_the_vault_was_put_back(rig: Rig) -> None:
+    rig.engine.failover_unplanned("web")
+    rig.engine.vault.update(rig.protection.id, restored=True)
+    rig.away.cut()
+    with pytest.raises(SiteUnreachable):
+        rig.engine.failover_undo("web")
+    assert rig.power("a") is OFF
+    rig.away.restore()
+    rig.engine.failover_undo("web")
+    assert rig.power("a") is RUNNING
 
 
 def test_unprotect_says_what_only_the_target_knew(rig: Rig) -> None:

@@ -72,7 +72,7 @@ class PutBack(RuleBasedStateMachine):
 
     def _begin(self) -> None:
         vault = self.rig.engine.vault
-        vault.begin_incarnation(put_back=vault.was_put_back())
+        vault.begin_incarnation(put_back=bool(vault.was_put_back()))
         self.service = Scheduler(self.rig.engine.context, self.rig.engine._submit)
         self.service._cycles = self.service._fences = _Here()  # type: ignore[assignment]
 

@@ -21,11 +21,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from asr_driver_libvirt.failover import promotion
 from asr_driver_libvirt.failover.instances import hold, make_images, of_point
 from asr_driver_libvirt.target import seed
 from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk
 from asr_storage.replica.store import ReplicaKind, Shared
-from asrcore.driver import DIGEST_BLOCK, CycleSpec, DiskReader, ReplicaSpec, digests_of
+from asrcore import codec
+from asrcore.driver import DIGEST_BLOCK, CycleSpec, DiskReader, Promoted, ReplicaSpec, digests_of
 from asrcore.errors import (
     AsrError,
     Cancelled,
@@ -289,6 +291,18 @@ def test_higher_epoch_takes_ownership(bench: Make, replica_dir: Path) -> None:
     one = bench(replica_dir, {"vda": MIB})
     one.replica.open_cycle(CycleSpec("c1", 5, None, one.disks)).close()
     assert one.replica.info().epoch == 5
+
+
+def test_the_promotion_that_the_driver_recorded_is_reported(bench: Make, replica_dir: Path) -> None:
+    one = bench(replica_dir, {"vda": MIB})
+    one.cycle([("vda", 0, data(1, 512))])
+    assert one.replica.info().promoted is None
+    made = promotion.Promotion(promotion.Phase.MAKING, "p1", "uuid-1", "web", "/nowhere", {})
+    one.replica.home.promotion.write_bytes(codec.dump(made))
+    assert one.replica.info().promoted == Promoted("p1", "uuid-1")
+    one.replica.home.promotion.write_bytes(b"{")
+    with pytest.raises(ReplicaDamaged, match="promotion"):
+        one.replica.info()
 
 
 def test_wrong_base_is_refused(bench: Make, replica_dir: Path) -> None:
