@@ -24,6 +24,7 @@ from asrcore.driver._digests import (
     digests_of,
     zero_digest,
 )
+from asrcore.driver._examine import Examination, examination_parts
 from asrcore.driver._failover import Failover, Instance, PromoteSpec, TestSpec
 from asrcore.driver._inventory import Fence, Inventory
 from asrcore.driver._reader import DiskReader
@@ -57,6 +58,7 @@ __all__ = [
     "DiskView",
     "Driver",
     "DriverInfo",
+    "Examination",
     "Failover",
     "Fence",
     "FrozenView",
@@ -82,6 +84,7 @@ __all__ = [
     "different_blocks",
     "digest_of",
     "digests_of",
+    "examination_parts",
     "page_buffer",
     "zero_digest",
 ]

@@ -10,8 +10,9 @@ import attrs
 
 from asrcore.closing import Closing
 from asrcore.driver._digests import Digest, different_blocks, digests_of
+from asrcore.driver._examine import Examination, examination_parts, read_parts
 from asrcore.driver._failover import PromoteSpec
-from asrcore.errors import PointNotFound, StaleEpoch
+from asrcore.errors import PointNotFound, ReplicaDamaged, StaleEpoch
 from asrcore.model.extent import Extent
 from asrcore.model.finding import Finding
 from asrcore.model.machine import Description
@@ -59,7 +60,8 @@ class ReplicaSpec:
 @attrs.frozen
 class StoredPoint:
     """A sealed point as the target knows it. `disks`: sizes in bytes by disk id. `held`: bytes that the target keeps
-    for them, as last known, where storage is paid by use; None where the target does not report it."""
+    for them, as last known, where storage is paid by use; None where the target does not report it. `damaged`: what was
+    found wrong with it (see `Replica.mark_damaged`), for people."""
 
     id: str
     taken_at: float
@@ -69,6 +71,7 @@ class StoredPoint:
     pinned: bool
     disks: Mapping[str, int]
     held: int | None = None
+    damaged: str = ""
 
 
 @attrs.frozen
@@ -84,7 +87,9 @@ class ReplicaInfo:
     """State of a replica: `points` oldest first, the last one is the head. `pending` is the id of an open cycle.
     `disks` are the disks of the head; before the first point those that were created or seeded. `kind` says how the
     target keeps points (`reflink`, `chain`, `page-blob`); it is shown to people. `promoted`: from a promotion until its
-    undo or commit; a vault that was restored from a backup learns of the failover by it."""
+    undo or commit; a vault that was restored from a backup learns of the failover by it. `keeps_digests`: an
+    examination compares content with what was recorded when it was written. Without, reading a point only shows that
+    it can be read, and that is not done regularly."""
 
     replica_id: str
     epoch: int
@@ -93,6 +98,7 @@ class ReplicaInfo:
     pending: str | None
     kind: str = ""
     promoted: Promoted | None = None
+    keeps_digests: bool = False
 
     @property
     def head(self) -> str | None:
@@ -213,6 +219,45 @@ class Replica(ABC):
     @abstractmethod
     def reader(self, disk_id: str, point_id: str | None = None) -> DiskReader:
         """Reads a point, by default the head."""
+
+    def examine(
+        self, point_id: str, *, start: int | None = None, limit: int | None = None, watch: Watch | None = None
+    ) -> Examination:
+        """Look for damage in a recovery point; changes nothing that a point consists of. Raises PointNotFound.
+
+        Without `start` it is a quick look, of seconds and few reads whatever the size: whether all parts are there and
+        can be read, and samples of the content. With `start` the content is read from there on, past what is cached, to
+        the end or for at most `limit` bytes (64 KiB or more): 0 is the beginning, otherwise the former part's `end`.
+
+        By default the description and both ends of each disk are read, or all of it, and no digest is known. What
+        cannot be read is damage only if the error says so (ReplicaDamaged): other errors are raised.
+        """
+        info = self.info()
+        point = next((item for item in info.points if item.id == point_id), None)
+        if point is None:
+            raise PointNotFound(machine=info.replica_id, point=point_id)
+        try:
+            self.description(point_id)
+        except ReplicaDamaged as problem:
+            return Examination((str(problem),))
+        parts, end = examination_parts(point.disks, start, limit)
+        damage, done = [], 0
+        for disk_id, extents in parts:
+            try:
+                with self.reader(disk_id, point_id) as reader:
+                    done += read_parts(reader, extents, watch or Watch())
+            except ReplicaDamaged as problem:
+                damage.append(f"disk {disk_id}: {problem}")
+        return Examination(tuple(damage), done, 0, end)
+
+    def mark_damaged(self, point_id: str, damaged: str) -> None:  # noqa: B027 - the engine's record is enough
+        """Record with the point what was found wrong with it, "" that nothing is; by default only the engine does.
+        Raises PointNotFound."""
+
+    def from_records(self) -> Replica:
+        """The replica, with `digests` and `compare` answered from what was recorded when the content was written, where
+        it was, without reading that: for a resync. By default the same."""
+        return self
 
     def digests(self, disk_id: str, extent: Extent, digest: Digest = Digest.BLAKE3) -> bytes:
         """Digests of the head's blocks in an extent, computed at the target; see `digests_of`."""

@@ -48,7 +48,7 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
         (driver.Inventory, "machines machine description power_on power_off fence unfence fenced"),
         (driver.Source, "findings keep_marks"),
         (driver.Target, "findings failover_findings capacity replicas delete_replica"),
-        (driver.Replica, "info raise_epoch drop_points pin description"),
+        (driver.Replica, "info raise_epoch drop_points pin description examine mark_damaged"),
         (driver.Failover, "start_test stop_test tests promote undo commit"),
     )
     for name in names.split()

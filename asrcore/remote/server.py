@@ -352,16 +352,21 @@ class SiteServer:
 
     def _replica_digests(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
         with _within():
-            return Answer(body=self._replica(head).digests(str(head.get("disk")), _extent(head), _digest(head)))
+            return Answer(body=self._digested(head).digests(str(head.get("disk")), _extent(head), _digest(head)))
 
     def _replica_compare(self, session: _Session, head: Mapping[str, Any], body: Bytes) -> Answer:
         """`body` is the digest of the caller's digests. If it equals that of our digests, nothing differs; otherwise
         our digests are returned."""
         digest = _digest(head)
         with _within():
-            ours = self._replica(head).digests(str(head.get("disk")), _extent(head), digest)
+            ours = self._digested(head).digests(str(head.get("disk")), _extent(head), digest)
         same = driver.digest_of(ours, digest) == bytes(body)
         return Answer({"same": same}, b"" if same else ours)
+
+    def _digested(self, head: Mapping[str, Any]) -> driver.Replica:
+        """The replica whose digests are asked for: those that were recorded, or those of what is read."""
+        replica = self._replica(head)
+        return replica.from_records() if head.get("records") == "yes" else replica
 
     def _replica_reader(self, session: _Session, head: Mapping[str, Any], _: Bytes) -> Answer:
         return self._open_reader(session, self._replica(head).reader(str(head.get("disk")), head.get("point")))

@@ -401,6 +401,7 @@ class _Cycle:
         self, work: Mapping[str, plan.DiskWork], machine: driver.MachineView, writer: driver.CycleWriter
     ) -> None:
         self.watch.start("copying", plan.total_bytes(work))
+        recorded = self.replica.from_records() if any(item.compare for item in work.values()) else self.replica
         for disk_id, item in work.items():
             if not item.bytes:
                 continue
@@ -409,7 +410,8 @@ class _Cycle:
             try:
                 transfer.copy(item.copy)
                 if item.compare:
-                    transfer.compare(item.compare, self.replica, self.info.disks.get(disk_id, 0))
+                    # What the replica has recorded of its content is not read: that `verify` and the scrub do.
+                    transfer.compare(item.compare, recorded, self.info.disks.get(disk_id, 0))
             except BaseException:
                 # What has arrived is not sent again: a cut link or a cancelled copy costs nothing but time.
                 with suppress(AsrError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from asrcore.driver import (
     DIGEST_BLOCK,
@@ -12,6 +13,7 @@ from asrcore.driver import (
     CycleWriter,
     Digest,
     DiskReader,
+    Examination,
     Failover,
     Instance,
     PromoteSpec,
@@ -82,9 +84,10 @@ class RemoteReplica(Replica):
 
     hashes_at_target = True
 
-    def __init__(self, peer: Peer, replica_id: str) -> None:
+    def __init__(self, peer: Peer, replica_id: str, *, from_records: bool = False) -> None:
         self._peer = peer
         self._id = replica_id
+        self._records = {"records": "yes"} if from_records else {}
 
     def info(self) -> ReplicaInfo:
         result: ReplicaInfo = self._peer.plain("replica.info", replica=self._id)
@@ -107,6 +110,25 @@ class RemoteReplica(Replica):
         result: Description = self._peer.plain("replica.description", replica=self._id, point_id=point_id)
         return result
 
+    def examine(
+        self, point_id: str, *, start: int | None = None, limit: int | None = None, watch: Watch | None = None
+    ) -> Examination:
+        try:
+            result: Examination = self._peer.plain(
+                "replica.examine", watch, replica=self._id, point_id=point_id, start=start, limit=limit
+            )
+        except UnsupportedOperation:  # a master target of an older version
+            return super().examine(point_id, start=start, limit=limit, watch=watch)
+        return result
+
+    def mark_damaged(self, point_id: str, damaged: str) -> None:
+        with suppress(UnsupportedOperation):
+            self._peer.plain("replica.mark_damaged", replica=self._id, point_id=point_id, damaged=damaged)
+
+    def from_records(self) -> Replica:
+        """See Replica. A master target of an older version reads, and answers the same."""
+        return RemoteReplica(self._peer, self._id, from_records=True)
+
     def allocated(self, disk_id: str) -> list[Extent]:
         return self._peer.extents("replica.allocated", {"replica": self._id, "disk": disk_id})
 
@@ -114,7 +136,7 @@ class RemoteReplica(Replica):
         return RemoteReader(self._peer, "replica.reader", {"replica": self._id, "disk": disk_id, "point": point_id})
 
     def digests(self, disk_id: str, extent: Extent, digest: Digest = Digest.BLAKE3) -> bytes:
-        names = {"replica": self._id, "disk": disk_id, "digest": digest.value}
+        names = {"replica": self._id, "disk": disk_id, "digest": digest.value, **self._records}
         return digests(self._peer, "replica.digests", names, extent)
 
     def compare(self, disk_id: str, extent: Extent, ours: bytes, digest: Digest = Digest.BLAKE3) -> list[Extent]:
@@ -133,6 +155,7 @@ class RemoteReplica(Replica):
             "offset": part.offset,
             "length": part.length,
             "digest": digest.value,
+            **self._records,
         }
         channel = self._peer.links.channel(self._peer.next_index())
         answer = channel.ask("replica.compare", asked, digest_of(ours, digest))

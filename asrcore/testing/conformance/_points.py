@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+import attrs
 import pytest
 
-from asrcore.driver import Capability
+from asrcore.driver import Capability, Examination
 from asrcore.errors import PointNotFound, ReplicaNotFound
+from asrcore.model.extent import Extent
 from asrcore.model.finding import Finding
 from asrcore.model.machine import Disk, Firmware, Machine
 from asrcore.model.policy import Policy
@@ -18,6 +20,19 @@ from asrcore.testing.conformance.rig import ConformanceRig
 from asrcore.units import KiB, MiB
 
 __all__ = ["PointConformance"]
+
+
+def _examined(target: TargetBench, point_id: str, limit: int | None = None) -> Examination:
+    """All of a point, in parts."""
+    found = total = target.replica.examine(point_id, start=0, limit=limit)
+    while found.end is not None:
+        start = found.end
+        found = target.replica.examine(point_id, start=start, limit=limit)
+        assert found.end is None or found.end > start
+        total = Examination(
+            (*total.damage, *found.damage), total.read + found.read, total.proved + found.proved, found.end
+        )
+    return total
 
 
 class PointConformance(TargetBase):
@@ -106,9 +121,69 @@ class PointConformance(TargetBase):
         with pytest.raises(PointNotFound):
             target.replica.description("no-such-point")
         with pytest.raises(PointNotFound):
+            target.replica.examine("no-such-point")
+        with pytest.raises(PointNotFound):
             target.replica.pin("no-such-point", True)
         with pytest.raises(PointNotFound):
             target.replica.reader(target.first, "no-such-point").close()
+
+    # -- damage
+
+    @needs(target=[TARGET])
+    def test_a_whole_point_is_found_whole(self, target: TargetBench) -> None:
+        target.first_points("p1", "p2")
+        target.cycle("p3", Data(target.first, 512, noise(4 * KiB)), Zero(target.second, 0, 64 * KiB), keep=False)
+        for point_id in target.points:
+            assert target.replica.examine(point_id).damage == ()
+            found = _examined(target, point_id)
+            assert found.damage == ()
+            assert found.proved <= sum(target.sizes.values())
+        target.replica.drop_points(["p1"], 1)
+        target.rig.restart()
+        for point_id in target.points:
+            assert _examined(target, point_id).damage == ()
+        target.check()
+
+    @needs(target=[TARGET])
+    def test_an_examination_may_be_divided(self, target: TargetBench) -> None:
+        target.first_points("p1")
+        whole = target.replica.examine("p1", start=0)
+        assert whole.end is None
+        parts = _examined(target, "p1", limit=192 * KiB)
+        assert (parts.damage, parts.read, parts.proved) == (whole.damage, whole.read, whole.proved)
+
+    @needs(target=[TARGET])
+    def test_damage_of_a_point_is_found(self, target: TargetBench) -> None:
+        target.first_points("p1", "p2")
+        last = sorted(target.sizes)[-1]
+        target.rig.damage_point(target.id, "p1", last, target.sizes[last] - 1)
+        for limit in (None, 192 * KiB):
+            found = _examined(target, "p1", limit=limit)
+            assert found.damage
+            assert all(last in text for text in found.damage)
+
+    @needs(target=[TARGET])
+    def test_a_mark_of_damage_changes_nothing_else(self, target: TargetBench) -> None:
+        target.first_points("p1", "p2")
+        before = target.replica.info()
+        for text in ("a block is lost", "", "a block is lost"):
+            target.replica.mark_damaged("p1", text)
+        target.rig.restart()
+        marked = target.replica.info().points
+        assert marked[0].damaged in ("a block is lost", "")  # a driver may leave it to the engine to keep it
+        assert tuple(attrs.evolve(point, damaged="") for point in marked) == before.points
+        target.check()
+        target.replica.mark_damaged("p1", "")
+        assert target.replica.info() == before
+
+    @needs(target=[TARGET])
+    def test_recorded_digests_are_those_of_the_head(self, target: TargetBench) -> None:
+        target.first_points("p1", "p2")
+        target.cycle("p3", Data(target.first, 512, noise(4 * KiB)), Zero(target.second, 0, 100 * KiB), keep=False)
+        for disk_id, size in target.sizes.items():
+            expected = target.expected["p3"][disk_id]
+            assert target.replica.from_records().digests(disk_id, Extent(0, size)) == expected
+            assert target.replica.from_records().compare(disk_id, Extent(0, size), expected) == []
 
     # -- disks that come and go
 

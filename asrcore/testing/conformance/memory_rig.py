@@ -157,6 +157,9 @@ class MemoryRig(ConformanceRig):
         yield
         self.away.configure(read_only=False)
 
+    def damage_point(self, replica_id: str, point_id: str, disk_id: str, offset: int) -> None:
+        self.away.damage_point(replica_id, point_id, disk_id, offset)
+
     @contextmanager
     def unreachable_target(self) -> Iterator[None]:
         self.away.cut()

@@ -164,6 +164,10 @@ class ConformanceRig(Closing):
         """Within this context the target does not answer."""
         self._cannot("cut the link to the target")
 
+    def damage_point(self, replica_id: str, point_id: str, disk_id: str, offset: int) -> None:
+        """Change a byte of a recovery point's disk past the driver, as a bad disk would."""
+        self._cannot("damage a recovery point")
+
     # -- needed of failover --------------------------------------------------------------------------------------------
 
     def change_instance(self, instance: Instance) -> None:

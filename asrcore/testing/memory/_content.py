@@ -79,6 +79,11 @@ class Content:
             else:
                 blocks[number] = bytes(rest)
 
+    def differs(self, other: Content, offset: int, length: int) -> bool:
+        """Whether a range has other bytes than in another content."""
+        numbers = blocks_of(offset, length)
+        return any(self._blocks.get(number, _ZEROES) != other._blocks.get(number, _ZEROES) for number in numbers)
+
     def resize(self, size: int) -> None:
         """Grow with zeroes, or cut."""
         if size < self.size:

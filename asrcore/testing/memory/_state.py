@@ -124,11 +124,13 @@ class MachineState:
 
 @attrs.define
 class PointState:
-    """A sealed recovery point with its own content."""
+    """A sealed recovery point with its own content. `sealed`: the content as it was sealed, instead of digests of it; a
+    snapshot costs nothing."""
 
     point: StoredPoint
     description: Description
     disks: dict[str, Content]
+    sealed: dict[str, Content] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -267,8 +269,10 @@ class ReplicaState:
             disks=dict(journal.disks),
             held=sum(len(block) for content in head.values() for block in content.blocks),
         )
-        frozen = {disk_id: content.snapshot() for disk_id, content in head.items()}
-        self.points.append(PointState(point, spec.description, frozen))
+        frozen, sealed = (
+            {disk_id: content.snapshot() for disk_id, content in head.items()} for _ in ("the point", "as sealed")
+        )
+        self.points.append(PointState(point, spec.description, frozen, sealed))
         self.head = head
         self.journal = None
 

@@ -21,6 +21,7 @@ from asrcore.driver import (
     CycleSpec,
     CycleWriter,
     DiskReader,
+    Examination,
     Promoted,
     PromoteSpec,
     Replica,
@@ -29,6 +30,7 @@ from asrcore.driver import (
     SealSpec,
     StoredPoint,
     Target,
+    examination_parts,
 )
 from asrcore.errors import (
     InvalidValue,
@@ -199,6 +201,7 @@ class MemoryReplica(Replica):
                 pending=replica.journal.cycle_id if replica.journal else None,
                 kind="memory",
                 promoted=_promoted(replica.promotion),
+                keeps_digests=True,
             )
         )
 
@@ -250,6 +253,25 @@ class MemoryReplica(Replica):
 
     def description(self, point_id: str) -> Description:
         return self._look(lambda replica: replica.point(point_id).description)
+
+    def examine(
+        self, point_id: str, *, start: int | None = None, limit: int | None = None, watch: Watch | None = None
+    ) -> Examination:
+        found = super().examine(point_id, start=start, limit=limit, watch=watch)
+        point = self._look(lambda replica: replica.point(point_id))
+        damage = [
+            f"disk {disk_id}: a block of the {extent.length} bytes at {extent.offset} is not as it was written"
+            for disk_id, extents in examination_parts(point.point.disks, start, limit)[0]
+            for extent in extents
+            if point.disks[disk_id].differs(point.sealed[disk_id], extent.offset, extent.length)
+        ]
+        return attrs.evolve(found, damage=(*found.damage, *damage), proved=0 if damage else found.read)
+
+    def mark_damaged(self, point_id: str, damaged: str) -> None:
+        with self._session.change() as state:
+            point = state.replica(self._id).point(point_id)
+            point.point = attrs.evolve(point.point, damaged=damaged)
+        reach("target.marked")
 
     def allocated(self, disk_id: str) -> list[Extent]:
         return self._look(lambda replica: _disk(replica.head, disk_id).extents())

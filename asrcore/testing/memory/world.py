@@ -199,6 +199,12 @@ class MemoryWorld:
         with self.change() as state:
             state.room = None
 
+    def damage_point(self, replica_id: str, point_id: str, disk_id: str, offset: int) -> None:
+        """Change a byte of a recovery point, as a bad disk would: nothing else of the replica, and nothing notes it."""
+        with self.change() as state:
+            content = state.replica(replica_id).point(point_id).disks[disk_id]
+            content.write(offset, bytes([content.read(offset, 1)[0] ^ 0x20]))
+
     def configure(
         self,
         *,

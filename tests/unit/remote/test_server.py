@@ -6,12 +6,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pytest
 
 from asrcore import driver
-from asrcore.driver import Digest, ReplicaSpec, ViewRequest, block_digests
+from asrcore.driver import (
+    CycleSpec,
+    Digest,
+    Examination,
+    ReplicaSpec,
+    SealSpec,
+    ViewRequest,
+    block_digests,
+)
 from asrcore.errors import (
     AsrError,
     InvalidValue,
@@ -30,9 +39,11 @@ from asrcore.remote import RemoteDriver, calls, server
 from asrcore.remote.client.site import RemoteSite
 from asrcore.remote.server import SiteServer
 from asrcore.testing.memory import MemoryDriver, MemoryWorld
+from asrcore.testing.memory._target import MemoryReplica
 from asrcore.testing.memory.world import MemoryMachine
 from asrcore.units import KiB, MiB
 from asrcore.wire.carrier import Address, Limits
+from asrcore.wire.channel import Answer, Channel
 from asrcore.wire.failures import rebuilt
 from asrcore.wire.listener import Listener
 from asrcore.wire.tls import Identity, Role
@@ -188,6 +199,53 @@ def test_what_is_equal_exchanges_little(place: Place) -> None:
         wrong = bytearray(ours)
         wrong[16] ^= 1
         assert replica.compare("vda", Extent(0, size), bytes(wrong), Digest.BLAKE3) == [Extent(64 * KiB, 64 * KiB)]
+
+
+def test_recorded_digests_are_answered_where_they_are_recorded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = place.world.add_machine("big", {"vda": MiB})
+    asked: list[str] = []
+
+    class Recorded(MemoryReplica):
+        def digests(self, disk_id: str, extent: Extent, digest: Digest = Digest.BLAKE3) -> bytes:
+            asked.append(f"{disk_id} {extent.offset}")
+            return b"recorded" * (2 * extent.length // (64 * KiB))
+
+    monkeypatch.setattr(MemoryReplica, "from_records", lambda self: Recorded(self._session, self._id))
+    with place.connect() as site:
+        replica = site.target.create_replica(ReplicaSpec("r1", "big", 1, Description(machine.value, "memory")), Watch())
+        assert replica.digests("vda", Extent(0, MiB)) == block_digests(memoryview(bytes(MiB)))
+        assert asked == []
+        assert replica.from_records().digests("vda", Extent(0, MiB)) == b"recorded" * 32
+        assert replica.from_records().compare("vda", Extent(0, MiB), b"recorded" * 32) == []
+        assert asked == ["vda 0", "vda 0"]
+
+
+def test_a_point_is_examined_where_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with place.connect() as site:
+        machine = place.world.add_machine("big", {"vda": MiB})
+        description = Description(machine.value, "memory")
+        replica = site.target.create_replica(ReplicaSpec("r1", "big", 1, description), Watch())
+        with replica.open_cycle(CycleSpec("c1", 1, None, {"vda": MiB})) as writer:
+            writer.write("vda", 0, memoryview(b"x" * 64 * KiB))
+            writer.seal(SealSpec("p1", 1.0, Consistency.CRASH, True, description))
+        before = place.relay.sent
+        assert replica.examine("p1", start=0) == Examination((), MiB, MiB)
+        assert place.relay.sent - before < 4 * KiB
+        place.world.damage_point("r1", "p1", "vda", 5)
+        assert replica.examine("p1").damage
+        replica.mark_damaged("p1", "a byte")
+        assert replica.info().points[0].damaged == "a byte"
+        # A master target of an older version knows neither call.
+        call = SiteServer.call
+
+        def older(self: SiteServer, channel: Channel, name: str, *given: Any) -> Answer:
+            if name in ("replica.examine", "replica.mark_damaged"):
+                raise UnsupportedOperation(driver="memory", operation=f"answer the call {name!r}")
+            return call(self, channel, name, *given)
+
+        monkeypatch.setattr(SiteServer, "call", older)
+        assert replica.examine("p1", start=0) == Examination((), MiB, 0)
+        replica.mark_damaged("p1", "")
 
 
 # -- wrong questions -------------------------------------------------------------------------------------------------

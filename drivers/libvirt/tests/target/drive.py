@@ -96,6 +96,12 @@ def read(site: LibvirtSite, replica_id: str, point_id: str, directory: str) -> o
     return "equal"
 
 
+def examine(site: LibvirtSite, replica_id: str, point_id: str) -> object:
+    """Damage of a point, and how much of it has recorded digests."""
+    found = site.target.replica(replica_id).examine(point_id, start=0)
+    return [list(found.damage), found.proved]
+
+
 def info(site: LibvirtSite, replica_id: str) -> object:
     found = site.target.replica(replica_id).info()
     return {"points": [point.id for point in found.points], "pending": found.pending, "epoch": found.epoch}
@@ -162,6 +168,7 @@ COMMANDS = {
         create,
         cycle,
         read,
+        examine,
         info,
         drop,
         start_test,

@@ -14,6 +14,7 @@ import pytest
 
 from asr_driver_libvirt.driver import LibvirtDriver
 from asr_driver_libvirt.site import LibvirtSite
+from asr_storage.replica.replica import FileReplica
 from asr_storage.replica.store import ReplicaKind
 from asrcore.driver import Closing, Site
 from asrcore.testing.conformance import ConformanceRig, CycleConformance, PointConformance
@@ -62,6 +63,19 @@ class TargetRig(ConformanceRig):
             yield
         finally:
             ballast.unlink()
+
+    def damage_point(self, replica_id: str, point_id: str, disk_id: str, offset: int) -> None:
+        replica = self.target_site.target.replica(replica_id)
+        assert isinstance(replica, FileReplica)
+        point = replica.home.load().point(point_id)
+        assert point is not None
+        image = replica.home.path / point.images[disk_id]
+        assert image.suffix == ".raw"  # a clone, or the base of a chain
+        with image.open("r+b") as file:
+            file.seek(offset)
+            byte = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte[0] ^ 0x20]))
 
     @contextlib.contextmanager
     def read_only_target(self) -> Iterator[None]:

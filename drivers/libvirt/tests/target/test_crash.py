@@ -34,6 +34,7 @@ FIRST = [
     "target.seal.commit",
     "target.seal.disk-applied",
     "target.seal.applied",
+    "target.seal.digests",
     "target.seal.done",
     "target.seal.swept",
 ]
@@ -99,6 +100,9 @@ class Crashing:
         assert self.here("info", "r1")["points"] == list(points)
         for point_id, number in points.items():
             assert self.here("read", "r1", point_id, self.state(number)) == "equal", point_id
+            # A first copy that is compared with what it had put there knows no digests; all other digests are there.
+            assert self.here("examine", "r1", point_id)[0] == []
+            assert self.here("examine", "r1", point_id) == [[], 2 * MiB + 512 * KiB]
 
     def reset(self) -> None:
         """An empty directory."""

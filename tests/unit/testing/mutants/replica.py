@@ -18,6 +18,7 @@ from asrcore.driver import (
     CycleWriter,
     Digest,
     DiskReader,
+    Examination,
     Replica,
     ReplicaInfo,
     ReplicaSpec,
@@ -290,6 +291,51 @@ class DeletedReplicaStays(MemoryTarget):
         with self._session.look() as state:
             if replica_id in state.replicas:
                 state.replicas[replica_id].own(epoch)
+
+
+@caught_by("test_damage_of_a_point_is_found")
+class NothingIsDamaged(MemoryReplica):
+    def examine(
+        self, point_id: str, *, start: int | None = None, limit: int | None = None, watch: Watch | None = None
+    ) -> Examination:
+        return attrs.evolve(super().examine(point_id, start=start, limit=limit, watch=watch), damage=())
+
+
+@caught_by("test_damage_of_a_point_is_found", "test_an_examination_may_be_divided")
+class ExaminationEndsAfterTheFirstPart(MemoryReplica):
+    def examine(
+        self, point_id: str, *, start: int | None = None, limit: int | None = None, watch: Watch | None = None
+    ) -> Examination:
+        return attrs.evolve(super().examine(point_id, start=start, limit=limit, watch=watch), end=None)
+
+
+@caught_by("test_a_whole_point_is_found_whole", "test_an_examination_may_be_divided")
+class EarlierPointsAreComparedWithTheHead(MemoryReplica):
+    def examine(
+        self, point_id: str, *, start: int | None = None, limit: int | None = None, watch: Watch | None = None
+    ) -> Examination:
+        found = super().examine(point_id, start=start, limit=limit, watch=watch)
+        if point_id == self.info().head:
+            return found
+        return attrs.evolve(found, damage=("disk vda: it is not the head",))
+
+
+@caught_by("test_a_mark_of_damage_changes_nothing_else")
+class DamageDeletesThePoint(MemoryReplica):
+    def mark_damaged(self, point_id: str, damaged: str) -> None:
+        with self._session.change() as state:
+            points = state.replica(self._id).points
+            points[:] = [item for item in points if item.point.id != point_id]
+
+
+@caught_by("test_recorded_digests_are_those_of_the_head")
+class OldDigestsAreAnswered(MemoryReplica):
+    def from_records(self) -> Replica:
+        replica = type(self)(self._session, self._id)
+        first = self.info().points[0].id
+        read = replica.reader
+        replica.reader = lambda disk_id, point_id=None: read(disk_id, point_id or first)  # type: ignore[method-assign]
+        return replica
 
 
 @caught_by("test_capacity_makes_sense")

@@ -1,7 +1,8 @@
 """The journal of one cycle: what arrived, where, and whether it is durable.
 
-Per disk a sparse file holds data at the disk's own offsets. The index is a file of fixed-size records, appended and
-fsynced only after the data it speaks of is durable; a torn tail is cut off by its checksum. Later records win.
+Per disk a sparse file holds data at the disk's own offsets. The index is a file of records, appended and
+fsynced only after the data it speaks of is durable; a torn tail is cut off by its checksum. Later records win. Records
+of kind DIGESTS are followed by the digests of their blocks, and by a checksum of these.
 A cycle before the first point has nothing to protect: its data goes straight into the images (`direct`), and the
 index records how far it got.
 """
@@ -9,13 +10,13 @@ index records how far it got.
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import shutil
 import struct
 import threading
 import zlib
 from collections.abc import Iterable, Mapping
-from enum import IntEnum
 from heapq import heappop, heappush
 from operator import attrgetter
 from pathlib import Path
@@ -25,39 +26,18 @@ import attrs
 
 from asr_storage.files.durable import fsync_directory, remove_tree, write_durably
 from asr_storage.files.sparse import SparseFile
+from asr_storage.replica.blocks import Blocks, Change, Kind, State
 from asrcore import codec
-from asrcore.driver import SealSpec, StoredPoint
+from asrcore.driver import DIGEST_BLOCK, DIGEST_SIZE, SealSpec, StoredPoint
 from asrcore.model.extent import Extent, normalise
 
 __all__ = ["Change", "Commit", "Cycle", "Journal", "Kind", "file_stem", "resolve"]
 
 _RECORD = struct.Struct("<QQHBx")  # offset, length, disk's number, kind
 _CHECKED = struct.Struct("<QQHBxI")  # the same and its checksum
+_CHECKSUM = 4
+_EMPTY = memoryview(b"")
 _INDEX, _CYCLE, _COMMIT = "index", "cycle.json", "commit.json"
-
-
-class Kind(IntEnum):
-    """What a record says of its range."""
-
-    DATA = 1
-    ZERO = 2
-    SAME = 3
-    UNDONE = 4
-    """Nothing (any more): the range does not count as done."""
-
-
-@attrs.frozen
-class Change:
-    """A range of a disk and what the cycle says of it."""
-
-    offset: int
-    length: int
-    kind: Kind
-
-    @property
-    def end(self) -> int:
-        """The first byte behind it."""
-        return self.offset + self.length
 
 
 @attrs.frozen
@@ -123,6 +103,17 @@ def _joined(ordered: Iterable[Change]) -> list[Change]:
     return result
 
 
+@attrs.frozen
+class _Hashed:
+    """Digests in the index, at a position of the file: of what `_durable` says of a disk up to an item."""
+
+    after: int
+    disk: str
+    offset: int
+    at: int
+    length: int
+
+
 class Journal:
     """The journal in `replica/journal`; there is one at a time. Writes come from several threads.
 
@@ -138,8 +129,9 @@ class Journal:
         self._flushing = threading.Lock()
         self._files: dict[str, SparseFile] = {}
         self._index: int | None = None
-        self._fresh: list[tuple[str, Change]] = []
+        self._fresh: list[tuple[str, Change, bytes]] = []  # with the digests of the whole blocks in it
         self._durable: list[tuple[str, Change]] = []
+        self._hashed: list[_Hashed] = []
         self._index_bytes = 0
 
     @classmethod
@@ -181,17 +173,30 @@ class Journal:
         return journal
 
     def _read_index(self) -> None:
-        with (self.directory / _INDEX).open("rb") as file:
-            text = file.read()
+        path = self.directory / _INDEX
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                return
+            text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         salt = self._salt()
         numbers = self.cycle.numbers
-        for start in range(0, len(text) - _CHECKED.size + 1, _CHECKED.size):
+        start = 0
+        while start + _CHECKED.size <= len(text):
             offset, length, number, kind, checksum = _CHECKED.unpack_from(text, start)
             body = text[start : start + _RECORD.size]
             if zlib.crc32(body, salt) != checksum or number >= len(numbers):
                 break
-            self._durable.append((numbers[number], Change(offset, length, Kind(kind))))
-            self._index_bytes = start + _CHECKED.size
+            start += _CHECKED.size
+            if kind == Kind.DIGESTS:
+                size = -(-length // DIGEST_BLOCK) * DIGEST_SIZE
+                digests, behind = text[start : start + size], start + size + _CHECKSUM
+                if zlib.crc32(digests, salt).to_bytes(_CHECKSUM, "little") != text[start + size : behind]:
+                    break
+                self._hashed.append(_Hashed(len(self._durable), numbers[number], offset, start, size))
+                start = behind
+            else:
+                self._durable.append((numbers[number], Change(offset, length, Kind(kind))))
+            self._index_bytes = start
 
     def _salt(self) -> int:
         return zlib.crc32(self.cycle.id.encode())
@@ -219,11 +224,11 @@ class Journal:
                 file = self._files[disk_id] = SparseFile(self.data_path(disk_id), write=True)
             return file
 
-    def write(self, disk_id: str, offset: int, data: memoryview) -> None:
-        """Put data."""
+    def write(self, disk_id: str, offset: int, data: memoryview, digests: bytes = b"") -> None:
+        """Put data. `digests`: those of the whole blocks in it (see `whole_blocks`)."""
         length = len(data)
         self._file(disk_id).write(offset, data)
-        self._note(disk_id, offset, length, Kind.DATA)
+        self._note(disk_id, offset, length, Kind.DATA, digests)
 
     def note(self, disk_id: str, offset: int, length: int, kind: Kind) -> None:
         """Say that a range is zero, the same as in the head, or not done."""
@@ -231,10 +236,10 @@ class Journal:
             self._file(disk_id).punch(offset, length)
         self._note(disk_id, offset, length, kind)
 
-    def _note(self, disk_id: str, offset: int, length: int, kind: Kind) -> None:
+    def _note(self, disk_id: str, offset: int, length: int, kind: Kind, digests: bytes = b"") -> None:
         if length:
             with self._lock:
-                self._fresh.append((disk_id, Change(offset, length, kind)))
+                self._fresh.append((disk_id, Change(offset, length, kind), digests))
 
     def flush(self) -> None:
         """Make everything noted so far durable, data before index."""
@@ -246,30 +251,53 @@ class Journal:
                 records = self._records(fresh)
                 for file in files:
                     file.sync()
-                self._append(records)
+                hashed = self._append(records, self._digests(fresh))
             except BaseException:
                 with self._lock:
                     self._fresh[:0] = fresh
                 raise
             with self._lock:
                 self._durable += records
+                self._hashed += hashed
 
-    def _records(self, fresh: list[tuple[str, Change]]) -> list[tuple[str, Change]]:
+    def _records(self, fresh: list[tuple[str, Change, bytes]]) -> list[tuple[str, Change]]:
         return [
             (disk_id, change)
             for disk_id in self.cycle.numbers
-            for change in resolve(item for name, item in fresh if name == disk_id)
+            for change in resolve(item for name, item, _ in fresh if name == disk_id)
         ]
 
-    def _append(self, records: list[tuple[str, Change]]) -> None:
+    def _digests(self, fresh: list[tuple[str, Change, bytes]]) -> list[tuple[str, int, int, bytes]]:
+        """Disk, offset, length and digests of runs of whole blocks, as they are in the end."""
+        result = []
+        for disk_id in self.cycle.numbers:
+            blocks = Blocks(size := self.cycle.disks.get(disk_id, 0))
+            for name, change, digests in fresh:
+                if name == disk_id:
+                    blocks.note(change)
+                    if digests:
+                        blocks.known(-(-change.offset // DIGEST_BLOCK) * DIGEST_BLOCK, memoryview(digests))
+            for start, end, state, parts in blocks.joined():
+                if state is State.KNOWN:
+                    length = min(end * DIGEST_BLOCK, size) - start * DIGEST_BLOCK
+                    result.append((disk_id, start * DIGEST_BLOCK, length, b"".join(parts)))
+        return result
+
+    def _append(self, records: list[tuple[str, Change]], digests: list[tuple[str, int, int, bytes]]) -> list[_Hashed]:
         if not records:
-            return
+            return []
         numbers = {disk_id: number for number, disk_id in enumerate(self.cycle.numbers)}
         salt = self._salt()
         text = bytearray()
         for disk_id, change in records:
             body = _RECORD.pack(change.offset, change.length, numbers[disk_id], change.kind)
-            text += body + zlib.crc32(body, salt).to_bytes(4, "little")
+            text += body + zlib.crc32(body, salt).to_bytes(_CHECKSUM, "little")
+        hashed, after = [], len(self._durable) + len(records)
+        for disk_id, offset, length, content in digests:
+            body = _RECORD.pack(offset, length, numbers[disk_id], Kind.DIGESTS)
+            text += body + zlib.crc32(body, salt).to_bytes(_CHECKSUM, "little")
+            hashed.append(_Hashed(after, disk_id, offset, self._index_bytes + len(text), len(content)))
+            text += content + zlib.crc32(content, salt).to_bytes(_CHECKSUM, "little")
         if self._index is None:
             self._index = os.open(self.directory / _INDEX, os.O_WRONLY | os.O_CLOEXEC)
         # At its known end, not appended: a tail that was torn, or that a full disk cut short, is overwritten.
@@ -281,6 +309,7 @@ class Journal:
         os.ftruncate(self._index, at)
         os.fsync(self._index)
         self._index_bytes = at
+        return hashed
 
     # -- reading
 
@@ -289,6 +318,21 @@ class Journal:
         with self._lock:
             items = [change for name, change in self._durable if name == disk_id]
         return resolve(items)
+
+    def blocks(self) -> dict[str, Blocks]:
+        """What the durable index says of the blocks of each disk of the cycle, with the digests it has of them."""
+        with (self.directory / _INDEX).open("rb") as file:
+            text = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if self._index_bytes else _EMPTY
+        result = {disk_id: Blocks(size) for disk_id, size in self.cycle.disks.items()}
+        done = 0
+        for hashed in [*self._hashed, _Hashed(len(self._durable), "", 0, 0, 0)]:
+            for disk_id, change in self._durable[done : hashed.after]:
+                if disk_id in result:
+                    result[disk_id].note(change)
+            done = hashed.after
+            if hashed.disk in result:
+                result[hashed.disk].known(hashed.offset, text[hashed.at : hashed.at + hashed.length])
+        return result
 
     def done(self, disk_id: str) -> list[Extent]:
         """Ranges that are durable here."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,22 +16,26 @@ from functools import partial
 
 import attrs
 
-from asr_storage.files.errors import missing_space, storage_errors
+from asr_storage.files.errors import storage_errors
 from asr_storage.replica.chain import ChainImages
-from asr_storage.replica.journal import Commit, Cycle, Journal, Kind
+from asr_storage.replica.digests import UNKNOWN_DIGEST, PointDigests
+from asr_storage.replica.examine import damage_of_files, examine_content, forget_cached, sample_content
+from asr_storage.replica.journal import Commit, Cycle, Journal
+from asr_storage.replica.recorded import RecordedDigests
 from asr_storage.replica.reflink import ReflinkImages
-from asr_storage.replica.store import FORMAT, MAX_LAYERS, Home, Images, Point, Record, ReplicaKind, Shared, checked_id
+from asr_storage.replica.store import FORMAT, Home, Images, Point, Record, ReplicaKind, Shared, checked_id
+from asr_storage.replica.writer import FileCycleWriter
 from asrcore.crashpoint import reach
 from asrcore.driver import (
     DIGEST_BLOCK,
+    DIGEST_SIZE,
     CycleSpec,
     CycleWriter,
     Digest,
     DiskReader,
+    Examination,
     Replica,
     ReplicaInfo,
-    SealSpec,
-    StoredPoint,
     digests_of,
     zero_digest,
 )
@@ -47,19 +49,15 @@ from asrcore.errors import (
     ReplicaPromoted,
     StaleBase,
     StaleEpoch,
-    TargetFull,
 )
 from asrcore.model.extent import Extent
 from asrcore.model.machine import Description
 from asrcore.model.watch import Watch
-from asrcore.units import MiB
 
 __all__ = ["FileReplica", "checked_disks"]
 
 _log = logging.getLogger(__name__)
 
-# Left free at a seal for metadata: applying what is committed must not fail for lack of space.
-_RESERVE = 8 * MiB
 _MAX_DISK_ID = 64
 
 
@@ -82,7 +80,8 @@ class FileReplica(Replica):
         self.home = home
         self.replica_id = home.replica_id
         self.shared = Shared.of(home)
-        self._clock = clock
+        self.clock = clock
+        self._digests = RecordedDigests(home)
 
     # -- helpers for this package
 
@@ -132,6 +131,7 @@ class FileReplica(Replica):
             pending=pending.id if pending else None,
             kind=record.kind.value,
             promoted=promoted,
+            keeps_digests=True,
         )
 
     def _current(self) -> Record:
@@ -221,6 +221,7 @@ class FileReplica(Replica):
         head = record.head
         if head is None or head.stored.id != commit.point.id:
             record = self._apply(record, journal, commit)
+            self.shared.recorded = None
             reach("target.seal.done")
         record = self.images(record).free(record, self.home.save)
         journal.remove()
@@ -244,6 +245,7 @@ class FileReplica(Replica):
         older = tuple(point for point in record.points if point.stored.kept)
         points = (*older, Point(commit.point, heads))
         record = attrs.evolve(record, format=FORMAT, disks=dict(disks), heads=heads, points=points)
+        record = self._digests.record(record, commit.point.id, journal)
         self.home.save(record)
         return record
 
@@ -263,6 +265,10 @@ class FileReplica(Replica):
                 self.home.save(record)
             reach("target.drop.recorded")
             images = self.images(record)
+            merged = self._digests.merge(record)
+            if merged is not record:
+                record = merged
+                self.home.save(record)
             record = images.free(record, self.home.save, watch)
             tidied = images.tidy(record, watch)
             if tidied is not record:
@@ -313,12 +319,16 @@ class FileReplica(Replica):
 
     def digests(self, disk_id: str, extent: Extent, digest: Digest = Digest.BLAKE3) -> bytes:
         """See Replica. What is not stored is answered without reading."""
+        return self.digests_at(disk_id, extent, None, digest)
+
+    def digests_at(self, disk_id: str, extent: Extent, point_id: str | None, digest: Digest = Digest.BLAKE3) -> bytes:
+        """The same for any point; None: the head. Raises PointNotFound."""
         if extent.offset % DIGEST_BLOCK:
             raise InvalidValue(what="offset", value=extent.offset, wanted=f"a multiple of {DIGEST_BLOCK}")
-        stored = self._stored_blocks(disk_id, extent)
+        stored = self.stored_blocks(disk_id, extent, point_id)
         result = bytearray()
         zero = zero_digest(digest)
-        with self.reader(disk_id) as reader:
+        with self.reader(disk_id, point_id) as reader:
             at = extent.offset
             for start, end in stored:
                 result += zero * ((start - at) // DIGEST_BLOCK)
@@ -327,13 +337,27 @@ class FileReplica(Replica):
         result += zero * ((extent.end - at) // DIGEST_BLOCK)
         return bytes(result)
 
-    def _stored_blocks(self, disk_id: str, extent: Extent) -> list[tuple[int, int]]:
+    def stable_digests(self, disk_id: str, extent: Extent, point_id: str) -> bytes:
+        """Of a point, as `digests_at`. If images are written meanwhile (a cycle is applied, layers are merged), what
+        was read may be of another point: it is read again."""
+        with self.errors("examining a recovery point"):
+            self.shared.hold()
+        try:
+            while True:
+                generation = self.shared.gate.generation
+                found = self.digests_at(disk_id, extent, point_id)
+                if generation == self.shared.gate.generation:
+                    return found
+        finally:
+            self.shared.release()
+
+    def stored_blocks(self, disk_id: str, extent: Extent, point_id: str | None) -> list[tuple[int, int]]:
         """Runs of whole blocks within the extent that hold data, and its short last block."""
         runs: list[tuple[int, int]] = []
         with self.errors("reading a replica's allocation"):
             record = self._current()
-            self._size(record, disk_id)
-            found = self.images(record).allocated(record.heads[disk_id], extent)
+            self._size(record, disk_id, point_id)
+            found = self.images(record).allocated(self._image(disk_id, point_id), extent)
         ranges = [(item.offset, item.end) for item in found if not item.zero]
         if extent.length % DIGEST_BLOCK:
             tail = extent.end - extent.length % DIGEST_BLOCK
@@ -346,6 +370,97 @@ class FileReplica(Replica):
             elif start < end:
                 runs.append((start, end))
         return runs
+
+    # -- damage
+
+    def examine(
+        self, point_id: str, *, start: int | None = None, limit: int | None = None, watch: Watch | None = None
+    ) -> Examination:
+        """See Replica."""
+        watch = watch or Watch()
+        with self.working("examining a recovery point") as record:
+            point = self._point(record, point_id)
+            damage = self._damage_of_files(record, point)
+            digests = self._digests.of(record, point)
+        if damage:
+            return Examination(tuple(damage))
+        if start is None:
+            return sample_content(self, point, digests)
+        forget_cached(self.home.path, record, point)
+        found, learned = examine_content(self, point, digests, start, limit, watch)
+        if learned:
+            with self.working("recording digests") as record:
+                self._digests.learn(record, point_id, learned)
+        return found
+
+    def _damage_of_files(self, record: Record, point: Point) -> list[str]:
+        damage = []
+        try:
+            self.home.description(point.stored.id)
+        except ReplicaDamaged as problem:
+            damage.append(str(problem))
+        except FileNotFoundError:
+            damage.append("its description is missing")
+        return damage + damage_of_files(self.home.path, record, point)
+
+    def mark_damaged(self, point_id: str, damaged: str) -> None:
+        """See Replica."""
+        with self.working("marking a recovery point") as record:
+            point = self._point(record, point_id)
+            if point.stored.damaged == damaged:
+                return
+            changed = attrs.evolve(point, stored=attrs.evolve(point.stored, damaged=damaged))
+            points = tuple(changed if item is point else item for item in record.points)
+            self.home.save(attrs.evolve(record, points=points))
+
+    def from_records(self) -> Replica:
+        """See Replica. The same where no digests are recorded, or the head is known to be damaged."""
+        with self.errors("reading a replica"):
+            record = self._current()
+        head = record.head
+        if head is None or head.stored.damaged or head.stored.id not in record.digests:
+            return self
+        key = (head.stored.id, record.digests)
+        kept = self.shared.recorded
+        if kept is None or kept[0] != key:  # a served replica is opened anew by each call
+            kept = self.shared.recorded = (key, self._digests.of(record, head))
+        return _FromRecords(self, kept[1])
+
+
+class _FromRecords(FileReplica):
+    """Digests of the head as it was when this was made, without reading where they are recorded."""
+
+    hashes_at_target = True
+
+    def __init__(self, replica: FileReplica, tables: Mapping[str, PointDigests]) -> None:
+        super().__init__(replica.site, replica.home, replica.clock)
+        self._tables = tables
+
+    def digests(self, disk_id: str, extent: Extent, digest: Digest = Digest.BLAKE3) -> bytes:
+        if digest is not Digest.BLAKE3 or disk_id not in self._tables:
+            return super().digests(disk_id, extent, digest)
+        result = self._tables[disk_id].look_up(extent)
+        for start, end in _unknown(result):
+            offset = extent.offset + start * DIGEST_BLOCK
+            length = min(extent.end, extent.offset + end * DIGEST_BLOCK) - offset
+            read = super().digests(disk_id, Extent(offset, length), digest)
+            result[start * DIGEST_SIZE : end * DIGEST_SIZE] = read
+        return bytes(result)
+
+
+def _unknown(digests: bytearray) -> list[tuple[int, int]]:
+    """Runs of blocks, by number, whose digests are not known."""
+    runs: list[tuple[int, int]] = []
+    if UNKNOWN_DIGEST not in digests:
+        return runs
+    for at in range(0, len(digests), DIGEST_SIZE):
+        if digests[at : at + DIGEST_SIZE] == UNKNOWN_DIGEST:
+            block = at // DIGEST_SIZE
+            if runs and runs[-1][1] == block:
+                runs[-1] = (runs[-1][0], block + 1)
+            else:
+                runs.append((block, block + 1))
+    return runs
 
 
 class _ReplicaReader(DiskReader):
@@ -375,152 +490,3 @@ class _ReplicaReader(DiskReader):
 
     def __del__(self) -> None:
         self.close()
-
-
-class FileCycleWriter(CycleWriter):
-    """Writes a cycle to its journal; the replica is closed to other processes until `close`."""
-
-    def __init__(
-        self, replica: FileReplica, journal: Journal, headroom: int, beside: Callable[[], None] | None
-    ) -> None:
-        """Takes over one `hold` of the replica. `headroom`: bytes to be left free. `beside` is called on a separate
-        thread while data arrives."""
-        self._headroom = headroom
-        self._replica = replica
-        self._journal = journal
-        self._disks = dict(journal.cycle.disks)
-        self._sealed: StoredPoint | None = None
-        self._beside = threading.Thread(target=beside, name="clones", daemon=True) if beside else None
-        if self._beside is not None:
-            self._beside.start()
-        self._open = True
-
-    @property
-    def id(self) -> str:
-        """Of the cycle."""
-        return self._journal.cycle.id
-
-    def _check(self, disk_id: str, offset: int, length: int) -> None:
-        self._check_open()
-        size = self._disks.get(disk_id)
-        if size is None:
-            raise InvalidValue(what="disk", value=disk_id, wanted=f"one of {', '.join(self._disks)}")
-        if offset < 0 or length < 0 or offset + length > size:
-            raise InvalidValue(what="range", value=f"{offset}+{length}", wanted=f"within the disk's {size} bytes")
-
-    def _check_open(self) -> None:
-        if not self._open or self._sealed is not None:
-            raise InvalidValue(what="cycle", value=self.id, wanted="open")
-
-    def done(self, disk_id: str) -> list[Extent]:
-        return self._journal.done(disk_id)
-
-    def write(self, disk_id: str, offset: int, data: memoryview) -> None:
-        data = data.cast("B") if data.format != "B" or data.ndim != 1 else data
-        self._check(disk_id, offset, len(data))
-        with self._replica.errors("writing a cycle", wanted=len(data)):
-            if self._headroom:
-                self._check_free(len(data) + self._headroom)
-            self._journal.write(disk_id, offset, data)
-
-    def zero(self, disk_id: str, offset: int, length: int) -> None:
-        self._check(disk_id, offset, length)
-        with self._replica.errors("writing a cycle"):
-            self._journal.note(disk_id, offset, length, Kind.ZERO)
-
-    def same(self, disk_id: str, offset: int, length: int) -> None:
-        self._check(disk_id, offset, length)
-        with self._replica.errors("writing a cycle"):
-            self._journal.note(disk_id, offset, length, Kind.SAME)
-
-    def flush(self) -> None:
-        self._check_open()
-        with self._replica.errors("flushing a cycle"):
-            self._replica.check_epoch(self._replica.home.load(), self._journal.cycle.epoch)
-            self._journal.flush()
-            reach("target.flush")
-
-    def seal(self, spec: SealSpec) -> StoredPoint:
-        """See CycleWriter. When space is missing nothing is committed and the cycle stays open.
-
-        What is committed is applied when the writer is closed, or by an earlier operation on the replica.
-        The point is not kept, and is recorded as such, where the chain has its maximum length (`MAX_LAYERS`).
-        """
-        if self._sealed is not None and self._sealed.id == spec.point_id:
-            return self._sealed
-        self._check_open()
-        checked_id("point id", spec.point_id)
-        replica, journal = self._replica, self._journal
-        with replica.working("sealing a cycle") as record:
-            already = record.point(spec.point_id)
-            if already is not None:
-                self._sealed = already.stored
-                return self._sealed
-            replica.check_epoch(record, journal.cycle.epoch)
-            journal.flush()
-            self._check_space(record)
-            reach("target.seal.begin")
-            point = StoredPoint(
-                id=spec.point_id,
-                taken_at=spec.taken_at,
-                sealed_at=replica._clock(),
-                consistency=spec.consistency,
-                kept=spec.keep and replica.images(record).layer_count(record) < MAX_LAYERS,
-                pinned=False,
-                disks=dict(self._disks),
-            )
-            journal.commit(Commit(point, spec))
-            reach("target.seal.commit")
-            journal.close()
-            self._sealed = point
-        return point
-
-    def _check_space(self, record: Record) -> None:
-        images = self._replica.images(record)
-        changes = [] if self._journal.cycle.direct else [c for d in self._disks for c in self._journal.changes(d)]
-        self._check_free(images.cost(record, changes) + max(self._headroom, _RESERVE))
-
-    def _check_free(self, wanted: int) -> None:
-        path = self._replica.home.path
-        status = os.statvfs(path)
-        if status.f_bavail * status.f_frsize < wanted:
-            raise TargetFull(where=str(path), detail=missing_space(path, wanted))
-
-    def _wait_beside(self) -> None:
-        if self._beside is not None:
-            self._beside.join()
-
-    def discard(self) -> None:
-        """See CycleWriter."""
-        self._check_open()
-        with self._replica.working("discarding a cycle") as record:
-            self._replica.check_epoch(record, self._journal.cycle.epoch)
-            self._journal.remove()
-        self.close()
-
-    def close(self) -> None:
-        """Also applies what was sealed."""
-        if self._open:
-            self._let_go()
-            if self._sealed is not None:
-                self._apply()
-
-    def _let_go(self) -> None:
-        if self._open:
-            self._open = False
-            self._wait_beside()
-            try:
-                self._journal.close()
-            finally:
-                self._replica.shared.writer = lambda: None
-                self._replica.shared.release()
-
-    def _apply(self) -> None:
-        try:
-            with self._replica.working("applying a sealed cycle"):
-                pass
-        except AsrError as problem:  # the point exists; the next operation reports the problem
-            _log.warning("%s: the next operation applies the sealed cycle: %s", self._replica.replica_id, problem)
-
-    def __del__(self) -> None:
-        self._let_go()

@@ -4,6 +4,7 @@ replica_dir/.asr-replicas                  marks a replica directory, with an id
 replica_dir/replicas/ID/replica.json       the record: epoch, kind, points, images
 replica_dir/replicas/ID/images/            heads, and with `chain` all layers
 replica_dir/replicas/ID/points/POINT/      description.json, and with `reflink` the clones of a kept point
+replica_dir/replicas/ID/digests/POINT      digests of what that point's cycle wrote (`digests.py`)
 replica_dir/replicas/ID/journal/           the open cycle
 replica_dir/replicas/ID/tests/TEST/        overlays and NVRAM of a test failover
 replica_dir/machines/NAME-ID/              disks of a promoted machine: they stay where they are at commit
@@ -29,7 +30,8 @@ import attrs
 
 from asr_storage.files.durable import fsync_directory, remove_left_over, remove_tree, write_durably
 from asr_storage.files.sparse import clones_files
-from asr_storage.replica.journal import Change
+from asr_storage.replica.blocks import Change
+from asr_storage.replica.digests import PointDigests
 from asrcore import codec
 from asrcore.driver import Closing, DiskReader, Promoted, StoredPoint
 from asrcore.errors import (
@@ -66,6 +68,7 @@ heads. Records of older formats are read as they are."""
 MAX_LAYERS = 150
 """The maximum length of a chain: libvirt refuses 200 layers, and overlays on the chain add some."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_IMAGE = re.compile(rf"(images|points/{_ID.pattern})/[^/\0]+")
 # How long a second process waits for the first to finish before it reports that it is busy.
 _BUSY_SECONDS = 3.0
 _BUSY_STEP = 0.05
@@ -125,7 +128,9 @@ class Record:
 
     `disks`: sizes at the newest point (before the first: as created). `heads`: the image of each disk's newest
     content. `holds`: images that a test or a promoted machine uses, by holder. `next`: number of the next
-    image file, so that no name is used twice. `seed`, `seeded`: the machine to seed from, and disks done.
+    image file, so that no name is used twice. `seed`, `seeded`: the machine to seed from, and disks done. `digests`:
+    names of the files of digests, oldest first, each that of a point or of one that was deleted; none is left out
+    between two of them.
     """
 
     format: int
@@ -141,6 +146,7 @@ class Record:
     next: int = 1
     seed: str | None = None
     seeded: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
 
     @property
     def head(self) -> Point | None:
@@ -155,6 +161,40 @@ class Record:
     def held(self) -> frozenset[str]:
         """All images that a holder uses."""
         return frozenset(image for images in self.holds.values() for image in images.values())
+
+
+def _wrong_in(record: Record, replica_id: str) -> str:
+    """What cannot be true of a record: it was damaged, or changed by something else. Files outside of the replica are
+    neither read nor written, whatever it says."""
+    if record.replica_id != replica_id:
+        return f"it is of replica {record.replica_id!r}"
+    images = {*record.heads.values(), *record.layers, *record.held}
+    images.update(image for point in record.points for image in point.images.values())
+    images.update(layer.parent for layer in record.layers.values() if layer.parent is not None)
+    if strange := next((image for image in sorted(images) if _IMAGE.fullmatch(image) is None), None):
+        return f"{strange!r} is no image of a replica"
+    if strange := next((name for name in record.digests if _ID.fullmatch(name) is None), None):
+        return f"{strange!r} is no file of digests"
+    if record.kind is ReplicaKind.CHAIN:
+        if missing := next((head for head in record.heads.values() if head not in record.layers), None):
+            return f"{missing!r} is no layer"
+        if _has_circle({name: layer.parent for name, layer in record.layers.items()}):
+            return "a layer is its own backing file"
+    return ""
+
+
+def _has_circle(parents: Mapping[str, str | None]) -> bool:
+    ended: set[str] = set()
+    for name in parents:
+        path: list[str] = []
+        at: str | None = name
+        while at is not None and at not in ended:
+            if len(path) > len(parents):
+                return True
+            path.append(at)
+            at = parents.get(at)
+        ended.update(path)
+    return False
 
 
 class Home:
@@ -187,6 +227,10 @@ class Home:
         """The directory of a point."""
         return self.path / "points" / checked_id("point id", point_id)
 
+    def digests(self, point_id: str) -> Path:
+        """The file of digests of a point."""
+        return self.path / "digests" / checked_id("point id", point_id)
+
     def test(self, test_id: str) -> Path:
         """The directory of a test."""
         return self.path / "tests" / checked_id("test id", test_id)
@@ -201,6 +245,8 @@ class Home:
         if record.format > FORMAT:
             detail = f"replica.json has format {record.format}; this driver supports up to {FORMAT}: upgrade it"
             raise ReplicaDamaged(replica=self.replica_id, detail=detail)
+        if wrong := _wrong_in(record, self.replica_id):
+            raise ReplicaDamaged(replica=self.replica_id, detail=f"replica.json: {wrong}")
         return record
 
     def save(self, record: Record) -> None:
@@ -264,6 +310,10 @@ class Home:
         for path in list(self.images.iterdir()):
             if f"images/{path.name}" not in needed:
                 path.unlink()
+        if (self.path / "digests").is_dir():
+            for path in list((self.path / "digests").iterdir()):
+                if path.name not in record.digests:
+                    path.unlink()
 
 
 class Layout:
@@ -363,6 +413,8 @@ class Shared:
         """A weak reference to the cycle writer that is open."""
         self.servers: Closing | None = None
         """What readers keep running; closed before images are written, and after the last user."""
+        self.recorded: tuple[object, Mapping[str, PointDigests]] | None = None
+        """Of which head, and the digests that are recorded of it."""
         self.cloning = threading.Lock()
         """Of who clones the heads."""
         self._holding = threading.Lock()
