@@ -70,18 +70,9 @@ __all__ = ["Engine", "MachineStatus"]
 
 _log = logging.getLogger(__name__)
 
-_HARMFUL = {
-    "failover-planned": Event.FAIL_OVER,
-    "failover-unplanned": Event.FAIL_OVER,
-    "failover-undo": Event.UNDO,
-    "failover-commit": Event.COMMIT,
-    "unprotect": Event.DISABLE,
-}
-"""Verbs that may lose data or interrupt a machine, and the event that must be possible."""
 _REMOVALS = ("site-remove", "policy-remove")
 _SERVICE = "service"
 """Who requests the jobs that the replication service starts."""
-_LOOK_BACK = 20  # jobs of a machine among which its last failover is looked for
 
 
 class Engine(Closing):
@@ -412,28 +403,54 @@ class Engine(Closing):
 
     # -- failover ----------------------------------------------------------------------------------------------------
 
-    def failover_test(self, machine: str, *, point: str = "latest", network: str | None = None) -> Job:
-        """Run a point in isolation while replication continues. `network`: connect it to that network of the target."""
+    def failover_test(
+        self,
+        machine: str,
+        *,
+        point: str = "latest",
+        network: str | None = None,
+        prove: bool = False,
+        allow_damaged: bool = False,
+    ) -> Job:
+        """Run a point in isolation while replication continues. `network`: connect it to that network of the target.
+        `prove`: read all of the point first, to find damage; `allow_damaged`: use it although it is damaged."""
         protection = self.vault.protection(machine)
         wanted = protection.test_network if network is None else network
-        return self._verb("failover-test", machine, Event.TEST, point=point, network=wanted)
+        given = {"point": point, "network": wanted, "prove": prove, "allow_damaged": allow_damaged}
+        return self._verb("failover-test", machine, Event.TEST, **given)
 
     def failover_cleanup(self, machine: str) -> Job:
         """Delete the test machine and everything it wrote."""
         return self._submit("failover-cleanup", self.vault.protection(machine), Arguments())
 
     def failover_planned(
-        self, machine: str, *, force_off: bool = False, timeout: float = 120.0, force: bool = False
+        self,
+        machine: str,
+        *,
+        force_off: bool = False,
+        timeout: float = 120.0,
+        force: bool = False,
+        prove: bool = False,
+        allow_damaged: bool = False,
     ) -> Job:
         """Shut the source down, send the last delta, run the machine at the target. No data is lost. `force`: although
-        the target finds that it cannot run the machine (TargetNotReady)."""
-        arguments = {"force_off": force_off, "timeout": timeout, "force": force}
-        return self._verb("failover-planned", machine, Event.FAIL_OVER, **arguments)
+        the target finds that it cannot run the machine (TargetNotReady). Others: see `failover_test`."""
+        given = {"force_off": force_off, "timeout": timeout, "force": force, "prove": prove}
+        return self._verb("failover-planned", machine, Event.FAIL_OVER, allow_damaged=allow_damaged, **given)
 
-    def failover_unplanned(self, machine: str, *, point: str = "latest", force: bool = False) -> Job:
+    def failover_unplanned(
+        self,
+        machine: str,
+        *,
+        point: str = "latest",
+        force: bool = False,
+        prove: bool = False,
+        allow_damaged: bool = False,
+    ) -> Job:
         """Run a point at the target; the source is lost or given up. `force`: although the target finds that it cannot
-        run the machine (TargetNotReady)."""
-        return self._verb("failover-unplanned", machine, Event.FAIL_OVER, point=point, force=force)
+        run the machine (TargetNotReady). Others: see `failover_test`."""
+        given = {"point": point, "force": force, "prove": prove, "allow_damaged": allow_damaged}
+        return self._verb("failover-unplanned", machine, Event.FAIL_OVER, **given)
 
     def failover_undo(self, machine: str) -> Job:
         """Before commit: delete the machine at the target and its writes; the source owns the machine again."""
@@ -460,27 +477,9 @@ class Engine(Closing):
             kind = verb.partition("-")[0]
             self._check_unused(kind, name)
             return impact.of_removal(kind, name)
-        if verb not in _HARMFUL:
-            raise InvalidValue(what="verb", value=verb, wanted=", ".join([*_HARMFUL, *_REMOVALS]))
-        vault, now = self.vault, self.context.clock()
-        protection = vault.protection(name)
-        allowed(protection.name, protection.state, _HARMFUL[verb])
-        match verb:
-            case "failover-planned":
-                return impact.of_planned(protection)
-            case "failover-unplanned":
-                return impact.of_unplanned(protection, vault.points(protection.id), point, now)
-            case "failover-undo":
-                return impact.of_undo(protection, self._failed_over_at(protection), now)
-            case "failover-commit":
-                return impact.of_commit(protection, vault.points(protection.id))
-            case _:
-                return impact.of_unprotect(protection, vault.points(protection.id))
-
-    def _failed_over_at(self, protection: Protection) -> float | None:
-        kinds = ("failover-planned", "failover-unplanned")
-        jobs = self.vault.jobs(machine=protection.name, limit=_LOOK_BACK)
-        return next((job.ended_at for job in jobs if job.kind in kinds), None)
+        if verb not in impact.HARMFUL:
+            raise InvalidValue(what="verb", value=verb, wanted=", ".join([*impact.HARMFUL, *_REMOVALS]))
+        return impact.of_verb(self.vault, verb, name, point, self.context.clock())
 
     def _check_unused(self, kind: str, name: str) -> None:
         """The vault's own check, before a person is asked. Raises NotFound, StillInUse."""

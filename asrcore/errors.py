@@ -263,6 +263,18 @@ class TargetNotReady(AsrError):
     action = "Resolve each finding at {site}, then fail over again; `--force` fails over in spite of them."
 
 
+class PointDamaged(AsrError):
+    code = "point-damaged"
+    category = Category.INTEGRITY
+    happened = "recovery point {point} of {machine!r} is damaged: {damage}"
+    cause = "A file of the replica was changed, lost or cut off, or its disk returns other data than was written."
+    action = (
+        "Choose another recovery point; the newest one before it that is not known to be damaged is {other}. "
+        "`--allow-damaged` uses this one as it is. While the source runs, `asr verify {machine} --repair` repairs the "
+        "latest state."
+    )
+
+
 class NoPlannedFailover(AsrError):
     code = "no-planned-failover"
     category = Category.REFUSED

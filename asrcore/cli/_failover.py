@@ -25,6 +25,15 @@ Force = Annotated[
 ]
 
 
+Prove = Annotated[
+    bool,
+    typer.Option("--prove", help="Read all of the recovery point first, and compare it with what was recorded of it."),
+]
+AllowDamaged = Annotated[
+    bool, typer.Option("--allow-damaged", help="Use the recovery point although it is found or known to be damaged.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs to the application."""
     app.add_typer(_failover, name="failover")
@@ -41,6 +50,8 @@ def run_test(
             help="Network for the test machine (default: that of --test-network at protect, or an isolated one)."
         ),
     ] = None,
+    prove: Prove = False,
+    allow_damaged: AllowDamaged = False,
     as_json: Json = False,
 ) -> None:
     """Start an isolated test machine from a recovery point. Replication continues.
@@ -48,7 +59,8 @@ def run_test(
     `asr failover cleanup` deletes it.
     """
     with _session.engine(context) as opened:
-        _session.finish(opened, opened.failover_test(machine, point=point, network=network), as_json=as_json)
+        job = opened.failover_test(machine, point=point, network=network, prove=prove, allow_damaged=allow_damaged)
+        _session.finish(opened, job, as_json=as_json)
 
 
 @_failover.command()
@@ -67,6 +79,8 @@ def planned(
     ] = False,
     timeout: Annotated[str, typer.Option(help="How long to wait for the guest's shutdown.")] = "2min",
     force: Force = False,
+    prove: Prove = False,
+    allow_damaged: AllowDamaged = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -75,7 +89,14 @@ def planned(
     seconds = parse_duration(timeout, "timeout")
     with _session.engine(context) as opened:
         if agreed(opened.impact("failover-planned", machine), yes=yes, dry_run=dry_run, as_json=as_json):
-            job = opened.failover_planned(machine, force_off=force_off, timeout=seconds, force=force)
+            job = opened.failover_planned(
+                machine,
+                force_off=force_off,
+                timeout=seconds,
+                force=force,
+                prove=prove,
+                allow_damaged=allow_damaged,
+            )
             _session.finish(opened, job, as_json=as_json)
 
 
@@ -85,6 +106,8 @@ def unplanned(
     machine: MachineName,
     point: Point = "latest",
     force: Force = False,
+    prove: Prove = False,
+    allow_damaged: AllowDamaged = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -96,7 +119,7 @@ def unplanned(
     with _session.engine(context) as opened:
         plan = opened.impact("failover-unplanned", machine, point=point)
         if agreed(plan, yes=yes, dry_run=dry_run, as_json=as_json):
-            job = opened.failover_unplanned(machine, point=point, force=force)
+            job = opened.failover_unplanned(machine, point=point, force=force, prove=prove, allow_damaged=allow_damaged)
             _session.finish(opened, job, as_json=as_json)
 
 

@@ -49,12 +49,16 @@ def point_list(context: typer.Context, machine: MachineName, as_json: Json = Fal
                 item.consistency.value,
                 "pinned" if item.pinned else "kept" if item.kept else "latest only",
                 format_size(item.bytes_sent),
+                f"DAMAGED: {item.damaged}" if item.damaged else _proved(item.proved_at),
             )
             for item in found
         ]
-        _output.table(
-            ("POINT", "TIME", "CONSISTENCY", "KEPT", "SENT"), rows, empty=f"{machine} has no recovery points yet"
-        )
+        columns = ("POINT", "TIME", "CONSISTENCY", "KEPT", "SENT", "READ")
+        _output.table(columns, rows, empty=f"{machine} has no recovery points yet")
+
+
+def _proved(at: float | None) -> str:
+    return "-" if at is None else f"whole at {format_time(at)}"
 
 
 @_job.command("list")

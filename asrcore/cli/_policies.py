@@ -50,6 +50,13 @@ VerifyEvery = Annotated[
     str | None,
     typer.Option(help="Verify and repair replicas automatically this often, in the resync window; or never."),
 ]
+ScrubEvery = Annotated[
+    str | None,
+    typer.Option(
+        help="Read kept recovery points at the target this often, and compare them with the digests that were recorded "
+        "of them, in the resync window; or never."
+    ),
+]
 
 
 @_policy.command("create")
@@ -71,11 +78,20 @@ def policy_create(
     resync_threshold: ResyncThreshold = 0.5,
     bandwidth: Limit = None,
     verify_every: VerifyEvery = "7d",
+    scrub_every: ScrubEvery = "7d",
     as_json: Json = False,
 ) -> None:
     """Create a policy."""
     given = _parsed(
-        interval, keep, point_every or None, consistency, freeze_limit, resync_window, resync_threshold, verify_every
+        interval,
+        keep,
+        point_every or None,
+        consistency,
+        freeze_limit,
+        resync_window,
+        resync_threshold,
+        verify_every,
+        scrub_every,
     )
     every, age = given["interval"], given["keep"]
     given.setdefault("point_interval", max(every, min(300.0, age)))
@@ -98,6 +114,7 @@ def policy_set(
     resync_threshold: ResyncThreshold = None,
     bandwidth: Limit = None,
     verify_every: VerifyEvery = None,
+    scrub_every: ScrubEvery = None,
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -108,7 +125,15 @@ def policy_set(
     deleted by the next cycles.
     """
     changes = _parsed(
-        interval, keep, point_every, consistency, freeze_limit, resync_window, resync_threshold, verify_every
+        interval,
+        keep,
+        point_every,
+        consistency,
+        freeze_limit,
+        resync_window,
+        resync_threshold,
+        verify_every,
+        scrub_every,
     )
     limits = _limits(bandwidth)
     if limits is not None:
@@ -144,6 +169,7 @@ def _parsed(
     resync_window: str | None,
     resync_threshold: float | None,
     verify_every: str | None,
+    scrub_every: str | None,
 ) -> dict[str, Any]:
     """Fields of a policy, of the options that were given."""
     found = {
@@ -154,10 +180,14 @@ def _parsed(
         "freeze_limit": freeze_limit and parse_duration(freeze_limit, "freeze limit"),
         "resync_window": resync_window and Window.parse(resync_window),
         "resync_threshold": resync_threshold,
-        "verify_every": verify_every
-        and (0.0 if verify_every == "never" else parse_duration(verify_every, "verification interval")),
+        "verify_every": verify_every and _every(verify_every, "verification interval"),
+        "scrub_every": scrub_every and _every(scrub_every, "scrub interval"),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _every(text: str, what: str) -> float:
+    return 0.0 if text == "never" else parse_duration(text, what)
 
 
 def _consistency(text: str) -> Consistency:
@@ -177,12 +207,12 @@ def _described(policy: Policy) -> str:
         f"one cycle every {format_duration(policy.interval)}, one recovery point kept every "
         f"{format_duration(policy.point_interval)} for {format_duration(policy.keep)}, "
         f"{policy.consistency.value}-consistent, resync {policy.resync_window}, bandwidth {_bandwidth(policy)}, "
-        f"verified {_verified(policy)}"
+        f"verified {_often(policy.verify_every)}, scrubbed {_often(policy.scrub_every)}"
     )
 
 
-def _verified(policy: Policy) -> str:
-    return f"every {format_duration(policy.verify_every)}" if policy.verify_every else "never automatically"
+def _often(every: float) -> str:
+    return f"every {format_duration(every)}" if every else "never automatically"
 
 
 def _bandwidth(policy: Policy) -> str:
@@ -206,7 +236,7 @@ def policy_list(context: typer.Context, as_json: Json = False) -> None:
                 item.consistency.value,
                 str(item.resync_window),
                 _bandwidth(item),
-                _verified(item),
+                _often(item.verify_every),
             )
             for item in policies
         ]

@@ -127,16 +127,20 @@ def assess(
     engine: bool = True,
     working: bool = True,
     clock: Clock = Clock(),
+    points: int = 0,
+    damaged: int = 0,
 ) -> Health:
     """Judge a protected machine by its newest sealed point, at the time `now`. `power` is the source machine's, if
     known; `load` that of the replication service, if one runs; `engine` says whether one works on the vault; `working`:
-    a job is recorded that works on the machine; `clock` what is known of the engine's clock."""
+    a job is recorded that works on the machine; `clock` what is known of the engine's clock. Of its
+    `points`, this many are `damaged`."""
     found = [
         *_of_state(protection, policy),
         *([] if working else _of_stuck(protection)),
         *_of_undo(protection),
         *_of_clock(protection, newest, now, clock),
         *_of_point(protection, policy, None if clock.stale else newest, now, power, load),
+        *_of_damage(protection, points, damaged),
         *_of_error(protection, now, engine=engine),
         *_of_restore(protection),
         *_of_fence(protection),
@@ -389,6 +393,24 @@ def _of_point(
                 )
             )
     return found
+
+
+def _of_damage(protection: Protection, points: int, damaged: int) -> list[Finding]:
+    if not damaged:
+        return []
+    name = protection.name
+    whole = damaged < points
+    return [
+        Finding(
+            "points-damaged",
+            Severity.WARNING if whole else Severity.ERROR,
+            f"{damaged} of {points} recovery points of {name!r} are damaged"
+            + ("" if whole else "; none is left to fail over to"),
+            "Files of the replica were changed or lost, or its disk returns other data than was written.",
+            f"Check the disks at {protection.target_site!r}. `asr point list {name}` shows which points; "
+            f"`asr verify {name} --repair` repairs the latest state, and the points after it are whole.",
+        )
+    ]
 
 
 def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Finding]:

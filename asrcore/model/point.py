@@ -36,6 +36,8 @@ class RecoveryPoint:
     `taken_at` is the instant of the frozen view, `sealed_at` when all of it was durable. A point that is not
     `kept` is the latest state only: the next sealed cycle takes its place. A `pinned` one outlives retention.
     `held`: bytes that the target kept for its disks, as last known; None where the target does not report it.
+    `damaged`: what was found wrong with it at the target, for people; "" if nothing was. `proved_at`: when all of it
+    was last read to look for damage; `proved_to`: how far that got which is under way, in bytes of its disks.
     """
 
     id: str
@@ -46,3 +48,6 @@ class RecoveryPoint:
     pinned: bool = False
     bytes_sent: int = 0
     held: int | None = None
+    damaged: str = ""
+    proved_at: float | None = None
+    proved_to: int = 0

@@ -112,7 +112,8 @@ class Policy:
     docs/reference/site-recovery-map.md). `resync_threshold`: share of a disk; a change log that holds more makes a
     comparison due. `bandwidth`: what all machines of the policy together may send; the lowest active limit applies,
     and without one there is no limit. `verify_every`: how often a replica is compared with its source and repaired
-    automatically, in the resync window; 0: never.
+    automatically, in the resync window; 0: never. `scrub_every`: how often kept recovery points are read at the target
+    and compared with the digests that were recorded of them, in the resync window; 0: never.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Policy:
     resync_threshold: float = 0.5
     bandwidth: tuple[Bandwidth, ...] = ()
     verify_every: float = 7 * units.DAY
+    scrub_every: float = 7 * units.DAY
 
     def __attrs_post_init__(self) -> None:
         _check(
@@ -142,12 +144,9 @@ class Policy:
         ):
             wanted = f"between {units.format_duration(low)} and {units.format_duration(high)}"
             _check(low <= value <= high, what, units.format_duration(value), wanted)
-        if self.verify_every:
-            wanted = (
-                f"between {units.format_duration(units.HOUR)} and {units.format_duration(MAX_VERIFY)}, or 0 (never)"
-            )
-            held = units.HOUR <= self.verify_every <= MAX_VERIFY
-            _check(held, "verification interval", units.format_duration(self.verify_every), wanted)
+        wanted = f"between {units.format_duration(units.HOUR)} and {units.format_duration(MAX_VERIFY)}, or 0 (never)"
+        for what, every in (("verification interval", self.verify_every), ("scrub interval", self.scrub_every)):
+            _check(not every or units.HOUR <= every <= MAX_VERIFY, what, units.format_duration(every), wanted)
         _check(0 < self.resync_threshold <= 1, "resync threshold", self.resync_threshold, "above 0, at most 1")
         for rule in self.bandwidth:
             wanted = f"at least {units.format_rate(MIN_RATE)}"

@@ -92,7 +92,8 @@ class Protection:
     `epoch` counts ownership changes (`model.epoch`), so that a former owner can be refused. `mark` is what the last
     recorded point left at the source; it only changes together with `head_point` (invariants 4 and 2 in
     docs/explanation/architecture.md).
-    `last_cycle_at`: when the last recorded cycle began. `attempt` and `retry_at`: retries of a failed cycle.
+    `last_cycle_at`: when the last recorded cycle began. `last_scrub_at`: when a scrub of its points last ended.
+    `attempt` and `retry_at`: retries of a failed cycle.
     `notices`: what the source's newest view reported beside the data.
     `restored`: this record is from an earlier copy of the vault, and the target was not asked since what it holds.
     `replica_kind` is the target's word for how it keeps points. `fence_due`: the source is not quarantined yet; see
@@ -124,6 +125,7 @@ class Protection:
     created_at: float = 0.0
     last_cycle_at: float | None = None
     last_test_at: float | None = None
+    last_scrub_at: float | None = None
     resync_reason: str = ""
     attempt: int = 0
     retry_at: float | None = None

@@ -9,8 +9,10 @@ from asrcore import driver
 from asrcore.crashpoint import reach
 from asrcore.errors import AsrError, PointNotFound
 from asrcore.model.event import FailoverKind
-from asrcore.model.protection import TestRun
+from asrcore.model.point import RecoveryPoint
+from asrcore.model.protection import Protection, TestRun
 from asrcore.model.state import Event, allowed
+from asrcore.procedures.examine import check_point
 from asrcore.procedures.give_back import NO_FAILURE_OF_A_SITE
 from asrcore.procedures.points import choose_point
 from asrcore.procedures.procedure import Holds, Procedure, Step, Work
@@ -32,10 +34,24 @@ def _test_begin(work: Work) -> None:
         return
     ask_target(work.context, protection.id)
     cleanup_tests(work)  # one test at a time: a new one takes the place of the former
-    point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)
+    point = _choose(work, protection)
+    try:
+        check_point(work, point.id)
+    except PointNotFound:
+        if work.arguments.point != "latest":
+            raise
+        # A cycle was sealed just now and took the place of the latest state: then that is the latest.
+        ask_target(work.context, protection.id)
+        point = _choose(work, protection)
+        check_point(work, point.id)
     work.context.plugins.before_failover(protection, FailoverKind.TEST)
     run = TestRun(id=work.job_id, point_id=point.id, machine_id="", started_at=work.context.clock())
     work.context.vault.update(protection.id, test=run)
+
+
+def _choose(work: Work, protection: Protection) -> RecoveryPoint:
+    points, wanted = work.context.vault.points(protection.id), work.arguments
+    return choose_point(points, wanted.point, protection.name, allow_damaged=wanted.allow_damaged)
 
 
 def _test_start(work: Work) -> None:
@@ -70,7 +86,7 @@ def _run_latest(work: Work, run: TestRun) -> tuple[TestRun, driver.Instance]:
         if work.arguments.point != "latest":
             raise
         # A cycle was sealed just now and took the place of the latest state: then that is the latest.
-        point = choose_point(work.context.vault.points(protection.id), "latest", protection.name)
+        point = _choose(work, protection)
         run = TestRun(id=run.id, point_id=point.id, machine_id="", started_at=run.started_at)
         work.context.vault.update(protection.id, test=run)
         return run, _run_test(work, run)

@@ -26,6 +26,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.protection import Protection
 from asrcore.model.state import Event, State, allowed
 from asrcore.model.watch import Watch
+from asrcore.procedures.examine import check_point
 from asrcore.procedures.give_back import (
     NO_FAILURE_OF_A_SITE,
     clean_target,
@@ -84,7 +85,12 @@ def _unplanned_begin(work: Work) -> None:
         work.facts["source_to_start"] = True  # if this failover is taken back or undone
         work.save()
     protection = ask_target(work.context, protection.id, at_once=True).protection
-    point = choose_point(work.context.vault.points(protection.id), work.arguments.point, protection.name)
+    point = choose_point(
+        work.context.vault.points(protection.id),
+        work.arguments.point,
+        protection.name,
+        allow_damaged=work.arguments.allow_damaged,
+    )
     _check_target(work, point.id)
     _begin_failover(work, FailoverKind.UNPLANNED, failover_point=point.id, planned=False)
     lost = rpo(point, work.context.clock())
@@ -92,9 +98,10 @@ def _unplanned_begin(work: Work) -> None:
 
 
 def _check_target(work: Work, point_id: str | None) -> None:
-    """Let the target read the replica and the point, and say that it can make and start the machine."""
+    """Let the target read the replica, look for damage in the point, and say that it can make and start the machine."""
     protection = work.protection
     spec = _spec(protection, point_id, next_generation(protection.epoch))
+    check_point(work, spec.point_id)
     try:
         found = work.context.site(protection.target_site).target.failover_findings(spec)
     except PointNotFound:

@@ -11,12 +11,14 @@ from asrcore.errors import WrongState
 from asrcore.model.point import RecoveryPoint
 from asrcore.model.policy import Policy
 from asrcore.model.protection import NetworkMap, Protection
-from asrcore.model.state import State
+from asrcore.model.state import Event, State, allowed
 from asrcore.procedures.points import check_planned, choose_point
 from asrcore.replication import retention
 from asrcore.units import format_duration, format_size, format_time
+from asrcore.vault import Vault
 
 __all__ = [
+    "HARMFUL",
     "Impact",
     "of_clock",
     "of_commit",
@@ -28,9 +30,20 @@ __all__ = [
     "of_undo",
     "of_unplanned",
     "of_unprotect",
+    "of_verb",
 ]
 
-_DURATIONS = frozenset({"interval", "point_interval", "keep", "freeze_limit", "verify_every"})
+HARMFUL = {
+    "failover-planned": Event.FAIL_OVER,
+    "failover-unplanned": Event.FAIL_OVER,
+    "failover-undo": Event.UNDO,
+    "failover-commit": Event.COMMIT,
+    "unprotect": Event.DISABLE,
+}
+"""Verbs that may lose data or interrupt a machine, and the event that must be possible."""
+
+_DURATIONS = frozenset({"interval", "point_interval", "keep", "freeze_limit", "verify_every", "scrub_every"})
+_LOOK_BACK = 20  # jobs of a machine among which its last failover is looked for
 _SHOWN = 5  # names in a line; the rest is counted
 
 
@@ -115,6 +128,29 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def of_verb(vault: Vault, verb: str, name: str, point: str, now: float) -> Impact:
+    """Of a verb of `HARMFUL` for a machine. Raises what the verb itself would raise for the vault's records."""
+    protection = vault.protection(name)
+    allowed(protection.name, protection.state, HARMFUL[verb])
+    match verb:
+        case "failover-planned":
+            return of_planned(protection)
+        case "failover-unplanned":
+            return of_unplanned(protection, vault.points(protection.id), point, now)
+        case "failover-undo":
+            return of_undo(protection, _failed_over_at(vault, protection), now)
+        case "failover-commit":
+            return of_commit(protection, vault.points(protection.id))
+        case _:
+            return of_unprotect(protection, vault.points(protection.id))
+
+
+def _failed_over_at(vault: Vault, protection: Protection) -> float | None:
+    kinds = ("failover-planned", "failover-unplanned")
+    jobs = vault.jobs(machine=protection.name, limit=_LOOK_BACK)
+    return next((job.ended_at for job in jobs if job.kind in kinds), None)
+
+
 def of_planned(protection: Protection) -> Impact:
     """Of a planned failover: the point it runs from does not exist yet. Raises WrongState (`check_planned`)."""
     check_planned(protection)
@@ -136,7 +172,7 @@ def of_planned(protection: Protection) -> Impact:
 def of_unplanned(protection: Protection, points: Sequence[RecoveryPoint], wanted: str, now: float) -> Impact:
     """Of an unplanned failover to the point that `wanted` names. Raises PointNotFound."""
     name, source, target = protection.name, protection.source_site, protection.target_site
-    point = choose_point(points, wanted, name)
+    point = choose_point(points, wanted, name, allow_damaged=True)
     planned = f"If it still works there, `asr failover planned` loses nothing{_undone_first(protection)}."
     return Impact(
         "failover unplanned",
@@ -144,6 +180,7 @@ def of_unplanned(protection: Protection, points: Sequence[RecoveryPoint], wanted
         (
             f"{name} at {source} is stopped and quarantined, now or as soon as {source} answers.",
             planned,
+            *([f"This recovery point is damaged: {point.damaged}"] if point.damaged else ()),
             "No recovery point is deleted; `asr failover undo` takes it back until the commit.",
         ),
         source,

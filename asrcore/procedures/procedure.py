@@ -18,7 +18,8 @@ __all__ = ["Arguments", "Holds", "Procedure", "Step", "Work"]
 @attrs.frozen
 class Arguments:
     """What a person gave with the verb. `point`: `latest`, an id or an ISO time; `timeout` in seconds. `force`: fail
-    over although the target finds that it cannot run the machine."""
+    over although the target finds that it cannot run the machine. `prove`: read all of the point before it is used;
+    `allow_damaged`: use it although it is damaged."""
 
     point: str = "latest"
     force: bool = False
@@ -28,6 +29,8 @@ class Arguments:
     keep: bool = False
     repair: bool = False
     sha256: bool = False
+    prove: bool = False
+    allow_damaged: bool = False
 
     def to_json(self) -> str:
         """As the job's durable input."""

@@ -16,7 +16,17 @@ from asrcore.replication import retry, windows
 from asrcore.units import HOUR
 from asrcore.vault import JobState
 
-__all__ = ["QUICK", "SLOW", "Action", "cycle_at", "due_action", "load", "next_cycle_at", "verification_due"]
+__all__ = [
+    "QUICK",
+    "SLOW",
+    "Action",
+    "cycle_at",
+    "due_action",
+    "load",
+    "next_cycle_at",
+    "scrub_due",
+    "verification_due",
+]
 
 QUICK = 8
 """Cycles at a time. An idle one takes 0.25 s, of which it uses a processor for 0.05 s: two are busy with eight."""
@@ -125,6 +135,14 @@ def verification_due(protection: Protection, policy: Policy, ended: Mapping[JobS
         return False
     since = max([at for at in (protection.created_at, past.get(JobState.DONE, 0.0)) if at <= now], default=0.0)
     return now >= since + policy.verify_every
+
+
+def scrub_due(protection: Protection, policy: Policy, now: float) -> bool:
+    """Whether the machine's kept points are to be read, or the scrub of them resumed."""
+    if not policy.scrub_every or cycle_at(protection, policy, now) is None or protection.head_point is None:
+        return False
+    last = protection.created_at if protection.last_scrub_at is None else protection.last_scrub_at
+    return windows.is_open(policy.resync_window, now) and not 0 <= now - last < policy.scrub_every
 
 
 def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now: float, *, engines: int = 1) -> Load:

@@ -43,12 +43,13 @@ from asrcore.model.watch import Watch
 from asrcore.procedures.failure import recorded_failure
 from asrcore.procedures.give_back import finish_undo, release, withdraw_late_fence
 from asrcore.procedures.procedure import Arguments
+from asrcore.procedures.scrub import scrub
 from asrcore.procedures.steps import refused
 from asrcore.procedures.verify import VERIFY
 from asrcore.replication.agreement import check_fence
 from asrcore.replication.context import Context
 from asrcore.replication.cycle import run_cycle
-from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load, verification_due
+from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load, scrub_due, verification_due
 from asrcore.service.pool import Lanes
 from asrcore.vault import JobState
 
@@ -64,6 +65,7 @@ SATURATED_FOR = 30.0  # seconds until it is reported that the service cannot kee
 VAULT_PAUSE = 1.0  # seconds without new cycles after the vault did not answer one: each would open a view for nothing
 HEALTH_EVERY = 5.0  # seconds between judgements of the machines' health
 VERIFY_LOOK = 60.0  # seconds between checks for replicas that are to be verified
+SCRUB_AGAIN = 3600.0  # seconds until a scrub that the target did not let end is resumed
 VERIFICATIONS = 1  # at a time that the service submits: each reads all data of a machine, and none is urgent
 
 _SOURCE_FENCED = (State.FAILED_OVER, State.COMMITTING, State.COMMITTED)
@@ -113,6 +115,7 @@ class Scheduler:
         self._policies: Mapping[str, Policy] = {}
         self._fence_at: dict[str, float] = {}
         self._health_at = self._verify_at = context.elapsed()
+        self._scrub_at: dict[str, float] = {}
         self._health: dict[str, Health] = {}
         self._idle: set[str] = set()
         self._saturated = False
@@ -123,6 +126,7 @@ class Scheduler:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; then stop what runs (it is resumed at the next start) and return."""
         self._cycles = Lanes("cycle", quick=QUICK, slow=SLOW, ended=self._start_cycles)
+        self._scrubs = Lanes("scrub", quick=1)
         self._fences = Lanes("fence", quick=1)  # separate: a lost site that swallows connections must not block cycles
         look_at = 0.0
         try:
@@ -141,6 +145,7 @@ class Scheduler:
         finally:
             self._cycles.close()
             self._fences.close()
+            self._scrubs.close()
 
     def _start_cycles(self) -> None:
         with self._starting:
@@ -190,6 +195,7 @@ class Scheduler:
             self._verify_at = elapsed + VERIFY_LOOK
             idle = [item for item in protections if item.name not in active]
             self._verify(idle, VERIFICATIONS - sum(job.kind == VERIFY.kind for job in jobs), now)
+            self._start_scrub(idle, elapsed, now)
 
     def _verify(self, protections: Sequence[Protection], room: int, now: float) -> None:
         """Submit the verifications that are due, as many as there is room for; the oldest first."""
@@ -204,6 +210,25 @@ class Scheduler:
         due.sort(key=lambda item: ended.get(item.name, {}).get(JobState.DONE, item.created_at))
         for protection in due[:room]:
             self._submit(VERIFY.kind, protection, Arguments(repair=True))
+
+    def _start_scrub(self, protections: Sequence[Protection], elapsed: float, now: float) -> None:
+        """One at a time, the machine that has waited longest."""
+        due = [
+            item
+            for item in protections
+            if elapsed >= self._scrub_at.get(item.id, elapsed) and scrub_due(item, self._policies[item.policy], now)
+        ]
+        for item in sorted(due, key=lambda item: item.last_scrub_at or item.created_at)[:1]:
+            self._scrubs.start(item.id, item.target_site, partial(self._scrub, item))
+
+    def _scrub(self, protection: Protection, watch: Watch) -> None:
+        try:
+            scrub(self._context, protection.id, watch)
+        except (Cancelled, NotAssigned):
+            pass  # the service stops, or another server took over
+        except AsrError as problem:
+            self._scrub_at[protection.id] = self._context.elapsed() + SCRUB_AGAIN
+            _log.info("%s: its recovery points are not read to the end: %s", protection.name, problem)
 
     def _cycle(self, protection_id: str, watch: Watch) -> None:
         try:
@@ -325,6 +350,8 @@ class Scheduler:
     def _tell_health(self, protections: Sequence[Protection], active: set[str], service: Load, now: float) -> None:
         vault, former = self._context.vault, self._health
         heads, clock = vault.heads(), vault.clock_state()
+        damaged = vault.damaged_counts()
+        counts = vault.point_counts() if damaged else {}
         stale = vault.heads_until(clock.before)
         # The jobs were read after the machines: one that ended in between is seen by the next judgement only.
         idle, self._idle = self._idle, {item.name for item in protections} - active
@@ -337,6 +364,8 @@ class Scheduler:
                 load=service,
                 working=item.name not in idle & self._idle,
                 clock=Clock(clock.held, clock.text, item.id in stale),
+                points=counts.get(item.id, 0),
+                damaged=damaged.get(item.id, 0),
             )
             for item in protections
         }

@@ -96,6 +96,7 @@ class MachineStatus:
     verified_at: float | None
     working_on: str
     engine: EngineStatus = EngineStatus()
+    damaged_points: int = 0
 
 
 def _short(command: str) -> str:
@@ -119,6 +120,7 @@ def machines(vault: Vault | StatusReader, now: float, at_work: EngineStatus | No
     active = {job.machine: job.kind for job in vault.jobs(limit=1000, active=True)}
     working = active.keys() | {job.machine for job in before}
     heads, counts, cycles = vault.heads(), vault.point_counts(), vault.last_cycles()
+    damaged = vault.damaged_counts()
     verified = vault.last_ended("verify")
     at_work = at_work or engine(vault)
     clock = vault.clock_state()
@@ -137,8 +139,11 @@ def machines(vault: Vault | StatusReader, now: float, at_work: EngineStatus | No
                 engine=at_work.up,
                 working=protection.name in working,
                 clock=Clock(clock.held, clock.text, protection.id in stale),
+                points=counts.get(protection.id, 0),
+                damaged=damaged.get(protection.id, 0),
             ),
             points=counts.get(protection.id, 0),
+            damaged_points=damaged.get(protection.id, 0),
             last_point=head,
             last_cycle=cycles.get(protection.id),
             rpo_seconds=None if protection.id in stale else rpo(head, now),
@@ -169,6 +174,7 @@ def document(item: MachineStatus) -> dict[str, Any]:
         "rpo_seconds": item.rpo_seconds,
         "last_point": None if last is None else {**plain(last), "time": format_time(last.taken_at)},
         "points": item.points,
+        "damaged_points": item.damaged_points,
         "stored_bytes": None if last is None else last.held,
         "last_cycle": _cycle_document(item.last_cycle),
         "direction": protection.direction.value,
@@ -181,6 +187,7 @@ def document(item: MachineStatus) -> dict[str, Any]:
         "test": plain(protection.test),
         "last_test_at": protection.last_test_at,
         "verified_at": item.verified_at,
+        "scrubbed_at": protection.last_scrub_at,
         "quarantine_owed": protection.fence_due and not protection.undo_due,
         "undo_owed": protection.undo_due,
         "working_on": item.working_on,

@@ -229,6 +229,33 @@ class Cycles(Clock):
             if connection.execute(update(table).where(*chosen).values(pinned=pinned)).rowcount == 0:
                 raise PointNotFound(machine=protection.name, point=point_id)
 
+    def note_proved_to(self, protection_id: str, point_id: str, proved_to: int) -> None:
+        """Record how far the reading of a point got."""
+        table = _schema.points
+        chosen = (table.c.protection_id == protection_id, table.c.id == point_id)
+        with self._write("note-proved-to") as connection:
+            connection.execute(update(table).where(*chosen).values(proved_to=proved_to))
+
+    def note_examined(self, protection_id: str, point_id: str, *, damaged: str, proved_at: float | None) -> str | None:
+        """Record what was found wrong with a point ("": nothing), and when all of it was read, if it was now. Returns
+        what was recorded before; None if there is no such point."""
+        table = _schema.points
+        chosen = (table.c.protection_id == protection_id, table.c.id == point_id)
+        with self._write("note-examined") as connection:
+            former: str | None = connection.execute(select(func.coalesce(table.c.damaged, "")).where(*chosen)).scalar()
+            if former is not None:
+                proved = {} if proved_at is None else {"proved_at": proved_at, "proved_to": 0}
+                connection.execute(update(table).where(*chosen).values(damaged=damaged, **proved))
+            return former
+
+    def damaged_counts(self) -> dict[str, int]:
+        """How many points of each machine are damaged, by the machine's id; machines without any are left out."""
+        table = _schema.points
+        chosen = (~table.c.dropping, table.c.damaged != "")
+        statement = select(table.c.protection_id, func.count()).where(*chosen).group_by(table.c.protection_id)
+        with self._read() as connection:
+            return dict(connection.execute(statement).tuples().all())
+
     # -- statistics --------------------------------------------------------------------------------------------------
 
     def cycles(self, protection_id: str, *, since: float | None = None, limit: int | None = None) -> list[CycleStats]:

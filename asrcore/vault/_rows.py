@@ -331,8 +331,13 @@ def point_row(protection_id: str, point: RecoveryPoint, counted_at: float | None
 
 def point_of(row: Row) -> RecoveryPoint:
     """From table points."""
-    names = ("id", "taken_at", "sealed_at", "kept", "pinned", "bytes_sent", "held")
-    return RecoveryPoint(**{name: row[name] for name in names}, consistency=Consistency(row["consistency"]))
+    names = ("id", "taken_at", "sealed_at", "kept", "pinned", "bytes_sent", "held", "proved_at")
+    return RecoveryPoint(
+        **{name: row[name] for name in names},
+        consistency=Consistency(row["consistency"]),
+        damaged=row["damaged"] or "",  # of points that an older version recorded, nothing is known
+        proved_to=row["proved_to"] or 0,
+    )
 
 
 def cycle_row(protection_id: str, number: int, stats: CycleStats) -> dict[str, Any]:

@@ -89,6 +89,7 @@ protections = Table(
     Column("created_at", Float, nullable=False),
     Column("last_cycle_at", Float),
     Column("last_test_at", Float),
+    Column("last_scrub_at", Float),
     Column("resync_reason", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("retry_at", Float),
@@ -127,6 +128,9 @@ points = Table(
     Column("dropping", Boolean, nullable=False),
     Column("held", BigInteger),
     Column("counted_at", Float),
+    Column("damaged", Text),
+    Column("proved_at", Float),
+    Column("proved_to", BigInteger),
     UniqueConstraint("protection_id", "id"),
     Index("ix_points_protection_id_counted_at", "protection_id", "counted_at"),
 )

@@ -128,6 +128,14 @@ class StatusReader:
         )
         return {row["protection_id"]: row["number"] for row in rows}
 
+    def damaged_counts(self) -> dict[str, int]:
+        """How many points of each machine are damaged, by the machine's id; machines without any are left out."""
+        rows = self._rows(
+            "SELECT protection_id, count(*) AS number FROM points WHERE NOT dropping AND damaged != ''"
+            " GROUP BY protection_id"
+        )
+        return {row["protection_id"]: row["number"] for row in rows}
+
     def last_cycles(self) -> dict[str, CycleStats]:
         """Statistics of each machine's newest cycle, by the machine's id."""
         rows = self._rows(

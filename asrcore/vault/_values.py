@@ -195,6 +195,7 @@ class Changes(TypedDict, total=False):
     seed_machine: str | None
     test: TestRun | None
     last_test_at: float | None
+    last_scrub_at: float | None
     resync_reason: str
     attempt: int
     retry_at: float | None

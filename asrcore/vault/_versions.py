@@ -12,7 +12,7 @@ _APPLICATION_ID_AT = 68
 
 VERSION_TABLE = "asr_version"
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0011")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
 """Known schema versions, oldest first; the same as in migrations/versions, without importing Alembic to know."""
 
 

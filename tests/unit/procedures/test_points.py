@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asrcore.errors import PointNotFound
+from asrcore.errors import PointDamaged, PointNotFound
 from asrcore.model.point import Consistency, RecoveryPoint
 from asrcore.model.state import State
 from asrcore.procedures.points import choose_point
@@ -52,6 +53,32 @@ def test_what_names_no_single_point_is_refused(text: str) -> None:
     with pytest.raises(PointNotFound) as caught:
         choose_point(points, text, "web")
     assert caught.value.attributes == {"machine": "web", "point": text}
+
+
+def bad(name: str, taken_at: float) -> RecoveryPoint:
+    return attrs.evolve(point(name, taken_at), damaged="a byte")
+
+
+def test_a_damaged_point_is_neither_the_latest_nor_that_of_a_time() -> None:
+    points = [point("p1", 1_800_000_000.0), bad("p2", 1_800_000_100.0), bad("p3", 1_800_000_200.0)]
+    assert choose_point(points, "latest", "web").id == "p1"
+    assert choose_point(points, format_time(1_800_000_150.0), "web").id == "p1"
+    assert choose_point(points, "latest", "web", allow_damaged=True).id == "p1"
+    assert choose_point(points, "p1", "web").id == "p1"
+
+
+def test_a_damaged_point_is_refused_and_the_newest_whole_one_before_it_named() -> None:
+    points = [point("p1", 1_800_000_000.0), bad("p2", 1_800_000_100.0), bad("p3", 1_800_000_200.0)]
+    for wanted in ("p2", "p3"):
+        with pytest.raises(PointDamaged) as caught:
+            choose_point(points, wanted, "web")
+        assert caught.value.attributes["point"] == wanted
+        assert str(caught.value.attributes["other"]).startswith("p1 of ")
+        assert choose_point(points, wanted, "web", allow_damaged=True).id == wanted
+    with pytest.raises(PointDamaged) as caught:
+        choose_point(points[1:], "latest", "web")
+    assert (caught.value.attributes["point"], caught.value.attributes["other"]) == ("p3", "none")
+    assert choose_point(points[1:], "latest", "web", allow_damaged=True).id == "p3"
 
 
 @pytest.mark.parametrize("text", ["latest", "p1", "2030-01-01"])

@@ -9,7 +9,17 @@ from asrcore.model.health import Load
 from asrcore.model.policy import ALWAYS, Policy, Window
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
-from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load, next_cycle_at, verification_due
+from asrcore.service.due import (
+    QUICK,
+    SLOW,
+    Action,
+    cycle_at,
+    due_action,
+    load,
+    next_cycle_at,
+    scrub_due,
+    verification_due,
+)
 from asrcore.units import DAY, HOUR
 from asrcore.vault import JobState
 
@@ -130,6 +140,24 @@ def test_a_verification_waits_for_a_machine_in_order_and_for_the_window() -> Non
     assert not verification_due(attrs.evolve(PROTECTION, attempt=1, retry_at=NOW + 60), POLICY, {}, NOW)
     assert not verification_due(PROTECTION, attrs.evolve(POLICY, resync_window=Window(1.0, 1.5)), {}, NOW)
     assert not verification_due(PROTECTION, attrs.evolve(POLICY, verify_every=0.0), {}, NOW)
+
+
+@pytest.mark.parametrize(
+    ("last", "due"),
+    [(None, True), (NOW - 7 * DAY, True), (NOW - 7 * DAY + 1, False), (NOW + 60, True), (NOW - 30 * DAY, True)],
+)
+def test_a_scrub_is_due_a_week_after_the_last(last: float | None, due: bool) -> None:
+    scrubbed = attrs.evolve(PROTECTION, head_point="p1", last_scrub_at=last)
+    assert scrub_due(scrubbed, POLICY, NOW) is due
+
+
+def test_a_scrub_waits_for_a_point_and_for_the_window() -> None:
+    ready = attrs.evolve(PROTECTION, head_point="p1")
+    assert not scrub_due(attrs.evolve(ready, head_point=None), POLICY, NOW)
+    assert not scrub_due(attrs.evolve(ready, created_at=NOW - 7 * DAY + 1), POLICY, NOW)
+    assert not scrub_due(attrs.evolve(ready, state=State.RESYNCING), POLICY, NOW)
+    assert not scrub_due(ready, attrs.evolve(POLICY, resync_window=Window(1.0, 1.5)), NOW)
+    assert not scrub_due(ready, attrs.evolve(POLICY, scrub_every=0.0), NOW)
 
 
 def test_the_service_is_saturated_when_more_are_late_than_it_works_on() -> None:

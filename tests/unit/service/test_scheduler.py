@@ -238,6 +238,18 @@ def test_a_replica_is_verified_and_repaired_automatically(service: Service, monk
     assert [job.kind for job in vault.jobs()].count("verify") == 1  # the next one is due in an hour
 
 
+def test_damage_of_a_kept_point_is_found_in_the_background(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "VERIFY_LOOK", 0.05)
+    vault = service.engine.vault
+    protection = vault.protection("web")
+    bad = next(point.id for point in reversed(vault.points(protection.id)) if point.kept)
+    service.away.damage_point(protection.replica_id, bad, "vda", 300 * KiB)
+    vault.update_policy(attrs.evolve(vault.policy("gold"), verify_every=0.0, scrub_every=3600.0))
+    service.engine.context.clock = lambda: time.time() + 3700
+    service.until(lambda: vault.protection("web").last_scrub_at is not None)
+    assert [point.id for point in vault.points(protection.id) if point.damaged] == [bad]
+
+
 def test_saturation_is_reported_once_and_so_is_its_end(service: Service) -> None:
     at = 1000.0
     context = Context(service.engine.vault, service.engine.plugins, elapsed=lambda: at)

@@ -36,6 +36,26 @@ def test_the_head_and_the_number_of_points_of_all_machines(vault: Vault) -> None
     assert vault.point_counts() == {"id-1": 2} == {"id-1": len(vault.points("id-1"))}
 
 
+def test_what_is_known_of_a_point_is_kept_with_it(vault: Vault) -> None:
+    for number in (1, 2):
+        record(vault, number, kept=True)
+    assert vault.damaged_counts() == {}
+    vault.note_proved_to("id-1", "p1", 2**41)
+    assert vault.points("id-1")[0].proved_to == 2**41
+    assert vault.note_examined("id-1", "p1", damaged="disk vda: a byte", proved_at=None) == ""
+    found = vault.points("id-1")[0]
+    assert (found.damaged, found.proved_at, found.proved_to) == ("disk vda: a byte", None, 2**41)
+    assert vault.damaged_counts() == {"id-1": 1}
+    assert vault.note_examined("id-1", "p1", damaged="", proved_at=5.5) == "disk vda: a byte"
+    found = vault.points("id-1")[0]
+    assert (found.damaged, found.proved_at, found.proved_to) == ("", 5.5, 0)
+    assert vault.note_examined("id-1", "none", damaged="x", proved_at=None) is None
+    assert vault.damaged_counts() == {}
+    vault.note_examined("id-1", "p1", damaged="x", proved_at=6.5)
+    vault.mark_dropping("id-1", ["p1"])
+    assert vault.damaged_counts() == {}
+
+
 def test_old_points_come_with_the_head_and_without_those_between(vault: Vault) -> None:
     assert vault.last_kept_at("id-1") is None
     for number in (1, 2, 3, 4):

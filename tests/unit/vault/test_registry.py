@@ -152,6 +152,7 @@ def test_every_changeable_field_changes(vault: Vault) -> None:
         "seed_machine": "uuid-s",
         "test": TestRun("t1", "p1", "uuid-x", 7.0),
         "last_test_at": 8.5,
+        "last_scrub_at": 9.5,
         "resync_reason": "because",
         "attempt": 4,
         "retry_at": 9.5,

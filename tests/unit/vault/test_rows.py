@@ -57,6 +57,7 @@ def test_a_policy_comes_back(vault: Vault) -> None:
         resync_threshold=0.125,
         bandwidth=(Bandwidth(2.5e6, Window(28800, 64800)), Bandwidth(1.25e7)),
         verify_every=86400.5,
+        scrub_every=43200.5,
     )
     assert all(getattr(policy, field.name) != field.default for field in attrs.fields(Policy))
     vault.add_policy(policy)

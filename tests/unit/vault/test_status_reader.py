@@ -31,6 +31,7 @@ def assert_same(path: Path, vault: Vault) -> None:
         assert seen.policies() == vault.policies()
         assert seen.heads() == vault.heads()
         assert seen.point_counts() == vault.point_counts()
+        assert seen.damaged_counts() == vault.damaged_counts()
         assert seen.clock_state() == vault.clock_state()
         for number in (0, 1, 1000):
             assert seen.heads_until(number) == vault.heads_until(number)
@@ -62,6 +63,8 @@ def test_a_vault_as_work_leaves_it(path: Path) -> None:
         vault.transition("id-1", Event.REPLICA_CREATED)
         for number in range(1, 6):
             record(vault, number, kept=number % 2 == 1)
+        for point in ("p1", "p3", "p5"):
+            assert vault.note_examined("id-1", point, damaged="a byte", proved_at=7.5) == ""
         vault.mark_dropping("id-1", ["p1"])
         vault.begin_cycle("id-2", cycle(9))
         vault.update("id-1", last_test_at=3000.5, test_network="lab")
