@@ -38,6 +38,10 @@ ELSEWHERE = {
     "vault.upgrade.committed",
     "vault.upgrade.copied",
     "vault.upgrade.written",
+    "examine.noted",  # these and those of the scrub: `tests/unit/procedures/test_scrub.py`
+    "scrub.ended",
+    "scrub.part",
+    "target.marked",
     "target.pinned",
     "test.taken-back",  # of a test that failed: `tests/unit/procedures/test_drill.py`
     "undo.completed",  # of a site that could not do its part: `tests/faults/test_failover.py`

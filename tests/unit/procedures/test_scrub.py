@@ -154,3 +154,18 @@ def test_without_digests_content_is_not_read_regularly(three: Rig, monkeypatch: 
     three.away.damage_point(three.protection.replica_id, three.engine.points("web")[-1].id, "vda", 0)
     assert run(three)
     assert three.engine.points("web")[-1].damaged
+
+
+@pytest.mark.parametrize(
+    "place", ["scrub.part", "examine.noted", "target.marked", "vault.note-examined.committed", "scrub.ended"]
+)
+def test_a_kill_costs_nothing(three: Rig, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    bad = three.engine.points("web")[-1].id
+    three.away.damage_point(three.protection.replica_id, bad, "vda", MiB + 5)
+    with three.killed_at(place, monkeypatch) as reached:
+        run(three)
+    assert reached
+    assert run(three)
+    assert [item.id for item in three.engine.points("web") if item.damaged] == [bad]
+    info = three.engine.context.site("b").target.replica(three.protection.replica_id).info()
+    assert [item.id for item in info.points if item.damaged] == [bad]
