@@ -141,8 +141,10 @@ def scrub_due(protection: Protection, policy: Policy, now: float) -> bool:
     """Whether the machine's kept points are to be read, or the scrub of them resumed."""
     if not policy.scrub_every or cycle_at(protection, policy, now) is None or protection.head_point is None:
         return False
-    last = protection.created_at if protection.last_scrub_at is None else protection.last_scrub_at
-    return windows.is_open(policy.resync_window, now) and not 0 <= now - last < policy.scrub_every
+    if not windows.is_open(policy.resync_window, now):
+        return False
+    last = protection.last_scrub_at  # without one it is due at once: it records digests that a fast first copy has not
+    return last is None or not 0 <= now - last < policy.scrub_every
 
 
 def load(protections: Iterable[Protection], policies: Mapping[str, Policy], now: float, *, engines: int = 1) -> Load:

@@ -154,7 +154,6 @@ def test_a_scrub_is_due_a_week_after_the_last(last: float | None, due: bool) -> 
 def test_a_scrub_waits_for_a_point_and_for_the_window() -> None:
     ready = attrs.evolve(PROTECTION, head_point="p1")
     assert not scrub_due(attrs.evolve(ready, head_point=None), POLICY, NOW)
-    assert not scrub_due(attrs.evolve(ready, created_at=NOW - 7 * DAY + 1), POLICY, NOW)
     assert not scrub_due(attrs.evolve(ready, state=State.RESYNCING), POLICY, NOW)
     assert not scrub_due(ready, attrs.evolve(POLICY, resync_window=Window(1.0, 1.5)), NOW)
     assert not scrub_due(ready, attrs.evolve(POLICY, scrub_every=0.0), NOW)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from asr_storage.replica import writer
 from asr_storage.replica.digests import UNKNOWN_DIGEST
 from asr_storage.replica.replica import FileReplica
 from asr_storage.replica.store import ReplicaKind, Shared
@@ -209,6 +210,40 @@ def test_damaged_digests_are_no_damage(three: Bench, harm: str) -> None:
     three.points = {point_id: three.points[point_id] for point_id in ("p3", "p4")}
     check_recorded(three)
     three.check()
+
+
+def test_a_fast_first_copy_is_not_hashed_as_a_whole(
+    bench: Callable[..., Bench], replica_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FIRST_COPY_HASHED", 3 * BLOCK)
+    monkeypatch.setattr(writer, "FIRST_COPY_RATE", 0)
+    made = bench(replica_dir, {"vda": MIB})
+    data = random.Random(1).randbytes(MIB)
+    made.cycle([("vda", at, data[at : at + BLOCK]) for at in range(0, MIB, BLOCK)])
+    assert check_recorded(made) == 13
+    made.cycle([("vda", 0, data[:BLOCK]), ("vda", 8 * BLOCK, data[: 8 * BLOCK])])  # later cycles are
+    assert [number for number, item in enumerate(recorded(made, "vda", "p2")) if item == UNKNOWN_DIGEST] == [
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]
+    assert whole(made.replica, "p1").damage == ()
+    assert check_recorded(made) == 0
+
+
+def test_a_resync_teaches_what_it_had_to_read(bench: Callable[..., Bench], replica_dir: Path) -> None:
+    made = bench(replica_dir, {"vda": MIB})
+    made.cycle(full(made.disks, 1))
+    made.cycle([("vda", at + 512, b"x" * 512) for at in range(0, MIB, BLOCK)])
+    assert check_recorded(made) == MIB // BLOCK
+    with made.replica.open_cycle(made.spec()) as open_cycle:
+        asked = made.replica.from_records().digests("vda", Extent(0, MIB))
+        assert asked == made.replica.digests("vda", Extent(0, MIB))
+        open_cycle.same("vda", 0, MIB)
+        made.sealed(open_cycle.seal(made.seal_spec(keep=True)))
+    assert check_recorded(made) == 0
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ class PointDigests:
     missing or damaged."""
 
     def __init__(self, files: Iterable[DigestFile | None], disk_id: str, size: int) -> None:
-        self._size = size
+        self.size = size
         self._layers: list[Blocks] = []
         for file in files:
             blocks = file.disks.get(disk_id) if file is not None else None

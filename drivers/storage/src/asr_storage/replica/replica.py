@@ -17,6 +17,7 @@ from functools import partial
 import attrs
 
 from asr_storage.files.errors import storage_errors
+from asr_storage.replica.blocks import Blocks
 from asr_storage.replica.chain import ChainImages
 from asr_storage.replica.digests import UNKNOWN_DIGEST, PointDigests
 from asr_storage.replica.examine import damage_of_files, examine_content, forget_cached, sample_content
@@ -229,6 +230,10 @@ class FileReplica(Replica):
         return record
 
     def _apply(self, record: Record, journal: Journal, commit: Commit) -> Record:
+        with self.shared.learning:
+            learned, self.shared.learned = self.shared.learned, {}
+        if learned and record.head is not None:
+            self._digests.learn(record, record.head.stored.id, learned)
         images = self.images(record)
         disks = commit.point.disks
         with self.shared.writing_images():
@@ -417,14 +422,20 @@ class FileReplica(Replica):
         """See Replica. The same where no digests are recorded, or the head is known to be damaged."""
         with self.errors("reading a replica"):
             record = self._current()
-        head = record.head
-        if head is None or head.stored.damaged or head.stored.id not in record.digests:
-            return self
-        key = (head.stored.id, record.digests)
-        kept = self.shared.recorded
-        if kept is None or kept[0] != key:  # a served replica is opened anew by each call
-            kept = self.shared.recorded = (key, self._digests.of(record, head))
-        return _FromRecords(self, kept[1])
+            head = record.head
+            if head is None or head.stored.damaged or head.stored.id not in record.digests:
+                return self
+            key = (head.stored.id, record.digests)
+            self.shared.hold()
+            try:
+                kept = self.shared.recorded
+                if (
+                    kept is None or kept[0] != key
+                ):  # a served replica is opened by each call; a cycle holds it meanwhile
+                    kept = self.shared.recorded = (key, self._digests.of(record, head))
+                return _FromRecords(self, kept[1])
+            finally:
+                self.shared.release()
 
 
 class _FromRecords(FileReplica):
@@ -444,6 +455,9 @@ class _FromRecords(FileReplica):
             offset = extent.offset + start * DIGEST_BLOCK
             length = min(extent.end, extent.offset + end * DIGEST_BLOCK) - offset
             read = super().digests(disk_id, Extent(offset, length), digest)
+            with self.shared.learning:
+                blocks = self.shared.learned.setdefault(disk_id, Blocks(self._tables[disk_id].size))
+                blocks.known(offset, memoryview(read))
             result[start * DIGEST_SIZE : end * DIGEST_SIZE] = read
         return bytes(result)
 

@@ -30,7 +30,7 @@ import attrs
 
 from asr_storage.files.durable import fsync_directory, remove_left_over, remove_tree, write_durably
 from asr_storage.files.sparse import clones_files
-from asr_storage.replica.blocks import Change
+from asr_storage.replica.blocks import Blocks, Change
 from asr_storage.replica.digests import PointDigests
 from asrcore import codec
 from asrcore.driver import Closing, DiskReader, Promoted, StoredPoint
@@ -414,7 +414,11 @@ class Shared:
         self.servers: Closing | None = None
         """What readers keep running; closed before images are written, and after the last user."""
         self.recorded: tuple[object, Mapping[str, PointDigests]] | None = None
-        """Of which head, and the digests that are recorded of it."""
+        """Of which head, and the digests that are recorded of it; their files are open while the replica is held."""
+        self.learning = threading.Lock()
+        """Of who adds to `learned`."""
+        self.learned: dict[str, Blocks] = {}
+        """Digests of blocks of the head that had none, by disk, as a resync read them; recorded with the next point."""
         self.cloning = threading.Lock()
         """Of who clones the heads."""
         self._holding = threading.Lock()
@@ -444,6 +448,7 @@ class Shared:
             self._holders -= 1
             if self._holders == 0:
                 self.close_servers()
+                self.recorded = None
                 os.close(self._fd)
                 self._fd = -1
 
