@@ -34,6 +34,7 @@ class CycleIsVisibleOnceFlushed(MemoryWriter):
 
 
 @caught_by(
+    "test_a_mark_of_damage_changes_nothing_else",
     "test_a_sealed_point_survives_the_engine",
     "test_dropping_keeps_the_others",
     "test_each_point_has_its_description",

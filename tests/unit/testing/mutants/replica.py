@@ -71,12 +71,15 @@ class NewCycleDropsThePending(MemoryReplica):
     "test_a_full_target_leaves_all_as_it_was",
     "test_a_head_that_is_not_kept_is_replaced",
     "test_a_kept_point_keeps_its_content",
+    "test_a_mark_of_damage_changes_nothing_else",
     "test_a_pinned_head_is_not_replaced",
     "test_a_pinned_point_is_not_dropped",
     "test_a_point_holds_what_was_sent",
     "test_a_stale_base_is_refused",
     "test_a_stale_epoch_is_refused",
+    "test_a_whole_point_is_found_whole",
     "test_closing_keeps_what_was_flushed",
+    "test_damage_of_a_point_is_found",
     "test_discard_drops_the_cycle",
     "test_disks_may_grow_while_a_cycle_is_interrupted",
     "test_dropping_keeps_the_others",
@@ -115,6 +118,7 @@ class UnkeptPointsStay(MemoryReplica):
 @caught_by(
     "test_a_disk_may_grow",
     "test_a_pinned_point_is_not_dropped",
+    "test_a_whole_point_is_found_whole",
     "test_dropping_keeps_the_others",
     "test_the_head_is_not_dropped",
 )
@@ -161,7 +165,11 @@ class DescriptionIsOfTheHead(MemoryReplica):
         return super().description(self.info().points[-1].id)
 
 
-@caught_by("test_compare_names_the_blocks_that_differ", "test_digests_are_of_the_head")
+@caught_by(
+    "test_compare_names_the_blocks_that_differ",
+    "test_digests_are_of_the_head",
+    "test_recorded_digests_are_those_of_the_head",
+)
 class DigestsPadTheLastBlock(MemoryReplica):
     def digests(self, disk_id: str, extent: Extent, digest: Digest = Digest.BLAKE3) -> bytes:
         with self.reader(disk_id) as reader:
@@ -309,7 +317,7 @@ class ExaminationEndsAfterTheFirstPart(MemoryReplica):
         return attrs.evolve(super().examine(point_id, start=start, limit=limit, watch=watch), end=None)
 
 
-@caught_by("test_a_whole_point_is_found_whole", "test_an_examination_may_be_divided")
+@caught_by("test_a_whole_point_is_found_whole", "test_damage_of_a_point_is_found")
 class EarlierPointsAreComparedWithTheHead(MemoryReplica):
     def examine(
         self, point_id: str, *, start: int | None = None, limit: int | None = None, watch: Watch | None = None
