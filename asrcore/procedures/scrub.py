@@ -99,6 +99,10 @@ class _Reading:
         policy = vault.policy(vault.protection(self.protection_id).policy)
         return bool(policy.scrub_every) and windows.is_open(policy.resync_window, self.context.clock())
 
+    def _marked_meanwhile(self) -> bool:
+        points = self.context.vault.points(self.protection_id)
+        return any(item.damaged not in ("", self.point.damaged) for item in points if item.id == self.point.id)
+
     def _part(self, start: int) -> int | None:
         vault, began = self.context.vault, self.clock()
         protection = vault.protection(self.protection_id)
@@ -109,6 +113,9 @@ class _Reading:
         else:  # all that reading it could say is that it can be read; in a cloud that is paid for
             found = replica.examine(self.point.id, watch=self.watch)
         if found.damage or found.end is None:
+            if not found.damage and self._marked_meanwhile():
+                vault.note_proved_to(self.protection_id, self.point.id, 0)
+                return None  # by a quick look: what was read before that does not take it back
             note_examined(self.context, protection, self.point.id, found, whole=digests)
             return None
         vault.note_proved_to(self.protection_id, self.point.id, found.end)

@@ -244,8 +244,12 @@ class Cycles(Clock):
         with self._write("note-examined") as connection:
             former: str | None = connection.execute(select(func.coalesce(table.c.damaged, "")).where(*chosen)).scalar()
             if former is not None:
-                proved = {} if proved_at is None else {"proved_at": proved_at, "proved_to": 0}
-                connection.execute(update(table).where(*chosen).values(damaged=damaged, **proved))
+                values: dict[str, object] = {"damaged": damaged}
+                if proved_at is not None:
+                    values["proved_at"] = proved_at
+                if damaged or proved_at is not None:  # what is being read is to be read from its beginning
+                    values["proved_to"] = 0
+                connection.execute(update(table).where(*chosen).values(values))
             return former
 
     def damaged_counts(self) -> dict[str, int]:

@@ -28,11 +28,11 @@ def test_a_policy_is_changed_for_its_machines(asr: Asr, protected: None) -> None
 
 def test_each_option_of_a_policy_can_be_changed(asr: Asr, protected: None) -> None:
     words = "--keep 12h --consistency filesystem --freeze-limit 5s --resync-window 01:00-02:00"
-    words += " --resync-threshold 0.25 --bandwidth 20Mbit --verify-every never"
+    words += " --resync-threshold 0.25 --bandwidth 20Mbit --verify-every never --scrub-every 3d"
     changed = asr("policy", "set", "gold", *words.split())[1]["policy"]
     assert (changed["keep"], changed["consistency"], changed["freeze_limit"]) == (43200.0, "filesystem", 5.0)
     assert (changed["resync_window"], changed["resync_threshold"]) == ({"start": 3600.0, "end": 7200.0}, 0.25)
-    assert (len(changed["bandwidth"]), changed["verify_every"]) == (1, 0.0)
+    assert (len(changed["bandwidth"]), changed["verify_every"], changed["scrub_every"]) == (1, 0.0, 259200.0)
     assert asr("policy", "set", "gold", "--bandwidth", "unlimited")[1]["policy"]["bandwidth"] == []
 
 

@@ -169,3 +169,21 @@ def test_a_kill_costs_nothing(three: Rig, monkeypatch: pytest.MonkeyPatch, place
     assert [item.id for item in three.engine.points("web") if item.damaged] == [bad]
     info = three.engine.context.site("b").target.replica(three.protection.replica_id).info()
     assert [item.id for item in info.points if item.damaged] == [bad]
+
+
+def test_damage_that_is_found_meanwhile_is_not_taken_back(three: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = three.engine.points("web")[-1]
+    examine = MemoryReplica.examine
+
+    def seen(self: MemoryReplica, point_id: str, **given: object) -> object:
+        if given["start"] == PART:
+            three.engine.vault.note_examined(three.protection.id, point.id, damaged="a link", proved_at=None)
+        return examine(self, point_id, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MemoryReplica, "examine", seen)
+    assert run(three)
+    marked = three.engine.points("web")[-1]
+    assert (marked.damaged, marked.proved_to) == ("a link", 0)
+    monkeypatch.undo()
+    assert run(three)
+    assert not three.engine.points("web")[-1].damaged

@@ -385,7 +385,7 @@ class FileReplica(Replica):
         watch = watch or Watch()
         with self.working("examining a recovery point") as record:
             point = self._point(record, point_id)
-            damage = self._damage_of_files(record, point)
+            damage = self._damage_of_files(record, point, tables=not start)  # in the first part of several
             digests = self._digests.of(record, point)
         if damage:
             return Examination(tuple(damage))
@@ -398,7 +398,7 @@ class FileReplica(Replica):
                 self._digests.learn(record, point_id, learned)
         return found
 
-    def _damage_of_files(self, record: Record, point: Point) -> list[str]:
+    def _damage_of_files(self, record: Record, point: Point, *, tables: bool) -> list[str]:
         damage = []
         try:
             self.home.description(point.stored.id)
@@ -406,7 +406,7 @@ class FileReplica(Replica):
             damage.append(str(problem))
         except FileNotFoundError:
             damage.append("its description is missing")
-        return damage + damage_of_files(self.home.path, record, point)
+        return damage + damage_of_files(self.home.path, record, point, tables=tables)
 
     def mark_damaged(self, point_id: str, damaged: str) -> None:
         """See Replica."""
