@@ -246,6 +246,24 @@ def test_a_resync_teaches_what_it_had_to_read(bench: Callable[..., Bench], repli
     assert check_recorded(made) == 0
 
 
+def test_a_resync_teaches_nothing_that_is_known(
+    bench: Callable[..., Bench], replica_dir: Path, kind: ReplicaKind
+) -> None:
+    made = bench(replica_dir, {"vda": MIB})
+    made.cycle(full(made.disks, 1))
+    made.cycle([("vda", number * BLOCK + 512, b"x" * 512) for number in (1, 5)])
+    home = made.replica.home  # type: ignore[attr-defined]
+    path = image_of(made, "p1") if kind is ReplicaKind.CHAIN else home.path / home.load().heads["vda"]
+    flip(path, 3 * BLOCK + 7)
+    with made.replica.open_cycle(made.spec()) as open_cycle:
+        made.replica.from_records().digests("vda", Extent(0, MIB))
+        open_cycle.same("vda", 0, MIB)
+        made.sealed(open_cycle.seal(made.seal_spec(keep=True)))
+    found = whole(made.replica, "p3")
+    assert found.damage == (f"disk vda: {BLOCK} bytes at {3 * BLOCK} are not as they were written",)
+    assert found.proved == MIB - BLOCK
+
+
 # -- damage ----------------------------------------------------------------------------------------------------------
 
 

@@ -451,14 +451,18 @@ class _FromRecords(FileReplica):
         if digest is not Digest.BLAKE3 or disk_id not in self._tables:
             return super().digests(disk_id, extent, digest)
         result = self._tables[disk_id].look_up(extent)
-        for start, end in _unknown(result):
-            offset = extent.offset + start * DIGEST_BLOCK
-            length = min(extent.end, extent.offset + end * DIGEST_BLOCK) - offset
-            read = super().digests(disk_id, Extent(offset, length), digest)
-            with self.shared.learning:
-                blocks = self.shared.learned.setdefault(disk_id, Blocks(self._tables[disk_id].size))
-                blocks.known(offset, memoryview(read))
-            result[start * DIGEST_SIZE : end * DIGEST_SIZE] = read
+        unknown = _unknown(result)
+        if not unknown:
+            return bytes(result)
+        first, last = unknown[0][0], unknown[-1][1]  # in one read, also what is known between: each costs a connection
+        offset, behind = extent.offset + first * DIGEST_BLOCK, extent.offset + last * DIGEST_BLOCK
+        read = memoryview(super().digests(disk_id, Extent(offset, min(extent.end, behind) - offset), digest))
+        with self.shared.learning:
+            blocks = self.shared.learned.setdefault(disk_id, Blocks(self._tables[disk_id].size))
+            for start, end in unknown:
+                found = read[(start - first) * DIGEST_SIZE : (end - first) * DIGEST_SIZE]
+                result[start * DIGEST_SIZE : end * DIGEST_SIZE] = found
+                blocks.known(extent.offset + start * DIGEST_BLOCK, found)
         return bytes(result)
 
 
