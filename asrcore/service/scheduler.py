@@ -116,6 +116,7 @@ class Scheduler:
         self._fence_at: dict[str, float] = {}
         self._health_at = self._verify_at = context.elapsed()
         self._scrub_at: dict[str, float] = {}
+        self._scrubs = Lanes("scrub", quick=1)
         self._health: dict[str, Health] = {}
         self._idle: set[str] = set()
         self._saturated = False
@@ -126,7 +127,6 @@ class Scheduler:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; then stop what runs (it is resumed at the next start) and return."""
         self._cycles = Lanes("cycle", quick=QUICK, slow=SLOW, ended=self._start_cycles)
-        self._scrubs = Lanes("scrub", quick=1)
         self._fences = Lanes("fence", quick=1)  # separate: a lost site that swallows connections must not block cycles
         look_at = 0.0
         try:
