@@ -95,8 +95,13 @@ def ask_target(context: Context, protection_id: str, *, at_once: bool = False) -
     what the target raises.
     """
     protection = context.vault.protection(protection_id)
-    replica = context.site(protection.target_site).target.replica(protection.replica_id)
-    info = replica.info()
+    try:
+        replica = context.site(protection.target_site).target.replica(protection.replica_id)
+        info = replica.info()
+    except ReplicaNotFound as problem:
+        if not protection.restored:
+            raise
+        raise _refused(context, protection, "it has no replica of the machine", _no_replica(protection)) from problem
     if _differs(protection, info):
         # A cycle or a take-over may have come in between: first what the target holds is read, then the vault.
         protection = context.vault.protection(protection_id)
@@ -289,7 +294,9 @@ def _adopt_points(
     points = [_point(item) for item in info.points if item.id in unknown or item.id in known]
     count = context.aging.count(protection.id, vault.policy(protection.policy).interval)
     text = _points_text(info, unknown)
-    reason = f"The vault was behind the target: {text}." if info.head != protection.head_point else ""
+    reason = protection.resync_reason
+    if info.head != protection.head_point:
+        reason = f"The vault was behind the target: {text}."
     epoch = next_generation(max(protection.epoch, info.epoch))
     adopted = vault.adopt(
         protection,
@@ -334,11 +341,13 @@ def _agreed(context: Context, protection: Protection) -> Protection:
 def _refused(context: Context, protection: Protection, detail: str, way_out: str) -> VaultBehind:
     """The error, recorded with the machine, so that its health says it whatever asked; once in the log."""
     error = VaultBehind(machine=protection.name, site=protection.target_site, detail=detail, way_out=way_out)
-    if (protection.error or {}).get("happened") != str(error):
+    known = protection.error or {}
+    if known.get("code") != error.code:
         context.vault.add_event(at=context.clock(), machine=protection.name, kind="vault", text=str(error))
-    decision = retry.decide(error, protection.attempt)
-    retry_at = decision.at(context.clock())
-    context.vault.update(protection.id, error=error.as_dict(), attempt=decision.attempt, retry_at=retry_at)
+    if known.get("happened") != str(error):
+        decision = retry.decide(error, protection.attempt)
+        retry_at = decision.at(context.clock())
+        context.vault.update(protection.id, error=error.as_dict(), attempt=decision.attempt, retry_at=retry_at)
     return error
 
 

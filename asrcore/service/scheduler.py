@@ -281,12 +281,14 @@ class Scheduler:
         site, machine = place
         problem: AsrError | None = None
         try:
+            if protection.restored:  # also where the source is lost: nothing else asks
+                check_fence(self._context, protection)
             inventory = self._context.site(site).inventory
             # A machine that is off and was stopped by a failover has been started if it is given back meanwhile.
             stopped = protection.planned or inventory.fenced(machine) is not None
             off = inventory.machine(machine).power is PowerState.OFF
             start = stopped or not off
-            if protection.restored or not (off and inventory.fenced(machine) is not None):
+            if not (off and inventory.fenced(machine) is not None):
                 check_fence(self._context, protection)  # before the fence changes anything
             now = self._context.vault.protection(protection.id)
             if now.epoch != protection.epoch or _to_fence(now) != place:

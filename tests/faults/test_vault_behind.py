@@ -365,6 +365,22 @@ def test_a_fence_waits_for_the_target_only_if_the_vault_was_put_back(rig: Rig, r
     assert not rig.protection.restored
 
 
+def test_a_failed_over_machine_is_compared_though_its_source_is_lost(rig: Rig) -> None:
+    rig.home.cut()
+    rig.engine.failover_unplanned("web")
+    rig.engine.vault.update(rig.protection.id, restored=True)
+    serve_fence(rig)
+    assert not rig.protection.restored
+
+
+def test_without_its_replica_a_machine_of_a_restored_vault_names_the_way_out(rig: Rig) -> None:
+    rig.engine.vault.update(rig.protection.id, restored=True)
+    with rig.away.change() as state:
+        state.replicas = {}
+    error = refused(rig, lambda: rig.engine.replicate("web"))
+    assert "asr unprotect web" in error.action_text
+
+
 def test_an_undo_waits_for_the_target_if_the_vault_was_put_back(rig: Rig) -> None:
     rig.engine.failover_unplanned("web")
     rig.engine.vault.update(rig.protection.id, restored=True)
