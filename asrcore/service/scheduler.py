@@ -59,6 +59,7 @@ _log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds between two looks into the queue for what has come due
 LOOK_SHARE = 20  # a poll of the vault costs 40 us a machine; it is repeated after 20 times as long as it took
+LOOK_PAUSE = 5.0  # seconds at most until that: a poll that was held up by the network says nothing of the next one
 JOBS = 8  # jobs at a time that the service submits: 500 comparisons may become due in one minute
 FENCE_EVERY = 5.0  # seconds between checks of a machine that has to stay quarantined
 SATURATED_FOR = 30.0  # seconds until it is reported that the service cannot keep up: after a pause all are late
@@ -140,7 +141,7 @@ class Scheduler:
                     except Exception:  # noqa: BLE001 - a defect must not end the service; the next look may succeed
                         _log.exception("looking for work failed unexpectedly")
                     ended = time.monotonic()
-                    look_at = ended + LOOK_SHARE * (ended - began)
+                    look_at = ended + min(LOOK_PAUSE, LOOK_SHARE * (ended - began))
                 self._start_cycles()
         finally:
             self._cycles.close()

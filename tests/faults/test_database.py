@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.policy import Policy
 from asrcore.model.state import State
 from asrcore.plugins import Plugins
+from asrcore.service import scheduler
 from asrcore.service.member import ServerIdentity
 from asrcore.testing.memory import MemoryWorld
 from asrcore.testing.memory._inventory import MemoryInventory
@@ -171,3 +173,21 @@ def test_the_durable_log_is_there_when_the_server_is_back(server: Cluster, monke
         assert seen.is_set()
     server.start()
     log.dispose()
+
+
+def test_a_poll_that_was_held_up_does_not_put_off_the_next_ones(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link to the database was cut for half a minute: the service would not have looked again for ten."""
+    looks, policies = list[float](), Vault.policies
+
+    def answer(vault: Vault) -> Any:
+        looks.append(time.monotonic())
+        if len(looks) == 1:
+            time.sleep(1.0)
+        return policies(vault)
+
+    monkeypatch.setattr(scheduler, "LOOK_PAUSE", 0.5)
+    monkeypatch.setattr(Vault, "policies", answer)
+    service.until(lambda: len(looks) > 1)
+    assert looks[1] - looks[0] < 10.0, "twenty times as long as it took"

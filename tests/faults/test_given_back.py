@@ -123,11 +123,12 @@ def test_a_fence_of_an_engine_that_was_killed_is_withdrawn(protected: Rig) -> No
 
 
 def test_a_fence_of_a_newer_owner_stays(protected: Rig) -> None:
-    epoch = given_back(protected)
-    protected.engine.context.site("a").inventory.fence("web", Fence(epoch + 5, "a newer one"))
+    given_back(protected)
+    newer = Fence(protected.protection.epoch + 5, "a newer one")
+    protected.engine.context.site("a").inventory.fence("web", newer)
     protected.engine.replicate("web")
     assert protected.power("a") is PowerState.OFF
-    assert fence_of(protected) == Fence(epoch + 5, "a newer one")
+    assert fence_of(protected) == newer
 
 
 def test_a_fence_stays_while_the_machine_runs_at_the_target(protected: Rig) -> None:

@@ -56,6 +56,7 @@ class Failovers:
         self.stories = [
             _Story(name, list(_STORIES[number % len(_STORIES)])) for number, name in enumerate(sorted(field.machines))
         ]
+        self.undisturbed = {story.machine for story in self.stories if not story.verbs}
         self.ended: list[Job] = []
         self.lost: list[str] = []  # machines whose job the database does not know any more
 
