@@ -175,7 +175,10 @@ class Cluster:
         info = replica.info()
         assert info.head == protection.head_point, protection.name
         kept = [item.id for item in self.vault.points(protection.id)]
-        assert [item.id for item in info.points] == kept, protection.name
+        if protection.last_test_at is None:
+            assert [item.id for item in info.points] == kept, protection.name
+        # Else the memory driver has kept the point of the test, which was the newest then.
+        assert set(kept) <= {item.id for item in info.points}, protection.name
         data = bytearray(DISK)
         with replica.reader("vda", info.head) as reader:
             reader.read_into(0, memoryview(data))
