@@ -379,7 +379,7 @@ def _of_point(
                 f"the newest point of {protection.name!r} is {format_duration(age)} old, "
                 f"the interval is {format_duration(policy.interval)}",
                 "Cycles fail, wait, or take longer than the interval.",
-                f"See the other reasons. To run one cycle now: `asr replicate {protection.name}`.",
+                f"See the other reasons. To run one cycle now: `asr {_cycle_command(protection)}`.",
             )
         )
         if load is not None and load.saturated:
@@ -411,6 +411,12 @@ def _of_damage(protection: Protection, points: int, damaged: int) -> list[Findin
             f"`asr verify {name} --repair` repairs the latest state, and the points after it are whole.",
         )
     ]
+
+
+def _cycle_command(protection: Protection) -> str:
+    if protection.state is State.RESYNC_PENDING:
+        return f"resync {protection.name} --now"
+    return f"replicate {protection.name}"
 
 
 def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Finding]:

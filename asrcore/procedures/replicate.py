@@ -24,9 +24,16 @@ def _facts(result: CycleResult) -> dict[str, object]:
 
 
 def _replicate(work: Work) -> None:
+    """A machine in another state is no failure: the service must not wait because of it."""
     protection = work.protection
     if protection.state is not State.INITIAL_COPY:  # an initial copy that failed is resumed
         allowed(protection.name, protection.state, Event.REPLICATE)
+    _cycle(work)
+
+
+@recorded
+def _cycle(work: Work) -> None:
+    protection = work.protection
     finish_undo(work.context, protection.id)
     result = run_cycle(work.context, protection.id, work.watch, keep=work.arguments.keep)
     work.facts.update(_facts(result))
@@ -50,7 +57,7 @@ def _resync_compare(work: Work) -> None:
     work.note("resync", f"equal again after {work.facts['bytes_sent']} bytes sent")
 
 
-REPLICATE = Procedure("replicate", (Step("cycle", recorded(_replicate)),), holds=Holds.REPLICATION)
+REPLICATE = Procedure("replicate", (Step("cycle", _replicate),), holds=Holds.REPLICATION)
 RESYNC = Procedure(
     "resync",
     (Step("begin", _resync_begin), Step("compare", recorded(_resync_compare))),

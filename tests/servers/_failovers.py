@@ -32,12 +32,13 @@ _STORIES = (
 )
 
 
-_COMMANDS = re.compile(r"`asr ((?:failover )?[a-z]+)")
+_COMMANDS = re.compile(r"`asr ((?:failover |machine )?[a-z]+)")
 _KINDS = {
+    "machine adopt": "adopt",
     "failover undo": "failover-undo",
     "failover unplanned": "failover-unplanned",
-    "replicate": "replicate",
     "resync": "resync",
+    "replicate": "replicate",
 }
 
 
@@ -125,11 +126,11 @@ class Failovers:
         for status in self._field.engine.status():
             protection, health = status.protection, status.health
             kind = "failover-cleanup" if protection.test is not None else None
-            if protection.state is State.FAILED_OVER:
+            named = [command for reason in health.reasons for command in _COMMANDS.findall(reason.action)]
+            if protection.state is State.FAILED_OVER and "machine adopt" not in named:
                 kind = "failover-undo"
             elif health.level is Level.CRITICAL:
-                named = [command for reason in health.reasons for command in _COMMANDS.findall(reason.action)]
-                kind = next((_KINDS[verb] for verb in named if verb in _KINDS), kind)
+                kind = next((_KINDS[verb] for verb in _KINDS if verb in named), kind)
             if kind is None and health.level is not Level.CRITICAL and protection.name not in working:
                 continue
             needy[protection.name] = [reason.code for reason in health.reasons]
