@@ -389,10 +389,15 @@ class FileReplica(Replica):
             digests = self._digests.of(record, point)
         if damage:
             return Examination(tuple(damage))
-        if start is None:
-            return sample_content(self, point, digests)
-        forget_cached(self.home.path, record, point)
-        found, learned = examine_content(self, point, digests, start, limit, watch)
+        with self.errors("examining a recovery point"):
+            self.shared.hold()  # so that what serves the reads runs until the end
+        try:
+            if start is None:
+                return sample_content(self, point, digests)
+            forget_cached(self.home.path, record, point)
+            found, learned = examine_content(self, point, digests, start, limit, watch)
+        finally:
+            self.shared.release()
         if learned:
             with self.working("recording digests") as record:
                 self._digests.learn(record, point_id, learned)
