@@ -150,7 +150,8 @@ class PointConformance(TargetBase):
         whole = target.replica.examine("p1", start=0)
         assert whole.end is None
         parts = _examined(target, "p1", limit=192 * KiB)
-        assert (parts.damage, parts.read, parts.proved) == (whole.damage, whole.read, whole.proved)
+        assert (parts.damage, parts.read) == (whole.damage, whole.read)
+        assert parts.proved >= whole.proved  # the first examination may have recorded what was not known
 
     @needs(target=[TARGET])
     def test_damage_of_a_point_is_found(self, target: TargetBench) -> None:
