@@ -155,8 +155,10 @@ class PointConformance(TargetBase):
 
     @needs(target=[TARGET])
     def test_damage_of_a_point_is_found(self, target: TargetBench) -> None:
-        target.first_points("p1", "p2")
         last = sorted(target.sizes)[-1]
+        start = (target.sizes[last] - 1) // (64 * KiB) * 64 * KiB  # content that the point's own cycle wrote
+        target.cycle("p1", Data(last, start, noise(target.sizes[last] - start)))
+        target.cycle("p2", Data(target.first, 0, noise(64 * KiB)))
         target.rig.damage_point(target.id, "p1", last, target.sizes[last] - 1)
         for limit in (None, 192 * KiB):
             found = _examined(target, "p1", limit=limit)
