@@ -485,9 +485,45 @@ class ViewLost(AsrError):
     code = "view-lost"
     category = Category.UNREACHABLE
     happened = "the frozen view of {machine!r} ended early: {detail}"
-    cause = "The machine was stopped, started or killed, or its host failed, while its disks were read."
+    cause = (
+        "While its disks were read, the machine was stopped, started or killed, its host failed, or space for scratch "
+        "files ran short."
+    )
     action = "The cycle is retried automatically; what was copied is kept."
     retry = True
+
+
+class ScratchSpaceLow(AsrError):
+    code = "scratch-space-low"
+    category = Category.CAPACITY
+    happened = "{machine!r} was not read: {free} are free for scratch files at {place} of site {site!r}, not {wanted}"
+    cause = "While a machine is read, what it overwrites is kept there. A machine that has no space left there stops."
+    action = (
+        "Free or add space there, or use another directory of that host: `asr site update {site} --set "
+        "scratch_dir=DIRECTORY`. Replication then resumes automatically."
+    )
+    retry = True
+
+
+class SourceWasPaused(ViewLost):
+    code = "source-was-paused"
+    happened = "{machine!r} was paused for lack of space while its disks were read, and was resumed: {detail}"
+    cause = "What a machine overwrites while it is read is kept in scratch files, and these had no space left."
+    action = (
+        "The machine runs again, and the cycle is retried automatically. Free or add space for scratch files, or set "
+        "another directory for them (`scratch_dir` of the site)."
+    )
+
+
+class SourcePaused(AsrError):
+    code = "source-paused"
+    category = Category.DRIVER
+    happened = "{machine!r} does not run: its host at site {site!r} paused it: {detail}"
+    cause = "A disk of the machine failed or had no space left. A paused machine does nothing until it is resumed."
+    action = (
+        "Repair its storage or free space there, then resume it at its host (libvirt: `virsh resume {machine}`). A "
+        "machine that was paused for lack of scratch space is resumed automatically when there is space."
+    )
 
 
 class TrackingLost(AsrError):

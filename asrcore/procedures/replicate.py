@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asrcore.crashpoint import reach
+from asrcore.errors import SourcePaused
 from asrcore.model.state import Event, State, allowed
 from asrcore.procedures.failure import recorded
 from asrcore.procedures.give_back import finish_undo, withdraw_late_fence
@@ -38,6 +39,8 @@ def _cycle(work: Work) -> None:
     result = run_cycle(work.context, protection.id, work.watch, keep=work.arguments.keep)
     work.facts.update(_facts(result))
     withdraw_late_fence(work.context, protection, result)
+    if result.halted:
+        raise SourcePaused(machine=protection.name, site=protection.source_site, detail=result.halted)
 
 
 def _resync_begin(work: Work) -> None:

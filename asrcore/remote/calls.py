@@ -83,6 +83,7 @@ class MachineState:
     mark: Mark | None
     disks: dict[str, DiskState]
     notices: tuple[Finding, ...] = ()
+    halted: str = ""
 
 
 @attrs.frozen

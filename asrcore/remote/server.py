@@ -555,6 +555,7 @@ def _state(handle: str, view: driver.FrozenView) -> calls.ViewState:
                     for disk_id, disk in machine.disks.items()
                 },
                 notices=tuple(machine.notices),
+                halted=machine.halted,
             )
             for machine_id, machine in view.machines.items()
         },

@@ -46,12 +46,14 @@ _log = logging.getLogger(__name__)
 
 @attrs.frozen
 class CycleResult:
-    """What a cycle did. `resumed`: it resumed an interrupted one."""
+    """What a cycle did. `resumed`: it resumed an interrupted one. `halted`: why the source's platform stopped the
+    machine, see `MachineView`."""
 
     point: RecoveryPoint
     mode: CycleMode
     counts: Counts
     resumed: bool
+    halted: str = ""
 
 
 _ENDED_BY_A_POINT = (State.INITIAL_COPY, State.RESYNCING, State.REVERSING)
@@ -454,7 +456,7 @@ class _Cycle:
             ahead=self._ahead,
         )
         reach("cycle.recorded")
-        return CycleResult(point, pending.mode, self.counts, resumed), pending
+        return CycleResult(point, pending.mode, self.counts, resumed, machine.halted), pending
 
     def _settle(
         self,

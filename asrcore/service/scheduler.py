@@ -29,6 +29,8 @@ from asrcore.errors import (
     MachineBusy,
     MachineNotFound,
     NotAssigned,
+    SourcePaused,
+    SourceWasPaused,
     VaultUnavailable,
     WrongState,
 )
@@ -243,6 +245,9 @@ class Scheduler:
             ):
                 result = run_cycle(self._context, protection.id, watch)
                 withdraw_late_fence(self._context, protection, result)
+                if result.halted:  # there is a point; what is reported is the machine, until it runs again
+                    raise SourcePaused(machine=protection.name, site=protection.source_site, detail=result.halted)
+            self._tell_paused(protection, None)
         except (Cancelled, MachineBusy, WrongState, NotAssigned):
             pass  # a job or another server took over, or the service stops
         except VaultUnavailable as problem:  # the cycle is still due, and is run when the vault is back
@@ -250,6 +255,22 @@ class Scheduler:
             _log.warning("%s: %s", protection_id, problem)
         except AsrError as problem:
             self._log_failed(protection_id, problem)
+            if isinstance(problem, (SourcePaused, SourceWasPaused)):
+                self._tell_paused(protection, problem)
+
+    def _tell_paused(self, before: Protection, problem: AsrError | None) -> None:
+        """Record once that the source is paused, and once that it runs again. `before`: as before the cycle."""
+        was = before.error is not None and before.error.get("code") == SourcePaused.code
+        if problem is None and was:
+            text = f"{before.name} runs again at {before.source_site}"
+        elif isinstance(problem, SourceWasPaused) or (problem is not None and not was):
+            text = str(problem)
+        else:
+            return
+        with suppress(AsrError):
+            self._context.vault.add_event(
+                at=self._context.clock(), machine=before.name, kind="source-paused", text=text
+            )
 
     def _log_failed(self, protection_id: str, problem: AsrError) -> None:
         name, attempt = protection_id, None

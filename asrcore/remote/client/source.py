@@ -129,6 +129,7 @@ class _RemoteMachine(MachineView):
         self.consistency = state.consistency
         self.mark = state.mark
         self.notices = state.notices
+        self.halted = state.halted
         self.disks = {
             disk_id: _RemoteDisk(peer, {"view": view, "machine": machine_id, "disk": disk_id}, disk)
             for disk_id, disk in state.disks.items()

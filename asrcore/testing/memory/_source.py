@@ -143,6 +143,7 @@ def freeze(
             for token, known in machine.marks.items()
         },
         notices=tuple(item for item in machine.findings if item.severity is Severity.WARNING),
+        halted=machine.halted if machine.power is PowerState.PAUSED else "",
     )
 
 
@@ -250,6 +251,7 @@ class _MachineView(MachineView):
 
     def _take(self, frozen: ViewState) -> None:
         self.description = frozen.description
+        self.halted = frozen.halted
         self.consistency = frozen.consistency
         self.mark = None if frozen.mark is None else Mark(frozen.mark)
         self.notices = frozen.notices

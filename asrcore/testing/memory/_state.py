@@ -81,11 +81,13 @@ class ViewState:
     disks: Mapping[str, FrozenDisk]
     dirty: Mapping[str, Mapping[str, DirtyDisk]]
     notices: tuple[Finding, ...] = ()
+    halted: str = ""
 
 
 @attrs.define
 class MachineState:
-    """A machine; `base` without what is kept in the other fields. `holds_still`: its disks have snapshots."""
+    """A machine; `base` without what is kept in the other fields. `holds_still`: its disks have snapshots.
+    `halted`: why its platform paused it."""
 
     base: Machine
     disks: dict[str, DiskState]
@@ -95,6 +97,7 @@ class MachineState:
     ignores_shutdown: bool = False
     autostart: bool = False
     holds_still: bool = True
+    halted: str = ""
     findings: tuple[Finding, ...] = ()
     fence: Fence | None = None
     marks: dict[str, dict[str, DirtyDisk]] = attrs.field(factory=dict)

@@ -355,6 +355,11 @@ class MemoryMachine:
 
     # -- accidents
 
+    def halt(self, why: str) -> None:
+        """Its platform pauses it, as after an error of a disk, until it is started again."""
+        with self._change(True) as machine:
+            machine.power, machine.halted = PowerState.PAUSED, why
+
     def lose_tracking(self, disk_id: str | None = None) -> None:
         """What is known of changes is lost, of one disk or of all; also what open views knew."""
         with self._change(True) as machine:

@@ -108,6 +108,34 @@ def test_a_cut_link_is_recorded_with_its_next_try_and_heals(service: Service) ->
     assert service.engine.vault.protection("web").error is None
 
 
+def test_a_source_that_its_platform_paused_is_critical_until_it_runs_again(service: Service) -> None:
+    service.machine.halt("a disk has no space")
+    first = service.engine.vault.protection("web").head_point
+    service.replicate_soon()
+    service.until(lambda: service.engine.vault.protection("web").attempt == 1)
+    protection = service.engine.vault.protection("web")
+    assert protection.head_point != first, "it is replicated all the same"
+    assert protection.error is not None
+    assert protection.error["code"] == "source-paused"
+    assert "a disk has no space" in str(protection.error["happened"])
+    health = service.engine.status()[0].health
+    assert health.level is Level.CRITICAL
+    assert "source-paused" in {finding.code for finding in health.reasons}
+    service.replicate_soon()
+    service.until(lambda: service.engine.vault.protection("web").attempt == 1 and paused_events(service) == 1)
+    service.machine.start()
+    service.replicate_soon()
+    service.until(lambda: service.engine.vault.protection("web").error is None)
+    service.until(lambda: paused_events(service) == 2)
+    last = service.engine.vault.events(machine="web", kinds=["source-paused"])[-1]
+    assert last.text == "web runs again at a"
+    assert service.engine.status()[0].health.level is Level.OK
+
+
+def paused_events(service: Service) -> int:
+    return len(service.engine.vault.events(machine="web", kinds=["source-paused"]))
+
+
 def test_a_source_that_returns_is_put_down_and_kept_down(service: Service) -> None:
     service.home.cut()
     service.engine.wait(service.engine.failover_unplanned("web"), timeout=60)
