@@ -10,7 +10,8 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 import attrs
 
 from asrcore.driver import Setting
-from asrcore.errors import InvalidSetting
+from asrcore.errors import InvalidSetting, InvalidValue
+from asrcore.units import parse_size
 
 __all__ = ["DRIVER", "SETTINGS", "NbdPlace", "SiteSettings"]
 
@@ -45,6 +46,11 @@ SETTINGS = (
     Setting("user", "user name, where the URI's authentication asks for one"),
     Setting("password", "password, where the URI's authentication asks for one", secret=True),
     Setting("scratch_dir", "directory at the host for the backup's scratch files; by default beside each disk"),
+    Setting(
+        "scratch_reserve",
+        "free space there below which no view is opened, such as 10GiB; open ones end at half of it; "
+        "default: 1 GiB, or a twentieth of a file system of less than 20 GiB",
+    ),
     Setting(
         "domain_type",
         "`kvm` or `qemu` (emulated): how machines of other platforms run here; default: kvm where the host has it",
@@ -84,6 +90,7 @@ class SiteSettings:
     user: str = ""
     password: str = attrs.field(default="", repr=False)
     scratch_dir: str = ""
+    scratch_reserve: int | None = None
     domain_type: str = ""
     local: bool = False
 
@@ -102,6 +109,7 @@ class SiteSettings:
             user=given.get("user", ""),
             password=given.get("password", ""),
             scratch_dir=str(_directory("scratch_dir", given.get("scratch_dir")) or ""),
+            scratch_reserve=_size("scratch_reserve", given.get("scratch_reserve")),
             domain_type=_domain_type(given.get("domain_type", "")),
             local=_is_local(url),
         )
@@ -167,6 +175,13 @@ def _owner(text: str) -> str:
     if text and not _OWNER.fullmatch(text):
         raise _invalid("owner", f"{text!r} is not 1 to 16 small letters and digits")
     return text
+
+
+def _size(setting: str, text: str | None) -> int | None:
+    try:
+        return None if text is None else parse_size(text)
+    except InvalidValue as problem:
+        raise _invalid(setting, str(problem)) from problem
 
 
 def _domain_type(text: str) -> str:

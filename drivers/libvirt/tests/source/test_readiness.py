@@ -9,6 +9,7 @@ import pytest
 
 from asr_driver_libvirt.source.facts import SourceFacts
 from asr_driver_libvirt.source.readiness import disk_findings, findings, notices
+from asr_driver_libvirt.source.space import Space
 from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk, DomainModel, parse_domain
 from asr_driver_libvirt.xml.mark import CheckpointName
 from asr_storage.qemu.img import ImageInfo
@@ -16,6 +17,7 @@ from asrcore.model.finding import Severity
 from asrcore.model.machine import Firmware
 from asrcore.model.point import Consistency
 from asrcore.model.policy import Policy
+from asrcore.units import GiB, MiB
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 
@@ -46,6 +48,14 @@ def codes(given: SourceFacts, policy: Policy = CRASH) -> dict[str, Severity]:
     return {item.code: item.severity for item in findings(given, policy)}
 
 
+def test_scratch_space_is_judged_by_the_reserve_and_the_size_of_the_disks() -> None:
+    assert codes(facts(scratch=((Space("/s", 200, 1000, 100), 2000),))) == {}
+    (low,) = findings(facts(scratch=((Space("/s", 99 * MiB, GiB, 100 * MiB), GiB),)), CRASH)
+    assert low.what == "99.0 MiB are free for scratch files at /s"
+    assert "100.0 MiB" in low.cause
+    assert "scratch_dir" in low.action
+
+
 @pytest.mark.parametrize("policy", [CRASH, FILESYSTEM])
 def test_a_good_machine_has_no_findings(policy: Policy) -> None:
     assert codes(facts(), policy) == {}
@@ -57,6 +67,9 @@ def test_a_good_machine_has_no_findings(policy: Policy) -> None:
         (facts(libvirt_version=7_000_000), "libvirt-too-old", ERROR),
         (facts(nbd_in_the_clear=True), "nbd-in-the-clear", WARNING),
         (facts(persistent=False), "transient-domain", ERROR),
+        (facts(halted="an I/O error of its disks paused it"), "source-paused", WARNING),
+        (facts(scratch=((Space("/s", 99, 1000, 100), 500),)), "scratch-small", ERROR),
+        (facts(scratch=((Space("/s", 200, 1000, 100), 2001),)), "scratch-small", WARNING),
         (facts(snapshots=2), "machine-has-snapshots", ERROR),
         (facts(foreign_checkpoints=("theirs",)), "machine-has-foreign-checkpoints", INFO),
         (facts(foreign_backup=True), "foreign-backup-running", WARNING),

@@ -57,6 +57,7 @@ def test_where_disks_are_served(uri: str, text: str, place: NbdPlace) -> None:
         ({"uri": "qemu+tcp://[::1/system"}, "uri"),
         ({"uri": LOCAL, "replica_dir": "relative/path"}, "replica_dir"),
         ({"uri": LOCAL, "scratch_dir": "x"}, "scratch_dir"),
+        ({"uri": LOCAL, "scratch_reserve": "much"}, "scratch_reserve"),
         ({"uri": LOCAL, "nbd": "udp:host"}, "nbd"),
         ({"uri": LOCAL, "nbd": "tcp:"}, "nbd"),
         ({"uri": LOCAL, "nbd": "tcp:host:0"}, "nbd"),

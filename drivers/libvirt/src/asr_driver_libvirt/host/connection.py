@@ -63,6 +63,11 @@ class LibvirtHost(Closing):
         conn = self._conn
         return conn is not None and _alive(conn)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed for good."""
+        return self._closed
+
     @contextlib.contextmanager
     def guard(self, operation: str, machine: str = "") -> Iterator[None]:
         """Translate libvirt's errors into the catalogue's. `machine`: whom a missing domain is reported as."""

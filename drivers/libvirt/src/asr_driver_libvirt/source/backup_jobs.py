@@ -11,6 +11,7 @@ from pathlib import Path
 
 import libvirt
 
+from asr_driver_libvirt.host import stalled
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.source.tracking import DiskPlan
 from asr_driver_libvirt.xml import backup as backup_xml
@@ -31,6 +32,7 @@ __all__ = [
     "delete_checkpoint",
     "end_backup",
     "find_checkpoint",
+    "has_stopped",
     "our_checkpoints",
     "refuse_if_busy",
     "whole_bitmaps",
@@ -70,17 +72,32 @@ def refuse_if_busy(domain: libvirt.virDomain, owner: str, view: str = "") -> Non
         raise MachineBusy(machine=domain.name(), work="a job of libvirt (migration, save, dump or snapshot)")
 
 
-def end_backup(host: LibvirtHost, domain: libvirt.virDomain, wait: float = END_SECONDS) -> None:
-    """End a job of this driver, and wait until it has ended: the next one would block on it. Raises libvirtError,
-    DriverFailed when it still exists after `wait` seconds (it ends later without another call)."""
+def end_backup(host: LibvirtHost, domain: libvirt.virDomain, wait: float = END_SECONDS) -> bool:
+    """End a job of this driver, and wait until it has ended: the next one would block on it. A machine that the job
+    stopped for lack of space is resumed; returns whether it was stopped. Raises libvirtError, DriverFailed when the job
+    still exists after `wait` seconds (it ends later without another call)."""
+    stopped = has_stopped(domain)
     try:
         domain.abortJob()
     except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
-            return  # no job any more, or no running machine
-        raise
-    if not host.lifecycle.wait(lambda: current_backup(domain) is None, wait):
-        raise DriverFailed(operation="ending a backup", site=host.name, detail=f"it still exists after {wait:g} s")
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+            raise
+        # No job any more, or no running machine.
+    else:
+        if not host.lifecycle.wait(lambda: current_backup(domain) is None, wait):
+            raise DriverFailed(operation="ending a backup", site=host.name, detail=f"it still exists after {wait:g} s")
+    if stopped:
+        stalled.resume(domain)
+    return stopped
+
+
+def has_stopped(domain: libvirt.virDomain) -> bool:
+    """Whether this driver's backup job stopped the machine for lack of space; it is marked then, to be resumed after
+    the job. Raises libvirtError."""
+    if not stalled.is_stalled(domain):
+        return False
+    backup = current_backup(domain)
+    return backup is not None and backup.name is not None and stalled.claim(domain, str(backup.name))
 
 
 def begin_backup(

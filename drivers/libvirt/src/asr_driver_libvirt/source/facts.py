@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 import libvirt
 
+from asr_driver_libvirt.host import stalled
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.host.nvram import NvramReader
-from asr_driver_libvirt.source import backup_jobs, versions
+from asr_driver_libvirt.source import backup_jobs, scratch, versions
+from asr_driver_libvirt.source.space import Space, SpaceMeter
 from asr_driver_libvirt.xml.domain import DiskKind, DomainModel, parse_domain
 from asr_driver_libvirt.xml.mark import CheckpointName
 from asr_storage.qemu import img
@@ -27,7 +30,8 @@ class SourceFacts:
     """`images`: what the headers of local image files say, by disk id; empty for a remote host. `nvram_readable`:
     None for a machine without UEFI variables. `missing`: disks whose image the host cannot open. `other_vaults`:
     checkpoints of other vaults; `foreign_checkpoints`: those of other applications. `old_images`: disks of qcow2
-    version 2."""
+    version 2. `scratch`: the places of scratch files whose free space is known, each with the size of the disks that
+    use it (bytes). `halted`: why QEMU paused the machine on its own initiative."""
 
     model: DomainModel
     active: bool
@@ -46,18 +50,23 @@ class SourceFacts:
     local: bool = True
     nbd_in_the_clear: bool = False
     libvirt_version: int = 9_000_000
+    scratch: tuple[tuple[Space, int], ...] = ()
+    halted: str = ""
 
 
-def gather(host: LibvirtHost, domain: libvirt.virDomain, nvram: NvramReader) -> SourceFacts:
+def gather(host: LibvirtHost, domain: libvirt.virDomain, nvram: NvramReader, meter: SpaceMeter) -> SourceFacts:
     """Ask the host. Raises libvirtError, SiteUnreachable."""
     active = domain.isActive() == 1
     model = parse_domain(domain.XMLDesc(0 if active else libvirt.VIR_DOMAIN_XML_INACTIVE))
     backup = backup_jobs.current_backup(domain) if active else None
     names = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints(0)]
     missing: dict[str, str] = {}
+    needs: Counter[str] = Counter()
     for disk in model.hard_disks:
         try:
-            domain.blockInfo(disk.id)
+            size = domain.blockInfo(disk.id)[0]
+            for place in scratch.places(host, [disk], model.uuid):
+                needs[place] += size
         except libvirt.libvirtError as error:
             missing[disk.id] = error.get_error_message() or str(error)
     return SourceFacts(
@@ -78,6 +87,8 @@ def gather(host: LibvirtHost, domain: libvirt.virDomain, nvram: NvramReader) -> 
         local=host.settings.local,
         nbd_in_the_clear=host.settings.nbd.tcp and host.settings.nbd_tls is None and not _loopback(host),
         libvirt_version=host.conn().getLibVersion(),
+        halted=stalled.why(domain) if active else "",
+        scratch=tuple((space, size) for place, size in needs.items() if (space := meter.look(place)) is not None),
     )
 
 

@@ -7,27 +7,37 @@ import errno
 import logging
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from asr_driver_libvirt.host import paused
+from asr_driver_libvirt.host import paused, stalled
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.source import backup_jobs
 from asr_driver_libvirt.source.view import READ_SECONDS, Frozen, contexts
+from asr_driver_libvirt.source.watch import ViewWatch, Watched
 from asr_driver_libvirt.xml.backup import NbdServer
 from asr_driver_libvirt.xml.domain import DomainDisk
 from asr_driver_libvirt.xml.mark import CheckpointName
 from asr_storage.nbd.client import NbdClient, NbdError, TlsFiles
 from asr_storage.qemu.nbd_server import QemuNbd
 from asr_storage.qemu.process import QemuError
-from asrcore.errors import AccessDenied, AsrError, DriverFailed, SiteUnreachable, ViewLost
+from asrcore.errors import (
+    AccessDenied,
+    AsrError,
+    DriverFailed,
+    MachineNotFound,
+    SiteUnreachable,
+    SourcePaused,
+    SourceWasPaused,
+    ViewLost,
+)
 
 __all__ = ["FilesFrozen", "JobFrozen", "LateFrozen", "image_stamp"]
 
 _log = logging.getLogger(__name__)
 
 
-class JobFrozen(Frozen):
+class JobFrozen(Frozen, Watched):
     """A pull-mode backup job of QEMU. `held`: the machine is off and was started for this, processors stopped.
 
     The job must not end while a client connects: a QEMU 7.2 whose NBD server is stopped with a client in negotiation
@@ -36,8 +46,20 @@ class JobFrozen(Frozen):
     """
 
     def __init__(
-        self, host: LibvirtHost, machine_id: str, name: CheckpointName, server: NbdServer, *, held: bool
+        self,
+        host: LibvirtHost,
+        machine_id: str,
+        name: CheckpointName,
+        server: NbdServer,
+        *,
+        held: bool,
+        places: Sequence[str] = (),
+        watch: ViewWatch | None = None,
     ) -> None:
+        """`places`: directories of its scratch files, which `watch` looks after."""
+        self.places = places
+        self._watch = watch
+        self._error: AsrError | None = None
         self._host = host
         self._machine_id = machine_id
         self._name = name
@@ -47,6 +69,8 @@ class JobFrozen(Frozen):
         self._changed = threading.Condition()
         self._connecting = 0
         host.reading.add(str(name))
+        if watch is not None:
+            watch.begin(self)
 
     def connect(self, disk_id: str, bitmap: str) -> NbdClient:
         """To QEMU's server; libvirt calls each export as its disk."""
@@ -97,8 +121,8 @@ class JobFrozen(Frozen):
             return AccessDenied(site=self._host.name, detail=str(problem))
         return SiteUnreachable(site=self._host.name, detail=f"disks cannot be read: {problem}")
 
-    def _lost(self, detail: str) -> ViewLost:
-        return ViewLost(machine=self._machine_id, detail=detail)
+    def _lost(self, detail: str) -> AsrError:
+        return self._error or ViewLost(machine=self._machine_id, detail=detail)
 
     def confirm(self) -> None:
         """The job is still there: libvirt ends it when QEMU stops, and when a scratch file could not be written."""
@@ -108,29 +132,63 @@ class JobFrozen(Frozen):
             if not self._running():
                 raise self._lost("the backup job has ended")
 
+    def end_early(self, reason: str) -> None:
+        """End the job, and explain the view's end by it."""
+        self._end(backup_jobs.END_SECONDS, ViewLost(machine=self._machine_id, detail=reason))
+
+    def end_if_stalled(self) -> None:
+        """End the job if the machine was paused for lack of space since. Raises libvirtError, AsrError."""
+        domain = self._host.domain(self._machine_id)
+        if stalled.is_stalled(domain) and self._running() and backup_jobs.has_stopped(domain):
+            detail = f"scratch files are at {', '.join(self.places) or 'unknown places'}"
+            self._end(backup_jobs.END_SECONDS, SourceWasPaused(machine=self._machine_id, detail=detail))
+            if why := stalled.why(domain):
+                self._error = SourcePaused(machine=self._machine_id, site=self._host.name, detail=why)
+
     def close(self) -> None:
-        """End the job if it is still this driver's. Over a cut link nothing is tried: a later view or keep_marks ends
-        it."""
+        """End the job if it is still this driver's. Over a cut link nothing is tried: the watch ends it when the host
+        answers again, or a later view or keep_marks."""
+        self._end(backup_jobs.TIDY_SECONDS)
+
+    def _end(self, wait: float, error: AsrError | None = None) -> None:
         with self._changed:
             if self._closed:
                 return
+            self._error = error
             self._closed = True
             self._changed.wait_for(lambda: not self._connecting, READ_SECONDS)
         self._host.reading.discard(str(self._name))
-        if not self._host.connected:
-            _log.warning("view of %s was not closed: its site cannot be reached", self._machine_id)
-            return
+        if self._watch is not None:
+            self._watch.end(self)
+        problem: object = "its site cannot be reached"
+        if self._host.connected:
+            try:
+                with self._host.guard("closing a frozen view", self._machine_id):
+                    self._end_job(wait)
+                return
+            except AsrError as failed:
+                problem = failed
+        _log.warning("view of %s was not closed, it is tried again: %s", self._machine_id, problem)
+        if self._watch is not None:
+            self._watch.owe(self)
+
+    def _end_job(self, wait: float) -> None:
+        domain = self._host.domain(self._machine_id)
+        backup = backup_jobs.current_backup(domain)
+        ours = backup is not None and backup.name == self._name
+        if self._held and (ours or backup is None):
+            paused.release(domain)
+        elif ours and backup_jobs.end_backup(self._host, domain, wait):
+            _log.warning("machine %s was paused for lack of space for scratch files", self._machine_id)
+
+    def end_late(self) -> bool:
+        """Again, unless the view was opened again meanwhile. Raises libvirtError, AsrError."""
         try:
-            with self._host.guard("closing a frozen view", self._machine_id):
-                domain = self._host.domain(self._machine_id)
-                backup = backup_jobs.current_backup(domain)
-                ours = backup is not None and backup.name == self._name
-                if self._held and (ours or backup is None):
-                    paused.release(domain)
-                elif ours:
-                    backup_jobs.end_backup(self._host, domain, backup_jobs.TIDY_SECONDS)
-        except AsrError as error:
-            _log.warning("view of %s was not closed, a later cycle retries: %s", self._machine_id, error)
+            if str(self._name) not in self._host.reading:
+                self._end_job(backup_jobs.TIDY_SECONDS)
+        except MachineNotFound:
+            pass
+        return True
 
 
 class FilesFrozen(Frozen):

@@ -13,17 +13,20 @@ from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import Firmware
 from asrcore.model.point import Consistency
 from asrcore.model.policy import Policy
+from asrcore.units import format_size
 
 __all__ = ["disk_findings", "findings", "notices", "old_image", "other_vaults"]
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 # libvirt 7.1 added backupmode and incremental for each disk separately (a new disk has no bitmap yet).
 _OLDEST_LIBVIRT = 7_001_000
+# Of a machine's disks: what is overwritten while a long first copy runs. Rarely more, and a view that needs more ends.
+_SCRATCH_SHARE = 10
 
 
 def findings(facts: SourceFacts, policy: Policy) -> list[Finding]:
     """All findings, errors first."""
-    found = [*_host(facts), *_domain(facts), *_devices(facts.model), *_agent(facts, policy)]
+    found = [*_host(facts), *_scratch(facts), *_domain(facts), *_devices(facts.model), *_agent(facts, policy)]
     for disk in facts.model.hard_disks:
         found += disk_findings(disk)
         if disk.id in facts.missing:
@@ -55,6 +58,25 @@ def _host(facts: SourceFacts) -> Iterator[Finding]:
             "The site's setting nbd_tls is not set.",
             "Set up backup_tls_x509_cert_dir in the host's qemu.conf and nbd_tls here, or use a private link only.",
         )
+
+
+def _scratch(facts: SourceFacts) -> Iterator[Finding]:
+    for space, disks in facts.scratch:
+        if not space.short and space.free * _SCRATCH_SHARE >= disks:
+            continue
+        what = f"{format_size(space.free)} are free for scratch files at {space.place}"
+        cause = "While a view is open, QEMU keeps there what the machine overwrites"
+        if space.short:
+            cause += (
+                f". No view is opened with less than {format_size(space.reserve)}: without space the machine stops."
+            )
+        else:
+            cause += (
+                f", at most the size of its disks, {format_size(disks)}. The view ends before the space is gone, so a "
+                "long initial copy may have to be resumed many times."
+            )
+        action = "Free or add space there, or set the site's scratch_dir to a larger directory of the host."
+        yield Finding("scratch-small", _ERROR if space.short else _WARNING, what, cause, action)
 
 
 def _domain(facts: SourceFacts) -> Iterator[Finding]:
@@ -92,6 +114,14 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
             "a backup of another application or vault is running",
             "QEMU serves one backup of a machine at a time: replication cycles wait until it has ended.",
             "Wait, or end it with `virsh domjobabort`.",
+        )
+    if facts.halted:
+        yield Finding(
+            "source-paused",
+            _WARNING,
+            f"the machine does not run: {facts.halted}",
+            "A disk failed or had no space left.",
+            "Repair its storage or free space there, then resume it with `virsh resume`.",
         )
     if facts.managed_save:
         yield Finding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 
 import libvirt
@@ -14,7 +15,7 @@ from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk, DomainModel
 from asr_driver_libvirt.xml.mark import is_ours
 
-__all__ = ["path", "sweep"]
+__all__ = ["path", "places", "sweep"]
 
 _log = logging.getLogger(__name__)
 # Where QEMU may write on every distribution, for disks that are devices and have no directory.
@@ -28,6 +29,11 @@ def path(host: LibvirtHost, disk: DomainDisk, machine_id: str, name: str) -> str
     """
     directory, prefix = _place(host, disk, machine_id)
     return posixpath.join(directory, f"{prefix}.{name}")
+
+
+def places(host: LibvirtHost, disks: Iterable[DomainDisk], machine_id: str) -> list[str]:
+    """The directories of `path`."""
+    return sorted({_place(host, disk, machine_id)[0] for disk in disks})
 
 
 def _place(host: LibvirtHost, disk: DomainDisk, machine_id: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 import libvirt
 
-from asr_driver_libvirt.host import paused
+from asr_driver_libvirt.host import paused, stalled
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.host.nvram import NvramReader
 from asr_driver_libvirt.host.power import power_of
@@ -20,8 +20,10 @@ from asr_driver_libvirt.source import backup_jobs, off_marks, readiness, scratch
 from asr_driver_libvirt.source.facts import gather
 from asr_driver_libvirt.source.frozen import FilesFrozen, JobFrozen, LateFrozen, image_stamp
 from asr_driver_libvirt.source.guest_agent import GuestFreeze
+from asr_driver_libvirt.source.space import SpaceMeter
 from asr_driver_libvirt.source.tracking import DiskPlan, plan_tracking
 from asr_driver_libvirt.source.view import Frozen, LibvirtDiskView, LibvirtMachineView, LibvirtView
+from asr_driver_libvirt.source.watch import ViewWatch
 from asr_driver_libvirt.xml import backup as backup_xml
 from asr_driver_libvirt.xml.backup import BackupDisk, RunningBackup
 from asr_driver_libvirt.xml.description import describe
@@ -31,11 +33,22 @@ from asr_storage.qemu import img
 from asr_storage.qemu.process import QemuError
 from asrcore.crashpoint import reach
 from asrcore.driver import FrozenView, Source, Tracking, ViewRequest
-from asrcore.errors import AsrError, DriverFailed, MachineBusy, MarksLeft, NotReady, UnsupportedOperation, ViewLost
+from asrcore.errors import (
+    AsrError,
+    DriverFailed,
+    MachineBusy,
+    MarksLeft,
+    NotReady,
+    ScratchSpaceLow,
+    SourcePaused,
+    UnsupportedOperation,
+    ViewLost,
+)
 from asrcore.model.finding import Finding, Severity
 from asrcore.model.machine import PowerState
 from asrcore.model.point import Consistency, Mark
 from asrcore.model.policy import Policy
+from asrcore.units import format_size
 
 __all__ = ["LibvirtSource"]
 
@@ -46,6 +59,7 @@ _RUNNING = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
 # A bitmap that was found whole may break until the backup begins: then once more, without bitmaps.
 _BROKEN_BITMAP = (libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT, libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT)
 _START_EVENT_SECONDS = 5.0
+_SPACE_AGE = 5.0  # seconds for which free space counts as known when a view is opened; from then on it is watched
 
 
 class LibvirtSource(Source):
@@ -56,13 +70,15 @@ class LibvirtSource(Source):
         self._clock = clock
         self._nvram = NvramReader(host)
         self._swept: set[str] = set()
+        self._meter = SpaceMeter(host)
+        self._watch = ViewWatch(host, self._meter)
 
     # -- readiness
 
     def findings(self, machine_id: str, policy: Policy) -> list[Finding]:
         """Raises MachineNotFound, SiteUnreachable."""
         with self._host.guard("checking a machine", machine_id):
-            facts = gather(self._host, self._host.domain(machine_id), self._nvram)
+            facts = gather(self._host, self._host.domain(machine_id), self._nvram, self._meter)
         return readiness.findings(facts, policy)
 
     # -- views
@@ -111,8 +127,9 @@ class LibvirtSource(Source):
         backup_jobs.refuse_if_busy(domain, self._host.settings.owner, view_key(request.view_id))
         backup = backup_jobs.current_backup(domain)
         if backup is None or backup.name is None:
+            stalled.resume(domain)
             return None
-        if backup.name.view == view_key(request.view_id):
+        if backup.name.view == view_key(request.view_id) and not backup_jobs.has_stopped(domain):
             view = self._attach(domain, backup, backup.name, request, held=held)
             if view is not None:
                 return view
@@ -152,9 +169,12 @@ class LibvirtSource(Source):
         sizes = self._sizes(domain, disks)
         power = PowerState.OFF if held else power_of(domain)
         description = describe(model, xml, sizes, power, self._read_nvram(model))
-        frozen = JobFrozen(self._host, model.uuid, name, backup.server, held=held)
+        places = scratch.places(self._host, disks, model.uuid)
+        frozen = JobFrozen(self._host, model.uuid, name, backup.server, held=held, places=places, watch=self._watch)
         views = self._disk_views(frozen, disks, sizes, plans, request)
-        machine = LibvirtMachineView(description, name.consistency, mark, views, self._notices(domain, model))
+        notices = self._notices(domain, model)
+        halted = "" if held else stalled.why(domain)
+        machine = LibvirtMachineView(description, name.consistency, mark, views, notices, halted)
         return LibvirtView(name.taken_at, machine, frozen)
 
     # a running (or held) machine
@@ -177,7 +197,12 @@ class LibvirtSource(Source):
         since = _parsed(request)
         whole = backup_jobs.whole_bitmaps(domain, live, since)
         plans = plan_tracking(disks, given=request.since is not None, since=since, whole=whole, stamps={})
-        begin = _Begin(self._host, self._clock, domain, request, disks, sizes, stamp, held)
+        halted = stalled.why(domain) if held is None else ""
+        if held is None:  # a machine that is held overwrites nothing
+            self._check_space(scratch.places(self._host, disks, live.uuid), live.name, halted)
+        begin = _Begin(
+            self._host, self._clock, domain, request, disks, sizes, stamp, held, self._watch, halted=bool(halted)
+        )
         name, frozen, plans = begin.run(plans, consistency, freeze_limit, agent=live.agent_connected)
         try:
             power = PowerState.OFF if held is not None else power_of(domain)
@@ -189,8 +214,22 @@ class LibvirtSource(Source):
             raise
         mark = begin.mark(name).token() if any(disk.tracked for disk in begin.disks) else None
         notices += [readiness.old_image(disk) for disk in begin.disks if disk.old]
-        machine = LibvirtMachineView(description, name.consistency, mark, views, notices)
+        machine = LibvirtMachineView(description, name.consistency, mark, views, notices, halted)
         return LibvirtView(name.taken_at, machine, frozen)
+
+    def _check_space(self, places: Sequence[str], name: str, halted: str) -> None:
+        space = self._meter.shortest(places, _SPACE_AGE)
+        if space is None:
+            return
+        if halted:
+            raise SourcePaused(machine=name, site=self._host.name, detail=halted)
+        raise ScratchSpaceLow(
+            machine=name,
+            site=self._host.name,
+            place=space.place,
+            free=format_size(space.free),
+            wanted=format_size(space.reserve),
+        )
 
     # a machine that is off
 
@@ -254,7 +293,7 @@ class LibvirtSource(Source):
                     with contextlib.suppress(libvirt.libvirtError):
                         paused.release(late)
                     raise
-                return JobFrozen(host, model.uuid, name, server, held=True)
+                return JobFrozen(host, model.uuid, name, server, held=True, watch=self._watch)
 
         disks = list(model.hard_disks)
         consistency = _consistency_off(domain, since)
@@ -371,8 +410,10 @@ class LibvirtSource(Source):
                 with contextlib.suppress(DriverFailed):
                     backup_jobs.end_backup(self._host, domain, backup_jobs.TIDY_SECONDS)
                 job = backup_jobs.current_backup(domain)
-            if job is None and domain.isActive() and paused.holder(domain) in ("", owner):
-                paused.release(domain)
+            if job is None and domain.isActive():
+                stalled.resume(domain)
+                if paused.holder(domain) in ("", owner):
+                    paused.release(domain)
             stays: MarksLeft | None = None
             if not keep and not domain.isActive():
                 stays = self._end_off(domain)
@@ -433,7 +474,12 @@ class _Begin:
         sizes: Mapping[str, int],
         stamp: str,
         held: Consistency | None,
+        watch: ViewWatch,
+        *,
+        halted: bool,
     ) -> None:
+        self._watch = watch
+        self._halted = halted
         self._host = host
         self._clock = clock
         self._domain = domain
@@ -493,10 +539,14 @@ class _Begin:
             since = "" if self._request.since is None else self._request.since.token
             notes = backup_jobs.Notes.write(self.mark(name), since, plans)
             checkpoint = backup_xml.checkpoint_xml(str(name), parts, notes)
+        if self._halted:
+            stalled.note(self._domain, str(name))
         reach("libvirt.begin")
         server = backup_jobs.begin_backup(self._host, self._domain, parts, checkpoint)
         reach("libvirt.begun")
-        return name, JobFrozen(self._host, uuid, name, server, held=self._held is not None)
+        places = () if self._held is not None else scratch.places(self._host, self.disks, uuid)
+        held = self._held is not None
+        return name, JobFrozen(self._host, uuid, name, server, held=held, places=places, watch=self._watch)
 
     def mark(self, name: CheckpointName) -> LibvirtMark:
         """The mark of the view of that name."""

@@ -228,8 +228,10 @@ class LibvirtMachineView(MachineView):
         mark: Mark | None,
         disks: Mapping[str, LibvirtDiskView],
         notices: Sequence[Finding] = (),
+        halted: str = "",
     ) -> None:
         self.disks: Mapping[str, LibvirtDiskView]
+        self.halted = halted
         self.description = description
         self.consistency = consistency
         self.mark = mark
