@@ -39,7 +39,7 @@ from asrcore.replication.ids import new_id
 from asrcore.replication.record import record_sealed
 from asrcore.replication.transfer import Counts, Transfer
 
-__all__ = ["AfterSeal", "CycleResult", "apply_retention", "run_cycle"]
+__all__ = ["AfterSeal", "CycleResult", "apply_retention", "release_left", "run_cycle"]
 
 _log = logging.getLogger(__name__)
 
@@ -180,14 +180,20 @@ def apply_retention(context: Context, protection: Protection, watch: Watch, *, t
 
 
 def _sweep(source: driver.Source, protection: Protection) -> None:
-    """Release all marks but the recorded ones. Never an error: what is left is released by a later call."""
-    pending = protection.pending.view_mark if protection.pending else None
-    keep = [mark for mark in (protection.mark, pending) if mark is not None]
+    """`release_left`, and never an error: what is left is released by a later call."""
     try:
-        source.keep_marks(protection.source_machine, keep)
+        release_left(source, protection)
     except AsrError as problem:
         _log.warning("%s: releasing older marks failed, the next cycle tries again: %s", protection.name, problem)
     reach("cycle.marks-released")
+
+
+def release_left(source: driver.Source, protection: Protection) -> None:
+    """Release all marks but the recorded ones, and what a killed engine left at the source: views that it read from,
+    and what they hold there."""
+    pending = protection.pending.view_mark if protection.pending else None
+    keep = [mark for mark in (protection.mark, pending) if mark is not None]
+    source.keep_marks(protection.source_machine, keep)
 
 
 def _named(resend: Mapping[str, Sequence[Extent]]) -> dict[str, plan.DiskWork]:

@@ -2,8 +2,8 @@
 
 Cycles are not jobs: each commits to the vault, and a killed one is resumed. Work that a person decides on or that
 changes a state is a job. The service also keeps fences: a source that returns after an unplanned failover is
-quarantined as soon as its site answers, and stopped again if it is started there. And it completes an undo at a site
-that could not do its part.
+quarantined as soon as its site answers, and stopped again if it is started there. It completes an undo at a site that
+could not do its part, and releases what a killed engine left at the source of a machine that is not due.
 
 Each poll reads the vault's records and queues the cycles with their times; a cycle that ends starts the next one. Only
 the records count: a queued cycle is checked again when its turn comes.
@@ -15,6 +15,7 @@ the host's clock. What is recorded and lies in the future is due now (`due`).
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +51,7 @@ from asrcore.procedures.steps import refused
 from asrcore.procedures.verify import VERIFY
 from asrcore.replication.agreement import check_fence
 from asrcore.replication.context import Context
-from asrcore.replication.cycle import run_cycle
+from asrcore.replication.cycle import release_left, run_cycle
 from asrcore.service.due import QUICK, SLOW, Action, cycle_at, due_action, load, scrub_due, verification_due
 from asrcore.service.pool import Lanes
 from asrcore.vault import JobState
@@ -66,6 +67,7 @@ JOBS = 8  # jobs at a time that the service submits: 500 comparisons may become 
 FENCE_EVERY = 5.0  # seconds between checks of a machine that has to stay quarantined
 SATURATED_FOR = 30.0  # seconds until it is reported that the service cannot keep up: after a pause all are late
 VAULT_PAUSE = 1.0  # seconds without new cycles after the vault did not answer one: each would open a view for nothing
+LEFT_EVERY = 60.0  # seconds between attempts to look for what a killed engine left at a source that did not answer
 HEALTH_EVERY = 5.0  # seconds between judgements of the machines' health
 VERIFY_LOOK = 60.0  # seconds between checks for replicas that are to be verified
 SCRUB_AGAIN = 3600.0  # seconds until a scrub that the target did not let end is resumed
@@ -73,6 +75,15 @@ VERIFICATIONS = 1  # at a time that the service submits: each reads all data of 
 
 _SOURCE_FENCED = (State.FAILED_OVER, State.COMMITTING, State.COMMITTED)
 _TARGET_FENCED = (State.REVERSING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
+_READ = (
+    State.INITIAL_COPY,
+    State.FINALIZING,
+    State.PROTECTED,
+    State.RESYNC_PENDING,
+    State.RESYNCING,
+    State.REVERSING,
+)
+"""States in which an engine may have read the source, and left something there."""
 _JOBS = {
     Action.PROTECT: "protect",
     Action.RESYNC: "resync",
@@ -117,6 +128,8 @@ class Scheduler:
         self._queue = _Queue()
         self._policies: Mapping[str, Policy] = {}
         self._fence_at: dict[str, float] = {}
+        self._left = Lanes("left-over", quick=2)
+        self._left_at: dict[str, float] = {}  # when a source is looked at for what was left there; endless: it was
         self._health_at = self._verify_at = context.elapsed()
         self._scrub_at: dict[str, float] = {}
         self._scrubs = Lanes("scrub", quick=1)
@@ -149,6 +162,7 @@ class Scheduler:
             self._cycles.close()
             self._fences.close()
             self._scrubs.close()
+            self._left.close()
 
     def _start_cycles(self) -> None:
         with self._starting:
@@ -161,6 +175,8 @@ class Scheduler:
     def _look(self) -> None:
         vault, now = self._context.vault, self._context.clock()
         protections = vault.my_protections()
+        # A machine that another server has had meanwhile is looked at again.
+        self._left_at = {item.id: self._left_at[item.id] for item in protections if item.id in self._left_at}
         self._policies = policies = {policy.name: policy for policy in vault.policies()}
         for policy in policies.values():
             self._context.throttle(policy)  # a changed limit also applies to cycles that are running
@@ -183,6 +199,8 @@ class Scheduler:
                 continue
             policy = policies[protection.policy]
             at = cycle_at(protection, policy, now)
+            if protection.state in _READ and not protection.undo_due and (at is None or at > now):
+                self._look_for_left(protection)
             if at is not None:
                 due.setdefault(protection.source_site, []).append((at, protection.id))
             elif due_action(protection, policy, now) in _JOBS:
@@ -360,6 +378,28 @@ class Scheduler:
             pass  # a job or another server took over, or the service stops
         except AsrError as problem:
             _log.info("%s: a late quarantine is not withdrawn yet: %s", protection.name, problem)
+
+    def _look_for_left(self, protection: Protection) -> None:
+        """Once for each machine, when this process begins to work on it. A cycle that is due does it, and may still
+        open the view of a killed engine again."""
+        elapsed = self._context.elapsed()
+        if elapsed >= self._left_at.get(protection.id, elapsed):
+            self._left_at[protection.id] = elapsed + LEFT_EVERY
+            self._left.start(protection.id, protection.source_site, partial(self._release_left, protection))
+
+    def _release_left(self, protection: Protection, watch: Watch) -> None:
+        try:
+            with self._context.locks.hold(protection, "releasing what was left at its source", watch):
+                now = self._context.vault.protection(protection.id)
+                if now.state in _READ:
+                    release_left(self._context.site(now.source_site).source, now)
+            self._left_at[protection.id] = math.inf
+        except (Cancelled, MachineBusy, NotAssigned):
+            pass  # a job or another server took over, or the service stops
+        except MachineNotFound:
+            self._left_at[protection.id] = math.inf
+        except AsrError as problem:
+            _log.info("%s: what was left at its source is not released yet: %s", protection.name, problem)
 
     def _finish_undo(self, protection: Protection, watch: Watch) -> None:
         """Complete an undo at a site that could not do its part before."""

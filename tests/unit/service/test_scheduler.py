@@ -17,6 +17,7 @@ from asrcore.driver import FrozenView, ViewRequest
 from asrcore.engine import Engine
 from asrcore.model.health import Level, Load
 from asrcore.model.machine import PowerState
+from asrcore.model.point import Mark
 from asrcore.model.policy import ALWAYS, Policy
 from asrcore.model.state import State
 from asrcore.plugins import Plugins
@@ -106,6 +107,35 @@ def test_a_cut_link_is_recorded_with_its_next_try_and_heals(service: Service) ->
     service.replicate_soon()
     service.until(lambda: service.engine.vault.protection("web").attempt == 0)
     assert service.engine.vault.protection("web").error is None
+
+
+def test_what_a_killed_engine_left_at_a_source_is_released_though_the_machine_is_not_due(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.stop.set()
+    service.thread.join(60)
+    protection = service.engine.vault.protection("web")
+    service.engine.vault.update(protection.id, attempt=6, retry_at=time.time() + 1700)
+    monkeypatch.setattr(scheduler, "LEFT_EVERY", 0.2)
+    released: list[list[Mark]] = []
+    keep_marks = MemorySource.keep_marks
+
+    def recorded(source: MemorySource, machine_id: str, keep: Sequence[Mark]) -> None:
+        keep_marks(source, machine_id, keep)
+        released.append(list(keep))
+
+    monkeypatch.setattr(MemorySource, "keep_marks", recorded)
+    service.home.cut()
+    service.stop = threading.Event()
+    service.thread = threading.Thread(target=service.engine.run, args=(service.stop,))
+    service.thread.start()
+    time.sleep(1)
+    assert not released
+    service.home.restore()
+    service.until(lambda: len(released) == 1)
+    assert released == [[protection.mark]]
+    time.sleep(0.6)
+    assert len(released) == 1, "once"
 
 
 def test_a_source_that_its_platform_paused_is_critical_until_it_runs_again(service: Service) -> None:
