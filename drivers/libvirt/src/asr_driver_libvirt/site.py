@@ -52,6 +52,7 @@ class LibvirtSite(Site):
 
     def close(self) -> None:
         """Close the connection; views that are open end."""
+        self._source.close()
         self.host.close()
 
     @property

@@ -9,9 +9,9 @@ is held only while it is read, and not at all while it stays off unchanged.
 A mark in the running definition (only there: it is dropped when the machine stops) distinguishes a held machine from
 one that its user paused, so that a later call releases what a killed engine left. It is set after the start: set
 before, it would outlive a killed engine in the stored definition, and a machine that its user then starts and pauses
-would look held. A kill between the two leaves a paused machine that is not taken for held: that does less harm. A held
-machine that its user resumed belongs to the user: it is left running. A machine that is suspended to disk is not held:
-starting it would use up its saved memory.
+would look held. A kill between the two leaves a paused machine that is not taken for held; only the guard
+(`source.guard`) knows of it, and stops it. A held machine that its user resumed belongs to the user: it is left
+running. A machine that is suspended to disk is not held: starting it would use up its saved memory.
 """
 
 from __future__ import annotations

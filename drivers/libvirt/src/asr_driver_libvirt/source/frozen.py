@@ -165,6 +165,7 @@ class JobFrozen(Frozen, Watched):
             try:
                 with self._host.guard("closing a frozen view", self._machine_id):
                     self._end_job(wait)
+                self._ended()
                 return
             except AsrError as failed:
                 problem = failed
@@ -181,13 +182,20 @@ class JobFrozen(Frozen, Watched):
         elif ours and backup_jobs.end_backup(self._host, domain, wait):
             _log.warning("machine %s was paused for lack of space for scratch files", self._machine_id)
 
+    def _ended(self) -> None:
+        if self._watch is not None:
+            self._watch.guard.ended(str(self._name))
+            if self._held:
+                self._watch.guard.ended(self._machine_id)
+
     def end_late(self) -> bool:
         """Again, unless the view was opened again meanwhile. Raises libvirtError, AsrError."""
         try:
             if str(self._name) not in self._host.reading:
                 self._end_job(backup_jobs.TIDY_SECONDS)
+                self._ended()
         except MachineNotFound:
-            pass
+            self._ended()
         return True
 
 

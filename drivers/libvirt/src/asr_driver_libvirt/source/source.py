@@ -73,6 +73,10 @@ class LibvirtSource(Source):
         self._meter = SpaceMeter(host)
         self._watch = ViewWatch(host, self._meter)
 
+    def close(self) -> None:
+        """What this process opened and did not close counts as left over."""
+        self._watch.guard.close()
+
     # -- readiness
 
     def findings(self, machine_id: str, policy: Policy) -> list[Finding]:
@@ -169,7 +173,8 @@ class LibvirtSource(Source):
         sizes = self._sizes(domain, disks)
         power = PowerState.OFF if held else power_of(domain)
         description = describe(model, xml, sizes, power, self._read_nvram(model))
-        places = scratch.places(self._host, disks, model.uuid)
+        places = () if held else scratch.places(self._host, disks, model.uuid)
+        self._watch.guard.view(model.uuid, str(name), held=held, places=places)
         frozen = JobFrozen(self._host, model.uuid, name, backup.server, held=held, places=places, watch=self._watch)
         views = self._disk_views(frozen, disks, sizes, plans, request)
         notices = self._notices(domain, model)
@@ -250,14 +255,22 @@ class LibvirtSource(Source):
             return self._open_job(domain, request, consistency, 1.0, held=consistency, stamp=stamp)
         except BaseException:
             with contextlib.suppress(libvirt.libvirtError):
-                paused.release(domain)
+                self._let_go(domain)
             raise
+
+    def _let_go(self, domain: libvirt.virDomain) -> None:
+        paused.release(domain)
+        self._watch.guard.ended(domain.UUIDString())
 
     def _hold(self, domain: libvirt.virDomain) -> None:
         reach("libvirt.hold")
+        guard, machine = self._watch.guard, domain.UUIDString()
+        guard.hold(machine, started=False)
         try:
             paused.hold(domain, self._host.settings.owner)
+            guard.hold(machine, started=True)
         except (libvirt.libvirtError, ValueError) as error:
+            guard.ended(machine)
             raise DriverFailed(
                 operation="reading the disks of a stopped machine (starting it with its processors stopped)",
                 site=self._host.name,
@@ -286,12 +299,14 @@ class LibvirtSource(Source):
                 late = host.domain(model.uuid)
                 self._hold(late)
                 name = CheckpointName.make(request.view_id, self._clock(), consistency, host.settings.owner)
+                self._watch.guard.view(model.uuid, str(name), held=True, places=())
                 try:
                     parts = [BackupDisk(disk.id, scratch.path(host, disk, model.uuid, str(name))) for disk in disks]
                     server = backup_jobs.begin_backup(host, late, parts, None)
                 except BaseException:
                     with contextlib.suppress(libvirt.libvirtError):
-                        paused.release(late)
+                        self._let_go(late)
+                        self._watch.guard.ended(str(name))
                     raise
                 return JobFrozen(host, model.uuid, name, server, held=True, watch=self._watch)
 
@@ -355,7 +370,7 @@ class LibvirtSource(Source):
             try:
                 domain.checkpointCreateXML(backup_xml.checkpoint_xml(name, parts, ""), 0)
             finally:
-                paused.release(domain)
+                self._let_go(domain)
         except (DriverFailed, libvirt.libvirtError) as error:
             _log.warning("no change tracking in %s while it is off: %s", domain.name(), error)
             return ""
@@ -541,11 +556,17 @@ class _Begin:
             checkpoint = backup_xml.checkpoint_xml(str(name), parts, notes)
         if self._halted:
             stalled.note(self._domain, str(name))
-        reach("libvirt.begin")
-        server = backup_jobs.begin_backup(self._host, self._domain, parts, checkpoint)
-        reach("libvirt.begun")
-        places = () if self._held is not None else scratch.places(self._host, self.disks, uuid)
         held = self._held is not None
+        places = () if held else scratch.places(self._host, self.disks, uuid)
+        guard = self._watch.guard
+        guard.view(uuid, str(name), held=held, places=places)
+        reach("libvirt.begin")
+        try:
+            server = backup_jobs.begin_backup(self._host, self._domain, parts, checkpoint)
+        except libvirt.libvirtError:
+            guard.ended(str(name))
+            raise
+        reach("libvirt.begun")
         return name, JobFrozen(self._host, uuid, name, server, held=held, places=places, watch=self._watch)
 
     def mark(self, name: CheckpointName) -> LibvirtMark:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import libvirt
 
 from asr_driver_libvirt.host.connection import LibvirtHost
+from asr_driver_libvirt.source.guard import Guard
 from asr_driver_libvirt.source.space import Space, SpaceMeter
 from asrcore.errors import AsrError, SiteUnreachable
 from asrcore.units import format_size
@@ -56,6 +57,8 @@ class ViewWatch:
     def __init__(self, host: LibvirtHost, meter: SpaceMeter) -> None:
         self._host = host
         self._meter = meter
+        self.guard = Guard(host.name, host.settings)
+        """Told what is opened here, for the time when this process is killed."""
         self._changed = threading.Condition()
         self._open: set[Watched] = set()
         self._owed: set[Watched] = set()
