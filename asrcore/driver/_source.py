@@ -101,8 +101,8 @@ class MachineView(ABC):
     """What an operator should know of the machine although it can be read, such as snapshots that were made since it
     was protected. Shown with its health until a later view has others; none is an ERROR."""
     halted: str = ""
-    """Why the platform stopped the running machine on its own initiative, such as an error of a disk; "" if it did not.
-    A machine that a person paused is not halted. It is replicated, and reported (`source-paused`)."""
+    """Why the platform paused the running machine, such as an error of a disk; "" if it did not, or if a person paused
+    it. A machine that is halted is replicated, and reported (`source-paused`)."""
 
 
 class FrozenView(Closing, ABC):

@@ -71,6 +71,11 @@ class SourceConformance(Base):
                     assert reads_zero(reader, [item for item in disk.allocated() if item.zero])
 
     @needs(source=[SOURCE])
+    def test_a_machine_that_runs_is_not_halted(self, bench: SourceBench) -> None:
+        with bench.open() as view:
+            assert bench.of(view).halted == "", "for what its platform stopped only: it is reported as an error"
+
+    @needs(source=[SOURCE])
     def test_a_view_equals_the_machine(self, rig: ConformanceRig, bench: SourceBench) -> None:
         with rig.still(rig.machine_id), bench.open() as view:
             for disk_id, disk in bench.of(view).disks.items():

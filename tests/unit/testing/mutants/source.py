@@ -63,6 +63,12 @@ def _replace(disk: DiskView, method: str, function: Callable[..., object]) -> No
     setattr(disk, method, function)
 
 
+@caught_by("test_a_machine_that_runs_is_not_halted")
+class RunningMachineIsHalted(_MachineMutant):
+    def spoil_machine(self, machine: Any) -> None:
+        machine.halted = "it was paused once"
+
+
 @caught_by(
     "test_a_grown_disk_has_its_new_size",
     "test_a_kept_mark_is_kept",

@@ -31,7 +31,7 @@ class SourceFacts:
     None for a machine without UEFI variables. `missing`: disks whose image the host cannot open. `other_vaults`:
     checkpoints of other vaults; `foreign_checkpoints`: those of other applications. `old_images`: disks of qcow2
     version 2. `scratch`: the places of scratch files whose free space is known, each with the size of the disks that
-    use it (bytes). `halted`: why QEMU paused the machine on its own initiative."""
+    use it (bytes). `halted`: the I/O error for which QEMU paused the machine."""
 
     model: DomainModel
     active: bool

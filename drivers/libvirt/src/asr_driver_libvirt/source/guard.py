@@ -218,7 +218,7 @@ class _Process:
         return False
 
     def _is_left(self, key: str, entry: _Entry, now: float) -> bool:
-        """Whether nobody has read it for long enough, or it has ended."""
+        """Whether no client has read it for long enough."""
         if self._terminated:
             return True
         server = self._server(entry)
