@@ -133,15 +133,15 @@ class JobFrozen(Frozen, Watched):
                 raise self._lost("the backup job has ended")
 
     def end_early(self, reason: str) -> None:
-        """End the job, and explain the view's end by it."""
-        self._end(backup_jobs.END_SECONDS, ViewLost(machine=self._machine_id, detail=reason))
+        """End the job, and explain the view's end by it. The watch looks again at one that takes long."""
+        self._end(backup_jobs.TIDY_SECONDS, ViewLost(machine=self._machine_id, detail=reason))
 
     def end_if_stalled(self) -> None:
         """End the job if the machine was paused for lack of space since. Raises libvirtError, AsrError."""
         domain = self._host.domain(self._machine_id)
         if stalled.is_stalled(domain) and self._running() and backup_jobs.has_stopped(domain):
             detail = f"scratch files are at {', '.join(self.places) or 'unknown places'}"
-            self._end(backup_jobs.END_SECONDS, SourceWasPaused(machine=self._machine_id, detail=detail))
+            self._end(backup_jobs.TIDY_SECONDS, SourceWasPaused(machine=self._machine_id, detail=detail))
             if why := stalled.why(domain):
                 self._error = SourcePaused(machine=self._machine_id, site=self._host.name, detail=why)
 
@@ -179,8 +179,10 @@ class JobFrozen(Frozen, Watched):
         ours = backup is not None and backup.name == self._name
         if self._held and (ours or backup is None):
             paused.release(domain)
-        elif ours and backup_jobs.end_backup(self._host, domain, wait):
-            _log.warning("machine %s was paused for lack of space for scratch files", self._machine_id)
+        elif ours:
+            backup_jobs.end_backup(self._host, domain, wait)
+        elif backup is None:
+            stalled.resume(domain)
 
     def _ended(self) -> None:
         if self._watch is not None:
