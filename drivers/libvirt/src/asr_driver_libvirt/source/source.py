@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import attrs
 import libvirt
 
 from asr_driver_libvirt.host import paused, stalled
@@ -17,9 +16,9 @@ from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.host.nvram import NvramReader
 from asr_driver_libvirt.host.power import power_of
 from asr_driver_libvirt.source import backup_jobs, off_marks, readiness, scratch, versions
+from asr_driver_libvirt.source.begin import Begin, parsed_mark
 from asr_driver_libvirt.source.facts import gather
 from asr_driver_libvirt.source.frozen import FilesFrozen, JobFrozen, LateFrozen, image_stamp
-from asr_driver_libvirt.source.guest_agent import GuestFreeze
 from asr_driver_libvirt.source.space import SpaceMeter
 from asr_driver_libvirt.source.tracking import DiskPlan, plan_tracking
 from asr_driver_libvirt.source.view import Frozen, LibvirtDiskView, LibvirtMachineView, LibvirtView
@@ -56,8 +55,6 @@ _log = logging.getLogger(__name__)
 _INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
 # Of a running machine: what it runs with now (CPU model as it was expanded, disks as plugged), fit to be defined.
 _RUNNING = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
-# A bitmap that was found whole may break until the backup begins: then once more, without bitmaps.
-_BROKEN_BITMAP = (libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT, libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT)
 _START_EVENT_SECONDS = 5.0
 _SPACE_AGE = 5.0  # seconds for which free space counts as known when a view is opened; from then on it is watched
 
@@ -166,7 +163,7 @@ class LibvirtSource(Source):
         model = parse_domain(xml)
         disks = [disk for disk in model.hard_disks if disk.id in backup.disk_ids]
         if plans is None:
-            since = _parsed(request)
+            since = parsed_mark(request)
             plans = plan_tracking(disks, given=request.since is not None, since=since, whole=set(), stamps={})
         if {disk.id for disk in disks} != set(backup.disk_ids) or set(plans) != set(backup.disk_ids):
             return None
@@ -199,13 +196,13 @@ class LibvirtSource(Source):
         xml = domain.XMLDesc(_RUNNING if held is None else _INACTIVE)
         disks = _checked(live, request.machine_id)
         sizes = self._sizes(domain, disks)
-        since = _parsed(request)
+        since = parsed_mark(request)
         whole = backup_jobs.whole_bitmaps(domain, live, since)
         plans = plan_tracking(disks, given=request.since is not None, since=since, whole=whole, stamps={})
         halted = stalled.why(domain) if held is None else ""
         if held is None:  # a machine that is held overwrites nothing
             self._check_space(scratch.places(self._host, disks, live.uuid), live.name, halted)
-        begin = _Begin(
+        begin = Begin(
             self._host, self._clock, domain, request, disks, sizes, stamp, held, self._watch, halted=bool(halted)
         )
         name, frozen, plans = begin.run(plans, consistency, freeze_limit, agent=live.agent_connected)
@@ -242,7 +239,7 @@ class LibvirtSource(Source):
         xml = domain.XMLDesc(_INACTIVE)
         model = parse_domain(xml)
         disks = _checked(model, request.machine_id)
-        since = _parsed(request)
+        since = parsed_mark(request)
         consistency = _consistency_off(domain, since)
         stamp = self._host.lifecycle.stamp(model.uuid)
         if since is not None and request.since is not None and _all_stamped(disks, since, stamp):
@@ -326,7 +323,7 @@ class LibvirtSource(Source):
         xml = domain.XMLDesc(_INACTIVE)
         model = parse_domain(xml)
         disks = versions.marked(self._host, _checked(model, request.machine_id))
-        since = _parsed(request)
+        since = parsed_mark(request)
         consistency = _consistency_off(domain, since)
         stamps = {disk.id: image_stamp(disk.path) for disk in disks}
         whole = _whole_offline(disks, since)
@@ -397,7 +394,7 @@ class LibvirtSource(Source):
         plans: Mapping[str, DiskPlan],
         request: ViewRequest,
     ) -> dict[str, LibvirtDiskView]:
-        since = _parsed(request)
+        since = parsed_mark(request)
         known = since.disks if since is not None else {}
         views = {}
         for disk in disks:
@@ -474,109 +471,6 @@ class LibvirtSource(Source):
             scratch.sweep(self._host, model, in_use)
         except (OSError, libvirt.libvirtError) as error:
             _log.warning("left-over scratch files of %s cannot be searched: %s", model.name, error)
-
-
-class _Begin:
-    """Freezes a running machine: guest freeze, backup job with checkpoint, thaw."""
-
-    def __init__(
-        self,
-        host: LibvirtHost,
-        clock: Callable[[], float],
-        domain: libvirt.virDomain,
-        request: ViewRequest,
-        disks: Sequence[DomainDisk],
-        sizes: Mapping[str, int],
-        stamp: str,
-        held: Consistency | None,
-        watch: ViewWatch,
-        *,
-        halted: bool,
-    ) -> None:
-        self._watch = watch
-        self._halted = halted
-        self._host = host
-        self._clock = clock
-        self._domain = domain
-        self._request = request
-        self.disks = disks
-        self._sizes = sizes
-        self._stamp = stamp
-        self._held = held
-
-    def run(
-        self, plans: dict[str, DiskPlan], consistency: Consistency, freeze_limit: float, *, agent: bool
-    ) -> tuple[CheckpointName, JobFrozen, dict[str, DiskPlan]]:
-        """Returns the plans as they turned out."""
-        with GuestFreeze(self._domain, consistency, freeze_limit, agent=agent and self._held is None) as freeze:
-            expected = self._held or freeze.expected()
-            for last in (False, False, True):
-                try:
-                    name, frozen = self._begin(plans, expected)
-                    break
-                except libvirt.libvirtError as error:
-                    if last or (remedied := self._remedied(plans, error)) is None:
-                        raise
-                    plans = remedied
-            honest = (self._held or freeze.expected()) is expected
-        if honest:
-            return name, frozen, plans
-        # The guest was thawed before the view stood: the consistency in its name was not obtained.
-        _log.warning("the guest was thawed too early; the view is taken again without a freeze: %s", freeze.problem)
-        frozen.close()
-        return self.run(plans, Consistency.CRASH, freeze_limit, agent=False)
-
-    def _remedied(self, plans: Mapping[str, DiskPlan], error: libvirt.libvirtError) -> dict[str, DiskPlan] | None:
-        """The plans without the bitmap that QEMU refused; None if it refused something else."""
-        if versions.REFUSAL in str(error) and any(disk.tracked for disk in self.disks):
-            found = versions.marked(self._host, self.disks)
-            if not any(disk.old for disk in found):  # it cannot be read which one it is
-                found = [attrs.evolve(disk, old=disk.format == "qcow2") for disk in found]
-            self.disks = found
-            since = _parsed(self._request)
-            given = self._request.since is not None
-            compared = plan_tracking(found, given=given, since=since, whole=set(), stamps={})
-            return {disk.id: compared[disk.id] if disk.old else plans[disk.id] for disk in found}
-        if error.get_error_code() in _BROKEN_BITMAP and any(plan.base for plan in plans.values()):
-            reason = f"its bitmap broke ({error.get_error_message()})"
-            return {disk_id: plan.lost(reason) for disk_id, plan in plans.items()}
-        return None
-
-    def _begin(self, plans: Mapping[str, DiskPlan], consistency: Consistency) -> tuple[CheckpointName, JobFrozen]:
-        name = CheckpointName.make(self._request.view_id, self._clock(), consistency, self._host.settings.owner)
-        uuid = self._request.machine_id
-        parts = [
-            BackupDisk(disk.id, scratch.path(self._host, disk, uuid, str(name)), plans[disk.id].base, disk.tracked)
-            for disk in self.disks
-        ]
-        checkpoint = None
-        if any(part.tracked for part in parts):
-            since = "" if self._request.since is None else self._request.since.token
-            notes = backup_jobs.Notes.write(self.mark(name), since, plans)
-            checkpoint = backup_xml.checkpoint_xml(str(name), parts, notes)
-        if self._halted:
-            stalled.note(self._domain, str(name))
-        held = self._held is not None
-        places = () if held else scratch.places(self._host, self.disks, uuid)
-        guard = self._watch.guard
-        guard.view(uuid, str(name), held=held, places=places)
-        reach("libvirt.begin")
-        try:
-            server = backup_jobs.begin_backup(self._host, self._domain, parts, checkpoint)
-        except libvirt.libvirtError:
-            guard.ended(str(name))
-            raise
-        reach("libvirt.begun")
-        return name, JobFrozen(self._host, uuid, name, server, held=held, places=places, watch=self._watch)
-
-    def mark(self, name: CheckpointName) -> LibvirtMark:
-        """The mark of the view of that name."""
-        disks = {disk.id: MarkedDisk(disk.path, self._sizes[disk.id], disk.tracked, self._stamp) for disk in self.disks}
-        return LibvirtMark(str(name), disks, shut_down=self._held is Consistency.OFFLINE)
-
-
-def _parsed(request: ViewRequest) -> LibvirtMark | None:
-    return None if request.since is None else LibvirtMark.parse(request.since)
 
 
 def _plans_again(request: ViewRequest, notes: tuple[str, str, dict[str, DiskPlan]]) -> dict[str, DiskPlan] | None:
