@@ -7,8 +7,8 @@ import re
 from tests.docs import _markdown
 from tests.docs.example_process import run
 
-# Tests of the conformance kit that the folder driver skips, and why: it keeps no digests, for one. Any other one is a gap
-# in the example.
+# Tests of the conformance kit that the folder driver skips, and why (it keeps no digests that would show damage). Any
+# other one is a gap in the example.
 SKIPPED = ["does not claim groups", "cannot make a guest ignore a shutdown", "cannot damage a recovery point"]
 
 
