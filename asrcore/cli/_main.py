@@ -44,7 +44,9 @@ VERBS = {
     "policy": Verb("_policies", _SET_UP, "Policies: how often, how consistent, what is kept."),
     "vault": Verb("_setup", _SET_UP, "The vault: move it to the other site."),
     "protect": Verb("_protect", _PROTECT, "Protect a machine: readiness checks, replica, initial copy."),
-    "machine": Verb("_machines", _PROTECT, "Protected machines: change policy and networks."),
+    "machine": Verb(
+        "_machines", _PROTECT, "Protected machines: change policy and networks, or record what the target holds."
+    ),
     "replicate": Verb("_protect", _PROTECT, "Run one replication cycle now, or resume an interrupted copy."),
     "verify": Verb("_protect", _PROTECT, "Prove, byte by byte, that the replica equals the frozen source."),
     "resync": Verb("_protect", _PROTECT, "Compare source and replica, and send what differs."),

@@ -60,6 +60,7 @@ class PromoteStartsTheMachine(MemoryFailover):
 @caught_by(
     "test_a_promoted_machine_holds_its_point",
     "test_another_point_replaces_the_machine",
+    "test_a_promotion_is_reported",
     "test_commit_of_a_stopped_machine_keeps_its_content",
     "test_undo_brings_back_what_was_put_aside",
 )
