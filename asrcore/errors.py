@@ -549,6 +549,21 @@ class FenceRefused(AsrError):
     )
 
 
+class QuarantinedByAnother(AsrError):
+    code = "quarantined-by-another"
+    category = Category.CONFLICT
+    happened = "{machine!r} is quarantined at {site!r}, and no failover of this vault explains it: {detail}"
+    cause = (
+        "Another vault, a later copy of this one or an earlier release has sent the quarantine. The machine may run at "
+        "another site. It was not started."
+    )
+    action = (
+        "Find out where {machine!r} runs. If another vault has failed it over: undo the failover there, or end its "
+        "protection here with `asr unprotect {machine}`. If it runs nowhere: remove the quarantine by hand (libvirt: "
+        "`virsh metadata {machine} https://asrcore.dev/xmlns/libvirt/1.0/fence --config --remove`), and start it."
+    )
+
+
 class MarksLeft(AsrError):
     code = "marks-left"
     category = Category.CONFLICT

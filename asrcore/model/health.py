@@ -98,6 +98,7 @@ class Clock:
 
 
 _FENCE_REFUSED = "fence-refused"
+_FENCE_PROBLEMS = (_FENCE_REFUSED, "quarantined-by-another")  # of a fence that is due; the second one also of a cycle
 _WORST_FIRST = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 # Where cycles are expected, so that the age of the newest point says something.
 _REPLICATING = (State.FINALIZING, State.PROTECTED, State.RESYNC_PENDING, State.RESYNCING)
@@ -421,7 +422,7 @@ def _cycle_command(protection: Protection) -> str:
 
 def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Finding]:
     error = protection.error
-    if error is None or error.get("code") == _FENCE_REFUSED:
+    if error is None or error.get("code") == _FENCE_REFUSED or _is_of_fence(protection):
         return []
     if protection.retry_at is None:
         severity, again = Severity.ERROR, "not retried automatically"
@@ -457,12 +458,17 @@ def _of_restore(protection: Protection) -> list[Finding]:
     ]
 
 
+def _is_of_fence(protection: Protection) -> bool:
+    due = protection.fence_due and not protection.undo_due
+    return due and (protection.error or {}).get("code") in _FENCE_PROBLEMS
+
+
 def _of_fence(protection: Protection) -> list[Finding]:
     if not protection.fence_due or protection.undo_due:
         return []
-    if (error := protection.error or {}).get("code") == _FENCE_REFUSED:
-        happened, cause, action = (str(error.get(key, "")) for key in ("happened", "cause", "action"))
-        return [Finding(_FENCE_REFUSED, Severity.ERROR, happened, cause, action)]
+    if _is_of_fence(protection) and (error := protection.error) is not None:
+        code, happened, cause, action = (str(error.get(key, "")) for key in ("code", "happened", "cause", "action"))
+        return [Finding(code, Severity.ERROR, happened, cause, action)]
     return [
         Finding(
             "fence-due",

@@ -250,7 +250,8 @@ def _fence_planned(work: Work) -> None:
         fence_source(work)
     except NO_FAILURE_OF_A_SITE:
         raise
-    except AsrError as problem:
+    except Exception as problem:  # noqa: BLE001 - also a driver's defect must not take the failover back now
+        _log_defect(work, problem)
         work.context.vault.update(work.protection_id, fence_due=True, error=refused(work.protection, problem))
         _owe_fence(work, str(problem))
 
@@ -258,12 +259,13 @@ def _fence_planned(work: Work) -> None:
 def _fence_unplanned(work: Work) -> None:
     """Fence a source that can still be reached; do not wait for one that cannot."""
     done = threading.Event()
-    problems: list[AsrError] = []
+    problems: list[Exception] = []
 
     def attempt() -> None:
         try:
             fence_source(work)
-        except AsrError as problem:
+        except Exception as problem:  # noqa: BLE001 - also a driver's defect leaves the fence owed
+            _log_defect(work, problem)
             problems.append(problem)
         finally:
             done.set()
@@ -276,6 +278,11 @@ def _fence_unplanned(work: Work) -> None:
             raise problems[0]
         work.context.vault.update(work.protection_id, error=refused(work.protection, problems[0]))
         _owe_fence(work, str(problems[0]))
+
+
+def _log_defect(work: Work, problem: Exception) -> None:
+    if not isinstance(problem, AsrError):
+        _log.error("%s: the quarantine failed unexpectedly", work.protection.name, exc_info=problem)
 
 
 def _owe_fence(work: Work, detail: str) -> None:

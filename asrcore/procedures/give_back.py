@@ -13,10 +13,17 @@ import logging
 from contextlib import suppress
 
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, MachineNotFound, NotAssigned, StaleEpoch, UnsupportedOperation, VaultUnavailable
+from asrcore.errors import AsrError, MachineNotFound, StaleEpoch, UnsupportedOperation
 from asrcore.model.machine import PowerState
 from asrcore.model.point import Consistency
 from asrcore.model.protection import Protection
+from asrcore.procedures.quarantine import (
+    NO_FAILURE_OF_A_SITE,
+    fence_at,
+    is_of_another,
+    is_surely_own,
+    unexplained,
+)
 from asrcore.replication.agreement import check_undo
 from asrcore.replication.context import Context
 from asrcore.replication.cycle import CycleResult
@@ -38,10 +45,6 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _LOOK_BACK = 20  # jobs of a machine among which its last failover is looked for
-
-NO_FAILURE_OF_A_SITE = (VaultUnavailable, NotAssigned)
-"""Errors within a step that say nothing about source and target: the first is like a kill, and after the second another
-server continues. Nothing is taken back because of them."""
 
 
 def clean_target(context: Context, protection: Protection) -> AsrError | None:
@@ -82,10 +85,13 @@ def release_source(context: Context, protection: Protection, *, start: bool) -> 
 
 def release(context: Context, protection: Protection, place: tuple[str, str], *, start: bool) -> AsrError | None:
     """The same at `place`, a site and its machine. Where the site has no such machine any more, or takes no commands,
-    nothing is left to do."""
+    nothing is left to do. Another vault's quarantine stays, and the machine is not started."""
     site, machine = place
     try:
         inventory = context.site(site).inventory
+        fence = fence_at(inventory, machine)
+        if fence is not None and is_of_another(protection, fence):
+            return unexplained(protection, site, fence) if start else None
         with suppress(UnsupportedOperation):  # then it was not fenced
             inventory.unfence(machine, protection.epoch)
         reach("undo.released")
@@ -110,7 +116,8 @@ def give_source_back(context: Context, protection: Protection) -> AsrError | Non
         # the reply was lost. A planned one has stopped it in any case.
         if protection.fence_due and not protection.planned:
             inventory = context.site(protection.source_site).inventory
-            if inventory.fenced(protection.source_machine) is not None:
+            fence = inventory.fenced(protection.source_machine)
+            if fence is not None and not is_of_another(protection, fence):
                 # Recorded before the fence is removed: after a kill, nothing else shows that it was stopped.
                 protection = context.vault.update(protection.id, fence_due=False)
     except NO_FAILURE_OF_A_SITE:
@@ -126,27 +133,31 @@ def withdraw_late_fence(context: Context, protection: Protection, result: CycleR
     """After a cycle of a machine that is off: remove a quarantine that arrived after the machine was given back, and
     start the machine. An engine that was killed, or another server, may have sent it, so no memory is needed for this.
 
-    The cycle proves that the machine is not failed over, whatever the vault's records are worth: a replica with a
-    machine at the target takes none.
+    The cycle proves that this vault has not failed the machine over, whatever its records are worth: a replica with a
+    machine at the target takes none. It proves nothing of other vaults: a quarantine that this vault has not sent
+    stays, and is reported by an error, QuarantinedByAnother. `protection`: as before the cycle.
     """
     if result.point.consistency is not Consistency.OFFLINE:
         return
     site, machine = protection.source_site, protection.source_machine
-    try:
-        fence = context.site(site).inventory.fenced(machine)
-    except UnsupportedOperation:
+    fence = fence_at(context.site(site).inventory, machine)
+    if fence is None:
         return
-    if fence is None or fence.epoch > context.vault.protection(protection.id).epoch:
-        return
-    problem = release_source(context, context.vault.protection(protection.id), start=True)
-    if problem is not None:
+    now = context.vault.protection(protection.id)
+    if not is_surely_own(now, fence):
+        problem: AsrError = unexplained(now, site, fence)
+        if (protection.error or {}).get("code") != problem.code:
+            _note(context, now, f"{problem}; it was not started")
         raise problem
-    context.vault.add_event(
-        at=context.clock(),
-        machine=protection.name,
-        kind="quarantine",
-        text=f"a quarantine at {site} that arrived after the machine was given back was removed; the machine runs",
-    )
+    left = release_source(context, now, start=True)
+    if left is not None:
+        raise left
+    text = f"a quarantine at {site} that arrived after the machine was given back was removed; the machine runs"
+    _note(context, now, text)
+
+
+def _note(context: Context, protection: Protection, text: str) -> None:
+    context.vault.add_event(at=context.clock(), machine=protection.name, kind="quarantine", text=text)
 
 
 def source_was_stopped(context: Context, protection: Protection, but: str) -> bool:

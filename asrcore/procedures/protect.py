@@ -15,6 +15,7 @@ from asrcore.errors import (
     AsrError,
     MarksLeft,
     NotReady,
+    QuarantinedByAnother,
     ReplicaDamaged,
     ReplicaNotFound,
     SiteUnreachable,
@@ -132,9 +133,10 @@ def _disable_begin(work: Work) -> None:
     check_unprotect(work.context, protection)
     if protection.undo_due:  # before the record of it is gone: the machine may be stopped and quarantined
         unreleased = give_source_back(work.context, protection)
-        if unreleased is not None and not isinstance(unreleased, SiteUnreachable):
+        if unreleased is not None and not isinstance(unreleased, (SiteUnreachable, QuarantinedByAnother)):
             raise unreleased
-        if unreleased is not None:  # a source that is lost for good does not block the end of protection
+        # A source that is lost for good, or that another vault has taken, does not block the end of protection.
+        if unreleased is not None:
             left = f"{protection.name} at {protection.source_site} may be left stopped and quarantined: {unreleased}"
             work.facts["source"] = left
             work.note("protect", left)

@@ -13,6 +13,7 @@ from asrcore.model.state import Event, State, allowed
 from asrcore.procedures.failure import recorded
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.protect import Pairing, check_ready
+from asrcore.procedures.quarantine import fence_at, is_of_another, quarantine, unexplained
 from asrcore.procedures.steps import create_replica
 from asrcore.replication.agreement import check_fence
 from asrcore.replication.cycle import run_cycle
@@ -58,9 +59,13 @@ def _begin(work: Work) -> None:
 
 
 def _quarantined(former: driver.Site, protection: Protection) -> bool:
-    """Quarantine the machine at the former source; False if it is no longer there (a rebuilt site)."""
-    fence = driver.Fence(protection.epoch, f"runs at {protection.target_site}")
+    """Quarantine the machine at the former source; False if it is no longer there (a rebuilt site). Raises
+    QuarantinedByAnother: its disks are not for this vault to write to."""
     try:
+        found = fence_at(former.inventory, protection.source_machine)
+        if found is not None and is_of_another(protection, found):
+            raise unexplained(protection, former.name, found)
+        fence = quarantine(protection, f"runs at {protection.target_site}")
         former.inventory.fence(protection.source_machine, fence)
     except MachineNotFound:
         return False

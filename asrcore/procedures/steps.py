@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 
 from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, FenceRefused, MachineNotFound, SiteUnreachable, UnsupportedOperation
-from asrcore.model.machine import PowerState
+from asrcore.errors import (
+    AsrError,
+    FenceRefused,
+    MachineNotFound,
+    QuarantinedByAnother,
+    SiteUnreachable,
+    UnsupportedOperation,
+)
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.procedures.procedure import Work
+from asrcore.procedures.quarantine import before_fence, quarantine
 from asrcore.replication.agreement import check_fence
 
 __all__ = ["commanded", "create_replica", "fence_source", "note_repairs", "refused"]
@@ -53,21 +59,17 @@ def fence_source(work: Work) -> None:
     back: then it stays in `Context.fencing`, and the service withdraws it."""
     context, protection = work.context, work.protection
     place = protection.source_site, protection.source_machine
-    reason = f"failed over to {protection.target_site}"
     check_fence(context, protection)
     inventory = context.site(protection.source_site).inventory
-    start = True
-    if not protection.planned:  # a planned failover has stopped it
-        with suppress(AsrError):
-            start = inventory.machine(protection.source_machine).power is not PowerState.OFF
+    start = before_fence(inventory, protection, place).start
     if work.protection.epoch != protection.epoch:
         return  # connecting took so long that the machine was given back meanwhile
     context.fencing[protection.id] = place, start
-    problem: AsrError | None = None
+    problem: Exception | None = None
     try:
-        inventory.fence(protection.source_machine, driver.Fence(protection.epoch, reason))
+        inventory.fence(protection.source_machine, quarantine(protection, f"failed over to {protection.target_site}"))
         reach("failover.fenced")
-    except AsrError as error:  # it may have been done, and only the reply be lost
+    except Exception as error:  # noqa: BLE001 - it may have been done, and only the reply be lost
         problem = error
     now = work.protection
     if now.epoch != protection.epoch or now.state not in (State.FAILING_OVER, State.FAILED_OVER):
@@ -81,8 +83,11 @@ def fence_source(work: Work) -> None:
     work.note("quarantine", f"machine quarantined at {protection.source_site}")
 
 
-def refused(protection: Protection, problem: AsrError) -> Mapping[str, object] | None:
+def refused(protection: Protection, problem: Exception) -> Mapping[str, object] | None:
     """The error to record with a machine whose fence failed: a site that answers but refuses needs a person."""
     if isinstance(problem, (SiteUnreachable, MachineNotFound, UnsupportedOperation)):
         return protection.error
-    return FenceRefused(site=protection.source_site, machine=protection.name, detail=str(problem)).as_dict()
+    if isinstance(problem, QuarantinedByAnother):
+        return problem.as_dict()
+    detail = str(problem) if isinstance(problem, AsrError) else repr(problem)
+    return FenceRefused(site=protection.source_site, machine=protection.name, detail=detail).as_dict()

@@ -23,13 +23,14 @@ from contextlib import suppress
 from functools import partial
 from heapq import heapify, heappop
 
-from asrcore import driver
 from asrcore.errors import (
     AsrError,
     Cancelled,
     MachineBusy,
     MachineNotFound,
     NotAssigned,
+    QuarantinedByAnother,
+    SiteUnreachable,
     SourcePaused,
     SourceWasPaused,
     VaultUnavailable,
@@ -38,7 +39,6 @@ from asrcore.errors import (
 from asrcore.logline import report
 from asrcore.model.epoch import shown
 from asrcore.model.health import Clock, Health, Load, assess
-from asrcore.model.machine import PowerState
 from asrcore.model.policy import Policy
 from asrcore.model.protection import Protection
 from asrcore.model.state import STATES_WITH_POINTS, State
@@ -46,6 +46,7 @@ from asrcore.model.watch import Watch
 from asrcore.procedures.failure import recorded_failure
 from asrcore.procedures.give_back import finish_undo, release, withdraw_late_fence
 from asrcore.procedures.procedure import Arguments
+from asrcore.procedures.quarantine import before_fence, quarantine
 from asrcore.procedures.scrub import scrub
 from asrcore.procedures.steps import refused
 from asrcore.procedures.verify import VERIFY
@@ -319,29 +320,29 @@ class Scheduler:
         if place is None:
             return
         site, machine = place
-        problem: AsrError | None = None
+        problem: Exception | None = None
         try:
             if protection.restored:  # also where the source is lost: nothing else asks
                 check_fence(self._context, protection)
             inventory = self._context.site(site).inventory
-            # A machine that is off and was stopped by a failover has been started if it is given back meanwhile.
-            stopped = protection.planned or inventory.fenced(machine) is not None
-            off = inventory.machine(machine).power is PowerState.OFF
-            start = stopped or not off
-            if not (off and inventory.fenced(machine) is not None):
+            before = before_fence(inventory, protection, place)
+            if isinstance(before.problem, (SiteUnreachable, MachineNotFound)):
+                raise before.problem
+            if not before.kept:
                 check_fence(self._context, protection)  # before the fence changes anything
             now = self._context.vault.protection(protection.id)
             if now.epoch != protection.epoch or _to_fence(now) != place:
                 return  # connecting took so long that the machine was given back meanwhile
-            self._context.fencing[protection.id] = place, start
+            self._context.fencing[protection.id] = place, before.start
             reason = f"{now.name} is owned elsewhere since epoch {shown(now.epoch)}"
-            inventory.fence(machine, driver.Fence(now.epoch, reason))
+            inventory.fence(machine, quarantine(now, reason))
         except MachineNotFound:
             pass  # the site was rebuilt: there is nothing left to quarantine
-        except AsrError as error:
+        except Exception as error:  # noqa: BLE001 - a driver's defect is a fence that failed, as any other
             problem = error
-            _log.info("%s: quarantine at %s is still pending: %s", protection.name, site, problem)
-            if protection.id not in self._context.fencing:
+            unexpected = None if isinstance(error, AsrError) else error
+            _log.info("%s: quarantine at %s is still pending: %s", protection.name, site, problem, exc_info=unexpected)
+            if protection.id not in self._context.fencing and not isinstance(error, QuarantinedByAnother):
                 return
         try:
             now = self._context.vault.protection(protection.id)

@@ -92,27 +92,28 @@ def test_a_fence_of_the_failover_that_arrives_after_the_undo_is_withdrawn(
     assert service.machine.value.power is PowerState.RUNNING
 
 
-def given_back(rig: Rig) -> int:
-    """Undone while its fence is under way, and the engine that sent it is killed. Returns the fence's epoch."""
+def given_back(rig: Rig) -> Fence:
+    """Undone while its fence is under way, and the engine that sent it is killed. Returns the fence."""
     inventory = type(rig.engine.context.site("a").inventory)
+    sent: list[Fence] = []
 
-    def no_answer(*given: object) -> None:
+    def no_answer(_inventory: object, _machine: str, fence: Fence) -> None:
+        sent.append(fence)
         raise SiteUnreachable(site="a", detail="injected")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inventory, "fence", no_answer)
         rig.engine.failover_unplanned("web")
-    epoch = rig.protection.epoch
     rig.restart()
     rig.engine.failover_undo("web")
     assert rig.power("a") is PowerState.RUNNING
-    return epoch
+    return sent[-1]
 
 
 def test_a_fence_of_an_engine_that_was_killed_is_withdrawn(protected: Rig) -> None:
     """Nothing remembers it: the next cycle finds a machine that is off and quarantined."""
-    epoch = given_back(protected)
-    protected.engine.context.site("a").inventory.fence("web", Fence(epoch, "late"))
+    late = given_back(protected)
+    protected.engine.context.site("a").inventory.fence("web", late)
     assert protected.power("a") is PowerState.OFF
     protected.engine.replicate("web")
     assert (protected.power("a"), fence_of(protected)) == (PowerState.RUNNING, None)
@@ -123,10 +124,12 @@ def test_a_fence_of_an_engine_that_was_killed_is_withdrawn(protected: Rig) -> No
 
 
 def test_a_fence_of_a_newer_owner_stays(protected: Rig) -> None:
-    given_back(protected)
-    newer = Fence(protected.protection.epoch + 5, "a newer one")
+    """Of a later copy of this vault: it names the same record."""
+    sent = given_back(protected)
+    newer = Fence(protected.protection.epoch + 5, sent.reason)
     protected.engine.context.site("a").inventory.fence("web", newer)
-    protected.engine.replicate("web")
+    with pytest.raises(AsrError, match="no failover of this vault"):
+        protected.engine.replicate("web")
     assert protected.power("a") is PowerState.OFF
     assert fence_of(protected) == newer
 
