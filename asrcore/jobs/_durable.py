@@ -21,7 +21,8 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ _POLL = 0.2  # seconds between looks into a server's queue
 _SETTLE = 5.0  # seconds for threads that have nothing left to do but end
 
 _AWAY = 5.0  # seconds between attempts to connect to a database server that is away
+# PostgreSQL's of classes 28 and 3D, of a database that takes no connections, and libpq's own. What is not among them,
+# such as `the database system is starting up` and `sorry, too many clients already`, passes.
+_REFUSALS = (
+    "authentication failed",
+    "no password supplied",
+    "pg_hba.conf",
+    "does not exist",
+    "is not permitted to log in",
+    "permission denied",
+    "is not currently accepting connections",
+    "certificate",
+)
 
 _one_per_process = threading.Lock()
 
@@ -63,11 +76,16 @@ class _Awaits:
 
     DBOS repeats what failed because of it after 1, 2, 4 ... 60 seconds, up to half as long again; nothing sets that.
     After a long outage its next attempt would be up to 90 seconds off. One that waits for the server is there at once.
+    Only what passes is waited for: what the server refuses is left to DBOS, which logs each attempt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unavailable: Callable[[BaseException], VaultUnavailable]) -> None:
+        self._unavailable = unavailable
         self._ended = threading.Event()
         self._ended.set()
+        self._impatient = threading.local()
+        self._away = False
+        self._saying = threading.Lock()
 
     def begin(self) -> None:
         """Connections wait."""
@@ -82,34 +100,75 @@ class _Awaits:
         """They fail instead."""
         self._ended.set()
 
+    @contextmanager
+    def not_here(self) -> Iterator[None]:
+        """In this thread connections neither wait nor are tried again by DBOS: the caller tries again."""
+        self._impatient.yes = True
+        try:
+            yield
+        finally:
+            self._impatient.yes = False
+
     def connect(self, connect: Callable[[], DBAPIConnection], error: type[Exception]) -> DBAPIConnection:
         """Connect now, or when the server is back."""
         while True:
             try:
-                return connect()
-            except error:
+                made = connect()
+            except error as problem:
+                if getattr(self._impatient, "yes", False):
+                    # DBOS tries again, without end, by these words.
+                    raise error(str(problem).replace("connection failed", "no connection")) from problem
+                if _is_refusal(problem) or self._ended.is_set():
+                    raise
+                self._say(problem)
                 if self._ended.wait(_AWAY):
                     raise
+            else:
+                self._say(None)
+                return made
+
+    def _say(self, problem: Exception | None) -> None:
+        """Log that the database is away, or that it is back: once, whichever connections wait."""
+        with self._saying:
+            if self._away == (problem is not None):
+                return
+            self._away = problem is not None
+        if problem is None:
+            _log.warning("the database of the jobs answers again")
+        else:
+            _log.warning("jobs wait, and connect again every %g seconds: %s", _AWAY, self._unavailable(problem))
+
+
+def _is_refusal(problem: Exception) -> bool:
+    """Whether the server refuses the connection for what does not pass. libpq gives no SQLSTATE for a connection, so
+    its words must do; a server that speaks another language is waited for."""
+    return any(words in str(problem) for words in _REFUSALS)
 
 
 class Durable:
     """`body(job_id, durably)` is a job's workflow. It is resumed at the next launch only if it ends with a
-    BaseException that is not an Exception; anything else ends it. `shown`: the vault, for people; `server`: the session
-    of a process server."""
+    BaseException that is not an Exception; anything else ends it. `unavailable` makes the error of a problem of the
+    database at `url`, for people; `server`: the session of a process server."""
 
-    def __init__(self, url: URL, shown: str, body: Callable[[str, Durably], None], server: str | None = None) -> None:
+    def __init__(
+        self,
+        url: URL,
+        unavailable: Callable[[BaseException], VaultUnavailable],
+        body: Callable[[str, Durably], None],
+        server: str | None = None,
+    ) -> None:
         self._executor = server or _ENGINE
         self._queue = f"asrcore-{server}" if server else None
         is_file = url.get_backend_name() == "sqlite"
-        self._shown = str(url.database) if is_file else shown
+        self._unavailable = unavailable
         self._body = body
         self._finishing: set[str] = set()  # the body has returned, DBOS has yet to log that
         self._before = set(threading.enumerate())
-        self._awaits = _Awaits()
+        self._awaits = _Awaits(unavailable)
         try:
             self._engine = _sqlite(url) if is_file else _on_a_server(url, self._awaits)
         except OSError as problem:
-            raise VaultUnavailable(url=self._shown, detail=problem.strerror or str(problem)) from problem
+            raise unavailable(problem) from problem
         if not _one_per_process.acquire(blocking=False):
             raise RuntimeError("another engine runs in this process")
         self._open = True
@@ -142,14 +201,14 @@ class Durable:
             if self._queue is not None:
                 DBOS.register_queue(self._queue, polling_interval_sec=_POLL)
         except DBAPIError as problem:
-            raise self._unavailable(problem) from problem
+            raise self._unavailable(problem.orig or problem) from problem
         self._awaits.begin()
 
     def _step(self, name: str, work: Callable[[], Failure | None]) -> Failure | None:
         try:
             return DBOS.run_step({"name": name, "retries_allowed": False}, work)
         except DBAPIError as problem:  # steps raise nothing, so this is about the log
-            raise self._unavailable(problem) from problem
+            raise self._unavailable(problem.orig or problem) from problem
         except dbos_error.DBOSWorkflowConflictIDError as problem:
             raise Stopped from problem  # another server resumed it meanwhile
 
@@ -159,7 +218,7 @@ class Durable:
 
         Raises VaultUnavailable.
         """
-        try:
+        with self._translated():
             known = DBOS.get_workflow_status(job_id)
             if known is not None and not _goes_on(known):
                 DBOS.delete_workflow(job_id)
@@ -172,15 +231,11 @@ class Durable:
                     DBOS.start_workflow(self._workflow, job_id)
                 else:
                     DBOS.enqueue_workflow(self._queue, self._workflow, job_id)
-        except DBAPIError as problem:
-            raise self._unavailable(problem) from problem
 
     def elsewhere(self, job_id: str) -> bool:
         """Whether no workflow of the job is about to run in this process. Raises VaultUnavailable."""
-        try:
+        with self._translated():
             known = DBOS.get_workflow_status(job_id)
-        except DBAPIError as problem:
-            raise self._unavailable(problem) from problem
         if known is None or not _goes_on(known):
             return True
         if known.status == "ENQUEUED":
@@ -192,13 +247,11 @@ class Durable:
 
         Raises VaultUnavailable.
         """
-        try:
+        with self._translated():
             known = DBOS.list_workflows(load_input=False, load_output=False)
             ended = [status.workflow_id for status in known if not _goes_on(status)]
             if ended:
                 DBOS.delete_workflows(ended)
-        except DBAPIError as problem:
-            raise self._unavailable(problem) from problem
         return {item.workflow_id for item in known if _goes_on(item) and item.executor_id == self._executor}
 
     def close(self) -> None:
@@ -225,15 +278,22 @@ class Durable:
         pause = threading.Event()
         try:
             while self._finishing and time.monotonic() < ends:
-                known = DBOS.list_workflows(status=list(_GOES_ON), load_input=False, load_output=False)
+                with self._translated():
+                    known = DBOS.list_workflows(status=list(_GOES_ON), load_input=False, load_output=False)
                 if self._finishing.isdisjoint(status.workflow_id for status in known):
                     break
                 pause.wait(0.005)
-        except DBAPIError as problem:
-            _log.warning("%s", self._unavailable(problem))
+        except VaultUnavailable as problem:
+            _log.warning("%s", problem)
 
-    def _unavailable(self, problem: DBAPIError) -> VaultUnavailable:
-        return VaultUnavailable(url=self._shown, detail=str(problem.orig))
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """A problem of the database is raised at once, as VaultUnavailable."""
+        try:
+            with self._awaits.not_here():
+                yield
+        except DBAPIError as problem:
+            raise self._unavailable(problem.orig or problem) from problem
 
 
 def _goes_on(status: WorkflowStatus) -> bool:

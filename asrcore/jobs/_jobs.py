@@ -100,7 +100,7 @@ class Jobs:
         self._ready.clear()
         self._stopping.clear()
         self._left.clear()
-        self._durable = Durable(self._vault.jobs_url, self._vault.url, self._body, self._server)
+        self._durable = Durable(self._vault.jobs_url, self._vault.jobs_unavailable, self._body, self._server)
         try:
             self._continuous = False
             self._begin_incarnation()

@@ -12,7 +12,7 @@ import attrs
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from asrcore.errors import AsrError, InvalidValue, NotAVault, VaultMoved, VaultNotFound, VaultUnavailable
+from asrcore.errors import InvalidValue, NotAVault, VaultMoved, VaultNotFound, VaultUnavailable
 from asrcore.vault._versions import APPLICATION_ID, HEADER_SIZE, application_id
 
 __all__ = ["Place"]
@@ -96,7 +96,9 @@ class Place:
         if found != APPLICATION_ID:
             raise NotAVault(url=self.shown, detail="It is a SQLite database of another program.")
 
-    def unavailable(self, problem: BaseException | str, kind: type[VaultUnavailable] = VaultUnavailable) -> AsrError:
+    def unavailable(
+        self, problem: BaseException | str, kind: type[VaultUnavailable] = VaultUnavailable
+    ) -> VaultUnavailable:
         """The error for a problem below the vault, with the state of the file system."""
         detail = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem).strip()
         return kind(url=self.shown, detail=self._scrub(detail) + self._hint())

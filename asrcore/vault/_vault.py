@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
+import attrs
 from sqlalchemy import Engine, inspect
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from asrcore.closing import Closing
-from asrcore.errors import InvalidValue, NotAVault, VaultNotFound, VaultTooNew
+from asrcore.errors import InvalidValue, NotAVault, VaultNotFound, VaultTooNew, VaultUnavailable
 from asrcore.units import format_time
 from asrcore.vault import _lock, _lock_server
 from asrcore.vault._certificates import Certificates
@@ -132,6 +133,14 @@ class Vault(Cycles, Journal, Certificates, Incarnation, Closing):
         if self._place.path is None:
             return self._place.url
         return self._place.url.set(database=str(self._place.beside(".jobs")))
+
+    def jobs_unavailable(self, problem: BaseException) -> VaultUnavailable:
+        """The error for a problem of the job engine's records: with the place as people see it, and no password."""
+        place = self._place
+        if place.path is not None:
+            path = place.beside(".jobs")
+            place = attrs.evolve(place, path=path, shown=str(path))
+        return place.unavailable(problem)
 
     def close(self) -> None:
         """Close all connections; a second call does nothing."""

@@ -15,11 +15,12 @@ import asrcore.testing.memory
 from asrcore.driver import Fence
 from asrcore.engine import Engine
 from asrcore.errors import AsrError, VaultUnavailable
-from asrcore.jobs import _durable
+from asrcore.jobs import Jobs, _durable
 from asrcore.model.machine import PowerState
 from asrcore.model.policy import Policy
 from asrcore.model.state import State
 from asrcore.plugins import Plugins
+from asrcore.replication.context import Context
 from asrcore.service import scheduler
 from asrcore.service.member import ServerIdentity
 from asrcore.testing.memory import MemoryWorld
@@ -141,7 +142,7 @@ def test_the_durable_log_is_there_when_the_server_is_back(server: Cluster, monke
     monkeypatch.setattr(_durable, "_AWAY", 0.1)
     url = server.create()
     with Vault.create(url) as vault:
-        awaits = _durable._Awaits()
+        awaits = _durable._Awaits(vault.jobs_unavailable)
         log = _durable._on_a_server(vault.jobs_url, awaits)
     connected, refused = threading.Event(), threading.Event()
 
@@ -173,6 +174,87 @@ def test_the_durable_log_is_there_when_the_server_is_back(server: Cluster, monke
         assert seen.is_set()
     server.start()
     log.dispose()
+
+
+@pytest.fixture
+def jobs(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    """Of a process server. The server of the database is stopped, and the account has a password."""
+    monkeypatch.setattr(_durable, "_AWAY", 0.1)
+    url = server.create().replace("postgres@", "postgres:S3cr3t@")
+    with Vault.create(url) as vault:
+        made = Jobs(Context(vault, Plugins()), {}, "s1")
+        try:
+            made.start()
+            server.stop()
+            yield made
+        finally:
+            server.start()
+            made.close()
+
+
+def log_of(jobs: Jobs) -> _durable.Durable:
+    assert jobs._durable is not None
+    return jobs._durable
+
+
+@pytest.mark.parametrize("call", ["begin", "elsewhere", "sort_out"])
+def test_the_service_is_not_held_up_by_a_database_that_is_away(call: str, jobs: Jobs) -> None:
+    """It is one thread that starts jobs, stops those of machines that moved, and reports why jobs wait."""
+    problems: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            getattr(log_of(jobs), call)(*([] if call == "sort_out" else ["j1"]))
+        except AsrError as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert [type(problem) for problem in problems] == [VaultUnavailable]
+    assert "S3cr3t" not in str(problems[0])
+
+
+def test_a_wait_for_the_database_is_logged_once(jobs: Jobs, server: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    def connect() -> None:
+        with log_of(jobs)._engine.connect():
+            pass
+
+    log_of(jobs)._engine.dispose()
+    threads = [threading.Thread(target=connect) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    threads[0].join(0.5)
+    server.start()
+    for thread in threads:
+        thread.join(10)
+    said = [entry.getMessage() for entry in caplog.records if entry.name == _durable.__name__]
+    server.stop()
+    assert len(said) == 2, said
+    assert "jobs wait" in said[0]
+    assert jobs._vault.url in said[0]
+    assert "answers again" in said[1]
+    assert "S3cr3t" not in caplog.text
+
+
+def test_a_database_that_refuses_is_not_waited_for(jobs: Jobs, server: Cluster) -> None:
+    """It was deleted meanwhile; the same holds for a wrong password. DBOS tries again, and logs it."""
+    refused: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            log_of(jobs)._engine.connect().close()
+        except sqlalchemy.exc.OperationalError as problem:
+            refused.append(problem)
+
+    server.start()
+    log_of(jobs)._engine.dispose()
+    server.drop(jobs._vault.jobs_url.set(query={}).render_as_string())
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(10)
+    server.stop()
+    assert "does not exist" in str(refused[0])
 
 
 def test_a_poll_that_was_held_up_does_not_put_off_the_next_ones(
