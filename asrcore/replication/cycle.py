@@ -190,10 +190,11 @@ def _sweep(source: driver.Source, protection: Protection) -> None:
 
 def release_left(source: driver.Source, protection: Protection) -> None:
     """Release all marks but the recorded ones, and what a killed engine left at the source: views that it read from,
-    and what they hold there."""
+    and what they hold there. Without a recorded mark nothing is released before the next one is recorded: an empty
+    list says that protection ends."""
     pending = protection.pending.view_mark if protection.pending else None
-    keep = [mark for mark in (protection.mark, pending) if mark is not None]
-    source.keep_marks(protection.source_machine, keep)
+    if keep := [mark for mark in (protection.mark, pending) if mark is not None]:
+        source.keep_marks(protection.source_machine, keep)
 
 
 def _named(resend: Mapping[str, Sequence[Extent]]) -> dict[str, plan.DiskWork]:
