@@ -148,6 +148,7 @@ class Source(ABC):
     def keep_marks(self, machine_id: str, keep: Sequence[Mark]) -> None:
         """Release every mark of this machine except these, and everything left over from asrcore's views of it.
 
-        Called after a point is recorded, and with nothing to keep when protection ends. What cannot be released
-        now (a stopped machine) is released by a later call.
+        Called after a point is recorded, and with nothing to keep when protection ends: then after a call with the
+        recorded marks, by which a driver may recognise what is this vault's. What cannot be released now (a stopped
+        machine) is released by a later call.
         """

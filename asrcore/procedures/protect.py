@@ -31,7 +31,7 @@ from asrcore.procedures.procedure import Holds, Procedure, Step, Work
 from asrcore.procedures.steps import create_replica
 from asrcore.replication.agreement import check_unprotect, unknown_points
 from asrcore.replication.context import Context
-from asrcore.replication.cycle import run_cycle
+from asrcore.replication.cycle import release_left, run_cycle
 
 __all__ = ["PROTECT", "UNPROTECT", "Pairing", "changed_findings", "check_ready", "readiness", "refuse"]
 
@@ -150,7 +150,10 @@ def _disable_source(work: Work) -> None:
     nothing records it any longer."""
     protection = work.protection
     try:
-        work.context.site(protection.source_site).source.keep_marks(protection.source_machine, [])
+        source = work.context.site(protection.source_site).source
+        # First with the recorded marks: a driver may know only by them what this vault left.
+        release_left(source, protection)
+        source.keep_marks(protection.source_machine, [])
     except VaultUnavailable:
         raise  # nothing is known of the source: the step is run again
     except AsrError as problem:
