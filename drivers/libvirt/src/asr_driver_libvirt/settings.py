@@ -174,6 +174,8 @@ def _directory(setting: str, text: str | None) -> Path | None:
 def _owner(text: str) -> str:
     if text and not _OWNER.fullmatch(text):
         raise _invalid("owner", f"{text!r} is not 1 to 16 small letters and digits")
+    if text == "none":
+        raise _invalid("owner", "'none' stands for a site without a tag; `--set owner=` records a new one")
     return text
 
 

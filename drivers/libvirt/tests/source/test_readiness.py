@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from asr_driver_libvirt.source.facts import SourceFacts
-from asr_driver_libvirt.source.readiness import disk_findings, findings, notices
+from asr_driver_libvirt.source.readiness import disk_findings, findings, notices, other_vaults
 from asr_driver_libvirt.source.space import Space
 from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk, DomainModel, parse_domain
 from asr_driver_libvirt.xml.mark import CheckpointName
@@ -133,17 +133,43 @@ def test_the_advice_for_a_storage_volume_is_to_name_its_file() -> None:
     assert "Move it" not in found.action
 
 
+def checkpoint(owner: str, view: str = "view") -> str:
+    return str(CheckpointName.make(view, 1.0, Consistency.CRASH, owner))
+
+
 def test_what_a_cycle_reports_of_a_protected_machine() -> None:
-    assert notices(GOOD, 0, [], active=True) == []
-    name = str(CheckpointName.make("view", 1.0, Consistency.CRASH, "bbbb2222"))
-    found = notices(attrs.evolve(GOOD, name="my vm"), 2, [name], active=False)
+    assert notices(0, [], []) == []
+    found = notices(2, [checkpoint("bbbb2222")], ["/vm/my disk.asr-v.1c"])
     assert {item.code: item.severity for item in found} == {
         "protected-by-another-vault": WARNING,
         "machine-has-snapshots": WARNING,
+        "scratch-left": WARNING,
     }
-    assert f"virsh checkpoint-delete 'my vm' {name} --metadata" in found[0].action
-    assert f"qemu-img bitmap --remove {GOOD.hard_disks[0].path} {name}" in found[0].action
-    assert "asr resync 'my vm'" in found[1].action
+    assert "bbbb2222" in found[0].what
+    assert "`rm '/vm/my disk.asr-v.1c'`" in found[1].action
+
+
+def test_a_notice_is_the_same_in_each_cycle_and_names_no_machine() -> None:
+    """It is stored when it changes; the machine may have another name than its protection."""
+    first, later = (notices(1, [checkpoint("bbbb2222", view)], []) for view in ("v1", "v2"))
+    assert first == later
+    assert all("asr resync MACHINE" not in item.action for item in first)
+
+
+def test_a_finding_names_the_commands_that_delete_what_another_vault_left() -> None:
+    name = checkpoint("bbbb2222")
+    found = other_vaults(attrs.evolve(GOOD, name="my vm"), [name], active=False)
+    assert f"virsh checkpoint-delete 'my vm' {name} --metadata" in found.action
+    assert f"qemu-img bitmap --remove {GOOD.hard_disks[0].path} {name}" in found.action
+    assert "--set owner=bbbb2222" in found.action
+
+
+def test_the_tag_of_a_site_without_one_cannot_be_taken_over() -> None:
+    for names in ([checkpoint("")], [checkpoint(""), checkpoint("bbbb2222")]):
+        for found in (other_vaults(GOOD, names, active=True), *notices(0, names, [])):
+            assert "tag none" in found.what
+            assert "owner=none" not in found.action
+            assert ("--set owner=bbbb2222" in found.action) == (len(names) == 2)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ def test_where_disks_are_served(uri: str, text: str, place: NbdPlace) -> None:
         ({"uri": LOCAL, "nbd": "tcp:host:200-100"}, "nbd"),
         ({"uri": LOCAL, "nbd": "unix:relative"}, "nbd"),
         ({"uri": LOCAL, "nbd_tls": "/nowhere"}, "nbd_tls"),
+        ({"uri": LOCAL, "owner": "A b"}, "owner"),
+        ({"uri": LOCAL, "owner": "none"}, "owner"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(settings: dict[str, str], setting: str) -> None:

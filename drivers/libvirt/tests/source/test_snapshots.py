@@ -67,7 +67,7 @@ def test_the_commands_of_the_notice_allow_a_revert_and_the_disk_is_compared(
     view.close()
     site.source.keep_marks(machine.id, [found.mark] if found.mark else [])
     (notice,) = found.notices
-    assert f"virsh checkpoint-delete {machine.name} CHECKPOINT" in notice.action
+    assert "virsh checkpoint-delete MACHINE CHECKPOINT" in notice.action
     for name in machine.checkpoints():
         machine.virsh("checkpoint-delete", machine.name, name)
     machine.virsh("snapshot-revert", machine.name, "s1")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from asr_driver_libvirt.driver import LibvirtDriver
+from asr_driver_libvirt.host import paused
 from asr_driver_libvirt.site import LibvirtSite
+from asr_driver_libvirt.source import left_over, source
 from asrcore.driver import FrozenView, MachineView, Tracking, ViewRequest
 from asrcore.errors import MachineBusy
 from asrcore.model.extent import Extent
@@ -144,6 +146,36 @@ def test_a_machine_that_another_vault_holds_for_reading_is_not_released(machine:
         reader.read_into(0, memoryview(bytearray(512)))
     view.confirm()
     view.close()
+
+
+def test_a_killed_engines_guard_leaves_what_another_vault_holds(machine: Machine, vaults: Vaults) -> None:
+    one, two = vaults("aaaa1111"), vaults("bbbb2222")
+    machine.virsh("destroy", machine.name)
+    domain = two.host.domain(machine.id)
+    paused.hold(domain, "bbbb2222")
+    assert left_over.end(one.host, one.host.domain(machine.id), "", held=True) == ""
+    paused.release(domain, "aaaa1111")
+    assert paused.holder(domain) == "bbbb2222"
+    assert left_over.end(two.host, domain, "", held=True) == "stopped the machine"
+
+
+def test_a_hold_without_a_tag_is_left_while_its_engine_may_use_it(
+    machine: Machine, vaults: Vaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = vaults(""), vaults("aaaa1111")
+    machine.virsh("destroy", machine.name)
+    view, frozen = machine.open(before, "c1")
+    with pytest.raises(MachineBusy, match="domjobabort"):
+        machine.open(after, "c2")
+    after.source.keep_marks(machine.id, [])
+    with frozen.disks["vda"].reader() as reader:
+        reader.read_into(0, memoryview(bytearray(512)))
+    view.close()
+    monkeypatch.setattr(source, "_UNUSED_HOLD_SECONDS", 0.1)
+    paused.hold(before.host.domain(machine.id), "")
+    view, _ = machine.open(after, "c3")
+    view.close()
+    assert machine.lab.state("a", machine.name) == "shut off"
 
 
 def test_what_a_site_without_a_tag_left_is_recognised_once_it_has_one(machine: Machine, vaults: Vaults) -> None:

@@ -23,7 +23,7 @@ import libvirt
 
 from asr_driver_libvirt.xml.domain import METADATA_URI, parse_xml
 
-__all__ = ["hold", "holder", "is_held", "release"]
+__all__ = ["hold", "holder", "is_held", "mark", "release"]
 
 _log = logging.getLogger(__name__)
 _URI = METADATA_URI + "/held"
@@ -38,11 +38,16 @@ def hold(domain: libvirt.virDomain, owner: str = "") -> None:
         raise ValueError("it is suspended to disk")
     domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
     try:
-        domain.setMetadata(_ELEMENT, f'<held owner="{owner}"/>', "asr", _URI, _LIVE)
+        mark(domain, owner)
     except libvirt.libvirtError:
         with contextlib.suppress(libvirt.libvirtError):
             domain.destroy()
         raise
+
+
+def mark(domain: libvirt.virDomain, owner: str) -> None:
+    """That the vault with that tag holds it. Raises libvirtError."""
+    domain.setMetadata(_ELEMENT, f'<held owner="{owner}"/>', "asr", _URI, _LIVE)
 
 
 def is_held(domain: libvirt.virDomain) -> bool:
@@ -62,13 +67,18 @@ def holder(domain: libvirt.virDomain) -> str | None:
         raise
 
 
-def release(domain: libvirt.virDomain) -> None:
-    """Stop a held machine; anything else only loses the mark. Raises libvirtError."""
-    if domain.isActive() and is_held(domain):
+def release(domain: libvirt.virDomain, owner: str | None = None) -> None:
+    """Stop a held machine; anything else only loses the mark. `owner`: only if the vault with that tag holds it.
+    Raises libvirtError."""
+    if not domain.isActive():
+        return
+    if (held_by := holder(domain)) is not None:
+        if owner not in (None, held_by):
+            return
         with contextlib.suppress(libvirt.libvirtError):
             domain.abortJob()
         domain.destroy()
-    elif domain.isActive():
+    else:
         _log.warning("machine %s was resumed while it was held for reading: it is left running", domain.name())
         with contextlib.suppress(libvirt.libvirtError):
             domain.setMetadata(_ELEMENT, None, None, _URI, _LIVE)

@@ -8,7 +8,9 @@ the write that failed.
 What is the cause is told apart by two facts. The machine paused while a backup job of this driver existed, and a disk
 reports "no space" (`virsh domblkerror`). A machine that was paused before the view was opened gets a mark in its
 running definition, and is left alone; one that the view stopped gets one too, before the job is ended, so that whoever
-comes after a killed engine still knows it. Every other pause is reported only.
+comes after a killed engine still knows it. Every other pause is reported only: also one that another vault's view
+caused, which that vault undoes. A view without a tag counts as this vault's here, since a machine must not stay paused
+because of a view.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 import libvirt
 
 from asr_driver_libvirt.xml.domain import METADATA_URI, parse_xml
+from asr_driver_libvirt.xml.mark import CheckpointName
 
 __all__ = ["claim", "is_stalled", "note", "resume", "why"]
 
@@ -63,7 +66,10 @@ def note(domain: libvirt.virDomain, view: str) -> None:
 def claim(domain: libvirt.virDomain, view: str) -> bool:
     """Before the backup job of that view is ended: whether the job stopped the machine, which is marked then. Raises
     libvirtError."""
-    if not is_stalled(domain) or _mark(domain) == (_OTHER, view):
+    if not is_stalled(domain):
+        return False
+    by, former = _mark(domain)
+    if (by, former) == (_OTHER, view) or (by == _VIEW and not _of(former, _owner(view))):
         return False
     if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE not in _disk_errors(domain).values():
         return False
@@ -71,10 +77,16 @@ def claim(domain: libvirt.virDomain, view: str) -> bool:
     return True
 
 
-def resume(domain: libvirt.virDomain) -> bool:
-    """Resume a machine that a view stopped, when its job has ended. False if it stopped again, or was stopped by
-    something else. Raises libvirtError."""
-    if not is_stalled(domain) or _mark(domain)[0] != _VIEW:
+def resume(domain: libvirt.virDomain, owner: str) -> bool:
+    """Resume a machine that a view of the vault with the tag `owner` stopped, when its job has ended. False if it
+    stopped again, or was stopped by something else. Raises libvirtError."""
+    by, view = _mark(domain)
+    if not is_stalled(domain):
+        # Somebody resumed it: a later pause has another cause.
+        if by == _VIEW and domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+            _clear(domain)
+        return False
+    if by != _VIEW or not _of(view, owner):
         return False
     domain.resume()
     end = time.monotonic() + _HOLDS_SECONDS
@@ -83,8 +95,7 @@ def resume(domain: libvirt.virDomain) -> bool:
             _log.warning("machine %s has no space to continue yet", domain.name())
             return False
         time.sleep(0.05)
-    with contextlib.suppress(libvirt.libvirtError):
-        domain.setMetadata(_ELEMENT, None, None, _URI, _LIVE)
+    _clear(domain)
     _log.warning("machine %s was paused for lack of space for scratch files, and was resumed", domain.name())
     return True
 
@@ -97,6 +108,20 @@ def _mark(domain: libvirt.virDomain) -> tuple[str, str]:
             return "", ""
         raise
     return element.get("by", ""), element.get("view", "")
+
+
+def _owner(view: str) -> str:
+    parsed = CheckpointName.parse(view)
+    return "" if parsed is None else parsed.owner
+
+
+def _of(view: str, owner: str) -> bool:
+    return _owner(view) in ("", owner)
+
+
+def _clear(domain: libvirt.virDomain) -> None:
+    with contextlib.suppress(libvirt.libvirtError):
+        domain.setMetadata(_ELEMENT, None, None, _URI, _LIVE)
 
 
 def _set(domain: libvirt.virDomain, by: str, view: str) -> None:

@@ -6,18 +6,20 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import libvirt
 
 from asr_driver_libvirt.host import stalled
 from asr_driver_libvirt.host.connection import LibvirtHost
+from asr_driver_libvirt.source.ours import Ours
 from asr_driver_libvirt.source.tracking import DiskPlan
 from asr_driver_libvirt.xml import backup as backup_xml
 from asr_driver_libvirt.xml.backup import NbdServer, RunningBackup
 from asr_driver_libvirt.xml.domain import DomainModel
-from asr_driver_libvirt.xml.mark import CheckpointName, LibvirtMark, is_ours
+from asr_driver_libvirt.xml.mark import CheckpointName, LibvirtMark
 from asrcore.driver import Tracking
 from asrcore.errors import DriverFailed, MachineBusy
 from asrcore.model.point import Mark
@@ -33,6 +35,7 @@ __all__ = [
     "end_backup",
     "find_checkpoint",
     "has_stopped",
+    "is_our_backup",
     "our_checkpoints",
     "refuse_if_busy",
     "whole_bitmaps",
@@ -60,22 +63,37 @@ def current_backup(domain: libvirt.virDomain) -> RunningBackup | None:
         raise
 
 
-def refuse_if_busy(domain: libvirt.virDomain, owner: str, view: str = "") -> None:
+def is_our_backup(domain: libvirt.virDomain, name: CheckpointName, ours: Ours) -> bool:
+    """Whether the backup job of that name is the vault's. Raises libvirtError."""
+    return ours(str(name)) or str(name) in {found.getName() for found in our_checkpoints(domain, ours)}
+
+
+def refuse_if_busy(domain: libvirt.virDomain, ours: Ours) -> None:
     """Raises MachineBusy when another job holds the domain: libvirt would block 30 s before it says so. A backup of
-    another vault than `owner` is such a job; `view`: key of a view that is this vault's whatever its name says."""
+    another vault is such a job."""
     backup = current_backup(domain)
     if backup is not None and backup.name is None:
         raise MachineBusy(machine=domain.name(), work="a backup of another application")
-    if backup is not None and backup.name is not None and backup.name.owner != owner and backup.name.view != view:
-        raise MachineBusy(machine=domain.name(), work=f"a backup of another vault (tag {backup.name.owner or 'none'})")
+    if backup is not None and backup.name is not None and not is_our_backup(domain, backup.name, ours):
+        raise MachineBusy(machine=domain.name(), work=_foreign(domain, backup.name.owner))
     if backup is None and domain.isActive() and domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
         raise MachineBusy(machine=domain.name(), work="a job of libvirt (migration, save, dump or snapshot)")
+
+
+def _foreign(domain: libvirt.virDomain, tag: str) -> str:
+    if tag:
+        return f"a backup of another vault (tag {tag})"
+    return (
+        "a backup without a vault's tag: another vault's, or left from before this site had its tag (then end it: "
+        f"`virsh domjobabort {shlex.quote(domain.name())}`)"
+    )
 
 
 def end_backup(host: LibvirtHost, domain: libvirt.virDomain, wait: float = END_SECONDS) -> bool:
     """End a job of this driver, and wait until it has ended: the next one would block on it. A machine that the job
     stopped for lack of space is resumed; returns whether it was stopped. Raises libvirtError, DriverFailed when the job
     still exists after `wait` seconds (it ends later without another call)."""
+    backup = current_backup(domain)
     stopped = has_stopped(domain)
     try:
         domain.abortJob()
@@ -86,8 +104,8 @@ def end_backup(host: LibvirtHost, domain: libvirt.virDomain, wait: float = END_S
     else:
         if not host.lifecycle.wait(lambda: current_backup(domain) is None, wait):
             raise DriverFailed(operation="ending a backup", site=host.name, detail=f"it still exists after {wait:g} s")
-    if stopped:
-        stalled.resume(domain)
+    if stopped and backup is not None and backup.name is not None:
+        stalled.resume(domain, backup.name.owner)
     return stopped
 
 
@@ -140,21 +158,29 @@ def _socket_path(host: LibvirtHost, domain: libvirt.virDomain) -> str:
 # -- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def our_checkpoints(domain: libvirt.virDomain, owner: str) -> list[libvirt.virDomainCheckpoint]:
-    """Those of the vault with the tag `owner`; others are never touched. Raises libvirtError.
+def our_checkpoints(domain: libvirt.virDomain, ours: Ours) -> list[libvirt.virDomainCheckpoint]:
+    """Those of the vault; others are never touched. Raises libvirtError.
 
-    A checkpoint from which one of these was opened is this vault's too, whatever its name says: it was made before the
-    site got its tag.
+    A checkpoint from which one of these was opened is this vault's too, whatever its name says, and so is one without a
+    tag that was opened from one of these: both were made before the site got its tag.
     """
-    ours, others = [], {}
+    found, others = {}, {}
     for checkpoint in domain.listAllCheckpoints(0):
-        if is_ours(name := checkpoint.getName(), owner):
-            ours.append(checkpoint)
+        name = checkpoint.getName()
+        if ours(name):
+            found[name] = checkpoint
         elif CheckpointName.parse(name):
             others[name] = checkpoint
-    if others:
-        ours += [others[name] for name in {_since(checkpoint) for checkpoint in ours} & others.keys()]
-    return ours
+    since = {name: _since(checkpoint) for name, checkpoint in [*found.items(), *others.items()] if others}
+    while linked := [name for name in others if name not in found and _linked(name, found, since)]:
+        found.update((name, others[name]) for name in linked)
+    return list(found.values())
+
+
+def _linked(name: str, found: Collection[str], since: Mapping[str, str]) -> bool:
+    parsed = CheckpointName.parse(name)
+    opened_from_ours = parsed is not None and not parsed.owner and since[name] in found
+    return opened_from_ours or any(since[other] == name for other in found)
 
 
 def _since(checkpoint: libvirt.virDomainCheckpoint) -> str:
@@ -165,13 +191,13 @@ def _since(checkpoint: libvirt.virDomainCheckpoint) -> str:
     return "" if mark is None else mark.checkpoint
 
 
-def checkpoints_of_others(domain: libvirt.virDomain, owner: str) -> list[str]:
+def checkpoints_of_others(domain: libvirt.virDomain, ours: Ours) -> list[str]:
     """Names of other vaults' checkpoints. Raises libvirtError."""
     names = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints(0)]
-    if all(is_ours(name, owner) for name in names if CheckpointName.parse(name)):
+    if all(ours(name) for name in names if CheckpointName.parse(name)):
         return []
-    ours = {checkpoint.getName() for checkpoint in our_checkpoints(domain, owner)}
-    return sorted(name for name in names if CheckpointName.parse(name) and name not in ours)
+    found = {checkpoint.getName() for checkpoint in our_checkpoints(domain, ours)}
+    return sorted(name for name in names if CheckpointName.parse(name) and name not in found)
 
 
 def find_checkpoint(domain: libvirt.virDomain, name: str) -> libvirt.virDomainCheckpoint | None:

@@ -14,6 +14,7 @@ from asr_driver_libvirt.host import stalled
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.host.nvram import NvramReader
 from asr_driver_libvirt.source import backup_jobs, scratch, versions
+from asr_driver_libvirt.source.ours import Ours
 from asr_driver_libvirt.source.space import Space, SpaceMeter
 from asr_driver_libvirt.xml.domain import DiskKind, DomainModel, parse_domain
 from asr_driver_libvirt.xml.mark import CheckpointName
@@ -54,7 +55,9 @@ class SourceFacts:
     halted: str = ""
 
 
-def gather(host: LibvirtHost, domain: libvirt.virDomain, nvram: NvramReader, meter: SpaceMeter) -> SourceFacts:
+def gather(
+    host: LibvirtHost, domain: libvirt.virDomain, nvram: NvramReader, meter: SpaceMeter, ours: Ours
+) -> SourceFacts:
     """Ask the host. Raises libvirtError, SiteUnreachable."""
     active = domain.isActive() == 1
     model = parse_domain(domain.XMLDesc(0 if active else libvirt.VIR_DOMAIN_XML_INACTIVE))
@@ -76,8 +79,9 @@ def gather(host: LibvirtHost, domain: libvirt.virDomain, nvram: NvramReader, met
         autostart=domain.isPersistent() == 1 and domain.autostart() == 1,
         snapshots=domain.snapshotNum(0),
         foreign_checkpoints=tuple(name for name in names if CheckpointName.parse(name) is None),
-        other_vaults=tuple(backup_jobs.checkpoints_of_others(domain, host.settings.owner)),
-        foreign_backup=backup is not None and (backup.name is None or backup.name.owner != host.settings.owner),
+        other_vaults=tuple(backup_jobs.checkpoints_of_others(domain, ours)),
+        foreign_backup=backup is not None
+        and (backup.name is None or not backup_jobs.is_our_backup(domain, backup.name, ours)),
         managed_save=domain.hasManagedSaveImage(0) == 1,
         block_jobs=tuple(_block_jobs(domain, model)) if active and backup is None else (),
         images=_images(model) if host.settings.local else {},

@@ -178,11 +178,11 @@ class JobFrozen(Frozen, Watched):
         backup = backup_jobs.current_backup(domain)
         ours = backup is not None and backup.name == self._name
         if self._held and (ours or backup is None):
-            paused.release(domain)
+            paused.release(domain, self._host.settings.owner)
         elif ours:
             backup_jobs.end_backup(self._host, domain, wait)
         elif backup is None:
-            stalled.resume(domain)
+            stalled.resume(domain, self._host.settings.owner)
 
     def _ended(self) -> None:
         if self._watch is not None:

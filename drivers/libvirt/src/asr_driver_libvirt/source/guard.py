@@ -55,7 +55,12 @@ class Guard:
         reserve = settings.scratch_reserve
         self._first = {
             "site": site,
-            "settings": {"uri": settings.uri, "user": settings.user, "password": settings.password},
+            "settings": {
+                "uri": settings.uri,
+                "user": settings.user,
+                "password": settings.password,
+                "owner": settings.owner,
+            },
             "local": settings.local,
             "reserve": reserve,
         }

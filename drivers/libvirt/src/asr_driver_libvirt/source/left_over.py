@@ -23,10 +23,11 @@ def end(host: LibvirtHost, domain: libvirt.virDomain, view: str, *, held: bool, 
     if starting and domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED and not paused.is_held(domain):
         domain.destroy()  # it has not run at all
         return "stopped the machine"
-    if held and paused.is_held(domain):
-        paused.release(domain)
+    owner = host.settings.owner
+    if held and paused.holder(domain) == owner:
+        paused.release(domain, owner)
         return "stopped the machine"
     if backup is not None:
         backup_jobs.end_backup(host, domain)
         return f"ended backup {view}"
-    return "resumed the machine" if stalled.resume(domain) else ""
+    return "resumed the machine" if stalled.resume(domain, owner) else ""

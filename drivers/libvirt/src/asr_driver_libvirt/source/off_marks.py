@@ -14,8 +14,8 @@ import libvirt
 from asr_driver_libvirt.host import paused
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.source import backup_jobs
+from asr_driver_libvirt.source.ours import Ours
 from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk, DomainModel
-from asr_driver_libvirt.xml.mark import is_ours
 from asr_storage.qemu import img
 from asr_storage.qemu.process import QemuError
 from asrcore.errors import HostIncomplete, MarksLeft
@@ -25,15 +25,15 @@ __all__ = ["end_tracking", "left"]
 _log = logging.getLogger(__name__)
 
 
-def end_tracking(host: LibvirtHost, domain: libvirt.virDomain, model: DomainModel) -> None:
+def end_tracking(host: LibvirtHost, domain: libvirt.virDomain, model: DomainModel, ours: Ours) -> None:
     """Delete this vault's checkpoints and bitmaps: in the images where they are this host's files, else while the
     machine is held for about two seconds. Raises MarksLeft, libvirtError."""
-    checkpoints = backup_jobs.our_checkpoints(domain, host.settings.owner)
+    checkpoints = backup_jobs.our_checkpoints(domain, ours)
     names = [checkpoint.getName() for checkpoint in checkpoints]
     if host.settings.local:
         try:
             for disk in model.hard_disks:
-                _clear(disk, names, host.settings.owner)
+                _clear(disk, names, ours)
             # Last: a checkpoint without bitmaps is found again by a later call, bitmaps without a checkpoint are not.
             for checkpoint in checkpoints:
                 checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
@@ -49,7 +49,7 @@ def end_tracking(host: LibvirtHost, domain: libvirt.virDomain, model: DomainMode
             for checkpoint in checkpoints:
                 backup_jobs.delete_checkpoint(checkpoint)
         finally:
-            paused.release(domain)
+            paused.release(domain, host.settings.owner)
     except (libvirt.libvirtError, ValueError) as problem:
         raise left(host, model, names, str(problem), active=False) from problem
 
@@ -66,14 +66,14 @@ def left(host: LibvirtHost, model: DomainModel, names: Sequence[str], detail: st
     )
 
 
-def _clear(disk: DomainDisk, names: Sequence[str], owner: str) -> None:
+def _clear(disk: DomainDisk, names: Sequence[str], ours: Ours) -> None:
     if not disk.tracked or disk.kind is DiskKind.OTHER:
         return
     top = Path(disk.path)
     for layer in _layers(top, disk.format):
         for bitmap in img.info(layer, "qcow2").bitmaps:
             # A layer below may be the image of another machine, too (a template), with bitmaps of that one.
-            if bitmap.name in names or (layer == top and is_ours(bitmap.name, owner)):
+            if bitmap.name in names or (layer == top and ours(bitmap.name)):
                 img.remove_bitmap(layer, bitmap.name)
 
 

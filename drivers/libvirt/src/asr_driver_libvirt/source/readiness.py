@@ -167,11 +167,36 @@ def _domain(facts: SourceFacts) -> Iterator[Finding]:
         yield Finding("no-disks", _ERROR, "the machine has no disks", "There is nothing to replicate.", "Add a disk.")
 
 
-def notices(model: DomainModel, snapshots: int, others: Sequence[str], *, active: bool) -> list[Finding]:
-    """What a cycle reports of a machine that is protected already. `others`: checkpoints of other vaults."""
-    found = [other_vaults(model, others, active=active)] if others else []
+def notices(snapshots: int, others: Sequence[str], scratch: Sequence[str]) -> list[Finding]:
+    """What a cycle reports of a machine that is protected already. `others`: checkpoints of other vaults; `scratch`:
+    scratch files without a tag.
+
+    The vault stores it when it changes, so it is the same in each cycle. It has placeholders for names: the machine may
+    have been renamed, while its protection keeps its name.
+    """
+    found = []
+    if others:
+        found.append(
+            _other_vaults(
+                others,
+                "List what it left with `virsh checkpoint-list MACHINE`; names that begin with `asr-` and end with its "
+                "tag are its own. Delete each with `virsh checkpoint-delete MACHINE CHECKPOINT`, of a machine that is "
+                "off with `--metadata`, and then also `qemu-img bitmap --remove IMAGE CHECKPOINT`",
+            )
+        )
+    if scratch:
+        found.append(
+            Finding(
+                "scratch-left",
+                _WARNING,
+                f"{len(scratch)} scratch file(s) of the machine name no vault: {', '.join(scratch)}",
+                "A site without a tag left them: of another vault, or of this one before its site had a tag.",
+                "If no other vault protects the machine, or none of them reads it now, delete them at the host: "
+                + ", ".join(f"`rm {shlex.quote(path)}`" for path in scratch)
+                + ".",
+            )
+        )
     if snapshots:
-        machine = shlex.quote(model.name)
         found.append(
             Finding(
                 "machine-has-snapshots",
@@ -179,10 +204,10 @@ def notices(model: DomainModel, snapshots: int, others: Sequence[str], *, active
                 f"the machine has {snapshots} snapshot(s), made since it was protected",
                 "Replication continues. But QEMU refuses to revert to one while changes are tracked, and libvirt has "
                 "stopped a running machine by then.",
-                f"Delete those that are not needed (`virsh snapshot-delete {machine} SNAPSHOT`). Before a revert, "
-                f"outside of the policy's resync window: `asr resync {machine}`, then `virsh checkpoint-delete "
-                f"{machine} CHECKPOINT` for each of `virsh checkpoint-list {machine} --name`; after the revert: "
-                f"`asr resync {machine} --now`.",
+                "Delete those that are not needed (`virsh snapshot-delete MACHINE SNAPSHOT`). Before a revert, outside "
+                "of the policy's resync window: `asr resync` of this machine, then `virsh checkpoint-delete MACHINE "
+                "CHECKPOINT` for each of `virsh checkpoint-list MACHINE --name`; after the revert: `asr resync --now`. "
+                "MACHINE is its name at the source, which may differ from that of its protection.",
             )
         )
     return found
@@ -190,22 +215,29 @@ def notices(model: DomainModel, snapshots: int, others: Sequence[str], *, active
 
 def other_vaults(model: DomainModel, names: Sequence[str], *, active: bool) -> Finding:
     """That other vaults protect the machine too. `names`: of their checkpoints."""
-    parsed = [CheckpointName.parse(name) for name in names]
-    tags = sorted({name.owner or "none" for name in parsed if name is not None})
     machine = shlex.quote(model.name)
     commands = [f"`virsh checkpoint-delete {machine} {name}{'' if active else ' --metadata'}`" for name in names]
     if not active:
         files = [shlex.quote(disk.path) for disk in model.hard_disks if disk.tracked]
         commands += [f"`qemu-img bitmap --remove {file} {name}`" for file in files for name in names]
-    return Finding(
-        "protected-by-another-vault",
-        _WARNING,
-        f"another vault protects the machine too (tag {', '.join(tags)})",
+    return _other_vaults(names, "Delete what it left: " + ", ".join(commands))
+
+
+def _other_vaults(names: Sequence[str], delete: str) -> Finding:
+    parsed = [CheckpointName.parse(name) for name in names]
+    tags = sorted({name.owner for name in parsed if name is not None})
+    cause = (
         "Both replicate it in turn, and each leaves the other's checkpoints alone; but a failover by one of them is "
-        "not known to the other.",
-        "Run `asr unprotect` in one of the two vaults. If the other vault is gone for good, delete what it left: "
-        + ", ".join(commands)
-        + f". Or take over its tag, and this vault deletes it: `asr site update SITE --set owner={tags[0]}`.",
+        "not known to the other."
+    )
+    if "" in tags:
+        cause += " A site without a tag was added by an earlier version; `asr site update` at that vault records one."
+    action = f"Run `asr unprotect` in one of the two vaults. If the other vault is gone for good: {delete}."
+    if named := [tag for tag in tags if tag]:
+        action += f" Or take over its tag, and this vault deletes it: `asr site update SITE --set owner={named[0]}`."
+    said = ", ".join(tag or "none" for tag in tags)
+    return Finding(
+        "protected-by-another-vault", _WARNING, f"another vault protects the machine too (tag {said})", cause, action
     )
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import libvirt
 
 from asr_driver_libvirt.host import volumes
 from asr_driver_libvirt.host.connection import LibvirtHost
 from asr_driver_libvirt.xml.domain import DiskKind, DomainDisk, DomainModel
-from asr_driver_libvirt.xml.mark import is_ours
+from asr_driver_libvirt.xml.mark import CheckpointName
 
 __all__ = ["path", "places", "sweep"]
 
@@ -42,41 +40,52 @@ def _place(host: LibvirtHost, disk: DomainDisk, machine_id: str) -> tuple[str, s
     return host.settings.scratch_dir or _DEVICE_DIRECTORY, f"{machine_id}-{disk.id}"
 
 
-def sweep(host: LibvirtHost, model: DomainModel, in_use: str) -> None:
-    """Delete left-over scratch files of a machine, except those of the checkpoint `in_use`. Raises OSError,
-    libvirtError."""
+def sweep(host: LibvirtHost, model: DomainModel, in_use: str, ours: Callable[[str], bool]) -> list[str]:
+    """Delete the vault's left-over scratch files of a machine, except those of the checkpoint `in_use`. `ours`: whether
+    a checkpoint of that name is the vault's. Returns the paths of those that have no tag and are not certainly the
+    vault's. Raises OSError, libvirtError."""
     prefixes: dict[str, list[str]] = {}
+    unsure: list[str] = []
     for disk in model.hard_disks:
         if disk.kind is not DiskKind.OTHER and disk.path:
             directory, prefix = _place(host, disk, model.uuid)
             prefixes.setdefault(directory, []).append(prefix)
     for directory, starts in prefixes.items():
+        found: list[tuple[str, str, Callable[[], object]]]
         if host.settings.local:
-            _sweep_local(Path(directory), starts, in_use, host.settings.owner)
+            found = [(file.name, str(file), file.unlink) for file in _files(Path(directory))]
+            unsure += _delete(found, starts, in_use, ours)
         else:
-            _sweep_remote(host.conn(), directory, starts, in_use, host.settings.owner)
+            with contextlib.ExitStack() as stack:
+                pool = volumes.pool_of(host.conn(), directory, stack)
+                found = [(volume.name(), volume.path(), volume.delete) for volume in pool.listAllVolumes(0)]
+                unsure += _delete(found, starts, in_use, ours)
+    return sorted(unsure)
 
 
-def _left_over(name: str, prefixes: list[str], in_use: str, owner: str) -> bool:
-    for prefix in prefixes:
-        ending = name.removeprefix(prefix + ".")
-        if ending != name and is_ours(ending, owner) and ending != in_use:
-            return True
-    return False
+def _files(directory: Path) -> list[Path]:
+    return list(directory.iterdir()) if directory.is_dir() else []
 
 
-def _sweep_local(directory: Path, prefixes: list[str], in_use: str, owner: str) -> None:
-    if not directory.is_dir():
-        return
-    for file in directory.iterdir():
-        if _left_over(file.name, prefixes, in_use, owner):
-            _log.info("deleting left-over scratch file %s", file)
-            file.unlink(missing_ok=True)
-
-
-def _sweep_remote(conn: libvirt.virConnect, directory: str, prefixes: list[str], in_use: str, owner: str) -> None:
-    with contextlib.ExitStack() as stack:
-        for volume in volumes.pool_of(conn, directory, stack).listAllVolumes(0):
-            if _left_over(volume.name(), prefixes, in_use, owner):
-                _log.info("deleting left-over scratch file %s", volume.path())
-                volume.delete(0)
+def _delete(
+    found: Iterable[tuple[str, str, Callable[[], object]]],
+    prefixes: list[str],
+    in_use: str,
+    ours: Callable[[str], bool],
+) -> list[str]:
+    """`found`: name, path and what deletes it. Returns what is left, having no tag."""
+    unsure = []
+    for name, path, delete in found:
+        for prefix in prefixes:
+            ending = name.removeprefix(prefix + ".")
+            checkpoint = None if ending in (name, in_use) else CheckpointName.parse(ending)
+            if checkpoint is None:
+                continue
+            if ours(ending):
+                _log.info("deleting left-over scratch file %s", path)
+                with contextlib.suppress(FileNotFoundError):
+                    delete()
+            elif not checkpoint.owner:
+                unsure.append(path)
+            break
+    return unsure

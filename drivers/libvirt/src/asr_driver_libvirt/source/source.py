@@ -7,6 +7,7 @@ import logging
 import posixpath
 import time
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import libvirt
@@ -19,6 +20,7 @@ from asr_driver_libvirt.source import backup_jobs, off_marks, readiness, scratch
 from asr_driver_libvirt.source.begin import Begin, parsed_mark
 from asr_driver_libvirt.source.facts import gather
 from asr_driver_libvirt.source.frozen import FilesFrozen, JobFrozen, LateFrozen, image_stamp
+from asr_driver_libvirt.source.ours import Ours
 from asr_driver_libvirt.source.space import SpaceMeter
 from asr_driver_libvirt.source.tracking import DiskPlan, plan_tracking
 from asr_driver_libvirt.source.view import Frozen, LibvirtDiskView, LibvirtMachineView, LibvirtView
@@ -56,6 +58,7 @@ _INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
 # Of a running machine: what it runs with now (CPU model as it was expanded, disks as plugged), fit to be defined.
 _RUNNING = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
 _START_EVENT_SECONDS = 5.0
+_UNUSED_HOLD_SECONDS = 2 * _START_EVENT_SECONDS
 _SPACE_AGE = 5.0  # seconds for which free space counts as known when a view is opened; from then on it is watched
 
 
@@ -67,6 +70,8 @@ class LibvirtSource(Source):
         self._clock = clock
         self._nvram = NvramReader(host)
         self._swept: set[str] = set()
+        self._ours: dict[str, Ours] = {}
+        self._unsure: dict[str, list[str]] = {}
         self._meter = SpaceMeter(host)
         self._watch = ViewWatch(host, self._meter)
 
@@ -74,12 +79,15 @@ class LibvirtSource(Source):
         """What this process opened and did not close counts as left over."""
         self._watch.guard.close()
 
+    def _of(self, machine_id: str) -> Ours:
+        return self._ours.setdefault(machine_id, Ours(self._host.settings.owner))
+
     # -- readiness
 
     def findings(self, machine_id: str, policy: Policy) -> list[Finding]:
         """Raises MachineNotFound, SiteUnreachable."""
         with self._host.guard("checking a machine", machine_id):
-            facts = gather(self._host, self._host.domain(machine_id), self._nvram, self._meter)
+            facts = gather(self._host, self._host.domain(machine_id), self._nvram, self._meter, self._of(machine_id))
         return readiness.findings(facts, policy)
 
     # -- views
@@ -91,6 +99,7 @@ class LibvirtSource(Source):
         if len(requests) != 1:
             raise UnsupportedOperation(driver=self._host.driver, operation="freeze several machines at one instant")
         request = requests[0]
+        self._of(request.machine_id).learn([request.since], request.view_id)
         for last in (False, False, True):
             with self._host.guard("opening a frozen view", request.machine_id):
                 domain = self._host.domain(request.machine_id)
@@ -107,10 +116,7 @@ class LibvirtSource(Source):
     def _open(
         self, domain: libvirt.virDomain, request: ViewRequest, consistency: Consistency, freeze_limit: float
     ) -> LibvirtView:
-        holder = paused.holder(domain) if domain.isActive() else None
-        held = holder is not None
-        if holder not in (None, "", self._host.settings.owner):
-            raise MachineBusy(machine=domain.name(), work=f"the reading of another vault (tag {holder})")
+        held = bool(domain.isActive()) and self._is_held(domain, request.machine_id)
         if domain.isActive():
             found = self._again(domain, request, held=held)
             if found is not None:
@@ -123,12 +129,33 @@ class LibvirtSource(Source):
             return self._open_files(domain, request)
         return self._open_remote(domain, request)
 
+    def _is_held(self, domain: libvirt.virDomain, machine_id: str) -> bool:
+        """Whether this vault holds it, or an engine that has ended. Raises MachineBusy if another vault does."""
+        holder, owner = paused.holder(domain), self._host.settings.owner
+        if holder in (None, owner):
+            return holder is not None
+        if not holder:
+            backup_jobs.refuse_if_busy(domain, self._of(machine_id))
+            if backup_jobs.current_backup(domain) is not None:
+                paused.mark(domain, owner)  # of this vault, before its site had a tag
+                return True
+            if self._is_abandoned(domain):
+                return True
+        raise MachineBusy(machine=domain.name(), work=f"the reading of another vault (tag {holder or 'none'})")
+
+    def _is_abandoned(self, domain: libvirt.virDomain) -> bool:
+        """Whether an engine that has ended holds it, for which there is no tag: one that lives begins a backup at once
+        or releases it."""
+        return not self._host.lifecycle.wait(
+            lambda: backup_jobs.current_backup(domain) is not None or paused.holder(domain) != "", _UNUSED_HOLD_SECONDS
+        )
+
     def _again(self, domain: libvirt.virDomain, request: ViewRequest, *, held: bool) -> LibvirtView | None:
         """The view of that id if it is still frozen; any other job of this driver is ended."""
-        backup_jobs.refuse_if_busy(domain, self._host.settings.owner, view_key(request.view_id))
+        backup_jobs.refuse_if_busy(domain, self._of(request.machine_id))
         backup = backup_jobs.current_backup(domain)
         if backup is None or backup.name is None:
-            stalled.resume(domain)
+            stalled.resume(domain, self._host.settings.owner)
             return None
         if backup.name.view == view_key(request.view_id) and not backup_jobs.has_stopped(domain):
             view = self._attach(domain, backup, backup.name, request, held=held)
@@ -242,7 +269,8 @@ class LibvirtSource(Source):
         since = parsed_mark(request)
         consistency = _consistency_off(domain, since)
         stamp = self._host.lifecycle.stamp(model.uuid)
-        if since is not None and request.since is not None and _all_stamped(disks, since, stamp):
+        tagged = since is not None and self._of(model.uuid).tagged(since.checkpoint)
+        if since is not None and request.since is not None and tagged and _all_stamped(disks, since, stamp):
             return self._unchanged_remote(domain, request, model, xml, since, stamp)
         self._hold(domain)
         try:
@@ -256,7 +284,7 @@ class LibvirtSource(Source):
             raise
 
     def _let_go(self, domain: libvirt.virDomain) -> None:
-        paused.release(domain)
+        paused.release(domain, self._host.settings.owner)
         self._watch.guard.ended(domain.UUIDString())
 
     def _hold(self, domain: libvirt.virDomain) -> None:
@@ -330,7 +358,7 @@ class LibvirtSource(Source):
         plans = plan_tracking(disks, given=request.since is not None, since=since, whole=whole, stamps=stamps)
         checkpoint = since.checkpoint if since is not None else ""
         good = {disk.id for disk in disks if disk.tracked and disk.id in whole}
-        if good != {disk.id for disk in disks if disk.tracked}:
+        if good != {disk.id for disk in disks if disk.tracked} or not self._of(model.uuid).tagged(checkpoint):
             made = self._checkpoint_off(domain, request, disks)
             if made:
                 checkpoint, good = made, {disk.id for disk in disks if disk.tracked}
@@ -365,11 +393,14 @@ class LibvirtSource(Source):
         try:
             self._hold(domain)
             try:
-                domain.checkpointCreateXML(backup_xml.checkpoint_xml(name, parts, ""), 0)
+                notes = ""
+                if request.since is not None:  # names the checkpoint before, which may have no tag
+                    notes = backup_jobs.Notes.write(LibvirtMark(name, {}), request.since.token, {})
+                domain.checkpointCreateXML(backup_xml.checkpoint_xml(name, parts, notes), 0)
             finally:
                 self._let_go(domain)
         except (DriverFailed, libvirt.libvirtError) as error:
-            _log.warning("no change tracking in %s while it is off: %s", domain.name(), error)
+            _log.warning("no new change tracking in %s while it is off: %s", domain.name(), error)
             return ""
         return name
 
@@ -377,8 +408,8 @@ class LibvirtSource(Source):
 
     def _notices(self, domain: libvirt.virDomain, model: DomainModel) -> list[Finding]:
         """Two calls of libvirt in each cycle."""
-        others = backup_jobs.checkpoints_of_others(domain, self._host.settings.owner)
-        return readiness.notices(model, domain.snapshotNum(0), others, active=domain.isActive() == 1)
+        others = backup_jobs.checkpoints_of_others(domain, self._of(model.uuid))
+        return readiness.notices(domain.snapshotNum(0), others, self._unsure.get(model.uuid, []))
 
     def _sizes(self, domain: libvirt.virDomain, disks: Sequence[DomainDisk]) -> dict[str, int]:
         return {disk.id: domain.blockInfo(disk.id)[0] for disk in disks}
@@ -410,7 +441,8 @@ class LibvirtSource(Source):
         that is off keeps its checkpoints until it runs or protection ends: libvirt deletes bitmaps of running machines
         only. Raises SiteUnreachable, and MarksLeft if protection ends and something stays."""
         kept = {parsed.checkpoint for mark in keep if (parsed := LibvirtMark.parse(mark)) is not None}
-        owner = self._host.settings.owner
+        ours = self._of(machine_id)
+        ours.learn(keep)
         with self._host.guard("releasing marks", machine_id):
             domain = self._host.domain(machine_id)
             job = backup_jobs.current_backup(domain) if domain.isActive() else None
@@ -418,29 +450,31 @@ class LibvirtSource(Source):
             # was killed after the seal) would fill its scratch files until the next view.
             needed = kept & self._host.reading
             found = None if job is None else job.name
-            if found is not None and (found.owner == owner or str(found) in kept) and str(found) not in needed:
+            if found is not None and str(found) not in needed and backup_jobs.is_our_backup(domain, found, ours):
                 with contextlib.suppress(DriverFailed):
                     backup_jobs.end_backup(self._host, domain, backup_jobs.TIDY_SECONDS)
                 job = backup_jobs.current_backup(domain)
             if job is None and domain.isActive():
-                stalled.resume(domain)
-                if paused.holder(domain) in ("", owner):
-                    paused.release(domain)
+                stalled.resume(domain, ours.owner)
+                holder = paused.holder(domain)
+                if holder == ours.owner or (holder == "" and self._is_abandoned(domain)):
+                    paused.release(domain, holder)
+            sweeps = machine_id not in self._swept or not keep
+            names = {found.getName() for found in backup_jobs.our_checkpoints(domain, ours)} if sweeps else set()
             stays: MarksLeft | None = None
             if not keep and not domain.isActive():
                 stays = self._end_off(domain)
             if domain.isActive():
                 stays = self._release(domain, kept)
-            if machine_id not in self._swept or not keep:
-                self._sweep(domain, "" if job is None or job.name is None else str(job.name))
-                self._swept.add(machine_id)
+            if sweeps:
+                self._sweep(domain, "" if job is None or job.name is None else str(job.name), names)
             if stays is not None and not keep:
                 raise stays
 
     def _end_off(self, domain: libvirt.virDomain) -> MarksLeft | None:
         model = parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
         try:
-            off_marks.end_tracking(self._host, domain, model)
+            off_marks.end_tracking(self._host, domain, model, self._of(model.uuid))
         except MarksLeft as problem:
             return problem
         return None
@@ -448,7 +482,7 @@ class LibvirtSource(Source):
     def _release(self, domain: libvirt.virDomain, kept: set[str]) -> MarksLeft | None:
         """What stays."""
         stays: dict[str, str] = {}
-        for checkpoint in backup_jobs.our_checkpoints(domain, self._host.settings.owner):
+        for checkpoint in backup_jobs.our_checkpoints(domain, self._of(domain.UUIDString())):
             if checkpoint.getName() in kept:
                 continue
             reach("libvirt.release")
@@ -465,12 +499,19 @@ class LibvirtSource(Source):
         detail = "; ".join(stays.values())
         return off_marks.left(self._host, model, list(stays), detail, active=domain.isActive() == 1)
 
-    def _sweep(self, domain: libvirt.virDomain, in_use: str) -> None:
+    def _sweep(self, domain: libvirt.virDomain, in_use: str, names: AbstractSet[str]) -> None:
+        """`names`: of the vault's checkpoints. Repeated as long as there is something that may be another vault's: a
+        later mark or view may name it."""
         model = parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if not domain.isActive() else 0))
         try:
-            scratch.sweep(self._host, model, in_use)
+            ours = self._of(model.uuid)
+            unsure = scratch.sweep(self._host, model, in_use, lambda name: name in names or ours(name))
         except (OSError, libvirt.libvirtError) as error:
             _log.warning("left-over scratch files of %s cannot be searched: %s", model.name, error)
+            unsure = []
+        self._unsure[model.uuid] = unsure
+        if not unsure:
+            self._swept.add(model.uuid)
 
 
 def _plans_again(request: ViewRequest, notes: tuple[str, str, dict[str, DiskPlan]]) -> dict[str, DiskPlan] | None:
