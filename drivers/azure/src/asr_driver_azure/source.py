@@ -62,7 +62,7 @@ class AzureSource(Source):
 
     def findings(self, machine_id: str, policy: Policy) -> list[Finding]:
         machine = self._machines.describe(machine_id).machine
-        found = self._notices(self._machines.name(machine_id))
+        found = self._other_vaults(self._machines.name(machine_id), named=True)
         if policy.interval < LEAST_INTERVAL:
             found.append(
                 Finding(
@@ -100,7 +100,7 @@ class AzureSource(Source):
         description = self._machines.describe(request.machine_id)
         known = self._known(name, disks) if request.since is None else {}
         view = _View(self._account, request, description, {key: taken[key] for key in disks}, known, off=off)
-        view.machines[request.machine_id].notices = self._notices(name)
+        view.machines[request.machine_id].notices = self._other_vaults(name, named=False)
         return view
 
     def _known(self, name: str, disks: Mapping[str, tuple[str, int]]) -> dict[str, _Known]:
@@ -116,12 +116,19 @@ class AzureSource(Source):
     def _of_another_vault(self, snapshot: Resource) -> bool:
         return tags_of(snapshot).get(TAG_VAULT, "") not in ("", self._account.settings.owner)
 
-    def _notices(self, name: str) -> list[Finding]:
+    def _other_vaults(self, name: str, *, named: bool) -> list[Finding]:
+        """`named`: with the ids of their snapshots. A notice is without: the vault stores it when it changes, and each
+        cycle of the other vault makes new ones."""
         others = [item for item in self._snapshots(name) if self._of_another_vault(item)]
         if not others:
             return []
         tags = sorted({tags_of(item)[TAG_VAULT] for item in others})
-        commands = ", ".join(f"`az snapshot delete --ids {shlex.quote(str(item['id']))}`" for item in others)
+        if named:
+            ids = [shlex.quote(str(item["id"])) for item in others]
+            commands = "delete its snapshots: " + ", ".join(f"`az snapshot delete --ids {item}`" for item in ids)
+        else:
+            lists = ", ".join(f"`az resource list --tag {TAG_VAULT}={tag}`" for tag in tags)
+            commands = f"delete its snapshots of this machine, which {lists} shows, with `az snapshot delete --ids ID`"
         return [
             Finding(
                 "protected-by-another-vault",
@@ -129,8 +136,8 @@ class AzureSource(Source):
                 f"another vault protects the machine too (tag {', '.join(tags)})",
                 "Both replicate it, and each leaves the other's snapshots alone; but a failover by one of them is not "
                 "known to the other.",
-                "Run `asr unprotect` in one of the two vaults. If the other vault is gone for good, delete its "
-                f"snapshots: {commands}. Or take over its tag, and this vault deletes them: `asr site update SITE "
+                "Run `asr unprotect` in one of the two vaults. If the other vault is gone for good, "
+                f"{commands}. Or take over its tag, and this vault deletes them: `asr site update SITE "
                 f"--set owner={tags[0]}`.",
             )
         ]
