@@ -10,6 +10,7 @@ import pytest
 from asr_driver_libvirt.host import stalled
 
 STOPPED = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
+OFF = [libvirt.VIR_DOMAIN_SHUTOFF, 0]
 RUNNING = [libvirt.VIR_DOMAIN_RUNNING, 0]
 
 
@@ -32,6 +33,8 @@ class Domain:
         self.now = RUNNING
 
     def metadata(self, *_: Any) -> str:
+        if self.now == OFF:
+            raise libvirt.libvirtError("Requested operation is not valid: domain is not running")
         if not self.text:
             error = libvirt.libvirtError("no metadata")
             error.err = (libvirt.VIR_ERR_NO_DOMAIN_METADATA, 0, "no metadata", 0, "", None, None, 0, 0)
@@ -76,3 +79,9 @@ def test_a_machine_that_a_person_resumed_is_not_resumed_after_a_later_error() ->
     domain.now = STOPPED  # an error of its own storage
     assert not stalled.resume(as_libvirt(domain), "aaaa")
     assert domain.now == STOPPED
+
+
+def test_a_machine_that_is_off_by_now_is_no_error() -> None:
+    domain = Domain()
+    domain.now = OFF
+    assert not stalled.resume(as_libvirt(domain), "aaaa")

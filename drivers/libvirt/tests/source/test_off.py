@@ -152,6 +152,7 @@ def test_a_held_machine_counts_as_off_and_its_owner_may_have_it(lab: Lab, machin
     assert engine.power(machine=machine) == "running"
     engine.close(view="h1")
     assert state(lab) == "running"
+    assert lab.sites["a"].virsh("backup-dumpxml", "off", check=False).returncode, "a job that is left fills its files"
     lab.sites["a"].virsh("destroy", "off")
 
 

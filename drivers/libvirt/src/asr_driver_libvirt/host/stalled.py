@@ -80,12 +80,10 @@ def claim(domain: libvirt.virDomain, view: str) -> bool:
 def resume(domain: libvirt.virDomain, owner: str) -> bool:
     """Resume a machine that a view of the vault with the tag `owner` stopped, when its job has ended. False if it
     stopped again, or was stopped by something else. Raises libvirtError."""
-    by, view = _mark(domain)
     if not is_stalled(domain):
-        # Somebody resumed it: a later pause has another cause.
-        if by == _VIEW and domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
-            _clear(domain)
+        _forget(domain)
         return False
+    by, view = _mark(domain)
     if by != _VIEW or not _of(view, owner):
         return False
     domain.resume()
@@ -117,6 +115,14 @@ def _owner(view: str) -> str:
 
 def _of(view: str, owner: str) -> bool:
     return _owner(view) in ("", owner)
+
+
+def _forget(domain: libvirt.virDomain) -> None:
+    # Its user resumed it: a later pause has another cause. Only a machine that runs has marks.
+    if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+        with contextlib.suppress(libvirt.libvirtError):
+            if _mark(domain)[0] == _VIEW:
+                _clear(domain)
 
 
 def _clear(domain: libvirt.virDomain) -> None:

@@ -179,6 +179,8 @@ class JobFrozen(Frozen, Watched):
         ours = backup is not None and backup.name == self._name
         if self._held and (ours or backup is None):
             paused.release(domain, self._host.settings.owner)
+            if ours and domain.isActive():  # its user resumed it
+                backup_jobs.end_backup(self._host, domain, wait)
         elif ours:
             backup_jobs.end_backup(self._host, domain, wait)
         elif backup is None:
