@@ -5,7 +5,7 @@ own write fails and its processors stop (QEMU 7.2; `on-cbw-error=break-snapshot`
 libvirt's backups cannot ask for it). So this driver may be the cause, and then it resumes the machine: QEMU repeats
 the write that failed.
 
-What is the cause is told apart by two facts. The machine paused while a backup job of this driver existed, and a disk
+Two facts show what the cause is. The machine paused while a backup job of this driver existed, and a disk
 reports "no space" (`virsh domblkerror`). A machine that was paused before the view was opened gets a mark in its
 running definition, and is left alone; one that the view stopped gets one too, before the job is ended, so that whoever
 comes after a killed engine still knows it. Every other pause is reported only: also one that another vault's view

@@ -58,7 +58,7 @@ class ViewWatch:
         self._host = host
         self._meter = meter
         self.guard = Guard(host.name, host.settings)
-        """Told what is opened here, for the time when this process is killed."""
+        """It is sent what is opened here, for the time when this process is killed."""
         self._changed = threading.Condition()
         self._open: set[Watched] = set()
         self._owed: set[Watched] = set()
