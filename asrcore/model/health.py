@@ -445,14 +445,14 @@ def _of_error(protection: Protection, now: float, *, engine: bool) -> list[Findi
 
 
 def _of_restore(protection: Protection) -> list[Finding]:
-    if not protection.restored:
+    if not protection.restored or (protection.error or {}).get("code") == "vault-behind":  # which says more
         return []
     return [
         Finding(
             "vault-put-back",
             Severity.WARNING,
             f"the record of {protection.name!r} is from an earlier copy of the vault",
-            f"The vault was restored, and {protection.target_site!r} has not been asked yet what it holds since.",
+            f"The vault was restored, and {protection.target_site!r} has not been compared with it yet.",
             "No action needed; it is asked before anything is changed.",
         )
     ]

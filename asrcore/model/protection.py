@@ -95,7 +95,7 @@ class Protection:
     `last_cycle_at`: when the last recorded cycle began. `last_scrub_at`: when a scrub of its points last ended.
     `attempt` and `retry_at`: retries of a failed cycle.
     `notices`: what the source's newest view reported beside the data.
-    `restored`: this record is from an earlier copy of the vault, and the target was not asked since what it holds.
+    `restored`: this record is from an earlier copy of the vault, and the target has not agreed with it since.
     `replica_kind` is the target's word for how it keeps points. `fence_due`: the source is not quarantined yet; see
     also `undo_due`.
     """

@@ -131,7 +131,16 @@ def _disable_begin(work: Work) -> None:
     protection = work.protection
     allowed(protection.name, protection.state, Event.DISABLE)
     check_unprotect(work.context, protection)
-    if protection.undo_due:  # before the record of it is gone: the machine may be stopped and quarantined
+    protection = work.protection
+    if protection.undo_due and protection.restored:  # it may have been failed over since, and run at the target
+        left = (
+            f"{protection.name} at {protection.source_site} is left as it is: the vault is an earlier copy, and "
+            f"{protection.target_site} has not confirmed it"
+        )
+        work.facts["source"] = left
+        work.note("protect", left)
+        work.save()
+    elif protection.undo_due:  # before the record of it is gone: the machine may be stopped and quarantined
         unreleased = give_source_back(work.context, protection)
         if unreleased is not None and not isinstance(unreleased, (SiteUnreachable, QuarantinedByAnother)):
             raise unreleased

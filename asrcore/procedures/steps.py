@@ -13,6 +13,7 @@ from asrcore.errors import (
     QuarantinedByAnother,
     SiteUnreachable,
     UnsupportedOperation,
+    VaultBehind,
 )
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
@@ -85,7 +86,7 @@ def fence_source(work: Work) -> None:
 
 def refused(protection: Protection, problem: Exception) -> Mapping[str, object] | None:
     """The error to record with a machine whose fence failed: a site that answers but refuses needs a person."""
-    if isinstance(problem, (SiteUnreachable, MachineNotFound, UnsupportedOperation)):
+    if isinstance(problem, (SiteUnreachable, MachineNotFound, UnsupportedOperation, VaultBehind)):
         return protection.error
     if isinstance(problem, QuarantinedByAnother):
         return problem.as_dict()

@@ -169,8 +169,8 @@ def adopt(context: Context, protection_id: str) -> dict[str, object]:
 def check_undo(context: Context, protection: Protection, *, by_person: bool = False) -> None:
     """Before a source is given back: no failover has been made, committed or undone that the vault does not know.
 
-    A target that does not answer does not block it, unless the vault was put back; nor does one that has lost the
-    replica, where a person has decided (`by_person`). Raises VaultBehind.
+    A target that does not answer does not block it, unless the vault was put back or found behind; nor does one that
+    has lost the replica, where a person has decided (`by_person`). Raises VaultBehind.
     """
     try:
         info = context.site(protection.target_site).target.replica(protection.replica_id).info()
@@ -194,13 +194,16 @@ def check_undo(context: Context, protection: Protection, *, by_person: bool = Fa
         made = info.promoted if protection.target_machine is None else None
         if made is not None and _runs(context, protection.target_site, made.machine_id):
             raise _refused(context, protection, _promoted_text(made), _adopt(protection))
+        _agreed(context, protection)
 
 
 def check_commit(context: Context, protection: Protection) -> None:
     """Before a commit. A replica that is gone was deleted by one. Raises VaultBehind, and what the target raises."""
     with suppress(ReplicaNotFound):
         info = context.site(protection.target_site).target.replica(protection.replica_id).info()
-        _check_owner(context, _now(context, protection), info)
+        protection = _now(context, protection)
+        _check_owner(context, protection, info)
+        _agreed(context, protection)
 
 
 def check_unprotect(context: Context, protection: Protection) -> None:
@@ -213,7 +216,7 @@ def check_unprotect(context: Context, protection: Protection) -> None:
 def check_fence(context: Context, protection: Protection) -> None:
     """Before a machine is stopped or quarantined: the one that owns the identity is still the vault's.
 
-    A target that does not answer does not block it, unless the vault was put back. Raises VaultBehind.
+    A target that does not answer does not block it, unless the vault was put back or found behind. Raises VaultBehind.
     """
     site = context.site(protection.target_site)
     try:
@@ -231,7 +234,8 @@ def check_fence(context: Context, protection: Protection) -> None:
     except AsrError:
         if protection.restored:
             raise
-    _agreed(context, protection)
+        return
+    _agreed(context, _now(context, protection))
 
 
 def _check_committed(context: Context, protection: Protection, site: driver.Site) -> None:
@@ -339,7 +343,11 @@ def _agreed(context: Context, protection: Protection) -> Protection:
 
 
 def _refused(context: Context, protection: Protection, detail: str, way_out: str) -> VaultBehind:
-    """The error, recorded with the machine, so that its health says it whatever asked; once in the log."""
+    """The error, recorded with the machine, so that its health says it whatever asked; once in the log.
+
+    From then on the record is not trusted while the target does not answer, also when another error takes the place of
+    this one.
+    """
     error = VaultBehind(machine=protection.name, site=protection.target_site, detail=detail, way_out=way_out)
     known = protection.error or {}
     if known.get("code") != error.code:
@@ -348,6 +356,8 @@ def _refused(context: Context, protection: Protection, detail: str, way_out: str
         decision = retry.decide(error, protection.attempt)
         retry_at = decision.at(context.clock())
         context.vault.update(protection.id, error=error.as_dict(), attempt=decision.attempt, retry_at=retry_at)
+    if not protection.restored:
+        context.vault.update(protection.id, restored=True)
     return error
 
 

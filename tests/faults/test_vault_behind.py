@@ -430,3 +430,92 @@ def test_generations_count_failovers_and_not_take_overs(rig: Rig) -> None:
     assert generation(rig.protection.epoch) == generation(first.epoch) + 1
     rig.engine.failover_undo("web")
     assert generation(rig.protection.epoch) == generation(first.epoch) + 2
+
+
+# -- a vault that is known to be behind ------------------------------------------------------------------------------
+
+
+def test_a_refused_fence_stays_refused_when_the_target_no_longer_answers(rig: Rig) -> None:
+    rig.engine.failover_unplanned("web")
+    copy = rig.backup()
+    rig.engine.failover_undo("web")
+    go_on(rig)
+    rig.put_back(copy, directory=True)
+    serve_fence(rig)
+    rig.away.cut()
+    for _ in range(2):
+        serve_fence(rig)
+        assert rig.power("a") is RUNNING
+        assert (rig.protection.error or {})["code"] == "vault-behind"
+    assert rig.engine.status()[0].health.level is Level.CRITICAL
+
+
+def test_a_refused_fence_after_a_failback_stays_refused(rig: Rig) -> None:
+    rig.engine.failover_unplanned("web")
+    rig.engine.failover_commit("web")
+    copy = rig.backup()
+    rig.engine.reprotect("web")
+    failed_back(rig)
+    rig.put_back(copy, directory=True)
+    serve_fence(rig)
+    rig.away.cut()
+    serve_fence(rig)
+    assert rig.power("a") is RUNNING
+    assert (rig.protection.error or {})["code"] == "vault-behind"
+
+
+def test_a_target_that_does_not_answer_settles_nothing(rig: Rig) -> None:
+    """Another error took the place of the refusal meanwhile."""
+    rig.engine.failover_unplanned("web")
+    copy = rig.backup()
+    rig.engine.failover_undo("web")
+    go_on(rig)
+    rig.put_back(copy, directory=True)
+    serve_fence(rig)
+    rig.engine.vault.update(rig.protection.id, error=SiteUnreachable(site="b", detail="down").as_dict())
+    rig.away.cut()
+    serve_fence(rig)
+    assert rig.power("a") is RUNNING
+
+
+def test_a_refused_undo_stays_refused_when_the_target_no_longer_answers(rig: Rig) -> None:
+    rig.engine.failover_unplanned("web")
+    copy = rig.backup()
+    rig.engine.failover_undo("web")
+    go_on(rig)
+    rig.engine.failover_unplanned("web")
+    rig.put_back(copy, directory=True)
+    refused(rig, lambda: rig.engine.failover_undo("web"))
+    rig.away.cut()
+    with pytest.raises(SiteUnreachable):
+        rig.engine.failover_undo("web")
+    rig.away.restore()
+    assert (rig.power("a"), rig.power("b")) == (OFF, RUNNING)
+    assert rig.protection.state is State.FAILED_OVER
+
+
+def test_an_undo_whose_target_agreed_is_completed_without_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.engine.failover_unplanned("web")
+    rig.engine.vault.update(rig.protection.id, restored=True)
+    with rig.killed_at("undo.begun", monkeypatch) as reached:
+        rig.engine.failover_undo("web")
+    assert reached
+    assert not rig.protection.restored
+
+
+def test_an_unprotect_starts_no_source_while_the_vault_is_known_to_be_behind(rig: Rig) -> None:
+    rig.engine.failover_unplanned("web")
+    rig.home.cut()
+    rig.engine.failover_undo("web")
+    assert rig.protection.undo_due
+    copy = rig.backup()
+    rig.home.restore()
+    rig.engine.replicate("web")
+    rig.engine.failover_unplanned("web")
+    rig.put_back(copy, directory=True)
+    Scheduler(rig.engine.context, lambda kind, protection, arguments: None)._finish_undo(rig.protection, Watch())
+    rig.away.cut()
+    done = facts(rig.engine.unprotect("web"))
+    assert "earlier copy" in str(done["source"])
+    rig.away.restore()
+    assert (rig.power("a"), rig.power("b")) == (OFF, RUNNING)
