@@ -244,10 +244,16 @@ def _check_committed(context: Context, protection: Protection, site: driver.Site
         return
     try:
         fence = site.inventory.fenced(protection.target_machine)
-    except (UnsupportedOperation, MachineNotFound):
-        if protection.restored:
+    except MachineNotFound as problem:
+        if not protection.restored:
+            return
+        detail = "its machine of the committed failover is not there any more"
+        raise _refused(context, protection, detail, _no_replica(protection)) from problem
+    except UnsupportedOperation as problem:
+        if not protection.restored:
             raise
-        return
+        detail = "it cannot quarantine machines, so it is not known whether the machine was failed back since"
+        raise _refused(context, protection, detail, _end_protection(protection)) from problem
     if fence is not None and fence.epoch > protection.epoch:
         detail = f"its machine is quarantined there at epoch {shown(fence.epoch)}: it was failed back since"
         raise _refused(context, protection, detail, _no_replica(protection))
@@ -405,4 +411,11 @@ def _no_replica(protection: Protection) -> str:
     return (
         f"If the replica directory is not mounted, mount it. If the failover was committed or reversed since: `asr "
         f"unprotect {protection.name}`, which changes neither machine, and then protect it from the site where it runs."
+    )
+
+
+def _end_protection(protection: Protection) -> str:
+    return (
+        "Check at which site the machine runs, and shut it down at the other one. Then `asr unprotect "
+        f"{protection.name}`, which changes neither machine, and protect it from the site where it runs."
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from asrcore.driver import Capability
 from asrcore.errors import ReplicaNotFound, SiteUnreachable, TrackingLost, VaultBehind
 from asrcore.model.epoch import generation
 from asrcore.model.health import Level
@@ -519,3 +520,46 @@ def test_an_unprotect_starts_no_source_while_the_vault_is_known_to_be_behind(rig
     assert "earlier copy" in str(done["source"])
     rig.away.restore()
     assert (rig.power("a"), rig.power("b")) == (OFF, RUNNING)
+
+
+# -- committed, and nothing is left to compare with ------------------------------------------------------------------
+
+
+def committed_and_put_back(rig: Rig) -> None:
+    rig.home.cut()
+    rig.engine.failover_unplanned("web")
+    rig.engine.failover_commit("web")
+    rig.engine.vault.update(rig.protection.id, restored=True)
+
+
+def test_a_committed_machine_that_is_gone_waits_for_a_person(rig: Rig) -> None:
+    """The source may be the last machine that there is: it was failed back since, or protected from there."""
+    committed_and_put_back(rig)
+    with rig.away.change() as state:
+        state.machines = {}
+    rig.home.restore()
+    serve_fence(rig)
+    assert rig.power("a") is RUNNING
+    (status,) = rig.engine.status()
+    assert status.health.level is Level.CRITICAL
+    (reason,) = [item for item in status.health.reasons if item.code == "vault-behind"]
+    assert "asr unprotect web" in reason.action
+    rig.engine.unprotect("web")
+    assert rig.power("a") is RUNNING
+
+
+def test_a_target_without_quarantines_leaves_a_committed_machine_to_a_person(rig: Rig) -> None:
+    committed_and_put_back(rig)
+    rig.home.restore()
+    with rig.away.change() as state:
+        capabilities = state.capabilities
+        state.capabilities = capabilities - {Capability.FENCE}
+    serve_fence(rig)
+    assert rig.power("a") is RUNNING
+    (reason,) = [item for item in rig.engine.status()[0].health.reasons if item.code == "vault-behind"]
+    assert "asr unprotect web" in reason.action
+    with rig.away.change() as state:
+        state.capabilities = capabilities
+    serve_fence(rig)
+    assert rig.power("a") is OFF
+    assert rig.protection.error is None
