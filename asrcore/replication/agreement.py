@@ -122,10 +122,12 @@ def ask_target(context: Context, protection_id: str, *, at_once: bool = False) -
 
 
 def unknown_points(context: Context, protection: Protection, info: driver.ReplicaInfo) -> set[str]:
-    """Points that only the target knows. The latest state of the past, which a test kept there, is none of them."""
+    """Points that only the target knows. The latest state of the past, which a test kept there, is none of them; nor is
+    what the cycle under way has just sealed (`record_found`). A point of that cycle with later ones is one."""
     pending = protection.pending.point_id if protection.pending else None
     held = {point.id for point in info.points if point.kept or point.pinned or point.id == info.head}
-    return held - context.vault.known_points(protection.id) - {pending}
+    known = context.vault.known_points(protection.id)
+    return held - known - ({pending} if pending == info.head else set())
 
 
 def adoption(context: Context, protection_id: str) -> Adoption:

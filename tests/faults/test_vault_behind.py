@@ -178,6 +178,26 @@ def test_an_interrupted_cycle_of_the_newer_vault_is_discarded(rig: Rig, monkeypa
     assert rig.content() == rig.truth()
 
 
+@pytest.mark.parametrize("later", [1, 2])
+def test_the_point_of_a_cycle_that_the_copy_shows_under_way_is_adopted(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, later: int
+) -> None:
+    rig.machine.write("vda", 0, b"interrupted")
+    with rig.killed_at("cycle.disk-copied", monkeypatch) as reached:
+        rig.engine.replicate("web", keep=True)
+    assert reached
+    copy = rig.backup()
+    kept = [go_on(rig, keep=True), *(go_on(rig, f"{number}".encode(), keep=True) for number in range(later))]
+    rig.put_back(copy)
+    assert rig.protection.pending is not None
+    assert rig.protection.pending.point_id == kept[0]
+    rig.engine.adopt("web")
+    assert [point.id for point in rig.engine.points("web")][-len(kept) :] == kept
+    rig.engine.resync("web", now=True)
+    assert set(kept) <= {point.id for point in rig.engine.points("web")}
+    assert rig.content() == rig.truth()
+
+
 # -- failed over since ---------------------------------------------------------------------------------------------
 
 VERBS: dict[str, Callable[[DirectEngine], object]] = {
