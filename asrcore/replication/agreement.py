@@ -131,13 +131,16 @@ def unknown_points(context: Context, protection: Protection, info: driver.Replic
 
 
 def adoption(context: Context, protection_id: str) -> Adoption:
-    """What `adopt` would record. Raises VaultBehind where the target has no replica, and what the target raises."""
+    """What `adopt` would record; nothing is changed.
+
+    Raises VaultBehind where the target has no replica, and what the target raises.
+    """
     protection = context.vault.protection(protection_id)
     target = context.site(protection.target_site)
     try:
         info = target.target.replica(protection.replica_id).info()
     except ReplicaNotFound as problem:
-        raise _refused(context, protection, "it has no replica of the machine", _no_replica(protection)) from problem
+        raise _behind(protection, "it has no replica of the machine", _no_replica(protection)) from problem
     protection = _now(context, protection)
     unknown, made, newer = unknown_points(context, protection, info), info.promoted, info.epoch > protection.epoch
     if made is not None and (newer or _is_unknown(protection, made)):
@@ -154,7 +157,11 @@ def adoption(context: Context, protection_id: str) -> Adoption:
 def adopt(context: Context, protection_id: str) -> dict[str, object]:
     """Record what the target holds, on a person's decision: also a failover that the vault does not know, or one that
     was undone. Returns facts for the job. Raises what `adoption` raises."""
-    found = adoption(context, protection_id)
+    try:
+        found = adoption(context, protection_id)
+    except VaultBehind as error:
+        _record(context, context.vault.protection(protection_id), error)
+        raise
     protection = found.protection
     if found.needed:
         protection = _adopt_points(context, protection, found.info, found.state, found.changes)
@@ -350,23 +357,31 @@ def _agreed(context: Context, protection: Protection) -> Protection:
     return context.vault.update(protection.id, restored=False) if protection.restored else protection
 
 
+def _behind(protection: Protection, detail: str, way_out: str) -> VaultBehind:
+    return VaultBehind(machine=protection.name, site=protection.target_site, detail=detail, way_out=way_out)
+
+
 def _refused(context: Context, protection: Protection, detail: str, way_out: str) -> VaultBehind:
-    """The error, recorded with the machine, so that its health says it whatever asked; once in the log.
+    """The error, recorded with the machine."""
+    error = _behind(protection, detail, way_out)
+    _record(context, protection, error)
+    return error
+
+
+def _record(context: Context, protection: Protection, error: VaultBehind) -> None:
+    """So that the machine's health says it whatever asked; once in the log. A cycle counts its failure itself.
 
     From then on the record is not trusted while the target does not answer, also when another error takes the place of
     this one.
     """
-    error = VaultBehind(machine=protection.name, site=protection.target_site, detail=detail, way_out=way_out)
     known = protection.error or {}
     if known.get("code") != error.code:
         context.vault.add_event(at=context.clock(), machine=protection.name, kind="vault", text=str(error))
     if known.get("happened") != str(error):
-        decision = retry.decide(error, protection.attempt)
-        retry_at = decision.at(context.clock())
-        context.vault.update(protection.id, error=error.as_dict(), attempt=decision.attempt, retry_at=retry_at)
-    if not protection.restored:
+        retry_at = retry.decide(error, protection.attempt).at(context.clock())
+        context.vault.update(protection.id, error=error.as_dict(), retry_at=retry_at, restored=True)
+    elif not protection.restored:
         context.vault.update(protection.id, restored=True)
-    return error
 
 
 def _now(context: Context, protection: Protection) -> Protection:

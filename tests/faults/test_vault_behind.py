@@ -19,6 +19,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.model.watch import Watch
+from asrcore.procedures.adopt import adopt_impact
 from asrcore.service.scheduler import Scheduler, _to_fence
 from asrcore.units import MINUTE
 from tests.unit.rig import DirectEngine, Rig, facts
@@ -154,6 +155,30 @@ def test_the_refusal_is_logged_once(rig: Rig) -> None:
         with pytest.raises(VaultBehind):
             rig.engine.replicate("web")
     assert len([item for item in rig.engine.vault.events(machine="web") if item.kind == "vault"]) == 1
+
+
+def test_a_refused_cycle_counts_as_one_failure(rig: Rig) -> None:
+    copy = rig.backup()
+    go_on(rig)
+    rig.put_back(copy)
+    for failures in (1, 2, 3):
+        with pytest.raises(VaultBehind):
+            rig.engine.replicate("web")
+        assert rig.protection.attempt == failures
+    with pytest.raises(VaultBehind):
+        rig.engine.verify("web")
+    assert rig.protection.attempt == 3, "a refused command is no failed cycle"
+    assert rig.protection.retry_at is not None
+
+
+def test_a_look_at_what_would_be_adopted_records_nothing(rig: Rig) -> None:
+    with rig.away.change() as state:
+        state.replicas = {}
+    before = rig.protection, len(rig.engine.vault.events())
+    with pytest.raises(VaultBehind):
+        adopt_impact(rig.engine.context, "web")
+    assert (rig.protection, len(rig.engine.vault.events())) == before
+    refused(rig, lambda: rig.engine.adopt("web"))
 
 
 def test_retention_keeps_points_that_only_the_target_knew_as_the_policy_says(rig: Rig) -> None:
