@@ -123,9 +123,11 @@ class Jobs:
     def _begin_incarnation(self) -> None:
         """Of a vault that was put back to an earlier copy no job is resumed: it may have ended or been cancelled since.
 
-        The jobs come first: if this is killed, the next engine still sees that the vault was put back. Beside other
-        servers it is looked at again later.
+        The jobs come first: if this is killed, the next engine still sees that the vault was put back. Where it is not
+        clear beside other servers, it is looked at again later. Servers that start together all do this: the jobs are
+        read before it is judged, so none is among them that was ordered after another server did it.
         """
+        active = self._vault.jobs(active=True)
         found = self._vault.was_put_back()
         self._renew_at = time.monotonic() + _RENEW
         if found is None:
@@ -134,7 +136,7 @@ class Jobs:
         if found:
             with self._changed:
                 here = set(self._runs)
-            ended = self._leave_to_person([job for job in self._vault.jobs(active=True) if job.id not in here])
+            ended = self._leave_to_person([job for job in active if job.id not in here])
             text = "the vault was put back to an earlier copy; every machine is compared with its target first"
             _log.warning("%s; jobs that were not resumed: %s", text, ended)
             vault = self._vault.for_others()

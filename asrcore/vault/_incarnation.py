@@ -17,7 +17,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, insert, literal_column, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from asrcore.crashpoint import reach
@@ -35,6 +35,8 @@ _PLACE = {
     "timeline": "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
     "database": "SELECT oid::text FROM pg_database WHERE datname = current_database()",
 }
+_RENEWED_BY = "session"  # in the record beside the place
+_KEY = 0x41735249  # of PostgreSQL's advisory lock
 _MASK = 2**32 - 1  # a row shows the lower half of its transaction's number
 
 
@@ -44,33 +46,41 @@ class Incarnation(Registry):
     def was_put_back(self) -> bool | None:
         """Whether this is an earlier copy of the vault, before `begin_incarnation`. Raises VaultUnavailable.
 
-        None while other servers seem to be alive: they have worked on it without a break, or the copy is so new that
-        their leases in it have not expired.
+        None where only the server of the database is another one, and the server of the vault that renewed the token
+        last seems to be alive: it may have worked without a break, while a standby became the primary. One that has
+        just started and has not renewed the token says nothing: of several that start together each finds the same.
         """
         with self._read() as connection:
-            row = self._incarnation(connection)
-            if any(server.alive for server in self._others(connection)):
-                return None
-            if row is None:
-                return False
             if self._place.path is not None:
-                return row["token"] not in self._tokens_beside()
-            (written_by,) = connection.execute(text("SELECT xmin::text::bigint FROM incarnation")).scalars()
+                row = self._incarnation(connection)
+                return row is not None and row["token"] not in self._tokens_beside()
+            # In one statement: another server may renew it at any time.
+            statement = select(_schema.incarnation, literal_column("xmin::text::bigint").label("xmin"))
+            row = connection.execute(statement).mappings().first()
+            others = {server.session for server in self._others(connection) if server.alive}
+        if row is None:
+            return False
         place = self._database()
         then = dict(part.partition("=")[::2] for part in row["place"].split())
-        moved = any(then[name] != place[name] for name in then.keys() & place.keys())
-        return moved or (row["written_by"] is not None and row["written_by"] & _MASK != written_by)
+        moved = {name for name in then.keys() & place.keys() if then[name] != place[name]}
+        if "database" in moved or (row["written_by"] is not None and row["written_by"] & _MASK != row["xmin"]):
+            return True
+        return None if moved and then.get(_RENEWED_BY) in others else bool(moved)
 
     def begin_incarnation(self, *, put_back: bool = False) -> None:
         """Renew the token. `put_back`: no record of a machine is trusted until its target has been asked."""
-        token, table, place = uuid.uuid4().hex, _schema.incarnation, self._database()
+        token, table, place = uuid.uuid4().hex, _schema.incarnation, dict(self._database())
+        if self._member is not None:
+            place[_RENEWED_BY] = self._member.session
         with self._write("begin-incarnation") as connection:
+            if self._place.path is None:  # one at a time: there is one row
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _KEY})
             row = self._incarnation(connection)
             if self._place.path is not None:
                 self._write_beside(*([] if row is None else [row["token"]]), token)
                 reach("vault.begin-incarnation.beside")
             values = {"token": token, "place": " ".join(f"{name}={value}" for name, value in place.items())}
-            if place:
+            if self._place.path is None:
                 values["written_by"] = connection.execute(text("SELECT txid_current()")).scalar_one()
             if row is None:
                 connection.execute(insert(table).values(number=1, **values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -109,24 +110,69 @@ def test_another_database_is_noticed(postgres: Cluster, url: str) -> None:
     assert not found(url)
 
 
-def test_another_timeline_is_noticed(url: str) -> None:
-    renewed(url)
+def change_timeline(url: str) -> None:
+    """What a standby that becomes the primary shows, and a cluster that is restored to a point in time."""
     with closing(psycopg.connect(url, autocommit=True)) as connection:
         place = "UPDATE incarnation SET place = replace(place, 'timeline=00000001', 'timeline=00000002')"
         assert connection.execute(place).rowcount == 1
         connection.execute("UPDATE incarnation SET written_by = txid_current()")
+
+
+def test_another_timeline_is_noticed(url: str) -> None:
+    renewed(url)
+    change_timeline(url)
     assert found(url)
 
 
-def test_while_a_server_is_alive_nothing_was_put_back(postgres: Cluster, url: str) -> None:
-    renewed(url)
-    copy = postgres.create(Cluster.name(url))
-    with Vault.open(copy) as alive, Vault.open(copy) as joining:
+def test_a_standby_that_takes_over_from_the_primary_is_no_copy_for_servers_at_work(url: str) -> None:
+    with Vault.open(url) as alive, Vault.open(url) as joining:
         alive.join("one", "s-1", host="h", sites=None, lease=60.0)
+        alive.begin_incarnation()
+        change_timeline(url)
         joining.join("two", "s-2", host="h", sites=None, lease=60.0)
         assert joining.was_put_back() is None
+        alive.begin_incarnation()
+        assert joining.was_put_back() is False
+        change_timeline(url)
         alive.leave()
         assert joining.was_put_back()
+
+
+def renewed_by_server(url: str) -> None:
+    with Vault.open(url) as vault:
+        vault.join("one", "s-0", host="h", sites=None, lease=60.0)
+        vault.begin_incarnation()
+        vault.leave()
+
+
+@pytest.mark.parametrize("place", ["database", "timeline"])
+def test_servers_that_start_together_notice_an_earlier_copy(postgres: Cluster, url: str, place: str) -> None:
+    renewed_by_server(url)
+    copy = url
+    if place == "timeline":
+        change_timeline(url)
+    else:
+        copy = postgres.create(Cluster.name(url))
+    with Vault.open(copy) as first, Vault.open(copy) as second:
+        first.join("one", "s-1", host="h", sites=None, lease=60.0)
+        second.join("two", "s-2", host="h", sites=None, lease=60.0)
+        assert first.was_put_back()
+        assert second.was_put_back()
+        first.begin_incarnation(put_back=True)
+        assert second.was_put_back() is False
+        second.begin_incarnation()
+        assert first.was_put_back() is False
+
+
+def test_servers_that_start_together_with_a_new_vault_agree(url: str) -> None:
+    with Vault.open(url) as first, Vault.open(url) as second:
+        first.join("one", "s-1", host="h", sites=None, lease=60.0)
+        second.join("two", "s-2", host="h", sites=None, lease=60.0)
+        assert first.was_put_back() is second.was_put_back() is False
+        with ThreadPoolExecutor(2) as pool:
+            for _ in pool.map(lambda vault: vault.begin_incarnation(), [first, second]):
+                pass
+    assert not found(url)
 
 
 def test_a_server_notices_that_the_database_lost_its_heartbeat(url: str) -> None:
