@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from asr_storage.replica import writer
+from asr_storage.replica.blocks import Blocks
 from asr_storage.replica.digests import UNKNOWN_DIGEST
 from asr_storage.replica.replica import FileReplica
 from asr_storage.replica.store import ReplicaKind, Shared
@@ -262,6 +263,38 @@ def test_a_resync_teaches_nothing_that_is_known(
     found = whole(made.replica, "p3")
     assert found.damage == (f"disk vda: {BLOCK} bytes at {3 * BLOCK} are not as they were written",)
     assert found.proved == MIB - BLOCK
+
+
+def test_what_a_resync_read_is_not_recorded_with_a_later_head(
+    bench: Callable[..., Bench], replica_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FIRST_COPY_HASHED", 0)
+    monkeypatch.setattr(writer, "FIRST_COPY_RATE", 0)
+    made = bench(replica_dir, {"vda": 4 * MIB})
+    made.cycle(full(made.disks, 1))
+    assert isinstance(made.replica, FileReplica)
+    shared, here = made.replica.shared, made.replica
+    here.from_records().digests("vda", Extent(0, 4 * MIB))  # a resync that was cancelled
+    Shared._all.clear()
+    made.replica = FileReplica(here.site, here.home)  # as another process that takes over
+    made.cycle([("vda", 0, b"b" * BLOCK)])
+    assert made.replica.shared is not shared
+    made.replica = here
+    made.cycle([("vda", MIB, b"c" * BLOCK)])
+    assert check_recorded(made) == 64 + 63 + 62  # what the cycles wrote is known
+    for point_id in made.points:
+        assert whole(made.replica, point_id).damage == ()
+
+
+def test_what_is_known_stays_as_it_was_recorded(three: Bench) -> None:
+    replica = three.replica
+    assert isinstance(replica, FileReplica)
+    learned = Blocks(4 * MIB + 4096)
+    learned.known(0, memoryview(b"wrong digests..." * 65))
+    before = recorded(three, "vda", "p3")
+    replica._digests.learn(replica.home.load(), "p3", {"vda": learned})
+    after = recorded(three, "vda", "p3")
+    assert [number for number, item in enumerate(before) if item != after[number]] == [before.index(UNKNOWN_DIGEST)]
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from asr_storage.replica.blocks import Blocks, State, block_count
 from asrcore.driver import DIGEST_BLOCK, DIGEST_SIZE, zero_digest
 from asrcore.model.extent import Extent
 
-__all__ = ["UNKNOWN_DIGEST", "DigestFile", "PointDigests", "merged", "to_merge", "write"]
+__all__ = ["UNKNOWN_DIGEST", "DigestFile", "PointDigests", "merged", "to_merge", "unknown_runs", "write"]
 
 UNKNOWN_DIGEST = bytes(DIGEST_SIZE)
 """In place of the digest of a block whose digest is not known; no block has it."""
@@ -191,3 +191,18 @@ class PointDigests:
                 else:
                     table[at:behind] = (zero_digest() if state is State.ZERO else UNKNOWN_DIGEST) * (end - start)
         return table
+
+
+def unknown_runs(digests: bytearray) -> list[tuple[int, int]]:
+    """Runs of blocks, by number, whose digests are not known."""
+    runs: list[tuple[int, int]] = []
+    if UNKNOWN_DIGEST not in digests:
+        return runs
+    for at in range(0, len(digests), DIGEST_SIZE):
+        if digests[at : at + DIGEST_SIZE] == UNKNOWN_DIGEST:
+            block = at // DIGEST_SIZE
+            if runs and runs[-1][1] == block:
+                runs[-1] = (runs[-1][0], block + 1)
+            else:
+                runs.append((block, block + 1))
+    return runs

@@ -12,10 +12,12 @@ import attrs
 
 from asr_storage.replica import digests
 from asr_storage.replica.blocks import Blocks
-from asr_storage.replica.digests import DigestFile, PointDigests
+from asr_storage.replica.digests import DigestFile, PointDigests, unknown_runs
 from asr_storage.replica.journal import Journal
 from asr_storage.replica.store import Home, Point, Record
 from asrcore.crashpoint import reach
+from asrcore.driver import DIGEST_BLOCK, DIGEST_SIZE
+from asrcore.model.extent import Extent
 
 __all__ = ["RecordedDigests"]
 
@@ -87,6 +89,7 @@ class RecordedDigests:
         point = record.point(point_id)
         if point is None:
             return
+        known = self.of(record, point)  # it stays as it was recorded
         try:
             if point_id in record.digests:
                 file = DigestFile.read(self._home.digests(point_id))
@@ -97,8 +100,10 @@ class RecordedDigests:
                 return  # cycles between it and the next file have none
             for disk_id, blocks in learned.items():
                 if disk_id in disks and disks[disk_id].size == blocks.size:
-                    for run in blocks.runs:
-                        disks[disk_id].put(*run)
+                    for start, end, state, found in blocks.runs:
+                        for first, last in unknown_runs(known[disk_id].look_up(_extent(start, end))):
+                            part = found[first * DIGEST_SIZE : last * DIGEST_SIZE]
+                            disks[disk_id].put(start + first, start + last, state, part)
             if not disks:
                 return
             self._write(point_id, disks)
@@ -108,3 +113,7 @@ class RecordedDigests:
         reach("target.digests.learned")
         if point_id not in record.digests:
             self._home.save(attrs.evolve(record, digests=(point_id,)))
+
+
+def _extent(start: int, end: int) -> Extent:
+    return Extent(start * DIGEST_BLOCK, (end - start) * DIGEST_BLOCK)

@@ -19,7 +19,7 @@ import attrs
 from asr_storage.files.errors import storage_errors
 from asr_storage.replica.blocks import Blocks
 from asr_storage.replica.chain import ChainImages
-from asr_storage.replica.digests import UNKNOWN_DIGEST, PointDigests
+from asr_storage.replica.digests import PointDigests, unknown_runs
 from asr_storage.replica.examine import damage_of_files, examine_content, forget_cached, sample_content
 from asr_storage.replica.journal import Commit, Cycle, Journal
 from asr_storage.replica.recorded import RecordedDigests
@@ -231,8 +231,8 @@ class FileReplica(Replica):
 
     def _apply(self, record: Record, journal: Journal, commit: Commit) -> Record:
         with self.shared.learning:
-            learned, self.shared.learned = self.shared.learned, {}
-        if learned and record.head is not None:
+            (key, learned), self.shared.learned = self.shared.learned, (None, {})
+        if learned and record.head is not None and key == (record.head.stored.id, record.digests):
             self._digests.learn(record, record.head.stored.id, learned)
         images = self.images(record)
         disks = commit.point.disks
@@ -434,11 +434,10 @@ class FileReplica(Replica):
             self.shared.hold()
             try:
                 kept = self.shared.recorded
-                if (
-                    kept is None or kept[0] != key
-                ):  # a served replica is opened by each call; a cycle holds it meanwhile
+                if kept is None or kept[0] != key:
+                    # A served replica is opened by each call; a cycle holds it meanwhile.
                     kept = self.shared.recorded = (key, self._digests.of(record, head))
-                return _FromRecords(self, kept[1])
+                return _FromRecords(self, key, kept[1])
             finally:
                 self.shared.release()
 
@@ -448,42 +447,29 @@ class _FromRecords(FileReplica):
 
     hashes_at_target = True
 
-    def __init__(self, replica: FileReplica, tables: Mapping[str, PointDigests]) -> None:
+    def __init__(self, replica: FileReplica, key: object, tables: Mapping[str, PointDigests]) -> None:
         super().__init__(replica.site, replica.home, replica.clock)
-        self._tables = tables
+        self._key, self._tables = key, tables
 
     def digests(self, disk_id: str, extent: Extent, digest: Digest = Digest.BLAKE3) -> bytes:
         if digest is not Digest.BLAKE3 or disk_id not in self._tables:
             return super().digests(disk_id, extent, digest)
         result = self._tables[disk_id].look_up(extent)
-        unknown = _unknown(result)
+        unknown = unknown_runs(result)
         if not unknown:
             return bytes(result)
         first, last = unknown[0][0], unknown[-1][1]  # in one read, also what is known between: each costs a connection
         offset, behind = extent.offset + first * DIGEST_BLOCK, extent.offset + last * DIGEST_BLOCK
         read = memoryview(super().digests(disk_id, Extent(offset, min(extent.end, behind) - offset), digest))
         with self.shared.learning:
-            blocks = self.shared.learned.setdefault(disk_id, Blocks(self._tables[disk_id].size))
+            if self.shared.learned[0] != self._key:
+                self.shared.learned = (self._key, {})
+            blocks = self.shared.learned[1].setdefault(disk_id, Blocks(self._tables[disk_id].size))
             for start, end in unknown:
                 found = read[(start - first) * DIGEST_SIZE : (end - first) * DIGEST_SIZE]
                 result[start * DIGEST_SIZE : end * DIGEST_SIZE] = found
                 blocks.known(extent.offset + start * DIGEST_BLOCK, found)
         return bytes(result)
-
-
-def _unknown(digests: bytearray) -> list[tuple[int, int]]:
-    """Runs of blocks, by number, whose digests are not known."""
-    runs: list[tuple[int, int]] = []
-    if UNKNOWN_DIGEST not in digests:
-        return runs
-    for at in range(0, len(digests), DIGEST_SIZE):
-        if digests[at : at + DIGEST_SIZE] == UNKNOWN_DIGEST:
-            block = at // DIGEST_SIZE
-            if runs and runs[-1][1] == block:
-                runs[-1] = (runs[-1][0], block + 1)
-            else:
-                runs.append((block, block + 1))
-    return runs
 
 
 class _ReplicaReader(DiskReader):

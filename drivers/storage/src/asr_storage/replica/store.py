@@ -417,8 +417,9 @@ class Shared:
         """Of which head, and the digests that are recorded of it; their files are open while the replica is held."""
         self.learning = threading.Lock()
         """Of who adds to `learned`."""
-        self.learned: dict[str, Blocks] = {}
-        """Digests of blocks of the head that had none, by disk, as a resync read them; recorded with the next point."""
+        self.learned: tuple[object, dict[str, Blocks]] = (None, {})
+        """Of which head, and digests of its blocks that had none, by disk, as a resync read them; recorded with the
+        next point, unless another process has applied a cycle since."""
         self.cloning = threading.Lock()
         """Of who clones the heads."""
         self._holding = threading.Lock()
