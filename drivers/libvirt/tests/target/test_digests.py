@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from asr_storage.replica import writer
+from asr_storage.qemu.process import QemuError, QemuTimeout
+from asr_storage.replica import examine, writer
 from asr_storage.replica.blocks import Blocks
 from asr_storage.replica.digests import UNKNOWN_DIGEST
 from asr_storage.replica.replica import FileReplica
 from asr_storage.replica.store import ReplicaKind, Shared
 from asrcore.driver import DIGEST_SIZE, Examination, Replica, digest_of
-from asrcore.errors import AsrError, PointNotFound, ReplicaDamaged
+from asrcore.errors import AsrError, DriverFailed, PointNotFound, ReplicaDamaged, TargetReadOnly
 from asrcore.model.extent import Extent
 
 from .conftest import KIB, MIB, Bench
@@ -354,6 +356,89 @@ def test_a_quick_look_finds_damaged_files(three: Bench, point_id: str, harm: str
     found = three.replica.examine(point_id)
     assert found.damage, point_id
     assert whole(three.replica, point_id).damage
+
+
+@pytest.mark.parametrize("call", ["info", "check"])
+@pytest.mark.parametrize(
+    ("problem", "exit_code", "output"),
+    [
+        (QemuTimeout, None, ""),
+        (QemuError, None, "Cannot allocate memory"),
+        (QemuError, -9, ""),
+        (QemuError, 1, "Could not open 'x': Too many open files"),
+    ],
+)
+def test_a_host_that_cannot_check_an_image_is_no_damage(
+    three: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: ReplicaKind,
+    call: str,
+    problem: type[QemuError],
+    exit_code: int | None,
+    output: str,
+) -> None:
+    asked = []
+
+    def fails(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise problem("check", command=[], exit_code=exit_code, output=output)
+
+    monkeypatch.setattr(examine.img, call, fails)
+    assert three.replica.examine("p3").damage == ()
+    assert bool(asked) is (kind is ReplicaKind.CHAIN)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ESTALE, errno.ENOMEM])
+def test_a_host_that_cannot_open_a_file_is_no_damage(
+    three: Bench, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path, opened = image_of(three, "p2"), os.open
+
+    def refused(name: object, *arguments: object, **named: object) -> int:
+        if name == path:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(name, *arguments, **named)  # type: ignore[arg-type, call-overload, no-any-return]
+
+    monkeypatch.setattr(examine.os, "open", refused)
+    with pytest.raises((DriverFailed, TargetReadOnly)):
+        three.replica.examine("p2")
+    monkeypatch.undo()
+    assert three.replica.examine("p2").damage == ()
+
+
+def test_an_image_that_cannot_be_read_is_damaged(three: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = image_of(three, "p2"), os.open
+
+    def refused(name: object, *arguments: object, **named: object) -> int:
+        if name == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opened(name, *arguments, **named)  # type: ignore[arg-type, call-overload, no-any-return]
+
+    monkeypatch.setattr(examine.os, "open", refused)
+    assert "Input/output error" in three.replica.examine("p2").damage[0]
+
+
+def test_a_quick_look_has_an_end(three: Bench, monkeypatch: pytest.MonkeyPatch, kind: ReplicaKind) -> None:
+    checked: list[tuple[str, float]] = []
+    check = examine.img.check
+
+    def noted(path: Path, fmt: str, *, in_use: bool, timeout: float) -> object:
+        checked.append((path.name, timeout))
+        return check(path, fmt, in_use=in_use, timeout=timeout)
+
+    monkeypatch.setattr(examine.img, "check", noted)
+    assert three.replica.examine("p3").damage == ()
+    if kind is ReplicaKind.CHAIN:
+        assert [name for name, _ in checked] == [image_of(three, "p3").name, image_of(three, "p2").name]
+        assert all(seconds <= examine.CHECK_SECONDS for _, seconds in checked)
+    monkeypatch.setattr(examine, "CHECKED_LAYERS", 1)
+    checked.clear()
+    assert three.replica.examine("p3").damage == ()
+    assert [name for name, _ in checked] == [image_of(three, "p3").name][: kind is ReplicaKind.CHAIN]
+    monkeypatch.setattr(examine, "CHECK_SECONDS", 0.0)
+    checked.clear()
+    assert three.replica.examine("p3", start=0).damage == ()
+    assert checked == []
 
 
 def test_a_missing_description_is_found(three: Bench) -> None:

@@ -20,7 +20,13 @@ from asr_storage.files.errors import storage_errors
 from asr_storage.replica.blocks import Blocks
 from asr_storage.replica.chain import ChainImages
 from asr_storage.replica.digests import PointDigests, unknown_runs
-from asr_storage.replica.examine import damage_of_files, examine_content, forget_cached, sample_content
+from asr_storage.replica.examine import (
+    damage_of_files,
+    examine_content,
+    forget_cached,
+    is_damage,
+    sample_content,
+)
 from asr_storage.replica.journal import Commit, Cycle, Journal
 from asr_storage.replica.recorded import RecordedDigests
 from asr_storage.replica.reflink import ReflinkImages
@@ -409,8 +415,11 @@ class FileReplica(Replica):
             self.home.description(point.stored.id)
         except ReplicaDamaged as problem:
             damage.append(str(problem))
-        except FileNotFoundError:
-            damage.append("its description is missing")
+        except OSError as problem:
+            if not is_damage(problem):
+                raise
+            missing = isinstance(problem, FileNotFoundError)
+            damage.append("its description is missing" if missing else f"its description: {problem.strerror}")
         return damage + damage_of_files(self.home.path, record, point, tables=tables)
 
     def mark_damaged(self, point_id: str, damaged: str) -> None:
