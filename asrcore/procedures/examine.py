@@ -8,20 +8,49 @@ import attrs
 
 from asrcore import driver
 from asrcore.crashpoint import reach
-from asrcore.errors import AsrError, PointNotFound
+from asrcore.errors import AsrError, PointDamaged, PointNotFound
+from asrcore.model.point import RecoveryPoint
 from asrcore.model.protection import Protection
 from asrcore.model.watch import Watch
-from asrcore.procedures.points import damaged
+from asrcore.procedures.points import choose_point, damaged, is_named
 from asrcore.procedures.procedure import Work
 from asrcore.replication.context import Context
 from asrcore.units import MiB
 
-__all__ = ["PART", "check_point", "note_examined"]
+__all__ = ["PART", "check_point", "note_examined", "whole_point"]
 
 _log = logging.getLogger(__name__)
 
 PART = 256 * MiB
 """Bytes that are examined in one call: over a link each call has a time limit."""
+
+
+_MOST_PASSED_OVER = 8
+"""Points in which damage is found, one after the other, until a job fails: each look may take the target a while."""
+
+
+def whole_point(work: Work) -> RecoveryPoint:
+    """Choose the point of a job, and let the target look for damage in it. Where the latest one is wanted, or that of a
+    time, one in which damage is found is passed over: it is marked, and the next older one is taken.
+
+    Raises PointDamaged and PointNotFound.
+    """
+    vault, wanted, name = work.context.vault, work.arguments, work.protection.name
+    passed: list[str] = []
+    while True:
+        points = vault.points(work.protection_id)
+        point = choose_point(points, wanted.point, name, allow_damaged=wanted.allow_damaged)
+        try:
+            check_point(work, point.id)
+        except PointDamaged:
+            if is_named(points, wanted.point) or point.id in passed or len(passed) == _MOST_PASSED_OVER:
+                raise
+            passed.append(point.id)
+            continue
+        if passed:
+            work.facts["passed_over"] = passed
+            work.note("failover", f"point {point.id} is taken; newer ones are damaged: {', '.join(passed)}")
+        return point
 
 
 def check_point(work: Work, point_id: str) -> None:

@@ -26,7 +26,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.protection import Protection
 from asrcore.model.state import Event, State, allowed
 from asrcore.model.watch import Watch
-from asrcore.procedures.examine import check_point
+from asrcore.procedures.examine import check_point, whole_point
 from asrcore.procedures.give_back import (
     NO_FAILURE_OF_A_SITE,
     clean_target,
@@ -36,7 +36,7 @@ from asrcore.procedures.give_back import (
     source_was_stopped,
     try_undo,
 )
-from asrcore.procedures.points import check_planned, choose_point
+from asrcore.procedures.points import check_planned
 from asrcore.procedures.procedure import Procedure, Step, Work
 from asrcore.procedures.steps import commanded, fence_source, note_repairs, refused
 from asrcore.replication.agreement import ask_target
@@ -63,6 +63,8 @@ def _planned_begin(work: Work) -> None:
     check_planned(protection)
     finish_undo(work.context, protection.id)
     protection = ask_target(work.context, protection.id, at_once=True).protection
+    if protection.head_point is not None:
+        check_point(work, protection.head_point)
     _check_target(work, protection.head_point)
     if protection.state is not State.FAILING_OVER:  # else an earlier attempt has stopped it
         running = source.inventory.machine(protection.source_machine).power is not PowerState.OFF
@@ -85,12 +87,7 @@ def _unplanned_begin(work: Work) -> None:
         work.facts["source_to_start"] = True  # if this failover is taken back or undone
         work.save()
     protection = ask_target(work.context, protection.id, at_once=True).protection
-    point = choose_point(
-        work.context.vault.points(protection.id),
-        work.arguments.point,
-        protection.name,
-        allow_damaged=work.arguments.allow_damaged,
-    )
+    point = whole_point(work)
     _check_target(work, point.id)
     _begin_failover(work, FailoverKind.UNPLANNED, failover_point=point.id, planned=False)
     lost = rpo(point, work.context.clock())
@@ -98,10 +95,9 @@ def _unplanned_begin(work: Work) -> None:
 
 
 def _check_target(work: Work, point_id: str | None) -> None:
-    """Let the target read the replica, look for damage in the point, and say that it can make and start the machine."""
+    """Let the target read the replica and say that it can make and start the machine."""
     protection = work.protection
     spec = _spec(protection, point_id, next_generation(protection.epoch))
-    check_point(work, spec.point_id)
     try:
         found = work.context.site(protection.target_site).target.failover_findings(spec)
     except PointNotFound:

@@ -10,7 +10,7 @@ from asrcore.model.protection import Protection
 from asrcore.model.state import State
 from asrcore.units import format_time, parse_time
 
-__all__ = ["check_planned", "choose_point", "damaged"]
+__all__ = ["check_planned", "choose_point", "damaged", "is_named"]
 
 
 def choose_point(
@@ -23,7 +23,7 @@ def choose_point(
     """
     if text == "latest":
         return _newest(points, points, text, machine, allow_damaged)
-    matches = [point for point in points if point.id == text] or [p for p in points if p.id.startswith(text) and text]
+    matches = _named(points, text)
     if len(matches) == 1:
         return _newest(matches, points, text, machine, allow_damaged)
     try:
@@ -32,6 +32,15 @@ def choose_point(
         raise PointNotFound(machine=machine, point=text) from None
     before = [point for point in points if point.taken_at <= at]
     return _newest(before, points, text, machine, allow_damaged)
+
+
+def is_named(points: Sequence[RecoveryPoint], text: str) -> bool:
+    """Whether it is the id of a point (or the unique start of one)."""
+    return text != "latest" and len(_named(points, text)) == 1
+
+
+def _named(points: Sequence[RecoveryPoint], text: str) -> list[RecoveryPoint]:
+    return [point for point in points if point.id == text] or [p for p in points if p.id.startswith(text) and text]
 
 
 def _newest(

@@ -11,7 +11,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.state import State
 from asrcore.procedures import examine
 from asrcore.testing.memory._target import MemoryReplica
-from asrcore.units import KiB, MiB
+from asrcore.units import KiB, MiB, format_time
 from tests.unit.rig import Rig, facts
 
 
@@ -38,17 +38,51 @@ def marked(rig: Rig) -> list[str]:
     return [point.damaged for point in info.points]
 
 
-def test_a_damaged_point_stops_an_unplanned_failover_before_anything_is_taken(two: Rig) -> None:
+def test_a_damaged_latest_point_is_passed_over_by_an_unplanned_failover(two: Rig) -> None:
+    first, bad = two.engine.points("web")[0].id, damage(two, -1)
+    job = two.engine.failover_unplanned("web")
+    assert two.protection.failover_point == first
+    assert facts(job)["passed_over"] == [bad]
+    assert "disk vda" in two.engine.points("web")[-1].damaged
+    said = [event.text for event in two.engine.vault.events(kinds=["failover"])]
+    assert f"point {first} is taken; newer ones are damaged: {bad}" in said
+
+
+def test_a_damaged_point_of_a_time_is_passed_over(two: Rig) -> None:
+    first, at = two.engine.points("web")[0].id, two.engine.points("web")[-1].taken_at
+    bad = damage(two, -1)
+    job = two.engine.failover_unplanned("web", point=format_time(at + 1))
+    assert (two.protection.failover_point, facts(job)["passed_over"]) == (first, [bad])
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_damaged_point_that_is_named_stops_an_unplanned_failover_before_anything_is_taken(
+    two: Rig, known: bool
+) -> None:
     first, bad = two.engine.points("web")[0].id, damage(two, -1)
     epoch = two.protection.epoch
-    with pytest.raises(PointDamaged, match=f"{bad} of 'web' is damaged: disk vda") as caught:
-        two.engine.failover_unplanned("web")
+    for _ in range(2 if known else 1):
+        with pytest.raises(PointDamaged, match=f"{bad} of 'web' is damaged: disk vda") as caught:
+            two.engine.failover_unplanned("web", point=bad)
     assert first in str(caught.value.attributes["other"])
     assert first in caught.value.action_text
     assert (two.protection.state, two.protection.epoch) == (State.PROTECTED, epoch)
     assert two.power("a") is PowerState.RUNNING
-    two.engine.failover_unplanned("web")  # the latest is now the one before
-    assert two.protection.failover_point == first
+
+
+def test_where_all_points_are_damaged_a_failover_ends(two: Rig) -> None:
+    newest = [damage(two, number) for number in (0, 1)][-1]
+    with pytest.raises(PointDamaged, match=newest):
+        two.engine.failover_unplanned("web")
+    assert all(point.damaged for point in two.engine.points("web"))
+    assert (two.protection.state, two.power("a")) == (State.PROTECTED, PowerState.RUNNING)
+
+
+def test_only_some_points_are_passed_over(two: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine, "_MOST_PASSED_OVER", 0)
+    bad = damage(two, -1)
+    with pytest.raises(PointDamaged, match=bad):
+        two.engine.failover_unplanned("web")
 
 
 def test_a_damaged_point_stops_a_test_and_leaves_no_test(two: Rig) -> None:
@@ -147,9 +181,9 @@ def test_what_cannot_be_marked_at_the_target_is_refused_all_the_same(two: Rig, m
         raise DriverFailed(operation="mark", site="b", detail="a test")
 
     monkeypatch.setattr(MemoryReplica, "mark_damaged", refused)
-    damage(two, -1)
+    bad = damage(two, -1)
     with pytest.raises(PointDamaged):
-        two.engine.failover_unplanned("web")
+        two.engine.failover_unplanned("web", point=bad)
     assert two.engine.points("web")[-1].damaged
 
 
