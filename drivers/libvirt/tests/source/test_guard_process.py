@@ -58,6 +58,21 @@ def test_it_starts_with_the_first_view_and_ends_with_the_engine_if_nothing_is_le
     until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+def test_it_imports_nothing_from_the_working_directory(
+    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("syslog", "json", "socket"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")  # as where the engine was started by `python -c`
+    guard.view("machine", "asr-v1", held=False, places=[])
+    (pid,) = pids(guard)
+    guard.ended("asr-v1")
+    guard.close()
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    assert not (tmp_path / "ran").exists()
+
+
 def test_one_that_was_killed_is_started_again_and_knows_all_that_is_open(guard: Guard) -> None:
     guard.view("machine", "asr-v1", held=False, places=[])
     (pid,) = pids(guard)

@@ -123,13 +123,14 @@ class Guard:
         reading, writing = os.pipe()
         try:
             subprocess.run(
-                [sys.executable, "-c", _PROGRAM],
+                # -P: `-c` would put the working directory before everything else, and its files would run as root.
+                [sys.executable, "-P", "-c", _PROGRAM],
                 stdin=reading,
                 # Whoever reads this process's output must not wait for the guard.
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
                 check=True,
             )
         except (OSError, subprocess.SubprocessError) as problem:
