@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import signal
 import socket
@@ -86,6 +88,44 @@ def test_one_that_was_killed_is_started_again_and_knows_all_that_is_open(guard: 
     time.sleep(1.5)
     assert Path(f"/proc/{again}").exists(), "the first view is left"
     os.kill(again, signal.SIGKILL)
+
+
+def test_one_that_does_not_read_is_killed_before_another_is_started(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asr_driver_libvirt.source.guard.WRITE_SECONDS", 0.5)
+    guard.view("machine", "asr-v0", held=False, places=[])
+    (pid,) = pids(guard)
+    os.kill(pid, signal.SIGSTOP)
+    first = Path(f"/proc/self/fd/{guard._fd}").readlink()
+    fcntl.fcntl(guard._fd, fcntl.F_SETPIPE_SZ, 4096)
+    names = [f"asr-v{number}" for number in range(100)]
+    for name in names:
+        guard.view("machine", name, held=False, places=[])
+    assert Path(f"/proc/self/fd/{guard._fd}").readlink() != first
+    (again,) = pids(guard)
+    assert again != pid
+    # If it continued later it would see the end of its pipe, and end what the engine still reads.
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    for name in names:
+        guard.ended(name)
+    guard.close()
+    until(lambda: not Path(f"/proc/{again}").exists())
+
+
+def test_one_receives_more_views_than_fit_in_its_pipe(guard: Guard) -> None:
+    """All are sent to a guard that is started again, and it may read them slowly."""
+    names = [f"asr-v{number}" for number in range(600)]
+    for name in names:
+        guard._entries[name] = {"machine": "m" * 36, "view": name, "held": False, "starting": False, "places": ["/p"]}
+    assert len(json.dumps(guard._entries)) > 1 << 16
+    guard.view("machine", "asr-last", held=False, places=[])
+    (pid,) = pids(guard)
+    for name in [*names, "asr-last"]:
+        guard.ended(name)
+    assert pids(guard) == [pid]
+    guard.close()
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_readers_are_seen(tmp_path: Path) -> None:

@@ -42,8 +42,19 @@ TICK_SECONDS = 1.0
 RETRY_SECONDS = 10.0
 # A host that does not answer for so long has most likely restarted, and nothing is left there.
 GIVE_UP_SECONDS = 24 * 3600.0
-# Forks before it imports anything: the engine waits for this process, and the guard is no child of it.
-_PROGRAM = "import os; os.fork() and os._exit(0); from asr_driver_libvirt.source.guard import main; main()"
+# For a guard that reads slowly. One that does not read at all is replaced.
+WRITE_SECONDS = 2.0
+# Forks before it imports anything: the engine waits for this process, and the guard is no child of it. Prints the
+# guard's process ID. Whoever reads the engine's output must not wait for the guard, so that is not its output.
+_PROGRAM = """\
+import os
+if pid := os.fork():
+    os.write(1, b"%d" % pid)
+    os._exit(0)
+os.dup2(2, 1)
+from asr_driver_libvirt.source.guard import main
+main()
+"""
 
 _Entry = dict[str, Any]
 
@@ -68,6 +79,7 @@ class Guard:
         self._entries: dict[str, _Entry] = {}
         self._pipe: weakref.finalize[..., Guard] | None = None
         self._fd = -1
+        self._pid = 0
 
     def hold(self, machine: str, *, started: bool) -> None:
         """A machine that is off is about to be started with its processors stopped, or (`started`) has been."""
@@ -103,37 +115,57 @@ class Guard:
         try:
             if self._pipe is None:
                 self._start()
-                messages = [self._first, *({"add": key, **entry} for key, entry in self._entries.items())]
+                messages = self._all()
             try:
                 self._write(messages)
             except OSError:  # it was killed, or does not run
-                self._close()
+                self._abandon()
                 self._start()
-                self._write([self._first, *({"add": key, **entry} for key, entry in self._entries.items())])
+                self._write(self._all())
         except OSError as problem:
-            self._close()
+            self._abandon()
             _log.warning("the guard of site %s cannot be started: %s", self._first["site"], problem)
+
+    def _all(self) -> list[_Entry]:
+        return [self._first, *({"add": key, **entry} for key, entry in self._entries.items())]
+
+    def _abandon(self) -> None:
+        """Kill it before its pipe is closed: it would take this process for dead, and end views that are in use."""
+        if self._pipe is None:
+            return
+        with contextlib.suppress(OSError):
+            process = os.pidfd_open(self._pid)
+            try:
+                # No other process has this pipe. The number alone may be another's by now.
+                if os.path.samestat(os.stat(f"/proc/{self._pid}/fd/0"), os.fstat(self._fd)):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            finally:
+                os.close(process)
+        self._close()
 
     def _write(self, messages: Iterable[_Entry]) -> None:
         data = "".join(json.dumps(message) + "\n" for message in messages).encode()
-        if os.write(self._fd, data) != len(data):
-            raise BlockingIOError
+        end = time.monotonic() + WRITE_SECONDS
+        while data:
+            if not select.select([], [self._fd], [], max(0.0, end - time.monotonic()))[1]:
+                raise BlockingIOError
+            data = data[os.write(self._fd, data) :]
 
     def _start(self) -> None:
         reading, writing = os.pipe()
         try:
-            subprocess.run(
+            started = subprocess.run(
                 # -P: `-c` would put the working directory before everything else, and its files would run as root.
                 [sys.executable, "-P", "-c", _PROGRAM],
                 stdin=reading,
-                # Whoever reads this process's output must not wait for the guard.
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
                 check=True,
             )
-        except (OSError, subprocess.SubprocessError) as problem:
+            self._pid = int(started.stdout)
+        except (OSError, ValueError, subprocess.SubprocessError) as problem:
             os.close(writing)
             raise OSError(str(problem)) from problem
         finally:
