@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from asr_driver_libvirt.settings import SiteSettings
-from asr_driver_libvirt.source.guard import Guard, _clients
+from asr_driver_libvirt.source.guard import Guard, _clients, _Process
 from asr_driver_libvirt.xml.backup import NbdServer
+from asrcore.errors import MachineNotFound
 
 
 def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -126,6 +127,26 @@ def test_one_receives_more_views_than_fit_in_its_pipe(guard: Guard) -> None:
     assert pids(guard) == [pid]
     guard.close()
     until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+class NoMachine:
+    """A host that answers, and does not have the machine."""
+
+    def domain(self, machine: str) -> None:
+        raise MachineNotFound(machine=machine, site="a")
+
+
+def test_nothing_is_left_of_a_machine_that_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda _, text: logged.append(text))
+    process = _Process({"site": "a", "settings": {}, "local": False, "reserve": None}, 60.0)
+    monkeypatch.setattr(process, "_host", NoMachine())
+    for key in ("asr-v1", "machine"):
+        process._entries[key] = {"machine": "machine", "view": "", "held": True, "starting": True, "places": []}
+    process._over = time.monotonic()
+    process._look()
+    assert not process._entries
+    assert not logged
 
 
 def test_readers_are_seen(tmp_path: Path) -> None:

@@ -256,10 +256,15 @@ class _Process:
         return False
 
     def _is_left(self, key: str, entry: _Entry, now: float) -> bool:
-        """Whether no client has read it for long enough."""
+        """Whether no client has read it for long enough, or its machine was deleted."""
+        from asrcore.errors import MachineNotFound  # noqa: PLC0415 - see the module's text
+
         if self._terminated:
             return True
-        server = self._server(entry)
+        try:
+            server = self._server(entry)
+        except MachineNotFound:
+            return True
         if server is not None and _clients(server):
             self._unread[key] = now
         return now - self._unread.setdefault(key, self._over or now) >= self._grace
