@@ -42,8 +42,13 @@ VIR_DOMAIN_JOB_NONE: Final = 0
 VIR_DOMAIN_METADATA_ELEMENT: Final = 2
 VIR_DOMAIN_PAUSED: Final = 3
 VIR_DOMAIN_PAUSED_IOERROR: Final = 5
+VIR_DOMAIN_PAUSED_MIGRATION: Final = 2
+VIR_DOMAIN_PAUSED_STARTING_UP: Final = 11
+VIR_DOMAIN_PAUSED_USER: Final = 1
 VIR_DOMAIN_PMSUSPENDED: Final = 7
 VIR_DOMAIN_RUNNING: Final = 1
+VIR_DOMAIN_RUNNING_BOOTED: Final = 1
+VIR_DOMAIN_RUNNING_UNPAUSED: Final = 5
 VIR_DOMAIN_SHUTDOWN: Final = 4
 VIR_DOMAIN_SHUTOFF: Final = 5
 VIR_DOMAIN_SHUTOFF_DESTROYED: Final = 2
@@ -184,6 +189,7 @@ class virDomain:
     def snapshotNum(self, flags: int = 0) -> int: ...
     # State and reason.
     def state(self, flags: int = 0) -> list[int]: ...
+    def vcpus(self) -> tuple[list[tuple[int, int, int, int]], list[tuple[bool, ...]]]: ...
     def undefineFlags(self, flags: int = 0) -> int: ...
 
 class virDomainCheckpoint:

@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from asr_driver_libvirt.site import LibvirtSite
+from asr_driver_libvirt.source import left_over
+from asr_driver_libvirt.source.source import LibvirtSource
 from drivers.libvirt.tests.source.test_odd_machines import Bare, disk, image
 from tests.lab import Lab
 
@@ -139,3 +141,17 @@ def test_an_engine_killed_at_any_place_leaves_nothing(
     until(lambda: not has_job(bare), "the job is still there")
     state = "shut off" if held else "running"
     until(lambda: bare.virsh("domstate", bare.name).strip() == state, f"it is not {state}")
+
+
+def test_a_machine_that_its_user_started_and_paused_is_not_stopped(bare: Bare, site: LibvirtSite) -> None:
+    """An engine that was about to hold it was killed at the same time."""
+    host = cast(LibvirtSource, site.source)._host
+    domain = host.domain(bare.id)
+    until(lambda: sum(row[2] for row in domain.vcpus()[0]) > left_over._START_TIME, "its firmware runs")
+    bare.virsh("suspend", bare.name)
+    assert left_over.end(host, domain, "", held=True, starting=True) == ""
+    assert bare.virsh("domstate", bare.name).strip() == "paused"
+    bare.virsh("destroy", bare.name)
+    bare.virsh("start", "--paused", bare.name)
+    assert left_over.end(host, domain, "", held=True, starting=True) == "stopped the machine"
+    assert bare.virsh("domstate", bare.name).strip() == "shut off"
