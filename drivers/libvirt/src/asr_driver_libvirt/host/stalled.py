@@ -5,12 +5,12 @@ own write fails and its processors stop (QEMU 7.2; `on-cbw-error=break-snapshot`
 libvirt's backups cannot ask for it). So this driver may be the cause, and then it resumes the machine: QEMU repeats
 the write that failed.
 
-Two facts show what the cause is. The machine paused while a backup job of this driver existed, and a disk
-reports "no space" (`virsh domblkerror`). A machine that was paused before the view was opened gets a mark in its
+Two facts show the cause. The machine paused while a backup job of this driver existed, and its disks report "no
+space" (`virsh domblkerror`) and nothing else. A machine that was paused before the view was opened gets a mark in its
 running definition, and is left alone; one that the view stopped gets one too, before the job is ended, so that whoever
-comes after a killed engine still knows it. Every other pause is reported only: also one that another vault's view
-caused, which that vault undoes. A view without a tag counts as this vault's here, since a machine must not stay paused
-because of a view.
+comes after a killed engine still knows it. That mark is deleted as soon as the machine is seen running, or paused by
+another error. Every other pause is reported only: also one that another vault's view caused, which that vault undoes.
+A view without a tag counts as this vault's here, since a machine must not stay paused because of a view.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def claim(domain: libvirt.virDomain, view: str) -> bool:
     by, former = _mark(domain)
     if (by, former) == (_OTHER, view) or (by == _VIEW and not _of(former, _owner(view))):
         return False
-    if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE not in _disk_errors(domain).values():
+    if not _without_space(domain):
         return False
     _set(domain, _VIEW, view)
     return True
@@ -80,11 +80,18 @@ def claim(domain: libvirt.virDomain, view: str) -> bool:
 def resume(domain: libvirt.virDomain, owner: str) -> bool:
     """Resume a machine that a view of the vault with the tag `owner` stopped, when its job has ended. False if it
     stopped again, or was stopped by something else. Raises libvirtError."""
-    if not is_stalled(domain):
-        _forget(domain)
+    stalled = is_stalled(domain)
+    if not stalled and domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
         return False
     by, view = _mark(domain)
-    if by != _VIEW or not _of(view, owner):
+    if by != _VIEW:
+        return False
+    if not stalled or not _without_space(domain):
+        # It was resumed meanwhile, by its user or by a process that was killed then. The mark must not be taken for the
+        # cause of a later pause.
+        _unmark(domain)
+        return False
+    if not _of(view, owner):
         return False
     domain.resume()
     end = time.monotonic() + _HOLDS_SECONDS
@@ -93,9 +100,14 @@ def resume(domain: libvirt.virDomain, owner: str) -> bool:
             _log.warning("machine %s has no space to continue yet", domain.name())
             return False
         time.sleep(0.05)
-    _clear(domain)
+    with contextlib.suppress(libvirt.libvirtError):
+        _unmark(domain)
     _log.warning("machine %s was paused for lack of space for scratch files, and was resumed", domain.name())
     return True
+
+
+def _without_space(domain: libvirt.virDomain) -> bool:
+    return set(_disk_errors(domain).values()) == {libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE}
 
 
 def _mark(domain: libvirt.virDomain) -> tuple[str, str]:
@@ -117,18 +129,9 @@ def _of(view: str, owner: str) -> bool:
     return _owner(view) in ("", owner)
 
 
-def _forget(domain: libvirt.virDomain) -> None:
-    # Its user resumed it: a later pause has another cause. Only a machine that runs has marks.
-    if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
-        with contextlib.suppress(libvirt.libvirtError):
-            if _mark(domain)[0] == _VIEW:
-                _clear(domain)
-
-
-def _clear(domain: libvirt.virDomain) -> None:
-    with contextlib.suppress(libvirt.libvirtError):
-        domain.setMetadata(_ELEMENT, None, None, _URI, _LIVE)
-
-
 def _set(domain: libvirt.virDomain, by: str, view: str) -> None:
     domain.setMetadata(_ELEMENT, f"<stalled by='{by}' view='{view}'/>", "asr-stalled", _URI, _LIVE)
+
+
+def _unmark(domain: libvirt.virDomain) -> None:
+    domain.setMetadata(_ELEMENT, None, None, _URI, _LIVE)
