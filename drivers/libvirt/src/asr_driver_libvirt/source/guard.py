@@ -137,7 +137,8 @@ class Guard:
             process = os.pidfd_open(self._pid)
             try:
                 # No other process has this pipe. The number alone may be another's by now.
-                if os.path.samestat(Path(f"/proc/{self._pid}/fd/0").stat(), os.fstat(self._fd)):
+                pipe = os.stat(f"/proc/{self._pid}/fd/0")  # noqa: PTH116 - no file
+                if os.path.samestat(pipe, os.fstat(self._fd)):
                     signal.pidfd_send_signal(process, signal.SIGKILL)
             finally:
                 os.close(process)
