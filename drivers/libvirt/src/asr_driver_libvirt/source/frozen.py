@@ -7,6 +7,7 @@ import errno
 import logging
 import stat
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from asrcore.errors import (
 __all__ = ["FilesFrozen", "JobFrozen", "LateFrozen", "image_stamp"]
 
 _log = logging.getLogger(__name__)
+# The watch has other views to look after: what takes longer is looked at again.
+_WATCH_SECONDS = 0.5
 
 
 class JobFrozen(Frozen, Watched):
@@ -68,6 +71,8 @@ class JobFrozen(Frozen, Watched):
         self._closed = False
         self._changed = threading.Condition()
         self._connecting = 0
+        self._connected_by = 0.0
+        """When the last connection is made or has failed, by the monotonic clock, once the view is closed."""
         host.reading.add(str(name))
         if watch is not None:
             watch.begin(self)
@@ -134,44 +139,55 @@ class JobFrozen(Frozen, Watched):
 
     def end_early(self, reason: str) -> None:
         """End the job, and explain the view's end by it. The watch looks again at one that takes long."""
-        self._end(backup_jobs.TIDY_SECONDS, ViewLost(machine=self._machine_id, detail=reason))
+        self._end(_WATCH_SECONDS, _WATCH_SECONDS, ViewLost(machine=self._machine_id, detail=reason))
 
     def end_if_stalled(self) -> None:
         """End the job if the machine was paused for lack of space since. Raises libvirtError, AsrError."""
         domain = self._host.domain(self._machine_id)
         if stalled.is_stalled(domain) and self._running() and backup_jobs.has_stopped(domain):
             detail = f"scratch files are at {', '.join(self.places) or 'unknown places'}"
-            self._end(backup_jobs.TIDY_SECONDS, SourceWasPaused(machine=self._machine_id, detail=detail))
-            if why := stalled.why(domain):
+            error = SourceWasPaused(machine=self._machine_id, detail=detail)
+            if self._end(_WATCH_SECONDS, backup_jobs.TIDY_SECONDS, error) and (why := stalled.why(domain)):
                 self._error = SourcePaused(machine=self._machine_id, site=self._host.name, detail=why)
 
     def close(self) -> None:
         """End the job if it is still this driver's. Over a cut link nothing is tried: the watch ends it when the host
         answers again, or a later view or keep_marks."""
-        self._end(backup_jobs.TIDY_SECONDS)
+        self._end(READ_SECONDS, backup_jobs.TIDY_SECONDS)
 
-    def _end(self, wait: float, error: AsrError | None = None) -> None:
+    def _end(self, connecting: float, wait: float, error: AsrError | None = None) -> bool:
+        """Waits `connecting` seconds for connections that are being made, then `wait` seconds for the job's end.
+        Whether it has ended; if not, the watch tries again."""
         with self._changed:
             if self._closed:
-                return
+                return False
             self._error = error
             self._closed = True
-            self._changed.wait_for(lambda: not self._connecting, READ_SECONDS)
+            self._connected_by = time.monotonic() + READ_SECONDS
+            self._changed.wait_for(lambda: not self._connecting, connecting)
         self._host.reading.discard(str(self._name))
         if self._watch is not None:
             self._watch.end(self)
         problem: object = "its site cannot be reached"
-        if self._host.connected:
+        if self._is_connecting():
+            problem = "a connection to it is being made"
+        elif self._host.connected:
             try:
                 with self._host.guard("closing a frozen view", self._machine_id):
                     self._end_job(wait)
                 self._ended()
-                return
+                return True
             except AsrError as failed:
                 problem = failed
         _log.warning("view of %s was not closed, it is tried again: %s", self._machine_id, problem)
         if self._watch is not None:
             self._watch.owe(self)
+        return False
+
+    def _is_connecting(self) -> bool:
+        """Whether the job must not end yet."""
+        with self._changed:
+            return self._connecting > 0 and time.monotonic() < self._connected_by
 
     def _end_job(self, wait: float) -> None:
         domain = self._host.domain(self._machine_id)
@@ -194,9 +210,11 @@ class JobFrozen(Frozen, Watched):
 
     def end_late(self) -> bool:
         """Again, unless the view was opened again meanwhile. Raises libvirtError, AsrError."""
+        if self._is_connecting():
+            return False
         try:
             if str(self._name) not in self._host.reading:
-                self._end_job(backup_jobs.TIDY_SECONDS)
+                self._end_job(_WATCH_SECONDS)
                 self._ended()
         except MachineNotFound:
             self._ended()

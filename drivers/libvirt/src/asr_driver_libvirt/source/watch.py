@@ -39,7 +39,7 @@ class Watched(ABC):
 
     @abstractmethod
     def end_early(self, reason: str) -> None:
-        """End the job; the view is lost for this reason."""
+        """End the job; the view is lost for this reason. What takes longer than a moment is owed."""
 
     @abstractmethod
     def end_if_stalled(self) -> None:
