@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -43,12 +44,16 @@ class View(Watched):
 class Bench:
     """A watch whose clock and file system are set by the test."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, uri: str, reserve: int = 100 * MiB) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, uri: str, reserve: int = 100 * MiB, usual: int = 0) -> None:
         host = LibvirtHost("a", SiteSettings.parse({"uri": uri}))
         self.now, self.free = 1000.0, {"/s": 10 * GiB}
         monkeypatch.setattr("asr_driver_libvirt.source.watch.time.monotonic", lambda: self.now)
-        monkeypatch.setattr(SpaceMeter, "look", lambda _, place, __=0.0: Space(place, self.free[place], GiB, reserve))
+        monkeypatch.setattr(SpaceMeter, "look", lambda _, place, __=0.0: self.look(place))
+        self.reserve, self.usual = reserve, usual or reserve
         self.watch = ViewWatch(host, SpaceMeter(host))
+
+    def look(self, place: str) -> Space:
+        return Space(place, self.free[place], GiB, self.reserve, self.usual)
 
     def after(self, seconds: float, free: int, *views: View, owed: tuple[View, ...] = ()) -> float:
         self.now += seconds
@@ -81,6 +86,26 @@ def test_a_view_ends_earlier_the_faster_the_space_is_used(bench: Make) -> None:
     assert view.reason == ""
     made.after(0.5, 500 * MiB, view)  # 800 MiB/s: 2.5 s need 2000 MiB
     assert "2.0 GiB are needed" in view.reason
+
+
+def test_a_view_that_was_opened_with_little_space_ends_at_half_of_that(bench: Make) -> None:
+    """No reserve is set, so it is opened below the usual one."""
+    made, view = bench(reserve=64 * MiB, usual=GiB), View("/s")
+    made.watch._thread = threading.current_thread()  # the test looks instead
+    made.watch.begin(view)
+    made.after(20, 200 * MiB, view)
+    made.after(20, 101 * MiB, view)
+    assert view.reason == ""
+    made.after(20, 99 * MiB, view)
+    assert "100.0 MiB are needed" in view.reason
+    made.watch.end(view)
+    again = View("/s")
+    made.watch.begin(again)
+    made.after(20, 2 * GiB, again)
+    made.after(20, 513 * MiB, again)
+    assert again.reason == ""
+    made.after(20, 511 * MiB, again)
+    assert "512.0 MiB are needed" in again.reason
 
 
 def test_space_that_is_freed_ends_no_view(bench: Make) -> None:

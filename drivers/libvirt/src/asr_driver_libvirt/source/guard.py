@@ -29,6 +29,8 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from asr_driver_libvirt.source import reserve
+
 if TYPE_CHECKING:
     from asr_driver_libvirt.host.connection import LibvirtHost
     from asr_driver_libvirt.settings import SiteSettings
@@ -63,7 +65,6 @@ class Guard:
     """The engine's side."""
 
     def __init__(self, site: str, settings: SiteSettings) -> None:
-        reserve = settings.scratch_reserve
         self._first = {
             "site": site,
             "settings": {
@@ -73,7 +74,7 @@ class Guard:
                 "owner": settings.owner,
             },
             "local": settings.local,
-            "reserve": reserve,
+            "reserve": settings.scratch_reserve,
         }
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
@@ -233,7 +234,7 @@ class _Process:
     def _look(self) -> None:
         now = time.monotonic()
         for key, entry in list(self._entries.items()):
-            low = self._first["local"] and any(self._is_low(place) for place in entry["places"])
+            low = self._first["local"] and [place for place in entry["places"] if self._is_low(place, entry)]
             if not low and self._over is None:
                 continue
             if now < self._retry.get(key, now):
@@ -246,14 +247,15 @@ class _Process:
                 syslog.syslog(syslog.LOG_WARNING, f"{entry['machine']}: {problem}")
                 self._retry[key] = now + RETRY_SECONDS
 
-    def _is_low(self, place: str) -> bool:
+    def _is_low(self, place: str, entry: _Entry) -> bool:
         """At half of the engine's limit while it is there: otherwise it is the engine that ends the job."""
         with contextlib.suppress(OSError):
             state = os.statvfs(place)
             total, free = state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize
-            reserve = self._first["reserve"]
-            reserve = min(1 << 30, total // 20) if reserve is None else reserve
-            return bool(free < reserve / (4 if self._over is None else 2))
+            configured = self._first["reserve"]
+            before = entry.setdefault("before", {}).setdefault(place, free)
+            limit = reserve.limit(reserve.usual(configured, total), reserve.least(configured, total), before)
+            return bool(free < (limit / 2 if self._over is None else limit))
         return False
 
     def _is_left(self, key: str, entry: _Entry, now: float) -> bool:

@@ -14,26 +14,27 @@ import libvirt
 
 from asr_driver_libvirt.host import volumes
 from asr_driver_libvirt.host.connection import LibvirtHost
+from asr_driver_libvirt.source import reserve
 from asrcore.errors import AsrError
-from asrcore.units import GiB
 
 __all__ = ["Space", "SpaceMeter"]
 
 _log = logging.getLogger(__name__)
-# Unless the site's settings name a reserve: enough for what a disk takes during a look at a remote host and the end of
-# the job, but no large share of a small file system.
-_RESERVE = GiB
-_SHARE = 20
 
 
 @attrs.frozen
 class Space:
-    """Bytes at a directory of the host. `reserve`: no view is opened with less; open ones end at half of it."""
+    """Bytes at a directory of the host.
+
+    `reserve`: no view is opened with less. `usual`: what is kept free where there is so much. Open views end at half of
+    the latter, or of what was free before them if that was less: see `source.reserve.limit`.
+    """
 
     place: str
     free: int
     total: int
     reserve: int
+    usual: int = attrs.field(default=attrs.Factory(lambda self: self.reserve, takes_self=True))
 
     @property
     def short(self) -> bool:
@@ -61,8 +62,8 @@ class SpaceMeter:
         except (OSError, libvirt.libvirtError, AsrError) as problem:
             _log.debug("free space at %s of %s is not known: %s", place, self._host.name, problem)
             return None
-        reserve = self._host.settings.scratch_reserve
-        found = Space(place, free, total, min(_RESERVE, total // _SHARE) if reserve is None else reserve)
+        configured = self._host.settings.scratch_reserve
+        found = Space(place, free, total, reserve.least(configured, total), reserve.usual(configured, total))
         with self._lock:
             self._known[place] = (time.monotonic(), found)
         return found

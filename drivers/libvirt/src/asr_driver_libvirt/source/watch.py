@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import libvirt
 
 from asr_driver_libvirt.host.connection import LibvirtHost
+from asr_driver_libvirt.source import reserve
 from asr_driver_libvirt.source.guard import Guard
 from asr_driver_libvirt.source.space import Space, SpaceMeter
 from asrcore.errors import AsrError, SiteUnreachable
@@ -64,9 +65,15 @@ class ViewWatch:
         self._owed: set[Watched] = set()
         self._thread: threading.Thread | None = None
         self._before: dict[str, tuple[float, int]] = {}
+        self._first: dict[str, int] = {}
+        """Free space at a place when the first of the views that are open there was seen."""
 
     def begin(self, view: Watched) -> None:
         """From now on."""
+        with self._changed:
+            used = {place for other in self._open for place in other.places}
+            for place in set(view.places) - used:
+                self._first.pop(place, None)
         self._add(self._open, view)
 
     def end(self, view: Watched) -> None:
@@ -81,6 +88,7 @@ class ViewWatch:
     def _add(self, views: set[Watched], view: Watched) -> None:
         with self._changed:
             views.add(view)
+            self._changed.notify()  # there may be little space at a place that was not looked at before
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"scratch-{self._host.name}", daemon=True)
                 self._thread.start()
@@ -105,7 +113,7 @@ class ViewWatch:
             space = self._meter.look(place)
             if space is None:
                 continue
-            ample = ample and space.free > 4 * space.reserve
+            ample = ample and space.free > 4 * space.usual
             if (reason := self._running_out(space)) is not None:
                 for view in views:
                     if place in view.places:
@@ -134,8 +142,11 @@ class ViewWatch:
         at, free = self._before.get(space.place, (now, space.free))
         self._before[space.place] = now, space.free
         rate = 0.0 if now - at > 2 * REMOTE_SECONDS or now <= at else max(0.0, (free - space.free) / (now - at))
-        local = self._host.settings.local or space.free <= 4 * space.reserve
-        needed = space.reserve / 2 + rate * ((LOOK_SECONDS if local else REMOTE_SECONDS) + _END_SECONDS)
+        local = self._host.settings.local or space.free <= 4 * space.usual
+        first = self._first.setdefault(space.place, space.free)
+        needed = reserve.limit(space.usual, space.reserve, first) + rate * (
+            (LOOK_SECONDS if local else REMOTE_SECONDS) + _END_SECONDS
+        )
         if space.free >= needed:
             return None
         return (
