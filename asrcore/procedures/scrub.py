@@ -27,6 +27,8 @@ PART = 64 * MiB
 RATE = 64.0 * MiB
 """Bytes of a point per second at most: 100 GiB take half an hour."""
 STAND_BACK = 0.5  # seconds between looks whether the machine's other work has ended
+GIVE_UP = 300.0
+"""Seconds of that at a time, until it is left to a later call: other machines wait for this scrub."""
 
 
 def points_due(points: Sequence[RecoveryPoint], every: float, now: float) -> list[RecoveryPoint]:
@@ -54,7 +56,8 @@ def scrub(
     rate: float = RATE,
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
-    """Read the machine's points that are due, within the policy's resync window. Returns whether all were read.
+    """Read the machine's points that are due, within the policy's resync window. Returns whether all were read: not if
+    the window closes, or the machine is worked on for long.
 
     Raises what drivers raise; a later call resumes.
     """
@@ -82,12 +85,17 @@ class _Reading:
     def run(self) -> bool:
         """Whether all of it was read, damage was found, or it was deleted meanwhile: nothing is left to be read."""
         start: int | None = self.point.proved_to
+        waited = 0.0
         while start is not None:
             if not self._may_run():
                 return False
             if self.context.locks.busy(self.protection_id):
+                if waited >= GIVE_UP:
+                    return False
                 self.watch.wait(STAND_BACK)
+                waited += STAND_BACK
                 continue
+            waited = 0.0
             try:
                 start = self._part(start)
             except PointNotFound:

@@ -71,7 +71,7 @@ VAULT_PAUSE = 1.0  # seconds without new cycles after the vault did not answer o
 LEFT_EVERY = 60.0  # seconds between attempts to look for what a killed engine left at a source that did not answer
 HEALTH_EVERY = 5.0  # seconds between judgements of the machines' health
 VERIFY_LOOK = 60.0  # seconds between checks for replicas that are to be verified
-SCRUB_AGAIN = 3600.0  # seconds until a scrub that the target did not let end is resumed
+SCRUB_AGAIN = 3600.0  # seconds until a scrub that could not end is resumed: other machines come first
 VERIFICATIONS = 1  # at a time that the service submits: each reads all data of a machine, and none is urgent
 
 _SOURCE_FENCED = (State.FAILED_OVER, State.COMMITTING, State.COMMITTED)
@@ -245,7 +245,8 @@ class Scheduler:
 
     def _scrub(self, protection: Protection, watch: Watch) -> None:
         try:
-            scrub(self._context, protection.id, watch)
+            if not scrub(self._context, protection.id, watch):
+                self._scrub_at[protection.id] = self._context.elapsed() + SCRUB_AGAIN
         except (Cancelled, NotAssigned):
             pass  # the service stops, or another server took over
         except AsrError as problem:

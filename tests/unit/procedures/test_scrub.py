@@ -107,6 +107,17 @@ def test_it_stands_back_while_the_machine_is_worked_on(three: Rig, monkeypatch: 
     assert waits.count(scrub.STAND_BACK) == 2
 
 
+def test_it_gives_up_while_the_machine_is_worked_on_for_long(three: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    busy = iter(["a cycle", None, *["a resync"] * 10_000])
+    monkeypatch.setattr(three.engine.context.locks, "busy", lambda _: next(busy))
+    monkeypatch.setattr(Watch, "wait", lambda _, seconds: waits.append(seconds))
+    assert not run(three)
+    assert sum(waits) == pytest.approx(scrub.GIVE_UP + scrub.STAND_BACK, abs=0.01)
+    assert three.protection.last_scrub_at is None
+    assert three.engine.points("web")[-1].proved_to == PART  # a later one resumes there
+
+
 def test_it_reads_no_faster_than_it_may(three: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(Watch, "wait", lambda _, seconds: waits.append(seconds))

@@ -20,6 +20,7 @@ from asrcore.model.machine import PowerState
 from asrcore.model.point import Mark
 from asrcore.model.policy import ALWAYS, Policy
 from asrcore.model.state import State
+from asrcore.model.watch import Watch
 from asrcore.plugins import Plugins
 from asrcore.replication.context import Context
 from asrcore.service import scheduler
@@ -306,6 +307,23 @@ def test_damage_of_a_kept_point_is_found_in_the_background(service: Service, mon
     service.engine.context.clock = lambda: time.time() + 3700
     service.until(lambda: vault.protection("web").last_scrub_at is not None)
     assert [point.id for point in vault.points(protection.id) if point.damaged] == [bad]
+
+
+def test_a_scrub_that_could_not_end_lets_others_go_first(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = service.engine.vault
+    web = attrs.evolve(vault.protection("web"), last_scrub_at=1.0)
+    other = attrs.evolve(web, id="other", name="other", last_scrub_at=2.0)
+    at = 1000.0
+    own = scheduler.Scheduler(Context(vault, service.engine.plugins, elapsed=lambda: at), lambda *_: None)
+    own._policies = {"gold": vault.policy("gold")}
+    started: list[str] = []
+    monkeypatch.setattr(own._scrubs, "start", lambda protection_id, *_: started.append(protection_id))
+    monkeypatch.setattr(scheduler, "scrub", lambda *_: False)
+    own._start_scrub([web, other], at, time.time())
+    own._scrub(web, Watch())
+    own._start_scrub([web, other], at, time.time())
+    own._start_scrub([web, other], at + scheduler.SCRUB_AGAIN, time.time())
+    assert started == [web.id, "other", web.id]
 
 
 def test_saturation_is_reported_once_and_so_is_its_end(service: Service) -> None:
