@@ -66,17 +66,17 @@ def claimed() -> Domain:
 
 
 def test_a_machine_that_a_view_stopped_is_resumed(claimed: Domain) -> None:
-    assert stalled.resume(given(claimed))
+    assert stalled.resume(given(claimed), "")
     assert claimed.now == RUNNING
     assert claimed.marked is None
 
 
 def test_the_mark_of_a_machine_that_its_user_resumed_is_deleted(claimed: Domain) -> None:
     claimed.resume()
-    assert not stalled.resume(given(claimed))
+    assert not stalled.resume(given(claimed), "")
     assert claimed.marked is None
     claimed.fail(vda=NO_SPACE)  # the disk's own file system is full: no view is open
-    assert not stalled.resume(given(claimed))
+    assert not stalled.resume(given(claimed), "")
     assert claimed.now == FAILED
 
 
@@ -84,7 +84,7 @@ def test_the_mark_of_a_machine_that_its_user_resumed_is_deleted(claimed: Domain)
 def test_a_machine_that_another_error_stopped_since_is_left_alone(claimed: Domain, errors: dict[str, int]) -> None:
     claimed.resume()
     claimed.fail(**errors)
-    assert not stalled.resume(given(claimed))
+    assert not stalled.resume(given(claimed), "")
     assert claimed.now == FAILED
     assert claimed.marked is None
     stalled.note(given(claimed), "asr-v2")
@@ -100,5 +100,5 @@ def test_an_error_of_a_failing_disk_is_not_taken_for_the_view() -> None:
 
 def test_one_that_its_user_paused_stays_so(claimed: Domain) -> None:
     claimed.now = BY_USER
-    assert not stalled.resume(given(claimed))
+    assert not stalled.resume(given(claimed), "")
     assert claimed.now == BY_USER

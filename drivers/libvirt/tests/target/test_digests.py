@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from asr_storage.qemu import img
 from asr_storage.qemu.process import QemuError, QemuTimeout
 from asr_storage.replica import examine, writer
 from asr_storage.replica.blocks import Blocks
@@ -383,7 +384,7 @@ def test_a_host_that_cannot_check_an_image_is_no_damage(
         asked.append(1)
         raise problem("check", command=[], exit_code=exit_code, output=output)
 
-    monkeypatch.setattr(examine.img, call, fails)
+    monkeypatch.setattr(img, call, fails)
     assert three.replica.examine("p3").damage == ()
     assert bool(asked) is (kind is ReplicaKind.CHAIN)
 
@@ -397,9 +398,9 @@ def test_a_host_that_cannot_open_a_file_is_no_damage(
     def refused(name: object, *arguments: object, **named: object) -> int:
         if name == path:
             raise OSError(number, os.strerror(number), str(path))
-        return opened(name, *arguments, **named)  # type: ignore[arg-type, call-overload, no-any-return]
+        return opened(name, *arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(examine.os, "open", refused)
+    monkeypatch.setattr(os, "open", refused)
     with pytest.raises((DriverFailed, TargetReadOnly)):
         three.replica.examine("p2")
     monkeypatch.undo()
@@ -412,21 +413,21 @@ def test_an_image_that_cannot_be_read_is_damaged(three: Bench, monkeypatch: pyte
     def refused(name: object, *arguments: object, **named: object) -> int:
         if name == path:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return opened(name, *arguments, **named)  # type: ignore[arg-type, call-overload, no-any-return]
+        return opened(name, *arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(examine.os, "open", refused)
+    monkeypatch.setattr(os, "open", refused)
     assert "Input/output error" in three.replica.examine("p2").damage[0]
 
 
 def test_a_quick_look_has_an_end(three: Bench, monkeypatch: pytest.MonkeyPatch, kind: ReplicaKind) -> None:
     checked: list[tuple[str, float]] = []
-    check = examine.img.check
+    check = img.check
 
     def noted(path: Path, fmt: str, *, in_use: bool, timeout: float) -> object:
         checked.append((path.name, timeout))
         return check(path, fmt, in_use=in_use, timeout=timeout)
 
-    monkeypatch.setattr(examine.img, "check", noted)
+    monkeypatch.setattr(img, "check", noted)
     assert three.replica.examine("p3").damage == ()
     if kind is ReplicaKind.CHAIN:
         assert [name for name, _ in checked] == [image_of(three, "p3").name, image_of(three, "p2").name]
