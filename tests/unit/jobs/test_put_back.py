@@ -181,3 +181,25 @@ def test_jobs_that_come_back_when_the_database_loses_transactions_are_not_run(sh
         assert not asking.vault.protection("web").restored
         stop.set()
         running.join(20)
+
+
+def test_a_process_server_that_starts_beside_another_one_resumes_no_job_of_the_copy(
+    shared: Callable[[], Engine],
+) -> None:
+    with shared() as engine:
+        engine.start()
+        engine.wait(engine.protect("web", source="a", target="b", policy="gold"), timeout=30)
+    with shared() as other, shared() as starting:
+        job = Job(id="j-old", kind="failover-planned", machine="web", state=JobState.QUEUED, arguments="{}")
+        other.vault.add_job(job)
+        with other.vault._write("test") as connection:  # as a restored dump: another transaction wrote it
+            connection.execute(_schema.incarnation.update().values(number=1))
+        other.vault.join("two", "s-two", host="h", sites=None, lease=60.0)  # it has looked at nothing yet
+        stop = threading.Event()
+        serving = threading.Thread(target=starting.serve, args=[ServerIdentity("one", "s-one", "h"), stop], daemon=True)
+        serving.start()
+        until(lambda: other.vault.job("j-old").state.ended)
+        assert (other.vault.job("j-old").error or {})["code"] == "job-from-backup"
+        stop.set()
+        serving.join(20)
+        assert other.vault.protection("web").state is State.PROTECTED
