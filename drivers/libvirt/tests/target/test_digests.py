@@ -6,14 +6,17 @@ import errno
 import json
 import os
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from asr_storage.qemu import img
 from asr_storage.qemu.process import QemuError, QemuTimeout
-from asr_storage.replica import examine, writer
+from asr_storage.replica import digests, examine, writer
+from asr_storage.replica import recorded as recorded_digests
 from asr_storage.replica.blocks import Blocks
 from asr_storage.replica.digests import UNKNOWN_DIGEST
 from asr_storage.replica.replica import FileReplica
@@ -298,6 +301,64 @@ def test_what_is_known_stays_as_it_was_recorded(three: Bench) -> None:
     replica._digests.learn(replica.home.load(), "p3", {"vda": learned})
     after = recorded(three, "vda", "p3")
     assert [number for number, item in enumerate(before) if item != after[number]] == [before.index(UNKNOWN_DIGEST)]
+
+
+def test_what_is_learned_in_parts_is_recorded_at_the_end(
+    bench: Callable[..., Bench], replica_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FIRST_COPY_HASHED", 0)
+    monkeypatch.setattr(writer, "FIRST_COPY_RATE", 0)
+    made = bench(replica_dir, {"vda": 4 * MIB, "vdb": MIB})
+    made.cycle(full(made.disks, 1))
+    made.cycle(full(made.disks, 2))
+    written: list[str] = []
+    write = digests.write
+    monkeypatch.setattr(digests, "write", lambda path, disks: (written.append(path.name), write(path, disks)))
+    assert whole(made.replica, "p1", 256 * KIB).damage == ()
+    assert written == ["p1"]
+    assert check_recorded(made) == 0
+    made.replica.home.digests("p2").unlink()  # type: ignore[attr-defined]
+    made.cycle([("vda", 0, b"3" * BLOCK)])
+    assert whole(made.replica, "p3", 256 * KIB).damage == ()
+    written.clear()
+    monkeypatch.setattr(recorded_digests, "LEARN_EVERY", MIB)
+    home = made.replica.home  # type: ignore[attr-defined]
+    (home.path / "replica.json").write_text(
+        json.dumps({**json.loads((home.path / "replica.json").read_text()), "digests": []})
+    )
+    found = made.replica.examine("p3", start=0, limit=3 * MIB // 4)
+    assert (found.end, written) == (3 * MIB // 4, [])
+    assert made.replica.examine("p3", start=found.end, limit=MIB // 2).damage == ()
+    assert written == ["p3"]
+    assert recorded(made, "vda", "p3").count(UNKNOWN_DIGEST) == 64 - 20
+
+
+def test_a_file_of_digests_is_checked_once_for_many_parts(three: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    whole(three.replica, "p3")
+
+    def noted(content: bytes, before: int = 0) -> int:
+        checked.append(len(content))
+        return zlib.crc32(content, before)
+
+    digests._checked.clear()
+    monkeypatch.setattr(digests, "zlib", SimpleNamespace(crc32=noted))
+    assert whole(three.replica, "p3", BLOCK).damage == ()
+    assert len(checked) == 3  # one of each point
+
+
+def test_only_the_part_that_is_read_is_dropped_from_the_cache(three: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[tuple[str, int, int]] = []
+
+    def noted(fd: int, offset: int, length: int, _: int) -> None:
+        dropped.append((Path(f"/proc/self/fd/{fd}").readlink().suffix, offset, length))
+
+    monkeypatch.setattr(examine.os, "posix_fadvise", noted)
+    assert three.replica.examine("p3", start=0, limit=MIB).end == MIB
+    assert (".raw", 0, MIB) in dropped
+    dropped.clear()
+    assert three.replica.examine("p3", start=MIB, limit=MIB).end == 2 * MIB
+    assert dropped == [(".raw", MIB, MIB)]
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------

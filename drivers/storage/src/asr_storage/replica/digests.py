@@ -13,6 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ _RUN = struct.Struct("<QQB7x")  # first block, the block behind the last, state
 _LENGTH = struct.Struct("<I")
 _MANY = 32  # files of deleted points: from here on the smallest pair is merged, whatever it costs
 _WORTH = 4  # a file is merged into a newer one that is at least this share of it: each byte is then copied few times
+_CHECKED_SECONDS = 3600.0
+_MOST_CHECKED = 4096
+_checked: dict[tuple[int, ...], float] = {}
+"""When the checksum of a version of a file was right: a point that is read in many parts is looked up in each."""
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
@@ -88,16 +93,27 @@ class DigestFile:
         """None where it is missing or damaged."""
         try:
             with path.open("rb") as file:
+                status = os.fstat(file.fileno())
                 content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            return cls(_parsed(content), len(content))
+            version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            now = time.monotonic()
+            checked = now - _checked.get(version, -_CHECKED_SECONDS) < _CHECKED_SECONDS
+            found = cls(_parsed(content, checked=checked), len(content))
+            if not checked:
+                if len(_checked) >= _MOST_CHECKED:
+                    _checked.clear()
+                _checked[version] = now
+            return found
         except (OSError, ValueError, struct.error):
             return None
 
 
-def _parsed(content: memoryview) -> dict[str, Blocks]:
-    """Raises ValueError, struct.error."""
+def _parsed(content: memoryview, *, checked: bool) -> dict[str, Blocks]:
+    """`checked`: its checksum is known to be right. Raises ValueError, struct.error."""
     end = len(content) - _LENGTH.size
-    if bytes(content[: len(_MAGIC)]) != _MAGIC or zlib.crc32(content[:end]) != _LENGTH.unpack_from(content, end)[0]:
+    if bytes(content[: len(_MAGIC)]) != _MAGIC:
+        raise ValueError("no file of digests")
+    if not checked and zlib.crc32(content[:end]) != _LENGTH.unpack_from(content, end)[0]:
         raise ValueError("damaged")
     at = len(_MAGIC) + _LENGTH.size
     length: int = _LENGTH.unpack_from(content, len(_MAGIC))[0]

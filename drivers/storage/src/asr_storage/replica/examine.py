@@ -9,7 +9,7 @@ import random
 import stat
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -138,16 +138,23 @@ def _damage_of_tables(path: Path, seconds: float) -> str:
     return ""
 
 
-def forget_cached(home: Path, record: Record, point: Point) -> None:
-    """Make the next reads of a point come from the disk: QEMU reads the layers of a chain through the page cache."""
-    for image in point.images.values():
-        for name in layers.path(record, image):
+def forget_cached(
+    home: Path, record: Record, point: Point, parts: Iterable[tuple[str, list[Extent]]], whole_layers: bool
+) -> None:
+    """Make the next reads of parts of a point come from the disk: QEMU reads the layers of a chain through the page
+    cache. Where a part lies in a layer only its tables say: with `whole_layers` all of those is dropped."""
+    for disk_id, extents in parts:
+        for name in layers.path(record, point.images[disk_id]):
+            raw = name.endswith(".raw")
+            if not raw and not whole_layers:
+                continue
             try:
                 fd = os.open(home / name, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:  # it is missing or was merged: found where it is read
                 continue
             try:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                for extent in extents if raw else [Extent(0, 0)]:  # 0 bytes: to the end
+                    os.posix_fadvise(fd, extent.offset, extent.length, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(fd)
 

@@ -6,7 +6,10 @@ All under the replica's lock. A file that cannot be written or read is no error 
 from __future__ import annotations
 
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 
 import attrs
 
@@ -18,6 +21,7 @@ from asr_storage.replica.store import Home, Point, Record
 from asrcore.crashpoint import reach
 from asrcore.driver import DIGEST_BLOCK, DIGEST_SIZE
 from asrcore.model.extent import Extent
+from asrcore.units import GiB
 
 __all__ = ["RecordedDigests"]
 
@@ -26,6 +30,24 @@ _log = logging.getLogger(__name__)
 _AT_ONCE = 64
 """Files of deleted points and former heads after which a cycle merges them. Usually that is done when points are
 deleted, with the source no longer frozen."""
+
+LEARN_EVERY = 8 * GiB
+"""Bytes of a disk, read in parts, after which what was learned is recorded: that writes the point's file as a whole."""
+_MOST_COLLECTED = 16  # points; of one that is not read to its end, up to 2 MiB stay in memory
+
+
+@attrs.define
+class _Collected:
+    """Of a point that is read in parts: what was learned since it was last recorded."""
+
+    read: int = 0
+    learned: dict[str, Blocks] = attrs.field(factory=dict)
+
+
+_collected: OrderedDict[tuple[Path, str], _Collected] = OrderedDict()
+"""By replica and point. A replica is opened by each call that reads a part. What is lost when the process ends stays
+unknown until the point is read again."""
+_collecting = threading.Lock()
 
 
 class RecordedDigests:
@@ -83,6 +105,28 @@ class RecordedDigests:
         names = names[: names.index(name) + 1] if name in names else ()
         files = [DigestFile.read(self._home.digests(name)) for name in names]
         return {disk_id: PointDigests(files, disk_id, size) for disk_id, size in point.stored.disks.items()}
+
+    def begins(self, point_id: str) -> bool:
+        """Whether a part of a point is the first that is read, or the first since digests were recorded."""
+        with _collecting:
+            return (self._home.path, point_id) not in _collected
+
+    def collect(self, point_id: str, learned: Mapping[str, Blocks], read: int, *, last: bool) -> dict[str, Blocks]:
+        """Add what was learned of a part of a point; returns what is to be recorded now."""
+        key = (self._home.path, point_id)
+        with _collecting:
+            found = _collected.setdefault(key, _Collected())
+            _collected.move_to_end(key)
+            found.read += read
+            for disk_id, blocks in learned.items():
+                together = found.learned.setdefault(disk_id, Blocks(blocks.size))
+                for run in blocks.runs:
+                    together.put(*run)
+            if last or found.read >= LEARN_EVERY:
+                return _collected.pop(key).learned
+            if len(_collected) > _MOST_COLLECTED:
+                _collected.popitem(last=False)
+            return {}
 
     def learn(self, record: Record, point_id: str, learned: Mapping[str, Blocks]) -> None:
         """Record digests of a point's blocks that had none, as they were read now."""

@@ -44,6 +44,7 @@ from asrcore.driver import (
     Replica,
     ReplicaInfo,
     digests_of,
+    examination_parts,
     zero_digest,
 )
 from asrcore.errors import (
@@ -400,10 +401,13 @@ class FileReplica(Replica):
         try:
             if start is None:
                 return sample_content(self, point, digests)
-            forget_cached(self.home.path, record, point)
+            layers = self._digests.begins(point_id)
+            forget_cached(self.home.path, record, point, examination_parts(point.stored.disks, start, limit)[0], layers)
             found, learned = examine_content(self, point, digests, start, limit, watch)
         finally:
             self.shared.release()
+        last = found.end is None or bool(found.damage)
+        learned = self._digests.collect(point_id, learned, (found.end or start) - start, last=last)
         if learned:
             with self.working("recording digests") as record:
                 self._digests.learn(record, point_id, learned)

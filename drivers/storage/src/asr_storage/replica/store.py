@@ -418,8 +418,7 @@ class Shared:
         self.learning = threading.Lock()
         """Of who adds to `learned`."""
         self.learned: tuple[object, dict[str, Blocks]] = (None, {})
-        """Of which head, and digests of its blocks that had none, by disk, as a resync read them; recorded with the
-        next point, unless another process has applied a cycle since."""
+        """Of which head, and digests of its blocks that had none, as a resync read them; kept for the next point."""
         self.cloning = threading.Lock()
         """Of who clones the heads."""
         self._holding = threading.Lock()
