@@ -250,9 +250,11 @@ class Replica(ABC):
                 damage.append(f"disk {disk_id}: {problem}")
         return Examination(tuple(damage), done, 0, end)
 
-    def mark_damaged(self, point_id: str, damaged: str) -> None:  # noqa: B027 - the engine's record is enough
+    def mark_damaged(  # noqa: B027 - the engine's record is enough
+        self, point_id: str, damaged: str, epoch: int | None = None
+    ) -> None:
         """Record with the point what was found wrong with it, "" that nothing is; by default only the engine does.
-        Raises PointNotFound."""
+        Raises PointNotFound, and StaleEpoch where an epoch is given that is older than the replica's."""
 
     def from_records(self) -> Replica:
         """The replica, with `digests` and `compare` answered from what was recorded when the content was written, where

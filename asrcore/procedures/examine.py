@@ -108,7 +108,9 @@ def note_examined(
     if former is None or (former == text and not text):
         return
     try:
-        context.site(protection.target_site).target.replica(protection.replica_id).mark_damaged(point_id, text)
+        context.site(protection.target_site).target.replica(protection.replica_id).mark_damaged(
+            point_id, text, protection.epoch
+        )
     except AsrError as problem:  # the vault's record is what counts
         _log.warning("%s: the damage of point %s is not marked at the target: %s", protection.name, point_id, problem)
     if former != text:

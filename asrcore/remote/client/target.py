@@ -121,9 +121,9 @@ class RemoteReplica(Replica):
             return super().examine(point_id, start=start, limit=limit, watch=watch)
         return result
 
-    def mark_damaged(self, point_id: str, damaged: str) -> None:
+    def mark_damaged(self, point_id: str, damaged: str, epoch: int | None = None) -> None:
         with suppress(UnsupportedOperation):
-            self._peer.plain("replica.mark_damaged", replica=self._id, point_id=point_id, damaged=damaged)
+            self._peer.plain("replica.mark_damaged", replica=self._id, point_id=point_id, damaged=damaged, epoch=epoch)
 
     def from_records(self) -> Replica:
         """See Replica. A master target of an older version reads, and answers the same."""

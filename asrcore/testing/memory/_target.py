@@ -38,6 +38,7 @@ from asrcore.errors import (
     MachineNotFound,
     ReplicaPromoted,
     StaleBase,
+    StaleEpoch,
     TargetFull,
     TargetReadOnly,
     WrongState,
@@ -267,9 +268,12 @@ class MemoryReplica(Replica):
         ]
         return attrs.evolve(found, damage=(*found.damage, *damage), proved=0 if damage else found.read)
 
-    def mark_damaged(self, point_id: str, damaged: str) -> None:
+    def mark_damaged(self, point_id: str, damaged: str, epoch: int | None = None) -> None:
         with self._session.change() as state:
-            point = state.replica(self._id).point(point_id)
+            replica = state.replica(self._id)
+            if epoch is not None and epoch < replica.epoch:
+                raise StaleEpoch(replica=self._id, epoch=epoch, owner=replica.epoch)
+            point = replica.point(point_id)
             point.point = attrs.evolve(point.point, damaged=damaged)
         reach("target.marked")
 

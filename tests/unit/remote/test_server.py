@@ -28,6 +28,7 @@ from asrcore.errors import (
     PeerError,
     PeerFailed,
     SiteUnreachable,
+    StaleEpoch,
     UnsupportedOperation,
 )
 from asrcore.model.extent import Extent
@@ -234,6 +235,10 @@ def test_a_point_is_examined_where_it_is(place: Place, monkeypatch: pytest.Monke
         place.world.damage_point("r1", "p1", "vda", 5)
         assert replica.examine("p1").damage
         replica.mark_damaged("p1", "a byte")
+        assert replica.info().points[0].damaged == "a byte"
+        replica.raise_epoch(2)
+        with pytest.raises(StaleEpoch):
+            replica.mark_damaged("p1", "", 1)
         assert replica.info().points[0].damaged == "a byte"
         # A master target of an older version knows neither call.
         call = SiteServer.call

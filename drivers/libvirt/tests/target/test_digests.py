@@ -22,7 +22,7 @@ from asr_storage.replica.digests import UNKNOWN_DIGEST
 from asr_storage.replica.replica import FileReplica
 from asr_storage.replica.store import ReplicaKind, Shared
 from asrcore.driver import DIGEST_SIZE, Examination, Replica, digest_of
-from asrcore.errors import AsrError, DriverFailed, PointNotFound, ReplicaDamaged, TargetReadOnly
+from asrcore.errors import AsrError, DriverFailed, PointNotFound, ReplicaDamaged, StaleEpoch, TargetReadOnly
 from asrcore.model.extent import Extent
 
 from .conftest import KIB, MIB, Bench
@@ -522,6 +522,15 @@ def test_what_was_found_is_kept_with_the_point(three: Bench) -> None:
     assert [point.damaged for point in three.replica.info().points] == ["", "a byte", "", ""]
     three.replica.mark_damaged("p2", "")
     assert not any(point.damaged for point in three.replica.info().points)
+
+
+def test_a_former_owner_marks_nothing(three: Bench) -> None:
+    three.replica.raise_epoch(5)
+    with pytest.raises(StaleEpoch):
+        three.replica.mark_damaged("p2", "a byte", 4)
+    assert not any(point.damaged for point in three.replica.info().points)
+    three.replica.mark_damaged("p2", "a byte", 5)
+    assert [point.damaged for point in three.replica.info().points] == ["", "a byte", ""]
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,7 @@ class EarlierPointsAreComparedWithTheHead(MemoryReplica):
 
 @caught_by("test_a_mark_of_damage_changes_nothing_else")
 class DamageDeletesThePoint(MemoryReplica):
-    def mark_damaged(self, point_id: str, damaged: str) -> None:
+    def mark_damaged(self, point_id: str, damaged: str, epoch: int | None = None) -> None:
         with self._session.change() as state:
             points = state.replica(self._id).points
             points[:] = [item for item in points if item.point.id != point_id]

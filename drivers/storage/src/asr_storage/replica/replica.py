@@ -426,9 +426,11 @@ class FileReplica(Replica):
             damage.append("its description is missing" if missing else f"its description: {problem.strerror}")
         return damage + damage_of_files(self.home.path, record, point, tables=tables)
 
-    def mark_damaged(self, point_id: str, damaged: str) -> None:
+    def mark_damaged(self, point_id: str, damaged: str, epoch: int | None = None) -> None:
         """See Replica."""
         with self.working("marking a recovery point") as record:
+            if epoch is not None:
+                self.check_epoch(record, epoch)
             point = self._point(record, point_id)
             if point.stored.damaged == damaged:
                 return
