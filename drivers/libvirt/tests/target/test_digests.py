@@ -7,7 +7,7 @@ import json
 import os
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -313,7 +313,12 @@ def test_what_is_learned_in_parts_is_recorded_at_the_end(
     made.cycle(full(made.disks, 2))
     written: list[str] = []
     write = digests.write
-    monkeypatch.setattr(digests, "write", lambda path, disks: (written.append(path.name), write(path, disks)))
+
+    def noted(path: Path, disks: Mapping[str, Blocks]) -> None:
+        written.append(path.name)
+        write(path, disks)
+
+    monkeypatch.setattr(digests, "write", noted)
     assert whole(made.replica, "p1", 256 * KIB).damage == ()
     assert written == ["p1"]
     assert check_recorded(made) == 0
@@ -353,7 +358,7 @@ def test_only_the_part_that_is_read_is_dropped_from_the_cache(three: Bench, monk
     def noted(fd: int, offset: int, length: int, _: int) -> None:
         dropped.append((Path(f"/proc/self/fd/{fd}").readlink().suffix, offset, length))
 
-    monkeypatch.setattr(examine.os, "posix_fadvise", noted)
+    monkeypatch.setattr(os, "posix_fadvise", noted)
     assert three.replica.examine("p3", start=0, limit=MIB).end == MIB
     assert (".raw", 0, MIB) in dropped
     dropped.clear()
