@@ -155,3 +155,21 @@ def test_a_target_without_quarantines_leaves_a_committed_machine_to_a_person(rig
     serve_fence(rig)
     assert rig.power("a") is OFF
     assert rig.protection.error is None
+
+
+@pytest.mark.parametrize(
+    "place", ["vault.adopt.points", "vault.adopt.written", "vault.adopt.committed", "adopt.recorded"]
+)
+def test_an_adoption_that_is_killed_is_repeated(rig: Rig, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = rig.backup()
+    go_on(rig)
+    rig.engine.failover_unplanned("web")
+    rig.put_back(copy)
+    with rig.killed_at(place, monkeypatch) as reached:
+        rig.engine.adopt("web")
+    assert reached
+    rig.engine.adopt("web")
+    assert rig.protection.state is State.FAILED_OVER
+    replica = rig.engine.context.site("b").target.replica(rig.protection.replica_id).info()
+    assert {point.id for point in rig.engine.points("web")} == {point.id for point in replica.points}
+    assert (rig.power("a"), rig.power("b")) == (OFF, RUNNING)
