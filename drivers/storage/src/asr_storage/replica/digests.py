@@ -35,6 +35,7 @@ _RUN = struct.Struct("<QQB7x")  # first block, the block behind the last, state
 _LENGTH = struct.Struct("<I")
 _MANY = 32  # files of deleted points: from here on the smallest pair is merged, whatever it costs
 _WORTH = 4  # a file is merged into a newer one that is at least this share of it: each byte is then copied few times
+_MAPPED = 16 << 20  # bytes of a file that is mapped and not read: digests of disks of 64 GiB and more
 _CHECKED_SECONDS = 3600.0
 _MOST_CHECKED = 4096
 _checked: dict[tuple[int, ...], float] = {}
@@ -94,7 +95,9 @@ class DigestFile:
         try:
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                # What is mapped stays open, and takes its space, until the last reader is forgotten.
+                small = status.st_size < _MAPPED
+                content = memoryview(file.read() if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             now = time.monotonic()
             checked = now - _checked.get(version, -_CHECKED_SECONDS) < _CHECKED_SECONDS
