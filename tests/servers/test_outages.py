@@ -166,11 +166,7 @@ def test_failovers_of_many_machines_through_an_outage(happens: str, made: Bar) -
     outage(made, HAPPENS[happens])
 
 
-BEHIND = "a vault that went back is not noticed yet: machines that were failed over meanwhile are not known to be"
-
-
 @pytest.mark.long
-@pytest.mark.skip(reason=BEHIND)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("made", [MANY], indirect=True)
 def test_failovers_of_many_machines_through_a_database_that_is_behind(made: Bar) -> None:
