@@ -28,13 +28,18 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     made.engine.close()
 
 
-def test_a_refused_fence_stays_refused_when_the_target_no_longer_answers(rig: Rig) -> None:
+def refused_after_an_undo(rig: Rig) -> None:
+    """The vault shows a failover that was undone since, and its quarantine of the source is refused."""
     rig.engine.failover_unplanned("web")
     copy = rig.backup()
     rig.engine.failover_undo("web")
     go_on(rig)
     rig.put_back(copy, directory=True)
     serve_fence(rig)
+
+
+def test_a_refused_fence_stays_refused_when_the_target_no_longer_answers(rig: Rig) -> None:
+    refused_after_an_undo(rig)
     rig.away.cut()
     for _ in range(2):
         serve_fence(rig)
@@ -59,12 +64,7 @@ def test_a_refused_fence_after_a_failback_stays_refused(rig: Rig) -> None:
 
 def test_a_target_that_does_not_answer_settles_nothing(rig: Rig) -> None:
     """Another error took the place of the refusal meanwhile."""
-    rig.engine.failover_unplanned("web")
-    copy = rig.backup()
-    rig.engine.failover_undo("web")
-    go_on(rig)
-    rig.put_back(copy, directory=True)
-    serve_fence(rig)
+    refused_after_an_undo(rig)
     rig.engine.vault.update(rig.protection.id, error=SiteUnreachable(site="b", detail="down").as_dict())
     rig.away.cut()
     serve_fence(rig)

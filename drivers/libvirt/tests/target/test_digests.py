@@ -583,11 +583,7 @@ def test_digests_are_answered_without_reading(three: Bench, monkeypatch: pytest.
     trusting = three.replica.from_records()
     assert trusting.hashes_at_target
     assert not three.replica.hashes_at_target
-
-    def refused(*_: object) -> None:
-        raise AssertionError("it was read")
-
-    monkeypatch.setattr(FileReplica, "reader", refused)
+    monkeypatch.setattr(FileReplica, "reader", None)  # whatever reads fails
     assert trusting.digests("vda", Extent(0, 4 * MIB + 4096)) == expected
     assert trusting.digests("vda", Extent(3 * MIB, MIB)) == expected[48 * DIGEST_SIZE : 64 * DIGEST_SIZE]
 
